@@ -1,0 +1,47 @@
+# Everything runs from .venv, which the first target builds; no activation needed.
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+BIN := .venv/bin
+READY := .venv/.installed
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint docs clean
+
+help:
+	@echo "make demo   noise to images in one forward pass, with a report"
+	@echo "make test   the test suite (ARGS='-k solve' selects)"
+	@echo "make lint   style, types and the import contract"
+	@echo "make docs   the documentation, in site/"
+	@echo "make clean  remove what these targets wrote, except .venv"
+
+demo: $(READY)
+	$(BIN)/dsno demo
+
+# One thread per worker: two workers with all cores each are slower than either alone.
+test: $(READY)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 $(ARGS)
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+docs: $(READY)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
+clean:
+	rm -rf build dist site .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	find src tests benchmarks docs -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(READY): pyproject.toml constraints.txt
+	@test -n "$(PYTHON)" || { echo "no python3 on PATH: install Python 3.11 or pass PYTHON=/path/to/python"; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+		|| { echo "$(PYTHON) is too old: dsno needs Python 3.11 or newer, pass PYTHON=/path/to/python"; exit 1; }
+	@echo "==> virtual environment in .venv ($(PYTHON))"
+	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	@echo "==> torch, the one large download"
+# On its own and first: the resolver then starts from the pinned build instead of looking at newer ones.
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch
+	@echo "==> dsno with its extras, pinned by constraints.txt"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test,dev,docs]'
+	@touch $@

@@ -1,0 +1,229 @@
+"""DSNO against knowledge distillation on digits, at equal training FLOPs and at equal sampling FLOPs.
+
+    python benchmarks/digits.py --runs runs/digits [--only NAME ...] [--seeds 0 1 2] [--budget 1.0]
+
+Every student starts from the same teacher, sees the same trajectories and spends the same training FLOPs: the number of
+steps is the budget divided by the measured FLOPs of one step (forward, backward and the whole batch). Each run is
+kept as a JSON file under --runs, so the benchmark continues where it was stopped; when all runs are there, the table
+goes to benchmarks/results/digits.json. One budget is what knowledge distillation spends on 2,000 batches of 64.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import time
+from pathlib import Path
+
+import torch
+from _common import claim, write
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.flop_counter import FlopCounterMode
+
+from dsno import schedule
+from dsno.data import load_images
+from dsno.distill.trajectory import TrajectoryDistillation
+from dsno.metrics import extract, frechet_distance, load_feature_net
+from dsno.noise import noise, seed_range
+from dsno.solve import DPMSolverPP, SolverSampler, initial_state
+from dsno.store import TrajectorySet
+from dsno.students.flowmap import TrajectoryStudent, student_from_teacher
+from dsno.teachers.native import load_teacher
+from dsno.train import TrainConfig, train
+
+HELD_OUT = 10_000_000
+COUNT = 2048
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """One student: what differs from the default DSNO."""
+
+    frames: int = 4
+    where: str = "low"
+    once: bool = True
+    modes: int = 2
+    activation: str = "silu"
+    init: str = "zero"
+    target: str = "x0"
+    weights: str = "snr5"
+    distance: str = "l1"
+    batch: int = 64
+    drop: bool = False
+    inner_starts: float = 0.0
+    extra: int = 0
+    """Residual convolutions appended to every block below the highest resolution (a network of more FLOPs)."""
+    lr: float = 5e-4
+    trajectories: int = 20_000
+    spacing: str = "quadratic"
+
+
+RUNS: dict[str, Run] = {
+    "kd": Run(frames=1, where="none"),
+    "kd, wide": Run(frames=1, where="none", extra=2),
+    "paper M=2": Run(frames=2, where="every", once=False),
+    "paper M=4": Run(frames=4, where="every", once=False),
+    "paper M=8": Run(frames=8, where="every", once=False),
+    "no temporal M=4": Run(frames=4, where="none", once=False),
+    "low M=2": Run(frames=2),
+    "low M=4": Run(frames=4),
+    "low M=8": Run(frames=8),
+    "low M=4, drop": Run(frames=4, drop=True),
+    "low M=8, drop": Run(frames=8, drop=True),
+    "low M=4, last": Run(frames=4, weights="last"),
+    "low M=4, uniform": Run(frames=4, weights="uniform"),
+    "low M=4, snr": Run(frames=4, weights="snr"),
+    "low M=4, state": Run(frames=4, target="state"),
+    "low M=4, huber": Run(frames=4, distance="huber"),
+    "low M=4, l2": Run(frames=4, distance="l2"),
+}
+
+
+class Adapter(nn.Module):
+    """Residual convolutions behind a block, zero at the start: more FLOPs without another teacher."""
+
+    def __init__(self, channels: int, count: int) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Conv2d(channels, channels, 3, padding=1) for _ in range(2 * count))
+        for layer in self.layers[1::2]:
+            nn.init.zeros_(layer.weight)
+            nn.init.zeros_(layer.bias)
+
+    def forward(self, h: Tensor) -> Tensor:
+        for first, second in zip(self.layers[::2], self.layers[1::2], strict=True):
+            h = h + second(F.silu(first(F.silu(h))))
+        return h
+
+
+def times_of(run: Run) -> Tensor:
+    grid = schedule.quadratic(run.frames) if run.spacing == "quadratic" else schedule.uniform(run.frames)
+    return grid[1:]
+
+
+def make_student(run: Run, teacher: object, seed: int) -> TrajectoryStudent:
+    torch.manual_seed(seed)
+    student = student_from_teacher(
+        teacher, times_of(run), run.target, run.modes, run.where, run.once, run.activation, run.init
+    )
+    if run.extra:
+        backbone = student.net.backbone
+        blocks = [b for b in (*backbone.down, *backbone.mid, *backbone.up) if b.out_channels > backbone.emb_in]
+        for block in blocks:
+            block.adapter = Adapter(block.out_channels, run.extra)
+            block.register_forward_hook(lambda m, args, h: m.adapter(h))
+    return student
+
+
+def flops_of(fn: object) -> int:
+    with FlopCounterMode(display=False) as counter:
+        fn()
+    return counter.get_total_flops()
+
+
+def measure(
+    student: TrajectoryStudent, fine: dict[str, Tensor], noises: Tensor, extractor: nn.Module, real: Tensor
+) -> dict[str, object]:
+    with torch.no_grad():
+        h = torch.cat([student(initial_state(student.schedule, z)) for z in noises.split(512)])
+    x = student.states(noises, h) if student.target == "state" else h
+    index = [fine["times"].index(t) for t in student.times.tolist()]
+    error = (x - fine[student.target][:, index]).square().flatten(2).mean(-1).sqrt().mean(0)
+    sample = h[:, -1].clamp(-1, 1)
+    return {
+        "frechet": frechet_distance(extract(extractor, sample), real),
+        "path_error": float((sample - fine["x0"][:, -1].clamp(-1, 1)).square().flatten(1).mean(1).sqrt().mean()),
+        "frame_error": error.tolist(),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--source", type=Path, required=True, help="folder of `dsno reproduce digits`")
+    parser.add_argument("--runs", type=Path, default=Path("runs/benchmark-digits"))
+    parser.add_argument("--only", nargs="*")
+    parser.add_argument("--seeds", type=int, nargs="*", default=[0, 1, 2])
+    parser.add_argument("--budget", type=float, default=1.0)
+    parser.add_argument("--precision", default="bf16")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    arguments.runs.mkdir(parents=True, exist_ok=True)
+
+    teacher = load_teacher(arguments.source / "teacher")
+    extractor = load_feature_net(arguments.source / "features")
+    real = load_images("digits").x
+    real_features = extract(extractor, real)
+    noises = noise(seed_range(HELD_OUT, COUNT), real.shape[1:])
+    fine = fine_frames(teacher, noises)
+    baseline = frechet_distance(extract(extractor, fine["x0"][:, -1].clamp(-1, 1)), real_features)
+    print(f"teacher's fine solution: {baseline:.2f}", flush=True)
+
+    unit = None
+    for seed in arguments.seeds:
+        for name in arguments.only or RUNS:
+            run = RUNS[name]
+            path = arguments.runs / f"{name.replace(' ', '_').replace(',', '')}-{seed}-{arguments.budget:g}.json"
+            if path.is_file():
+                continue
+            if unit is None:
+                unit = 2000 * step_flops(RUNS["kd"], teacher, arguments)
+            student = make_student(run, teacher, seed)
+            per_step = step_flops(run, teacher, arguments)
+            steps = round(arguments.budget * unit / per_step)
+            objective = objective_of(run, student, arguments, seed)
+            config = TrainConfig(
+                steps=steps, lr=run.lr, warmup=100, ema=0.999, precision=arguments.precision, seed=seed,
+                checkpoint_every=10**9, log_every=200,
+            )  # fmt: skip
+            began = time.perf_counter()
+            train(student, objective, config, arguments.runs / "training", overwrite=True)
+            result = measure(student, fine, noises, extractor, real_features)
+            z = noises[:1]
+            result |= {
+                "name": name, "seed": seed, "budget": arguments.budget, "run": dataclasses.asdict(run), "steps": steps,
+                "train_flops": per_step * steps, "sample_flops": flops_of(lambda s=student, z=z: s.sample(z)),
+                "network_images": steps * run.batch * run.frames, "teacher_frechet": baseline,
+                "parameters": sum(p.numel() for p in student.parameters()), "seconds": time.perf_counter() - began,
+            }  # fmt: skip
+            path.write_text(json.dumps(result, indent=1))
+            print(
+                f"{name:22s} seed {seed} steps {steps:5d} FD {result['frechet']:6.2f} path {result['path_error']:.4f} "
+                f"sample {result['sample_flops'] / 1e6:.0f} MFLOP {result['seconds']:.0f} s",
+                flush=True,
+            )
+
+
+def objective_of(run: Run, student: TrajectoryStudent, arguments: argparse.Namespace, seed: int) -> TrajectoryDistillation:
+    data = TrajectorySet(arguments.source / "trajectories", times_of(run), run.trajectories)
+    return TrajectoryDistillation(
+        data, student, run.weights, run.distance, run.batch, seed, run.drop, run.inner_starts
+    )
+
+
+def step_flops(run: Run, teacher: object, arguments: argparse.Namespace) -> int:
+    student = make_student(run, teacher, 0)
+    objective = objective_of(run, student, arguments, 0)
+    batch = next(objective.batches(0))
+    return flops_of(lambda: objective(student, batch).backward())
+
+
+def fine_frames(teacher: object, noises: Tensor) -> dict[str, object]:
+    """The teacher's fine solution at every time any student has."""
+    times = sorted({t for run in RUNS.values() for t in times_of(run).tolist()}, reverse=True)
+    grid = schedule.through(schedule.uniform(128), times)
+    sampler = SolverSampler(
+        teacher, teacher.schedule, grid, DPMSolverPP(3), torch.tensor([1.0, *times], dtype=torch.float64), True
+    )
+    parts = [sampler(z) for z in noises.split(512)]
+    return {
+        "times": times,
+        "x0": torch.cat([p.x0 for p in parts])[:, 1:],
+        "state": torch.cat([p.x for p in parts])[:, 1:],
+    }
+
+
+_ = (claim, write)
+
+if __name__ == "__main__":
+    main()

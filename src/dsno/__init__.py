@@ -1,0 +1,42 @@
+"""Fast sampling of diffusion models: learn the whole trajectory, emit it in one forward pass."""
+
+from dsno.denoise import Denoiser, Gaussian, GaussianMixture, Meter, Prediction
+from dsno.schedule import VE, Cosine, RectifiedFlow, Schedule, Tabulated, linear_beta
+from dsno.solve import DDIM, Ancestral, Chain, DPMSolverPP, Heun, Sampler, SolverSampler, UniPC
+from dsno.students.flowmap import OnePass, TrajectoryStudent, load_student, save_student, student_from_teacher
+from dsno.students.lift import lift
+from dsno.teachers.native import load_teacher, save_teacher
+from dsno.trajectory import Trajectory
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "DDIM",
+    "VE",
+    "Ancestral",
+    "Chain",
+    "Cosine",
+    "DPMSolverPP",
+    "Denoiser",
+    "Gaussian",
+    "GaussianMixture",
+    "Heun",
+    "Meter",
+    "OnePass",
+    "Prediction",
+    "RectifiedFlow",
+    "Sampler",
+    "Schedule",
+    "SolverSampler",
+    "Tabulated",
+    "Trajectory",
+    "TrajectoryStudent",
+    "UniPC",
+    "lift",
+    "linear_beta",
+    "load_student",
+    "load_teacher",
+    "save_student",
+    "save_teacher",
+    "student_from_teacher",
+]

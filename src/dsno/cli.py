@@ -1,0 +1,379 @@
+"""The command line: a thin shell over the library. `dsno VERB --help` teaches each verb."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+import time
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import torch
+
+from dsno.train import TrainConfig
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from dsno.recipes import Report
+
+__all__ = ["main"]
+
+
+@contextmanager
+def progress() -> Iterator[Report]:
+    """Progress bars, one per stage, with rate and estimate; plain lines where the output is not a terminal."""
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+    console = Console(stderr=True)
+    tasks: dict[str, object] = {}
+    began: dict[str, tuple[float, int]] = {}
+    printed: dict[str, float] = {}
+    bar = Progress(
+        TextColumn("{task.description:<10}"), BarColumn(), TextColumn("{task.completed}/{task.total}"),
+        TextColumn("{task.fields[rate]}"), TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(),
+        TextColumn("{task.fields[text]}"), console=console, disable=not console.is_terminal,
+    )  # fmt: skip
+
+    def report(stage: str, done: int, total: int, text: str) -> None:
+        now = time.monotonic()
+        first, at = began.setdefault(stage, (now, done))
+        rate = (done - at) / (now - first) if now > first else 0.0
+        shown = f"{rate:.1f}/s" if rate else ""
+        if done == 0 and text:
+            console.print(f"{stage}: {text}")
+        if console.is_terminal:
+            if stage not in tasks:
+                tasks[stage] = bar.add_task(stage, total=total, rate="", text="")
+            bar.update(tasks[stage], completed=done, rate=shown, text="" if done == 0 else text)  # type: ignore[arg-type]
+        elif done == total or now - printed.get(stage, 0.0) > 10:
+            printed[stage] = now
+            left = f"{(total - done) / rate:.0f} s left" if rate else ""
+            console.print(f"{stage} {done}/{total} {shown} {left} {text if done else ''}".rstrip())
+
+    with bar:
+        yield report
+
+
+def _next(command: str) -> None:
+    print(f"next: {command}")
+
+
+@dataclass(frozen=True)
+class Teach:
+    """Train a small diffusion teacher on an image set.
+
+    In Python:
+
+        from dsno.data import load_images
+        from dsno.recipes import teach
+        from dsno.train import TrainConfig
+        teacher = teach(load_images("digits"), "runs/teacher", config=TrainConfig(steps=5000, lr=1e-3))
+    """
+
+    data: str = "digits"
+    """Image set: digits, a folder of PNG or JPEG files, an .npy or .npz array, or an idx file."""
+    out: Path = Path("runs/teacher")
+    """Folder for the teacher."""
+    channels: tuple[int, ...] = (32, 64)
+    """U-Net widths, highest resolution first; each level halves the image."""
+    kind: Literal["x0", "eps", "v", "flow"] = "v"
+    """What the network predicts."""
+    schedule: Literal["cosine", "flow", "linear"] = "cosine"
+    """Noise schedule: the paper's cosine, rectified flow, or DDPM's linear beta."""
+    conditional: bool = False
+    """Train on the labels too."""
+    batch: int = 128
+    """Images per step."""
+    train: TrainConfig = field(default_factory=lambda: TrainConfig(steps=5000, lr=1e-3, warmup=200))
+    resume: bool = False
+    """Continue from the last checkpoint in --out."""
+    overwrite: bool = False
+    """Throw away what is in --out."""
+
+    def run(self) -> None:
+        from dsno import schedule
+        from dsno.data import load_images
+        from dsno.recipes import teach
+
+        path = {"cosine": schedule.Cosine, "flow": schedule.RectifiedFlow, "linear": schedule.linear_beta}
+        images = load_images(self.data)
+        with progress() as report:
+            teach(
+                images, self.out, self.channels, self.train, self.batch, self.kind, path[self.schedule](),
+                self.conditional, self.resume, self.overwrite, report,
+            )  # fmt: skip
+        print(f"teacher in {self.out}")
+        _next(f"dsno generate --teacher {self.out}")
+
+
+@dataclass(frozen=True)
+class Generate:
+    """Generate a teacher's trajectories: resumable, sharded, self-describing.
+
+    In Python:
+
+        from dsno import load_teacher, schedule
+        from dsno.recipes import make_trajectories
+        times = schedule.quadratic(4)[1:]
+        data = make_trajectories(load_teacher("runs/teacher"), (1, 8, 8), "runs/trajectories", 20_000, times)
+    """
+
+    teacher: Path = Path("runs/teacher")
+    """Folder of the teacher."""
+    out: Path = Path("runs/trajectories")
+    """Folder for the shards."""
+    count: int = 20_000
+    """Trajectories."""
+    frames: int = 4
+    """Frames to keep, at the quadratic times (1 - m/M)^2; --times overrides."""
+    times: tuple[float, ...] = ()
+    """Times to keep, decreasing, ending with 0."""
+    targets: tuple[Literal["x0", "state"], ...] = ("x0",)
+    """What to store of each frame: the denoised prediction, the state, or both."""
+    solver: Literal["ddim", "heun", "dpm1", "dpm2", "dpm3", "unipc2", "unipc3"] = "unipc3"
+    """Solver of the probability-flow ODE."""
+    steps: int = 16
+    """Solver steps."""
+    batch: int = 256
+    """Trajectories solved at once."""
+    shard: int = 4096
+    """Trajectories per file."""
+    first_seed: int = 0
+    """Trajectory i starts from the noise of seed first_seed + i."""
+    resume: bool = False
+    """Continue what is in --out."""
+    overwrite: bool = False
+    """Throw away what is in --out."""
+
+    def run(self) -> None:
+        from dsno import schedule
+        from dsno.recipes import make_trajectories
+        from dsno.teachers.native import load_teacher
+
+        teacher = load_teacher(self.teacher)
+        times = torch.tensor(self.times, dtype=torch.float64) if self.times else schedule.quadratic(self.frames)[1:]
+        with progress() as report:
+            data = make_trajectories(
+                teacher, teacher.net.shape, self.out, self.count, times, self.targets, self.solver, self.steps,
+                self.resume, self.overwrite, report, batch=self.batch, shard=self.shard, first_seed=self.first_seed,
+            )  # fmt: skip
+        print(f"{len(data)} trajectories in {self.out}")
+        _next(f"dsno distill --teacher {self.teacher} --data {self.out}")
+
+
+@dataclass(frozen=True)
+class Distill:
+    """Distil a teacher's trajectories into a one-pass student.
+
+    In Python:
+
+        from dsno import load_teacher, student_from_teacher
+        from dsno.recipes import distill
+        from dsno.store import TrajectorySet
+        data = TrajectorySet("runs/trajectories")
+        distill(student_from_teacher(load_teacher("runs/teacher"), data.times), data, "runs/student")
+    """
+
+    teacher: Path = Path("runs/teacher")
+    """Folder of the teacher the student starts from."""
+    data: Path = Path("runs/trajectories")
+    """Folder of its trajectories."""
+    out: Path = Path("runs/student")
+    """Folder for the student."""
+    target: Literal["x0", "state"] = "x0"
+    """What the frames are trained on."""
+    weights: str = "snr5"
+    """Frame weighting: snr (the paper's), snr<clamp>, uniform, last."""
+    distance: Literal["l1", "l2", "huber"] = "l1"
+    """Distance of the loss."""
+    where: Literal["every", "low", "none"] = "low"
+    """Blocks with temporal layers: every one as in the paper, those below the highest resolution, none."""
+    once: bool = True
+    """Run the blocks before the first temporal layer once per sample."""
+    modes: int = 2
+    """Fourier modes in time."""
+    drop: bool = False
+    """Supervise the last frame and one other per step instead of all: cheaper steps."""
+    inner_starts: float = 0.0
+    """Share of steps started from a stored state instead of noise (needs targets x0 and state)."""
+    batch: int = 256
+    """Trajectories per step."""
+    train: TrainConfig = field(default_factory=lambda: TrainConfig(steps=4000, lr=1e-3))
+    resume: bool = False
+    """Continue from the last checkpoint in --out."""
+    overwrite: bool = False
+    """Throw away what is in --out."""
+
+    def run(self) -> None:
+        from dsno.recipes import distill
+        from dsno.store import TrajectorySet
+        from dsno.students.flowmap import student_from_teacher
+        from dsno.teachers.native import load_teacher
+
+        data = TrajectorySet(self.data)
+        torch.manual_seed(self.train.seed)
+        student = student_from_teacher(
+            load_teacher(self.teacher), data.times, self.target, self.modes, self.where, self.once
+        )
+        with progress() as report:
+            distill(
+                student, data, self.out, self.train, self.weights, self.distance, self.batch, self.drop,
+                self.inner_starts, self.resume, self.overwrite, report,
+            )  # fmt: skip
+        print(f"student in {self.out}")
+        _next(f"dsno sample --student {self.out}")
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Draw samples in one forward pass and write them as a picture.
+
+    In Python:
+
+        from dsno import load_student
+        from dsno.noise import noise, seed_range
+        student = load_student("runs/student")
+        images = student.sample(noise(seed_range(0, 64), (1, 8, 8)))
+    """
+
+    student: Path | None = None
+    """Folder of the student; the digits student that ships with the package by default."""
+    out: Path = Path("samples.png")
+    """The picture."""
+    count: int = 64
+    """Samples."""
+    seed: int = 0
+    """Sample i starts from the noise of seed + i."""
+    overwrite: bool = False
+    """Replace --out if it exists."""
+
+    def run(self) -> None:
+        from dsno.checkpoint import write_atomically
+        from dsno.noise import noise, seed_range
+        from dsno.recipes import shipped
+        from dsno.report import image_grid
+        from dsno.students.flowmap import load_student
+
+        if self.count < 1:
+            raise ValueError(f"count must be at least 1, got {self.count}")
+        if self.out.exists() and not self.overwrite:
+            raise FileExistsError(f"{self.out} exists already: pass --overwrite to replace it")
+        folder = self.student or shipped() / "student"
+        student = load_student(folder).eval()
+        z = noise(seed_range(self.seed, self.count), student.net.backbone.shape)
+        began = time.perf_counter()
+        images = student.sample(z)
+        seconds = time.perf_counter() - began
+        png = image_grid(images.clamp(-1, 1))
+        write_atomically(self.out, lambda path: path.write_bytes(png))
+        print(f"{self.count} samples in one pass, {seconds:.2f} s: {self.out}")
+        _next(f"dsno evaluate --student {folder}")
+
+
+@dataclass(frozen=True)
+class Evaluate:
+    """Measure a student beside its teacher's solvers, with the protocol stored next to every number.
+
+    In Python:
+
+        from dsno.report import compare
+        results = compare("runs/teacher", "runs/student", "runs/features", "digits", count=2048)
+    """
+
+    student: Path | None = None
+    """Folder of the student; the shipped one by default."""
+    teacher: Path | None = None
+    """Folder of its teacher; the shipped one by default."""
+    features: Path | None = None
+    """Folder of the feature network; the shipped one by default."""
+    data: str = "digits"
+    """Image set to compare with."""
+    count: int = 2048
+    """Held-out noises."""
+    out: Path = Path("runs/evaluation")
+    """Folder for results.json and report.html."""
+    overwrite: bool = False
+    """Throw away what is in --out."""
+
+    def run(self) -> None:
+        from dsno.checkpoint import prepare_folder
+        from dsno.recipes import shipped
+        from dsno.report import compare
+
+        prepare_folder(self.out, overwrite=self.overwrite)
+        with progress() as report:
+            compare(
+                self.teacher or shipped() / "teacher", self.student or shipped() / "student",
+                self.features or shipped() / "features", self.data, self.count, self.out, report,
+            )  # fmt: skip
+        print(f"numbers in {self.out / 'results.json'}, pictures in {self.out / 'report.html'}")
+
+
+@dataclass(frozen=True)
+class Demo:
+    """The shipped digits student beside its teacher: a table, and report.html to look at."""
+
+    out: Path = Path("report.html")
+    """The report."""
+    count: int = 1024
+    """Noises."""
+
+    def run(self) -> None:
+        from dsno.recipes import shipped
+        from dsno.report import compare
+
+        folder = shipped()
+        with progress() as report:
+            compare(
+                folder / "teacher", folder / "student", folder / "features", "digits", self.count,
+                self.out.parent, report, page=self.out,
+            )  # fmt: skip
+        print(f"report: {self.out.resolve()}")
+        _next("dsno reproduce digits   (trains all of this from nothing, resumable)")
+
+
+@dataclass(frozen=True)
+class Reproduce:
+    """Run a recipe from nothing: the pipeline that made the shipped weights. Run again to continue."""
+
+    recipe: Annotated[Literal["digits"], "positional"] = "digits"
+    """Which recipe."""
+    out: Path = Path("runs/digits")
+    """Folder for every stage."""
+
+    def run(self) -> None:
+        from dsno.recipes import DigitsRecipe
+        from dsno.report import compare
+
+        began = time.perf_counter()
+        with progress() as report:
+            out = DigitsRecipe().run(self.out, report)
+            compare(out / "teacher", out / "student", out / "features", "digits", 2048, out / "evaluation", report)
+        print(f"{(time.perf_counter() - began) / 60:.1f} minutes; report: {out / 'evaluation' / 'report.html'}")
+        _next(f"dsno sample --student {out / 'student'}")
+
+
+def main() -> None:
+    """Entry point: expected failures are one line on stderr and exit code 2."""
+    import tyro
+
+    commands = {c.__name__.lower(): c for c in (Demo, Teach, Generate, Distill, Sample, Evaluate, Reproduce)}
+    chosen = tyro.extras.subcommand_cli_from_dict(commands, prog="dsno", description=__doc__)
+    try:
+        chosen.run()
+    except (ValueError, OSError, FloatingPointError) as error:
+        print(f"dsno: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("\ndsno: stopped; run the same command with --resume to continue", file=sys.stderr)
+        sys.exit(130)
+
+
+_ = dataclasses
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Distillation methods: what a batch is, and the loss."""

@@ -1,0 +1,190 @@
+r"""DSNO's objective: regress the whole trajectory of each noise, in one pass (Zheng et al., 2023, arXiv 2211.13449).
+
+$$ L = \sum_m w_m \, \frac1B \sum_b d\big(G_\theta(z_b)(t_m), \; y_{b,m}\big), \qquad
+   w_m = \lambda_m \Big/ \sum_{m'} \lambda_{m'} $$
+
+with $y$ the teacher's $\hat x_0$ or state at time $t_m$. The weights are normalised to shares, so that the learning rate
+means the same for every choice:
+
+| name | $\lambda_m$ |
+|---|---|
+| `snr` | $\mathrm{clamp}(\alpha_m / \sigma_m, 1, 10^4)$, the official code's; 99.9 % of the loss is the last frame |
+| `snr<c>`, for example `snr5` | $\mathrm{clamp}(\alpha_m / \sigma_m, 1, c)$ |
+| `uniform` | 1 |
+| `last` | the last frame alone |
+
+With one frame at $t = 0$ this is knowledge distillation (Luhman & Luhman, 2021, arXiv 2101.02388).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from dsno.schedule import Schedule
+from dsno.solve import initial_state
+from dsno.store import TrajectorySet, batches
+from dsno.students.flowmap import TrajectoryStudent
+
+__all__ = ["Distance", "TrajectoryDistillation", "distance", "frame_weights"]
+
+Distance = Callable[[Tensor, Tensor], Tensor]
+
+
+def frame_weights(schedule: Schedule, times: Tensor, name: str = "snr5") -> Tensor:
+    r"""Shares $w_m$ of the frames in the loss, (M,), summing to one; names in the table above.
+
+    Raises:
+        ValueError: for an unknown name.
+    """
+    alpha, sigma = schedule(times.double())
+    if name == "uniform":
+        weight = torch.ones_like(alpha)
+    elif name == "last":
+        weight = torch.zeros_like(alpha)
+        weight[-1] = 1
+    elif name.startswith("snr") and (name == "snr" or _is_number(name[3:])):
+        weight = (alpha / sigma).clamp(1, float(name[3:] or 1e4))
+    else:
+        raise ValueError(f"unknown frame weighting {name!r}: expected snr, snr<clamp> (as snr5), uniform or last")
+    return (weight / weight.sum()).float()
+
+
+def _is_number(text: str) -> bool:
+    try:
+        return float(text) >= 1
+    except ValueError:
+        return False
+
+
+def distance(name: str = "l1", features: nn.Module | None = None) -> Distance:
+    r"""A distance of two image batches (N, *shape), one number per sample (N,).
+
+    `l1` is $\mathrm{mean}|a - b|$, `l2` $\mathrm{mean}(a - b)^2$, `huber` the pseudo-Huber
+    $\mathrm{mean}\,(\sqrt{(a - b)^2 + c^2} - c)$ with $c = 0.03$. With `features` (any network from images to one tensor
+    or a list of them) `perceptual` is the mean squared distance of features normalised over channels, as the
+    uncalibrated VGG distance of the official code.
+
+    Raises:
+        ValueError: for an unknown name, or `perceptual` without a network.
+    """
+    if name == "l1":
+        return lambda a, b: (a - b).abs().flatten(1).mean(1)
+    if name == "l2":
+        return lambda a, b: (a - b).square().flatten(1).mean(1)
+    if name == "huber":
+        return lambda a, b: ((a - b).square() + 0.03**2).sqrt().sub(0.03).flatten(1).mean(1)
+    if name == "perceptual":
+        if features is None:
+            raise ValueError("the perceptual distance needs a feature network: distance('perceptual', net)")
+        return _Perceptual(features)
+    raise ValueError(f"unknown distance {name!r}: expected l1, l2, huber or perceptual")
+
+
+class _Perceptual:
+    def __init__(self, features: nn.Module) -> None:
+        self.features = features.eval().requires_grad_(False)
+
+    def __call__(self, a: Tensor, b: Tensor) -> Tensor:
+        with torch.no_grad():
+            target = self._layers(b)
+        return sum(
+            ((u - v).square().sum(1).flatten(1).mean(1) for u, v in zip(self._layers(a), target, strict=True)),
+            start=a.new_zeros(len(a)),
+        )
+
+    def _layers(self, x: Tensor) -> list[Tensor]:
+        maps = self.features(x)
+        return [F.normalize(m, dim=1, eps=1e-6) for m in ([maps] if isinstance(maps, Tensor) else maps)]
+
+
+class TrajectoryDistillation:
+    r"""The objective of a `TrajectoryStudent` on a `TrajectorySet`.
+
+    Arguments:
+        data: Trajectories that hold the student's times and target.
+        student: Its times, target and schedule are read.
+        weights: Frame weighting, see `frame_weights`.
+        distance: $d$, see `distance`.
+        batch: Trajectories per step, over all processes.
+        seed: With the step, determines the batch.
+        drop: Supervise the last frame and one other, drawn per step, reweighted so that the expected loss is the same:
+            the blocks behind the last temporal layer then run twice per sample instead of M times.
+        inner_starts: The share of steps whose start is not the noise but a stored state $x_{t_j}$, drawn per step; the
+            frames up to j are then left out. Needs a student whose first blocks run once (`once`), told the start.
+
+    Raises:
+        ValueError: if the trajectories do not fit the student.
+    """
+
+    def __init__(
+        self,
+        data: TrajectorySet,
+        student: TrajectoryStudent,
+        weights: str = "snr5",
+        distance: Distance | str = "l1",
+        batch: int = 256,
+        seed: int = 0,
+        drop: bool = False,
+        inner_starts: float = 0.0,
+    ) -> None:
+        if data.schedule != student.schedule:
+            raise ValueError(f"the trajectories are of {data.schedule}, the student of {student.schedule}")
+        if student.target not in data.targets:
+            raise ValueError(f"the trajectories hold {data.targets}, the student needs {student.target!r}: generate it")
+        if not torch.equal(data.times, student.times):
+            raise ValueError(f"the trajectories have times {data.times.tolist()}, the student {student.times.tolist()}")
+        if inner_starts and not (student.net.once and "state" in data.targets):
+            raise ValueError("inner starts need a student with once=True and trajectories that hold `state`")
+        self.data, self.target, self.schedule = data, student.target, student.schedule
+        self.shares = frame_weights(student.schedule, student.times, weights)
+        self.weights = weights
+        self.distance: Distance = _named(distance) if isinstance(distance, str) else distance
+        self.batch, self.seed, self.drop, self.inner_starts = batch, seed, drop, inner_starts
+
+    def describe(self) -> str:
+        """One line to print at the start: what share of the loss each frame carries."""
+        shares = ", ".join(f"t = {t:.4g}: {100 * w:.2f} %" for t, w in zip(self.data.times, self.shares, strict=True))
+        return f"loss shares by frame ({self.weights}): {shares}"
+
+    def batches(self, start: int, rank: int = 0, world: int = 1) -> Iterator[dict[str, Any]]:
+        """Batches from step `start` on; each is a function of (seed, step, rank)."""
+        M = len(self.shares)
+        for step, batch in enumerate(batches(self.data, self.batch, self.seed, start, rank, world), start):
+            # Frames and starts are drawn per step, the same on every rank: the shapes of all ranks must agree.
+            g = torch.Generator().manual_seed((self.seed << 32) + step)
+            first = 0
+            if self.inner_starts and float(torch.rand((), generator=g)) < self.inner_starts:
+                first = int(torch.randint(1, M, (), generator=g)) if M > 1 else 0
+            frames = list(range(first, M))
+            if self.drop and len(frames) > 2:
+                other = first + int(torch.randint(len(frames) - 1, (), generator=g))
+                frames = [other, M - 1]
+            yield {**batch, "first": first, "frames": tuple(frames)}
+
+    def __call__(self, student: nn.Module, batch: dict[str, Any]) -> Tensor:
+        r"""The loss of one batch, a scalar; shapes as in `TrajectorySet`."""
+        first: int = batch["first"]
+        frames: Sequence[int] = batch["frames"]
+        start = 1.0
+        x_t = initial_state(self.schedule, batch["noise"])
+        if first:
+            x_t, start = batch["state"][:, first - 1], float(self.data.times[first - 1])
+        target = batch[self.target][:, list(frames)]
+        h = student(x_t, batch.get("cond"), start, frames)
+        output = h
+        if self.target == "state":
+            owner = getattr(student, "module", student)
+            output = owner.states(x_t, h, start, frames)
+        d = self.distance(output.flatten(0, 1).float(), target.flatten(0, 1)).reshape(len(x_t), -1)
+        w = self.shares.to(d)[list(frames)]
+        if self.drop and len(frames) < len(self.shares) - first:
+            w = torch.cat([w[:1] * (len(self.shares) - first - 1), w[1:]])
+        return (d.mean(0) * w).sum()
+
+
+_named = distance

@@ -1,0 +1,426 @@
+r"""Distances between image sets, errors along a path, and what a call costs.
+
+A distance between sets is a distance between *features*, so it means nothing without the network that computed them.
+Here that network is always named: an `Extractor` carries a name and a checksum of its weights, `extract` is the only
+way from images in $[-1, 1]$ to features, and everything else takes features (N, D), computed once and reused.
+
+| quantity | ideal | of what |
+|---|---|---|
+| `frechet_distance` | 0 | means and covariances of the features |
+| `kernel_distance` | 0 | all moments up to the third; unbiased in the number of samples |
+| `precision_recall` | 1, 1 | how many fakes lie among the reals, and reals among the fakes |
+| `diversity` | 1 | mean pairwise distance of the fakes over that of the reals; 0 is collapse |
+| `path_error` | 0 | RMSE against the teacher's own solution from the same noise |
+
+The first two are biased by N (Fréchet) or noisy in it (kernel): compare only numbers with equal counts.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import statistics
+import time
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import NamedTuple, TypeVar
+
+import torch
+import torch.nn.functional as nnf
+from torch import Tensor, nn
+
+from dsno.checkpoint import build, load_model, save_model
+from dsno.data import check_images
+
+__all__ = [
+    "Extractor",
+    "FeatureNet",
+    "PrecisionRecall",
+    "Throughput",
+    "as_extractor",
+    "diversity",
+    "extract",
+    "flops",
+    "frechet_distance",
+    "kernel_distance",
+    "latency",
+    "load_feature_net",
+    "path_error",
+    "precision_recall",
+    "sample_error",
+    "save_feature_net",
+    "tensor_sha",
+    "throughput",
+    "timed",
+]
+
+T = TypeVar("T")
+
+
+class FeatureNet(nn.Module):
+    r"""A small convolutional classifier whose penultimate layer is the feature space.
+
+    Three 3x3 convolutions (width, 2 width, 4 width) with group norm, SiLU and 2x2 mean pooling after the first two, the
+    rest pooled to 2x2, one linear layer to the features, one to the logits. Nothing depends on the batch.
+
+    Arguments:
+        name: What its distances are named after, such as `digits_cnn`.
+        channels: 1 (grey) or 3 (RGB).
+        classes: Number of logits.
+        width: Channels of the first convolution, a multiple of 4.
+        dim: Number of features, D.
+
+    Raises:
+        ValueError: for impossible sizes.
+    """
+
+    def __init__(self, name: str, channels: int = 1, classes: int = 10, width: int = 16, dim: int = 64) -> None:
+        super().__init__()
+        if channels not in (1, 3) or classes < 2 or dim < 1 or width < 4 or width % 4:
+            raise ValueError(
+                "a feature network needs 1 or 3 channels, 2 or more classes, a width that is a multiple of 4 and "
+                f"1 or more features, got {channels}, {classes}, {width} and {dim}"
+            )
+        self.name, self.channels = name, channels
+        self.config: dict[str, object] = {
+            "name": name, "channels": channels, "classes": classes, "width": width, "dim": dim,
+        }  # fmt: skip
+        widths = [channels, width, 2 * width, 4 * width]
+        self.convs = nn.ModuleList(nn.Conv2d(i, o, 3, padding=1) for i, o in pairwise(widths))
+        self.norms = nn.ModuleList(nn.GroupNorm(4, o) for o in widths[1:])
+        self.penultimate = nn.Linear(4 * 4 * width, dim)
+        self.head = nn.Linear(dim, classes)
+
+    def features(self, x: Tensor) -> Tensor:
+        """Images (B, C, H, W) in [-1, 1], H and W at least 8, to features (B, D).
+
+        Raises:
+            ValueError: for another number of channels, or images smaller than 8x8.
+        """
+        if x.ndim != 4 or x.shape[1] != self.channels or min(x.shape[2:]) < 8:
+            raise ValueError(
+                f"{self.name} takes images (B, {self.channels}, H, W) of 8x8 or more, got {tuple(x.shape)}"
+            )
+        for n, (conv, norm) in enumerate(zip(self.convs, self.norms, strict=True)):
+            x = nnf.silu(norm(conv(x if n == 0 else nnf.avg_pool2d(x, 2))))
+        return nnf.silu(self.penultimate(nnf.adaptive_avg_pool2d(x, 2).flatten(1)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Images (B, C, H, W) in [-1, 1] to logits (B, classes)."""
+        return self.head(self.features(x))
+
+
+def save_feature_net(folder: Path | str, net: FeatureNet, **notes: object) -> Path:
+    """Write `config.json` and `model.safetensors`; `notes` (data, accuracy) go into the former."""
+    return save_model(folder, {"type": "features", "net": net.config, "notes": notes}, net)
+
+
+def load_feature_net(folder: Path | str) -> FeatureNet:
+    """Read what `save_feature_net` wrote.
+
+    Raises:
+        FileNotFoundError: if a file is missing.
+        ValueError: if the folder holds something else, or damaged or foreign weights.
+    """
+    return load_model(folder, "features", lambda config: (net := build(FeatureNet, config["net"]), net)).eval()
+
+
+@dataclass(frozen=True)
+class Extractor:
+    """A named network from images (B, C, H, W) in [-1, 1] to features (B, D)."""
+
+    net: nn.Module
+    name: str
+
+    def __call__(self, x: Tensor) -> Tensor:
+        features = self.net.features(x) if isinstance(self.net, FeatureNet) else self.net(x)
+        return features.flatten(1)
+
+    @property
+    def sha(self) -> str:
+        """SHA-256 over the names and values of the weights."""
+        state = sorted(self.net.state_dict().items())
+        return hashlib.sha256("".join(f"{k}:{tensor_sha(v)};" for k, v in state).encode()).hexdigest()
+
+
+def as_extractor(net: nn.Module | Extractor, name: str | None = None) -> Extractor:
+    """Name a network: its own name for a `FeatureNet`, else `name`, else the name of its class."""
+    if isinstance(net, Extractor):
+        return net
+    return Extractor(net, name or (net.name if isinstance(net, FeatureNet) else type(net).__name__))
+
+
+def tensor_sha(x: Tensor) -> str:
+    """SHA-256 over dtype, shape and values."""
+    array = x.detach().cpu().contiguous()
+    digest = hashlib.sha256(f"{array.dtype}{tuple(array.shape)}".encode())
+    digest.update(array.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+@torch.no_grad()
+def extract(extractor: nn.Module | Extractor, images: Tensor, batch: int = 512) -> Tensor:
+    """Features of an image set, (N, C, H, W) in [-1, 1] to (N, D), float64 on the host.
+
+    The network runs in evaluation mode, on its own device and in its own dtype, and is left in the mode it was in.
+
+    Raises:
+        ValueError: if the images are not a usable set (`dsno.data.check_images`) or a feature is not finite.
+    """
+    extractor = as_extractor(extractor)
+    check_images(images, "the image set to extract features from")
+    like = next(extractor.net.parameters(), images)
+    was_training = extractor.net.training
+    extractor.net.eval()
+    try:
+        rows = [extractor(part.to(like)).to("cpu", torch.float64) for part in images.split(batch)]
+    finally:
+        extractor.net.train(was_training)
+    features = torch.cat(rows)
+    if not bool(torch.isfinite(features).all()):
+        raise ValueError(f"{extractor.name} gave features that are not finite: are its weights?")
+    return features
+
+
+class _Given(nn.Module):
+    """The feature module that torchmetrics asks for, where the features are there already."""
+
+    def __init__(self, num_features: int) -> None:
+        super().__init__()
+        self.num_features = num_features
+
+    def forward(self, features: Tensor) -> Tensor:
+        return features
+
+
+def frechet_distance(fake: Tensor, real: Tensor) -> float:
+    r"""The Fréchet distance between Gaussians fitted to two feature sets (N, D) and (N', D), in float64.
+
+    $$ d^2 = \|\mu - \mu'\|^2 + \operatorname{tr}\big(\Sigma + \Sigma' - 2 (\Sigma \Sigma')^{1/2}\big) $$
+
+    Biased upwards by about $1/N$: 0 for identical sets, not for two samples of one law. With Inception features this is
+    the FID (Heusel et al., 2017, arXiv 1706.08500); with any other it is not, and is named after its extractor.
+    Computed by torchmetrics.
+
+    Raises:
+        ValueError: unless both are (N, D) with N > 1 and the same D, finite.
+    """
+    from torchmetrics.image.fid import FrechetInceptionDistance
+
+    fake, real = _feature_pair(fake, real, at_least=2)
+    metric = FrechetInceptionDistance(_Given(real.shape[1]), normalize=True).set_dtype(torch.float64)
+    metric.update(real, real=True)
+    metric.update(fake, real=False)
+    # Round-off in the matrix root can leave a tiny negative number.
+    return max(0.0, float(metric.compute()))
+
+
+def kernel_distance(
+    fake: Tensor, real: Tensor, subsets: int = 50, subset_size: int = 1000, seed: int = 0
+) -> tuple[float, float]:
+    r"""The squared maximum mean discrepancy of two feature sets (N, D) and (N', D) under a cubic kernel, in float64.
+
+    $$ k(f, g) = (f \cdot g / D + 1)^3, \qquad
+       \operatorname{MMD}^2 = \mathbb E\,k(f, f') - 2\,\mathbb E\,k(f, g) + \mathbb E\,k(g, g') $$
+
+    without the diagonal terms, hence unbiased: around 0, so also below it, for two samples of one law. The mean over
+    `subsets` random subsets of `subset_size` (at most N and N') and their standard deviation. With Inception features
+    this is the KID (Bińkowski et al., 2018, arXiv 1801.01401). Computed by torchmetrics.
+
+    Raises:
+        ValueError: unless both are (N, D) with N > 1 and the same D, finite.
+    """
+    from torchmetrics.image.kid import KernelInceptionDistance
+
+    fake, real = _feature_pair(fake, real, at_least=2)
+    size = min(subset_size, len(fake), len(real))
+    # It warns that it keeps the features, and draws subsets from the global generator: neither may leak.
+    with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
+        warnings.simplefilter("ignore")
+        torch.manual_seed(seed)
+        metric = KernelInceptionDistance(_Given(real.shape[1]), subsets=subsets, subset_size=size, normalize=True)
+        metric.set_dtype(torch.float64)
+        metric.update(real, real=True)
+        metric.update(fake, real=False)
+        mean, std = metric.compute()
+    return float(mean), float(std)
+
+
+class PrecisionRecall(NamedTuple):
+    """The share of fakes among the reals, and of reals among the fakes; both in [0, 1], best 1."""
+
+    precision: float
+    recall: float
+
+
+def precision_recall(fake: Tensor, real: Tensor, k: int = 3) -> PrecisionRecall:
+    r"""Improved precision and recall of feature sets (N, D) and (N', D).
+
+    With $r_k(g)$ the distance from $g$ to its $k$-th nearest neighbour in its own set $\Phi$, the set's manifold is the
+    union of the balls $B(g, r_k(g))$;
+
+    $$ \text{precision} = \frac1N \sum_{f \in \text{fake}} \big[\exists g \in \text{real}: \|f - g\| \le r_k(g)\big], $$
+
+    and recall is the same with the sets exchanged.
+
+    Source: Kynkäänniemi et al., 2019 (arXiv 1904.06991), eqs. 1 and 2.
+
+    Raises:
+        ValueError: unless both are (N, D) with N > k >= 1 and the same D, finite.
+    """
+    if k < 1:
+        raise ValueError(f"k must be at least 1, got {k}")
+    fake, real = _feature_pair(fake, real, at_least=k + 1)
+    return PrecisionRecall(_covered(fake, real, k), _covered(real, fake, k))
+
+
+def _covered(points: Tensor, centres: Tensor, k: int) -> float:
+    """The share of `points` inside the manifold of `centres`; in blocks of rows, so memory grows with N only."""
+    # A point is its own nearest neighbour, hence k + 1.
+    radii = torch.cat([torch.cdist(rows, centres).kthvalue(k + 1, dim=1).values for rows in centres.split(1024)])
+    inside = [(torch.cdist(rows, centres) <= radii).any(1) for rows in points.split(1024)]
+    return float(torch.cat(inside).double().mean())
+
+
+def diversity(fake: Tensor, real: Tensor) -> float:
+    r"""The mean distance between two fakes over the mean distance between two reals, of features (N, D) and (N', D).
+
+    1 is as diverse as the data, 0 a single image.
+
+    Raises:
+        ValueError: unless both are (N, D) with N > 1 and the same D, finite, and the reals are not all equal.
+    """
+    fake, real = _feature_pair(fake, real, at_least=2)
+    scale = _spread(real)
+    if scale == 0:
+        raise ValueError("all reference features are equal: diversity has no scale")
+    return _spread(fake) / scale
+
+
+def _spread(features: Tensor) -> float:
+    N = len(features)
+    # Exact differences: the fast matrix form leaves 1e-8 between equal points.
+    exact = "donot_use_mm_for_euclid_dist"
+    total = sum(float(torch.cdist(rows, features, compute_mode=exact).sum()) for rows in features.split(1024))
+    return total / (N * (N - 1))
+
+
+def _feature_pair(fake: Tensor, real: Tensor, at_least: int) -> tuple[Tensor, Tensor]:
+    for name, features in (("fake", fake), ("real", real)):
+        if features.ndim != 2 or len(features) < at_least:
+            raise ValueError(
+                f"the {name} features must be (N, D) with N of {at_least} or more, got {tuple(features.shape)}"
+            )
+        if not bool(torch.isfinite(features).all()):
+            raise ValueError(f"the {name} features are not all finite")
+    if fake.shape[1] != real.shape[1]:
+        raise ValueError(f"fake features have {fake.shape[1]} dimensions, real ones {real.shape[1]}")
+    return fake.detach().to("cpu", torch.float64), real.detach().to("cpu", torch.float64)
+
+
+def path_error(x: Tensor, reference: Tensor) -> Tensor:
+    r"""RMSE of each frame of trajectories (B, T, *shape) over samples and pixels, shape (T,), float64.
+
+    $$ e_m = \sqrt{\operatorname{mean}_{b, \text{pixels}} \big(x_{b,m} - x^*_{b,m}\big)^2} $$
+
+    Frames of one time from one noise belong together: see `dsno.evaluate.fine_solution`.
+
+    Raises:
+        ValueError: if the shapes differ or there is no frame axis.
+    """
+    square = _square_error(x, reference)
+    if square.ndim < 3:
+        raise ValueError(f"trajectories have shape (B, T, *shape), got {tuple(x.shape)}")
+    return square.transpose(0, 1).flatten(1).mean(1).sqrt()
+
+
+def sample_error(x: Tensor, reference: Tensor) -> Tensor:
+    """RMSE of each sample (B, *shape) over its pixels, shape (B,), float64.
+
+    Raises:
+        ValueError: if the shapes differ.
+    """
+    return _square_error(x, reference).flatten(1).mean(1).sqrt()
+
+
+def _square_error(x: Tensor, reference: Tensor) -> Tensor:
+    if x.shape != reference.shape or x.ndim < 2 or x.numel() == 0:
+        raise ValueError(
+            f"a path and its reference need one shape, not empty, got {tuple(x.shape)} and {tuple(reference.shape)}"
+        )
+    return (x.detach().to("cpu", torch.float64) - reference.detach().to("cpu", torch.float64)).square()
+
+
+def flops(fn: Callable[..., object], *args: object) -> int:
+    """Floating-point operations of `fn(*args)`, two per multiply-add.
+
+    Matrix products, convolutions and attention are counted, elementwise work is not (`torch.utils.flop_counter`); a
+    closed-form teacher therefore counts close to 0.
+    """
+    from torch.utils.flop_counter import FlopCounterMode
+
+    counter = FlopCounterMode(display=False)
+    with counter:
+        fn(*args)
+    return int(counter.get_total_flops())
+
+
+def latency(fn: Callable[..., object], *args: object, repeats: int = 10, warmup: int = 2) -> float:
+    """Median seconds of `fn(*args)` over `repeats` calls after `warmup` calls, the accelerator's queue included.
+
+    Raises:
+        ValueError: if `repeats` is not positive.
+    """
+    if repeats < 1:
+        raise ValueError(f"repeats must be at least 1, got {repeats}")
+    for _ in range(warmup):
+        fn(*args)
+    return statistics.median(timed(fn, *args)[1] for _ in range(repeats))
+
+
+def timed(fn: Callable[..., T], *args: object) -> tuple[T, float]:
+    """`fn(*args)` and the seconds it took, the accelerator's queue included."""
+    _synchronize()
+    start = time.perf_counter()
+    result = fn(*args)
+    _synchronize()
+    return result, time.perf_counter() - start
+
+
+def _synchronize() -> None:
+    if torch.accelerator.is_available():
+        torch.accelerator.synchronize()
+
+
+class Throughput(NamedTuple):
+    """The best rate found and the batch that reached it."""
+
+    samples_per_second: float
+    batch: int
+
+
+def throughput(fn: Callable[[int], object], limit: int = 4096, repeats: int = 3, gain: float = 0.05) -> Throughput:
+    """Samples per second at a saturating batch, where `fn(B)` produces B samples.
+
+    The batch doubles from 1 until two doublings in a row raise the best rate (each a median, after one warm-up) by less
+    than `gain`, memory runs out, or `limit` is reached.
+
+    Raises:
+        ValueError: if `limit` or `repeats` is not positive.
+    """
+    if limit < 1:
+        raise ValueError(f"limit must be at least 1, got {limit}")
+    best, batch, misses = Throughput(0.0, 0), 1, 0
+    while batch <= limit and misses < 2:
+        try:
+            rate = batch / latency(fn, batch, repeats=repeats, warmup=1)
+        except torch.OutOfMemoryError:
+            if not best.batch:
+                raise
+            break
+        misses = misses + 1 if rate < best.samples_per_second * (1 + gain) else 0
+        best = max(best, Throughput(rate, batch))
+        batch *= 2
+    return best

@@ -1,0 +1,280 @@
+r"""A student as a `diffusers` pipeline: load, move, call, save and share it like any other.
+
+```python
+from dsno.pipeline import DSNOPipeline
+
+DSNOPipeline.from_student(load_student("runs/student")).save_pretrained("digits")
+pipe = DSNOPipeline.from_pretrained("digits").to("cuda")  # or the name of a repository on the Hub
+pipe(seeds=range(16)).images  # 16 PIL images; image i is the same in any batch
+```
+
+A call is one pass of the network, $z \mapsto (x_{t_1}, \dots, x_{t_M})$. There is no scheduler and no number of steps.
+
+On disk: `model_index.json`, `student/config.json` and `student/diffusion_pytorch_model.safetensors`; no pickle. Load it
+with `DSNOPipeline.from_pretrained`. `diffusers.DiffusionPipeline.from_pretrained` cannot: it looks for the class inside
+diffusers.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import numpy as np
+import torch
+from accelerate import init_empty_weights
+from diffusers.configuration_utils import ConfigMixin, register_to_config
+from diffusers.models.modeling_utils import ModelMixin
+from diffusers.pipelines.pipeline_utils import DiffusionPipeline
+from diffusers.utils.constants import SAFETENSORS_WEIGHTS_NAME
+from diffusers.utils.outputs import BaseOutput
+from diffusers.utils.torch_utils import randn_tensor
+from PIL import Image
+from torch import Tensor
+
+from dsno.checkpoint import CONFIG, build, compare, read_json, read_tensors
+from dsno.data import to_uint8, to_unit
+from dsno.noise import noise
+from dsno.students.flowmap import OnePass, TrajectoryStudent, build_student
+from dsno.teachers.unet import UNet
+from dsno.trajectory import Trajectory
+
+__all__ = ["DSNOModel", "DSNOPipeline", "DSNOPipelineOutput"]
+
+
+class DSNOModel(TrajectoryStudent, ModelMixin, ConfigMixin):  # type: ignore[misc]
+    """A `TrajectoryStudent` that diffusers can save, load, move and share.
+
+    The arguments are those of `build_student`, that is, the student's `config`; the weights are fresh. Names of weights
+    are those of `save_student`.
+    """
+
+    # Both parents have one; diffusers' holds the same keys and its own private ones.
+    config = ConfigMixin.config
+
+    @register_to_config
+    def __init__(
+        self,
+        schedule: dict[str, Any],
+        times: Sequence[float],
+        target: str,
+        kind: str,
+        backbone: dict[str, Any],
+        lift: dict[str, Any],
+    ) -> None:
+        student = build_student(
+            {"schedule": schedule, "times": times, "target": target, "kind": kind, "backbone": backbone, "lift": lift}
+        )
+        super().__init__(student.net, student.schedule, student.times, student.target, student.kind)
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of a sample."""
+        size = self.config["backbone"]["image_size"]
+        return self.config["backbone"]["in_channels"], size, size
+
+    @property
+    def classes(self) -> int | None:
+        """The number of classes of a class-conditional student, or None."""
+        return self.config["backbone"]["classes"]
+
+    @classmethod
+    def from_student(cls, student: TrajectoryStudent) -> Self:
+        """The same student, sharing its weights, in evaluation mode.
+
+        Raises:
+            ValueError: if its backbone is not a `UNet`: its configuration could not be saved.
+        """
+        if not isinstance(student.net.backbone, UNet):
+            raise ValueError(f"only a UNet can be saved in a pipeline, not a {type(student.net.backbone).__name__}")
+        with init_empty_weights():
+            model = cls(**_public(student.config))
+        model.net = student.net
+        return model.eval()
+
+    @classmethod
+    def from_pretrained(  # type: ignore[override]
+        cls, pretrained_model_name_or_path: str | os.PathLike[str], **kwargs: Any
+    ) -> Self:
+        """Load from a folder or the Hub; arguments as in diffusers. Only safetensors are read.
+
+        Raises:
+            FileNotFoundError: if a file is missing; says which.
+            ValueError: if the folder holds another class, an unknown key, or damaged or foreign weights.
+        """
+        folder = Path(pretrained_model_name_or_path, kwargs.get("subfolder") or "")
+        if folder.is_dir():
+            cls._check(folder)
+        model = super().from_pretrained(pretrained_model_name_or_path, **{**kwargs, "use_safetensors": True})
+        # diffusers builds a model without memory and then fills in its weights. The Fourier tables are not among them, but
+        # the layers make them again whenever they are cast or moved.
+        for layer in model.net.temporal_layers().values():
+            layer._apply(lambda tensor: tensor)
+        return model
+
+    @classmethod
+    def _check(cls, folder: Path) -> None:
+        config = read_json(folder / CONFIG)
+        _must_be(cls.__name__, config, folder)
+        files = sorted(folder.glob("*.safetensors")) or [folder / SAFETENSORS_WEIGHTS_NAME]
+        tensors = {name: tensor for file in files for name, tensor in read_tensors(file).items()}
+        with init_empty_weights():
+            model = build(cls, _public(config))
+        compare(model.state_dict(), tensors, folder)
+
+
+@dataclass
+class DSNOPipelineOutput(BaseOutput):
+    """What a pipeline returns.
+
+    Attributes:
+        images: A list of PIL images (mode L or RGB), an array (N, H, W, C) or a tensor (N, C, H, W), both in [0, 1].
+        trajectory: The whole trajectory, not clamped, in [-1, 1] at t = 0; None unless it was asked for.
+    """
+
+    images: list[Image.Image] | np.ndarray | Tensor
+    trajectory: Trajectory | None = None
+
+
+class DSNOPipeline(DiffusionPipeline):
+    """Images from noise in one pass of a student.
+
+    Arguments:
+        student: A `DSNOModel`, or a `TrajectoryStudent`, which is then wrapped (`DSNOModel.from_student`).
+    """
+
+    student: DSNOModel
+    model_cpu_offload_seq = "student"  # type: ignore[assignment]
+
+    def __init__(self, student: DSNOModel | TrajectoryStudent) -> None:
+        super().__init__()
+        if not isinstance(student, DSNOModel):
+            student = DSNOModel.from_student(student)
+        self.register_modules(student=student)
+
+    @classmethod
+    def from_student(cls, student: TrajectoryStudent) -> Self:
+        """A pipeline around a student, sharing its weights, in evaluation mode."""
+        return cls(DSNOModel.from_student(student))
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike[str], **kwargs: Any) -> Self:
+        """Load a pipeline from a folder that `save_pretrained` wrote, or from the Hub; arguments as in diffusers.
+
+        Raises:
+            FileNotFoundError: if there is no such folder or repository, or a file is missing; says which.
+            ValueError: if it holds another class, an unknown key, or damaged or foreign weights.
+        """
+        folder = Path(pretrained_model_name_or_path)
+        if folder.is_dir():
+            _must_be(cls.__name__, read_json(folder / cls.config_name), folder)
+            if "student" not in kwargs:
+                read_json(folder / "student" / CONFIG)
+        elif len(folder.parts) > 2:
+            raise FileNotFoundError(f"no folder {folder}: expected one with {cls.config_name} in it")
+        try:
+            return super().from_pretrained(pretrained_model_name_or_path, **{**kwargs, "use_safetensors": True})
+        except OSError as error:
+            if folder.is_dir():
+                raise
+            raise FileNotFoundError(
+                f"{folder} is no folder, and the Hub gave no pipeline of that name: {error}"
+            ) from error
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        num_images: int | None = None,
+        class_labels: int | Sequence[int] | Tensor | None = None,
+        generator: torch.Generator | list[torch.Generator] | None = None,
+        seeds: int | Sequence[int] | Tensor | None = None,
+        output_type: Literal["pil", "np", "pt"] = "pil",
+        return_trajectory: bool = False,
+        return_dict: bool = True,
+    ) -> DSNOPipelineOutput | tuple[Any, ...]:
+        r"""Draw images.
+
+        Arguments:
+            num_images: N; by default as many as there are labels, generators or seeds, else one.
+            class_labels: One label for all images, or one for each, in [0, classes); for a class-conditional student.
+            generator: One generator for the batch, or a list with one for each image, whose noise then depends on its
+                own generator alone.
+            seeds: One integer in $[0, 2^{63})$ for each image instead (`dsno.noise.noise`): the same image in any batch,
+                on any device.
+            output_type: `pil`, `np` (N, H, W, C) or `pt` (N, C, H, W); the latter two in [0, 1].
+            return_trajectory: Also return the trajectory. Without it the last blocks run for the sample alone.
+            return_dict: Return a `DSNOPipelineOutput`, else a tuple of what it would hold.
+
+        Raises:
+            ValueError: if the numbers of labels, generators or seeds differ, labels are missing, superfluous or out of
+                range, both a generator and seeds are given, or the output type does not exist.
+        """
+        student = self.student
+        if output_type not in ("pil", "np", "pt"):
+            raise ValueError(f"unknown output_type {output_type!r}: expected 'pil', 'np' or 'pt'")
+        if output_type == "pil" and student.shape[0] not in (1, 3):
+            raise ValueError(f"PIL has no images of {student.shape[0]} channels: ask for output_type 'np' or 'pt'")
+        if generator is not None and seeds is not None:
+            raise ValueError("pass a generator or seeds, not both")
+        seed = None if seeds is None else torch.as_tensor(seeds, dtype=torch.int64).reshape(-1)
+        label = None if class_labels is None else torch.as_tensor(class_labels, dtype=torch.int64)
+        given = {
+            "class_labels": None if label is None or label.ndim == 0 else len(label),
+            "generators": len(generator) if isinstance(generator, list) else None,
+            "seeds": None if seed is None else len(seed),
+        }
+        count = _agree(num_images, {name: size for name, size in given.items() if size is not None})
+
+        if seed is not None:
+            z = noise(seed, student.shape)
+        else:
+            z = randn_tensor((count, *student.shape), generator, self._execution_device, torch.float32)
+        z = z.to(self._execution_device, student.dtype)
+        cond = None if label is None else label.expand(count).to(z.device)
+        _check_labels(cond, student.classes)
+        trajectory = OnePass(student)(z, cond, seed) if return_trajectory else None
+        sample = student.sample(z, cond) if trajectory is None else trajectory.sample
+        output = DSNOPipelineOutput(_images(sample.float(), output_type), trajectory)
+        return output if return_dict else output.to_tuple()
+
+
+def _public(config: Mapping[str, Any]) -> dict[str, Any]:
+    return {k: v for k, v in config.items() if not k.startswith("_")}
+
+
+def _must_be(name: str, config: object, folder: Path) -> None:
+    found = config.get("_class_name", "foreign model") if isinstance(config, Mapping) else "foreign model"
+    if found != name:
+        raise ValueError(f"{folder} holds a {found}, expected a {name}")
+
+
+def _agree(num_images: int | None, sizes: dict[str, int]) -> int:
+    """How many images: what was asked for, else what was given one by one, else one."""
+    count = num_images if num_images is not None else next(iter(sizes.values()), 1)
+    if count < 1:
+        raise ValueError(f"num_images must be at least 1, got {count}")
+    for name, size in sizes.items():
+        if size != count:
+            raise ValueError(f"there are {size} {name} for {count} images: give one for each")
+    return count
+
+
+def _check_labels(cond: Tensor | None, classes: int | None) -> None:
+    if classes is None:
+        if cond is not None:
+            raise ValueError("this student is not class conditional: leave class_labels out")
+    elif cond is None or not bool(((cond >= 0) & (cond < classes)).all()):
+        shown = "none" if cond is None else cond.tolist()
+        raise ValueError(f"this student is class conditional: class_labels must be in [0, {classes}), got {shown}")
+
+
+def _images(x: Tensor, output_type: str) -> list[Image.Image] | np.ndarray | Tensor:
+    if output_type == "pt":
+        return to_unit(x)
+    if output_type == "np":
+        return to_unit(x).permute(0, 2, 3, 1).cpu().numpy()
+    pixels = to_uint8(x).permute(0, 2, 3, 1).cpu().numpy()
+    return [Image.fromarray(p[..., 0] if p.shape[-1] == 1 else p) for p in pixels]

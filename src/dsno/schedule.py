@@ -1,0 +1,325 @@
+r"""Noise schedules and time grids.
+
+A Gaussian path between data $x_0$ and noise $\epsilon \sim \mathcal N(0, I)$ is
+
+$$ x_t = \alpha_t x_0 + \sigma_t \epsilon, \qquad t \in [0, 1], $$
+
+with $t = 0$ the data and $t = 1$ the noise. A schedule is the pair $(\alpha_t, \sigma_t)$ and nothing else:
+variance preserving (VP), variance exploding (VE, EDM) and rectified flow differ in these two functions alone, so
+everything written in $(\alpha, \sigma)$ runs on all of them. The log signal-to-noise ratio is
+
+$$ \ell_t = \log(\alpha_t^2 / \sigma_t^2), $$
+
+decreasing in $t$. A *grid* is a decreasing float64 tensor of times; a solver makes one step between neighbours.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+__all__ = [
+    "SCHEDULES",
+    "VE",
+    "Cosine",
+    "RectifiedFlow",
+    "Schedule",
+    "Tabulated",
+    "check_grid",
+    "karras",
+    "linear_beta",
+    "log_snr_uniform",
+    "quadratic",
+    "schedule_from_config",
+    "through",
+    "uniform",
+]
+
+
+class Schedule(ABC):
+    r"""The noise level over time, $t \mapsto (\alpha_t, \sigma_t)$; stateless and elementwise.
+
+    Every map takes a tensor of times of any shape, floating point, in $[0, 1]$, and keeps its shape and dtype.
+    Constructor arguments are the whole configuration (`config`).
+    """
+
+    @abstractmethod
+    def __call__(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        r"""Return $(\alpha_t, \sigma_t)$, both of the shape of `t`."""
+
+    @abstractmethod
+    def derivative(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        r"""Return $(\dot\alpha_t, \dot\sigma_t)$, the derivatives with respect to $t$, both of the shape of `t`."""
+
+    @abstractmethod
+    def time(self, log_snr: Tensor) -> Tensor:
+        r"""Invert $\ell_t$: the time in $[0, 1]$ at which the log-SNR is `log_snr` (clamped to the schedule's range)."""
+
+    @property
+    @abstractmethod
+    def config(self) -> dict[str, object]:
+        """The JSON-able constructor arguments, with the class under `name`."""
+
+    def log_snr(self, t: Tensor) -> Tensor:
+        r"""$\ell_t = 2 \log(\alpha_t / \sigma_t)$; $+\infty$ where $\sigma_t = 0$, $-\infty$ where $\alpha_t = 0$."""
+        alpha_t, sigma_t = self(t)
+        return 2 * (alpha_t.log() - sigma_t.log())
+
+    def at(self, t: float) -> tuple[float, float]:
+        r"""$(\alpha_t, \sigma_t)$ as Python floats computed in float64: a solver's coefficients never touch the device."""
+        alpha_t, sigma_t = self(torch.tensor(t, dtype=torch.float64))
+        return float(alpha_t), float(sigma_t)
+
+    def slope(self, t: float) -> tuple[float, float]:
+        r"""$(\dot\alpha_t, \dot\sigma_t)$ as Python floats computed in float64."""
+        d_alpha, d_sigma = self.derivative(torch.tensor(t, dtype=torch.float64))
+        return float(d_alpha), float(d_sigma)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Schedule) and self.config == other.config
+
+    def __hash__(self) -> int:
+        return hash(repr(self.config))
+
+    def __repr__(self) -> str:
+        arguments = ", ".join(f"{k}={v!r}" for k, v in self.config.items() if k != "name")
+        return f"{type(self).__name__}({arguments})"
+
+
+class Cosine(Schedule):
+    r"""The truncated cosine schedule of progressive distillation and DSNO; variance preserving.
+
+    $$ \alpha_t = \cos(a t + b), \quad \sigma_t = \sin(a t + b), \quad
+       b = \arctan e^{-\ell_{\max}/2}, \quad a = \arctan e^{-\ell_{\min}/2} - b, $$
+
+    so that $\ell_0 = \ell_{\max}$ and $\ell_1 = \ell_{\min}$.
+
+    Source: Salimans & Ho, 2022 (arXiv 2202.00512), appendix; Zheng et al., 2023 (arXiv 2211.13449).
+    """
+
+    def __init__(self, log_snr_min: float = -20.0, log_snr_max: float = 20.0) -> None:
+        if not log_snr_min < log_snr_max:
+            raise ValueError(f"log_snr_min must be below log_snr_max, got {log_snr_min} and {log_snr_max}")
+        self.log_snr_min, self.log_snr_max = float(log_snr_min), float(log_snr_max)
+        self.b = math.atan(math.exp(-log_snr_max / 2))
+        self.a = math.atan(math.exp(-log_snr_min / 2)) - self.b
+
+    @property
+    def config(self) -> dict[str, object]:
+        return {"name": "Cosine", "log_snr_min": self.log_snr_min, "log_snr_max": self.log_snr_max}
+
+    def __call__(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        return torch.cos(self.a * t + self.b), torch.sin(self.a * t + self.b)
+
+    def derivative(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        return -self.a * torch.sin(self.a * t + self.b), self.a * torch.cos(self.a * t + self.b)
+
+    def time(self, log_snr: Tensor) -> Tensor:
+        return ((torch.atan(torch.exp(-log_snr / 2)) - self.b) / self.a).clamp(0, 1)
+
+
+class RectifiedFlow(Schedule):
+    r"""Straight lines: $\alpha_t = 1 - t$, $\sigma_t = t$ (Liu et al., 2022, arXiv 2209.03003; Lipman et al., 2022)."""
+
+    @property
+    def config(self) -> dict[str, object]:
+        return {"name": "RectifiedFlow"}
+
+    def __call__(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        return 1 - t, t
+
+    def derivative(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        return -torch.ones_like(t), torch.ones_like(t)
+
+    def time(self, log_snr: Tensor) -> Tensor:
+        return torch.sigmoid(-log_snr / 2)
+
+
+class VE(Schedule):
+    r"""Variance exploding in EDM's time: $\alpha_t = 1$, $\sigma_t = \sigma_{\max} t$ (Karras et al., 2022, arXiv 2206.00364)."""
+
+    def __init__(self, sigma_max: float = 80.0) -> None:
+        if not sigma_max > 0:
+            raise ValueError(f"sigma_max must be positive, got {sigma_max}")
+        self.sigma_max = float(sigma_max)
+
+    @property
+    def config(self) -> dict[str, object]:
+        return {"name": "VE", "sigma_max": self.sigma_max}
+
+    def __call__(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        return torch.ones_like(t), self.sigma_max * t
+
+    def derivative(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        return torch.zeros_like(t), torch.full_like(t, self.sigma_max)
+
+    def time(self, log_snr: Tensor) -> Tensor:
+        return (torch.exp(-log_snr / 2) / self.sigma_max).clamp(0, 1)
+
+
+class Tabulated(Schedule):
+    r"""A discrete-time VP model as a continuous schedule.
+
+    With $\bar\alpha_k$ the model's `alphas_cumprod` at integer steps $k = 0 \dots K-1$, step $k$ sits at
+    $t = (k + 1) / K$, the clean image ($\bar\alpha = 1$) at $t = 0$, and between the knots
+
+    $$ B(t) = -\log \bar\alpha \text{ is linear}, \qquad \alpha_t = e^{-B/2}, \quad \sigma_t = \sqrt{1 - e^{-B}}, $$
+
+    which is what a constant $\beta$ over each step means. Exact at the integer steps; exactly invertible.
+
+    Arguments:
+        alphas_cumprod: $\bar\alpha_k$, decreasing, in $(0, 1)$.
+    """
+
+    def __init__(self, alphas_cumprod: Sequence[float]) -> None:
+        table = torch.as_tensor(list(alphas_cumprod), dtype=torch.float64)
+        if table.ndim != 1 or len(table) < 1 or not bool(((table > 0) & (table < 1)).all()):
+            raise ValueError("alphas_cumprod must be a non-empty list of numbers strictly between 0 and 1")
+        if len(table) > 1 and not bool((table[1:] < table[:-1]).all()):
+            raise ValueError("alphas_cumprod must decrease from step to step")
+        self.B = torch.cat([torch.zeros(1, dtype=torch.float64), -table.log()])
+
+    @property
+    def config(self) -> dict[str, object]:
+        return {"name": "Tabulated", "alphas_cumprod": torch.exp(-self.B[1:]).tolist()}
+
+    def __repr__(self) -> str:
+        return f"Tabulated({len(self.B) - 1} steps)"
+
+    def _segment(self, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        K = len(self.B) - 1
+        B = self.B.to(device=t.device, dtype=t.dtype)
+        k = (t.detach() * K).floor().long().clamp(0, K - 1)
+        rise = B[k + 1] - B[k]
+        return B[k] + rise * (t * K - k), rise * K, k
+
+    def __call__(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        B, _, _ = self._segment(t)
+        return torch.exp(-B / 2), torch.sqrt(-torch.expm1(-B))
+
+    def derivative(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        B, slope, _ = self._segment(t)
+        return -slope / 2 * torch.exp(-B / 2), slope / 2 * torch.exp(-B) / torch.sqrt(-torch.expm1(-B))
+
+    def time(self, log_snr: Tensor) -> Tensor:
+        B = torch.nn.functional.softplus(-log_snr)
+        knots = self.B.to(device=B.device, dtype=B.dtype)
+        K = len(knots) - 1
+        k = (torch.searchsorted(knots, B.contiguous(), right=True) - 1).clamp(0, K - 1)
+        return ((k + (B - knots[k]) / (knots[k + 1] - knots[k])) / K).clamp(0, 1)
+
+
+def linear_beta(beta_start: float = 1e-4, beta_end: float = 0.02, num_steps: int = 1000) -> Tabulated:
+    r"""The linear-$\beta$ VP schedule of DDPM (Ho et al., 2020, arXiv 2006.11239), as diffusers tabulates it.
+
+    $\bar\alpha_k = \prod_{i \le k} (1 - \beta_i)$ with $\beta_i$ linear from `beta_start` to `beta_end`.
+    """
+    # diffusers accumulates in float32; doing the same keeps our table equal to its `alphas_cumprod`.
+    betas = torch.linspace(beta_start, beta_end, num_steps, dtype=torch.float32)
+    return Tabulated(torch.cumprod(1 - betas, dim=0).tolist())
+
+
+SCHEDULES: dict[str, type[Schedule]] = {
+    "Cosine": Cosine,
+    "RectifiedFlow": RectifiedFlow,
+    "VE": VE,
+    "Tabulated": Tabulated,
+}
+
+
+def schedule_from_config(config: dict[str, object]) -> Schedule:
+    """Rebuild a schedule from its `config`.
+
+    Raises:
+        ValueError: if the name is unknown.
+    """
+    arguments = dict(config)
+    name = str(arguments.pop("name", None))
+    if name not in SCHEDULES:
+        raise ValueError(f"unknown schedule {name!r}: expected one of {sorted(SCHEDULES)}")
+    return SCHEDULES[name](**arguments)
+
+
+def check_grid(grid: Tensor | Sequence[float]) -> Tensor:
+    """Return `grid` as a float64 tensor on the host, or say what is wrong with it.
+
+    Raises:
+        ValueError: unless the grid has at least two times, strictly decreasing, inside [0, 1].
+    """
+    times = torch.as_tensor(grid, dtype=torch.float64, device="cpu")
+    if times.ndim != 1 or len(times) < 2:
+        raise ValueError(f"a grid needs at least two times (one step), got shape {tuple(times.shape)}")
+    if not bool(torch.isfinite(times).all()) or times.min() < 0 or times.max() > 1:
+        raise ValueError(f"a grid must lie inside [0, 1] (1 is noise), got {_preview(times)}")
+    if not bool((times[1:] < times[:-1]).all()):
+        raise ValueError(f"a grid must decrease strictly, from noise to data, got {_preview(times)}")
+    return times
+
+
+def _preview(times: Tensor) -> str:
+    shown = ", ".join(f"{t:g}" for t in times[:6].tolist())
+    return f"[{shown}{', ...' if len(times) > 6 else ''}]"
+
+
+def uniform(steps: int, start: float = 1.0, stop: float = 0.0) -> Tensor:
+    r"""$t_n = 1 - n/N$: `steps` + 1 times from `start` to `stop`, float64."""
+    return check_grid(torch.linspace(start, stop, _positive(steps) + 1, dtype=torch.float64))
+
+
+def quadratic(steps: int, start: float = 1.0) -> Tensor:
+    r"""$t_n = (1 - n/N)^2$: denser towards the data; DSNO's CIFAR-10 frames are `quadratic(4)[1:]`."""
+    return check_grid(start * torch.linspace(1, 0, _positive(steps) + 1, dtype=torch.float64) ** 2)
+
+
+def log_snr_uniform(schedule: Schedule, steps: int, log_snr_max: float = 10.0, log_snr_min: float = -10.0) -> Tensor:
+    r"""Equal steps of $\ell$ between $t = 1$ and `log_snr_max`, then one last step to $t = 0$ (`steps` + 1 times).
+
+    The log-SNR is infinite at one end of most schedules, so the range is clipped to `[log_snr_min, log_snr_max]`.
+    """
+    start = max(log_snr_min, float(schedule.log_snr(torch.tensor(1.0, dtype=torch.float64))))
+    inner = schedule.time(torch.linspace(start, log_snr_max, _positive(steps), dtype=torch.float64))
+    return _closed(inner)
+
+
+def karras(
+    schedule: Schedule, steps: int, sigma_min: float = 0.002, sigma_max: float = 80.0, rho: float = 7.0
+) -> Tensor:
+    r"""Karras et al., 2022 (arXiv 2206.00364), eq. 5, in $\bar\sigma = \sigma_t / \alpha_t$, then one last step to $t = 0$.
+
+    $$ \bar\sigma_n = \big(\sigma_{\max}^{1/\rho} + \tfrac{n}{N-1}(\sigma_{\min}^{1/\rho} - \sigma_{\max}^{1/\rho})\big)^\rho $$
+    """
+    ramp = torch.linspace(0, 1, _positive(steps), dtype=torch.float64)
+    sigma = (sigma_max ** (1 / rho) + ramp * (sigma_min ** (1 / rho) - sigma_max ** (1 / rho))) ** rho
+    return _closed(schedule.time(-2 * sigma.log()))
+
+
+def through(grid: Tensor, times: Sequence[float] | Tensor) -> Tensor:
+    """Move the nearest inner times of a grid onto `times`, so that a solver's states can be kept there.
+
+    Raises:
+        ValueError: if the grid is too coarse to give each of the times a grid time of its own.
+    """
+    moved = check_grid(grid).clone()
+    for t in torch.as_tensor(times, dtype=torch.float64).tolist():
+        moved[(check_grid(grid) - t).abs().argmin()] = t
+    missing = [t for t in torch.as_tensor(times, dtype=torch.float64).tolist() if not bool((moved == t).any())]
+    if missing or not bool((moved[1:] < moved[:-1]).all()):
+        raise ValueError(f"a grid of {len(moved) - 1} steps cannot pass through {list(map(float, times))}: use more steps")
+    return moved
+
+
+def _closed(inner: Tensor) -> Tensor:
+    # The first time is the noise itself and the last the data, whatever range the inner times were clipped to.
+    inner = inner.clone()
+    inner[0] = 1.0
+    return check_grid(torch.cat([inner, torch.zeros(1, dtype=torch.float64)]))
+
+
+def _positive(steps: int) -> int:
+    if steps < 1:
+        raise ValueError(f"a grid needs at least one step, got {steps}")
+    return int(steps)

@@ -1,0 +1,1 @@
+"""Students: one network call from noise to the whole trajectory."""

@@ -1,0 +1,2 @@
+from dsno.teachers.unet import *  # noqa
+from dsno.teachers.unet import Head  # noqa

@@ -1,0 +1,1 @@
+"""Teachers: pretrained networks as denoisers."""

@@ -1,0 +1,37 @@
+"""Teachers trained by this library: a U-Net and the convention it was trained with, in one folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from dsno.checkpoint import build, load_model, save_model
+from dsno.denoise import Prediction
+from dsno.schedule import schedule_from_config
+from dsno.teachers.unet import UNet
+
+__all__ = ["load_teacher", "save_teacher"]
+
+
+def save_teacher(folder: Path | str, teacher: Prediction, **notes: object) -> Path:
+    """Write a `UNet` teacher: `config.json` and `model.safetensors`; `notes` go into the former."""
+    config = {
+        "type": "teacher", "schedule": teacher.schedule.config, "kind": teacher.kind, "clip": teacher.clip,
+        "net": teacher.net.config, "notes": notes,
+    }  # fmt: skip
+    return save_model(folder, config, teacher.net)
+
+
+def load_teacher(folder: Path | str) -> Prediction:
+    """Read what `save_teacher` wrote.
+
+    Raises:
+        FileNotFoundError: if a file is missing.
+        ValueError: if the folder holds something else, or damaged or foreign weights.
+    """
+    return load_model(folder, "teacher", _make).eval()
+
+
+def _make(config: dict[str, Any]) -> tuple[Prediction, UNet]:
+    net = build(UNet, config["net"])
+    return Prediction(net, schedule_from_config(config["schedule"]), config["kind"], clip=config["clip"]), net

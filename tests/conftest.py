@@ -1,0 +1,23 @@
+import pytest
+import torch
+from hypothesis import settings
+
+from dsno.schedule import VE, Cosine, RectifiedFlow, Schedule, linear_beta
+
+torch.set_num_threads(1)
+settings.register_profile("dsno", deadline=None, derandomize=True, max_examples=50)
+settings.load_profile("dsno")
+
+# Built once: every test of "all schedules" means these four.
+ALL_SCHEDULES = {"cosine": Cosine(), "linear_beta": linear_beta(), "ve": VE(), "flow": RectifiedFlow()}
+
+
+@pytest.fixture(autouse=True)
+def seed() -> None:
+    torch.manual_seed(0)
+
+
+@pytest.fixture(params=ALL_SCHEDULES.values(), ids=ALL_SCHEDULES.keys(), scope="session")
+def schedule(request: pytest.FixtureRequest) -> Schedule:
+    """Each schedule in turn."""
+    return request.param

@@ -1,0 +1,153 @@
+"""A folder holds a whole model or says what is missing."""
+
+import json
+import os
+import stat
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from dsno.checkpoint import (
+    build,
+    check_keys,
+    fill,
+    load_model,
+    prepare_folder,
+    read_json,
+    read_tensors,
+    save_model,
+    write_atomically,
+    write_json,
+    write_tensors,
+)
+
+
+def test_a_file_appears_whole_or_not_at_all(tmp_path: Path) -> None:
+    def fail(path: Path) -> None:
+        path.write_text("half")
+        raise RuntimeError("disk on fire")
+
+    with pytest.raises(RuntimeError, match="on fire"):
+        write_atomically(tmp_path / "a", fail)
+    assert list(tmp_path.iterdir()) == []
+    write_atomically(tmp_path / "a", lambda p: p.write_text("old"))
+    with pytest.raises(RuntimeError, match="on fire"):
+        write_atomically(tmp_path / "a", fail)
+    assert [p.read_text() for p in tmp_path.iterdir()] == ["old"]
+
+
+@pytest.mark.skipif(os.name != "posix", reason="permission bits are posix")
+def test_files_get_the_permissions_of_any_other_file(tmp_path: Path) -> None:
+    (tmp_path / "other").write_text("")
+    write_json(tmp_path / "a.json", {})
+    write_tensors(tmp_path / "a.safetensors", {"w": torch.ones(2)})
+    assert len({stat.S_IMODE(p.stat().st_mode) for p in tmp_path.iterdir()}) == 1
+
+
+def test_json_and_tensors_come_back(tmp_path: Path) -> None:
+    write_json(tmp_path / "a.json", {"times": [0.1, 1 / 3], "none": None})
+    assert read_json(tmp_path / "a.json") == {"times": [0.1, 1 / 3], "none": None}
+    tensors = {"w": torch.randn(3, 4).T, "half": torch.ones(2, dtype=torch.bfloat16), "none": torch.ones(0, 3)}
+    write_tensors(tmp_path / "a.safetensors", tensors)
+    read = read_tensors(tmp_path / "a.safetensors")
+    assert read.keys() == tensors.keys()
+    assert all(torch.equal(read[k], tensors[k]) and read[k].dtype == tensors[k].dtype for k in tensors)
+
+
+def test_what_cannot_be_read_is_named(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"no folder .*nowhere: expected a model folder with config.json"):
+        read_json(tmp_path / "nowhere" / "config.json")
+    (tmp_path / "notes.txt").write_text("")
+    with pytest.raises(FileNotFoundError, match=r"has no config.json \(it has notes.txt\)"):
+        read_json(tmp_path / "config.json")
+    for content in (b"{", b"\xff\xfe\x00", b""):
+        (tmp_path / "config.json").write_bytes(content)
+        with pytest.raises(ValueError, match="not valid JSON"):
+            read_json(tmp_path / "config.json")
+
+
+@pytest.mark.parametrize("keep", [0, 5, 0.5, 0.99])
+def test_truncated_weights_are_refused(keep: float, tmp_path: Path) -> None:
+    path = tmp_path / "a.safetensors"
+    write_tensors(path, {"w": torch.randn(100)})
+    whole = path.read_bytes()
+    path.write_bytes(whole[: int(keep * len(whole)) if isinstance(keep, float) else keep])
+    with pytest.raises(ValueError, match=r"a\.safetensors is truncated or damaged"):
+        read_tensors(path)
+
+
+def test_an_unknown_key_is_refused_with_the_nearest_known_one() -> None:
+    def make(channels: int, dropout: float = 0.0) -> tuple[int, float]:
+        return channels, dropout
+
+    assert build(make, {"channels": 3}) == (3, 0.0)
+    with pytest.raises(ValueError, match=r"unknown key 'chanels' in .*make: did you mean 'channels'\?"):
+        build(make, {"chanels": 3})
+    with pytest.raises(ValueError, match="unknown key 'zzz' in that file: known: channels, dropout"):
+        check_keys({"zzz": 1}, ["channels", "dropout"], "that file")
+    with pytest.raises(ValueError, match="the configuration of make lacks channels"):
+        build(make, {"dropout": 0.5})
+
+
+def test_weights_must_be_all_of_them_and_nothing_else() -> None:
+    net = nn.Linear(2, 3)
+    weight, bias = torch.ones(3, 2), torch.ones(3)
+    fill(net, {"weight": weight, "bias": bias})
+    assert torch.equal(net.weight, weight)
+    for tensors, message in [
+        ({"weight": weight}, "file holds another architecture than its configuration says: bias is missing"),
+        ({"weight": weight, "bias": bias, "extra": bias}, "extra is not part of the model"),
+        ({"weight": weight.T, "bias": bias}, r"weight has shape \(2, 3\), the model has \(3, 2\)"),
+        ({f"other{i}": bias for i in range(3)}, r"\(and 2 more\)"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            fill(net, tensors, "file")
+
+
+def test_a_model_comes_back_from_its_folder(tmp_path: Path) -> None:
+    net = nn.Linear(2, 3)
+    save_model(tmp_path / "a" / "b", {"type": "line", "out": 3}, net)
+
+    def make(config: dict[str, int]) -> tuple[nn.Linear, nn.Linear]:
+        made = nn.Linear(2, config["out"])
+        return made, made
+
+    loaded = load_model(tmp_path / "a" / "b", "line", make)
+    assert torch.equal(loaded.weight, net.weight)
+    with pytest.raises(ValueError, match="holds a line, expected a student"):
+        load_model(tmp_path / "a" / "b", "student", make)
+    (tmp_path / "a" / "b" / "config.json").write_text(json.dumps([1]))
+    with pytest.raises(ValueError, match="holds a foreign model, expected a line"):
+        load_model(tmp_path / "a" / "b", "line", make)
+
+
+def test_an_output_folder_with_something_in_it_is_not_touched(tmp_path: Path) -> None:
+    out = prepare_folder(tmp_path / "a" / "out")
+    assert list(out.iterdir()) == []
+    (out / "result").write_text("precious")
+    with pytest.raises(FileExistsError, match="exists already: pass --resume to continue it or --overwrite"):
+        prepare_folder(out)
+    prepare_folder(out, resume=True)
+    assert (out / "result").exists()
+    prepare_folder(out, overwrite=True)
+    assert list(out.iterdir()) == []
+
+
+def test_the_working_directory_is_not_overwritten(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "inside").mkdir()
+    monkeypatch.chdir(tmp_path / "inside")
+    for path in (".", "..", tmp_path):
+        (tmp_path / "inside" / "result").write_text("precious")
+        with pytest.raises(FileExistsError, match="holds the working directory"):
+            prepare_folder(path, overwrite=True)
+
+
+def test_a_folder_that_cannot_be_written_is_an_error_before_any_work(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(FileExistsError, match="is a file: expected a folder"):
+        prepare_folder(tmp_path / "file")
+    # A path through a file: even root cannot write there.
+    with pytest.raises(PermissionError, match=r"cannot write to .*: choose another output folder"):
+        prepare_folder(tmp_path / "file" / "out")

@@ -1,0 +1,205 @@
+"""Schedules are maps of time with known ends, inverses and derivatives; grids are decreasing lists of times."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+from torch.func import jvp
+
+from dsno.schedule import (
+    VE,
+    Cosine,
+    RectifiedFlow,
+    Schedule,
+    Tabulated,
+    check_grid,
+    karras,
+    linear_beta,
+    log_snr_uniform,
+    quadratic,
+    schedule_from_config,
+    uniform,
+)
+
+# Condition numbers of the maps are below 1e3 inside, so float64 round-off stays below this.
+EXACT = dict(rtol=1e-11, atol=1e-11)
+LINEAR = linear_beta()
+
+
+def f64(*values: float) -> Tensor:
+    return torch.tensor(values, dtype=torch.float64)
+
+
+def test_time_inverts_log_snr(schedule: Schedule) -> None:
+    t = torch.linspace(0, 1, 997, dtype=torch.float64)
+    torch.testing.assert_close(schedule.time(schedule.log_snr(t)), t, **EXACT)
+
+
+@pytest.mark.parametrize("schedule_", [Cosine(), Cosine(-8, 12), LINEAR, VE(), VE(3), RectifiedFlow()], ids=repr)
+@given(t=st.floats(1e-3, 1 - 1e-3))
+def test_time_inverts_log_snr_of_any_inner_time(schedule_: Schedule, t: float) -> None:
+    assert float(schedule_.time(schedule_.log_snr(f64(t)))) == pytest.approx(t, abs=1e-11)
+
+
+def test_log_snr_inverts_time(schedule: Schedule) -> None:
+    log_snr = torch.linspace(-8, 8, 101, dtype=torch.float64)
+    torch.testing.assert_close(schedule.log_snr(schedule.time(log_snr)), log_snr, **EXACT)
+
+
+def test_time_clamps_log_snrs_out_of_range(schedule: Schedule) -> None:
+    assert schedule.time(f64(-1e3, 1e3)).tolist() == pytest.approx([1, 0], abs=1e-12)
+
+
+def test_derivative_is_the_jvp_of_the_schedule(schedule: Schedule) -> None:
+    t = torch.rand(64, dtype=torch.float64)
+    _, tangents = jvp(schedule, (t,), (torch.ones_like(t),))
+    for ours, theirs in zip(schedule.derivative(t), tangents, strict=True):
+        torch.testing.assert_close(ours, theirs, **EXACT)
+
+
+def test_log_snr_decreases(schedule: Schedule) -> None:
+    assert (schedule.log_snr(torch.linspace(0, 1, 2001, dtype=torch.float64)).diff() < 0).all()
+
+
+@pytest.mark.parametrize("schedule_", [Cosine(), LINEAR], ids=repr)
+def test_variance_is_preserved(schedule_: Schedule) -> None:
+    alpha_t, sigma_t = schedule_(torch.linspace(0, 1, 997, dtype=torch.float64))
+    torch.testing.assert_close(alpha_t**2 + sigma_t**2, torch.ones_like(alpha_t), rtol=0, atol=1e-15)
+
+
+@pytest.mark.parametrize("low, high", [(-20, 20), (-6, 9)])
+def test_cosine_ends_at_the_log_snrs_asked_for(low: float, high: float) -> None:
+    assert Cosine(low, high).log_snr(f64(0, 1)).tolist() == pytest.approx([high, low], abs=1e-9)
+
+
+def test_linear_beta_is_diffusers_table_at_integer_steps() -> None:
+    from diffusers import DDPMScheduler
+
+    alpha_t, sigma_t = LINEAR(torch.arange(1, 1001, dtype=torch.float64) / 1000)
+    table = DDPMScheduler(beta_schedule="linear").alphas_cumprod.double()
+    torch.testing.assert_close(alpha_t**2, table, rtol=1e-13, atol=0)
+    torch.testing.assert_close(sigma_t**2, 1 - table, rtol=1e-11, atol=0)
+
+
+def test_a_tabulated_model_starts_from_clean_data() -> None:
+    assert LINEAR.at(0.0) == (1.0, 0.0)
+
+
+def test_ve_is_edm_time() -> None:
+    assert VE(80).at(0.25) == (1.0, 20.0)
+
+
+def test_rectified_flow_is_a_straight_line() -> None:
+    assert RectifiedFlow().at(0.25) == (0.75, 0.25)
+
+
+@pytest.mark.parametrize(
+    "times, weights",
+    [((0.5625, 0.25, 0.0625, 0), (1, 2.41, 10.15, 10_000)), ((0.75, 0.5, 0.25, 0), (1, 1, 2.41, 10_000))],
+    ids=["cifar", "imagenet"],
+)
+def test_published_loss_weights_are_the_clamped_ratio(times: tuple[float, ...], weights: tuple[float, ...]) -> None:
+    alpha_t, sigma_t = Cosine()(f64(*times))
+    # alpha / sigma is 1 at t = 1/2 up to the truncation of the schedule; the table has two decimals.
+    torch.testing.assert_close((alpha_t / sigma_t).clamp(1, 1e4), f64(*weights), rtol=0, atol=5e-3)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_maps_keep_shape_and_dtype(schedule: Schedule, dtype: torch.dtype) -> None:
+    t = torch.rand(2, 3).to(dtype)
+    for value in (*schedule(t), *schedule.derivative(t), schedule.log_snr(t), schedule.time(t)):
+        assert value.shape == t.shape and value.dtype == dtype
+
+
+def test_config_rebuilds_the_schedule(schedule: Schedule) -> None:
+    again = schedule_from_config(schedule.config)
+    assert again == schedule and hash(again) == hash(schedule)
+    t = torch.rand(16, dtype=torch.float64)
+    torch.testing.assert_close(again(t), schedule(t), rtol=1e-14, atol=0)
+
+
+@pytest.mark.parametrize(
+    "build, message",
+    [
+        (lambda: Cosine(5, 5), "log_snr_min must be below"),
+        (lambda: VE(0), "sigma_max must be positive"),
+        (lambda: Tabulated([]), "non-empty"),
+        (lambda: Tabulated([0.9, 1.0]), "strictly between 0 and 1"),
+        (lambda: Tabulated([0.5, 0.9]), "must decrease"),
+        (lambda: schedule_from_config({"name": "Sine"}), "unknown schedule 'Sine'"),
+    ],
+)
+def test_bad_arguments_say_what_is_wrong(build, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        build()
+
+
+# Grids
+
+
+def test_uniform_grid() -> None:
+    assert uniform(4).tolist() == [1, 0.75, 0.5, 0.25, 0]
+    assert uniform(2, 0.9, 0.1).tolist() == pytest.approx([0.9, 0.5, 0.1])
+
+
+def test_quadratic_grid_holds_the_published_cifar_frames() -> None:
+    assert quadratic(4)[1:].tolist() == [0.5625, 0.25, 0.0625, 0]
+
+
+def test_karras_grid_is_the_papers_table() -> None:
+    # EDM's 18 steps (Karras et al., 2022, table 1), rounded.
+    sigma = karras(VE(80), 18) * 80
+    assert sigma[[0, 1, 2, 3, 17, 18]].tolist() == pytest.approx([80, 57.586, 40.786, 28.375, 0.002, 0], abs=5e-4)
+
+
+def test_karras_grid_means_the_same_noise_to_signal_on_every_schedule(schedule: Schedule) -> None:
+    alpha_t, sigma_t = schedule(karras(schedule, 10, sigma_max=50)[1:-1])
+    ramp = torch.linspace(50 ** (1 / 7), 0.002 ** (1 / 7), 10, dtype=torch.float64) ** 7
+    torch.testing.assert_close(sigma_t / alpha_t, ramp[1:], **EXACT)
+
+
+def test_log_snr_uniform_grid_takes_equal_steps(schedule: Schedule) -> None:
+    log_snr = schedule.log_snr(log_snr_uniform(schedule, 12)[1:-1])
+    assert float(log_snr[-1]) == pytest.approx(10)
+    torch.testing.assert_close(log_snr.diff(), log_snr.diff().mean().expand(10), rtol=1e-9, atol=0)
+
+
+@pytest.mark.parametrize("steps", [1, 2, 7])
+@pytest.mark.parametrize("name", ["uniform", "quadratic", "karras", "log_snr"])
+def test_every_grid_goes_from_noise_to_data(schedule: Schedule, name: str, steps: int) -> None:
+    grid = {
+        "uniform": lambda: uniform(steps),
+        "quadratic": lambda: quadratic(steps),
+        "karras": lambda: karras(schedule, steps),
+        "log_snr": lambda: log_snr_uniform(schedule, steps),
+    }[name]()
+    assert len(grid) == steps + 1 and grid.dtype == torch.float64
+    assert (grid[0], grid[-1]) == (1, 0) and (grid.diff() < 0).all()
+
+
+@pytest.mark.parametrize(
+    "grid, message",
+    [
+        ([1.0, 0.5, 0.5, 0.0], "decrease strictly"),
+        ([0.0, 1.0], "decrease strictly"),
+        ([1.5, 0.0], r"inside \[0, 1\]"),
+        ([1.0, -0.1], r"inside \[0, 1\]"),
+        ([1.0, math.nan, 0.0], r"inside \[0, 1\]"),
+        ([math.inf, 0.0], r"inside \[0, 1\]"),
+        ([1.0], "at least two times"),
+        ([], "at least two times"),
+        ([[1.0, 0.0]], "at least two times"),
+    ],
+)
+def test_a_bad_grid_gives_one_clear_error(grid: list, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        check_grid(grid)
+
+
+@pytest.mark.parametrize("build", [uniform, quadratic, lambda n: karras(VE(), n), lambda n: log_snr_uniform(VE(), n)])
+def test_a_grid_needs_a_step(build) -> None:
+    with pytest.raises(ValueError, match="at least one step, got 0"):
+        build(0)

@@ -1,0 +1,338 @@
+"""Training is a function of its configuration: resumed, split or averaged, the numbers are the same."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.optim.optimizer import register_optimizer_step_pre_hook
+
+from dsno.checkpoint import read_json, read_tensors
+from dsno.train import TrainConfig, learning_rate, train
+
+CONFIG = TrainConfig(steps=20, lr=1e-2, warmup=3, ema=0.9, checkpoint_every=5, log_every=1)
+
+
+class Reverse:
+    """Learn to reverse four numbers. `split` cuts each batch into as many smaller ones."""
+
+    def __init__(self, split: int = 1, scale: float = 1.0) -> None:
+        self.split, self.scale = split, scale
+
+    def batches(self, start: int, rank: int = 0, world: int = 1) -> Iterator[dict[str, Tensor]]:
+        while True:
+            step, part = divmod(start, self.split)
+            x = torch.randn(16, 4, generator=torch.Generator().manual_seed(step))
+            yield {"x": x.chunk(self.split)[part], "step": step}
+            start += 1
+
+    def __call__(self, model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
+        return self.scale * (model(batch["x"]) - batch["x"].flip(1)).square().mean()
+
+
+def network(dropout: float = 0.2) -> nn.Module:
+    with torch.random.fork_rng():
+        torch.manual_seed(7)
+        return nn.Sequential(nn.Linear(4, 16), nn.SiLU(), nn.Dropout(dropout), nn.Linear(16, 4))
+
+
+def weights(model: nn.Module) -> Tensor:
+    return torch.cat([p.detach().flatten() for p in model.parameters()])
+
+
+def losses(out: Path) -> list[tuple[int, float]]:
+    lines = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
+    return [(line["step"], line["loss"]) for line in lines]
+
+
+def stop_at(last: int, how: type[BaseException] | int):
+    def progress(done: int, total: int, numbers: dict[str, float]) -> None:
+        if done == last:
+            if isinstance(how, int):
+                os.kill(os.getpid(), how)
+            else:
+                raise how
+
+    return progress
+
+
+def test_the_loss_falls(tmp_path: Path) -> None:
+    seen = []
+    model = train(
+        network(0.0),
+        Reverse(),
+        replace(CONFIG, steps=300, checkpoint_every=100),
+        tmp_path,
+        progress=lambda *a: seen.append(a),
+    )
+    log = losses(tmp_path)
+    assert log[-1][1] < 0.05 * log[0][1]
+    assert not model.training and [done for done, _, _ in seen] == [step for step, _ in log] == [*range(1, 301)]
+    assert Reverse()(model, next(Reverse().batches(1000))).item() < 0.05 * log[0][1]
+    assert [p.name for p in sorted(tmp_path.iterdir())] == ["log.jsonl", "step-00000300"]
+
+
+def test_the_log_has_the_mean_since_the_line_before(tmp_path: Path) -> None:
+    train(network(), Reverse(), CONFIG, tmp_path / "every")
+    train(network(), Reverse(), replace(CONFIG, log_every=8), tmp_path / "some")
+    every = [loss for _, loss in losses(tmp_path / "every")]
+    expected = [(n, sum(every[a:n]) / (n - a)) for a, n in [(0, 8), (8, 16), (16, 20)]]
+    assert [step for step, _ in losses(tmp_path / "some")] == [8, 16, 20]
+    assert [loss for _, loss in losses(tmp_path / "some")] == pytest.approx([loss for _, loss in expected])
+
+
+@pytest.mark.parametrize("last", [3, 10, 13])
+def test_an_interrupted_run_goes_on_bit_for_bit(last: int, tmp_path: Path) -> None:
+    whole = train(network(), Reverse(), CONFIG, tmp_path / "whole")
+    with pytest.raises(KeyboardInterrupt):
+        train(network(), Reverse(), CONFIG, tmp_path / "cut", progress=stop_at(last, KeyboardInterrupt))
+    torch.manual_seed(99)
+    resumed = train(network(), Reverse(), CONFIG, tmp_path / "cut", resume=True)
+    assert torch.equal(weights(resumed), weights(whole))
+    assert losses(tmp_path / "cut") == losses(tmp_path / "whole")
+    for name in ("model", "average", "optimizer"):
+        a, b = (read_tensors(tmp_path / run / f"step-00000020/{name}.safetensors") for run in ("whole", "cut"))
+        assert a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+
+
+def test_a_killed_run_goes_on_bit_for_bit(tmp_path: Path) -> None:
+    code = "import sys; from test_train import *; torch.set_num_threads(1); " \
+        "train(network(), Reverse(), CONFIG, Path(sys.argv[1]), progress=stop_at(13, signal.SIGKILL))"  # fmt: skip
+    paths = os.pathsep.join([str(Path(__file__).parent), *sys.path])
+    killed = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path / "cut")], env={**os.environ, "PYTHONPATH": paths}, check=False
+    )
+    assert killed.returncode == -signal.SIGKILL
+    # As a kill in the middle of a line and of a checkpoint would leave it.
+    with (tmp_path / "cut" / "log.jsonl").open("a") as file:
+        file.write('{"step": 14, "lo')
+    (tmp_path / "cut" / ".step-00000015.tmp").mkdir()
+    assert [p.name for p in (tmp_path / "cut").glob("step-*")] == ["step-00000010"]
+    resumed = train(network(), Reverse(), CONFIG, tmp_path / "cut", resume=True)
+    whole = train(network(), Reverse(), CONFIG, tmp_path / "whole")
+    assert torch.equal(weights(resumed), weights(whole))
+    assert losses(tmp_path / "cut") == losses(tmp_path / "whole")
+    assert not (tmp_path / "cut" / ".step-00000015.tmp").exists()
+
+
+def test_a_finished_run_is_not_run_again(tmp_path: Path) -> None:
+    first = train(network(), Reverse(), CONFIG, tmp_path)
+    again = train(network(), Reverse(), CONFIG, tmp_path, resume=True, progress=stop_at(21, KeyboardInterrupt))
+    assert torch.equal(weights(first), weights(again))
+    longer = train(network(), Reverse(), replace(CONFIG, decay="cosine", steps=25), tmp_path, resume=True)
+    assert not torch.equal(weights(first), weights(longer))
+    assert [step for step, _ in losses(tmp_path)] == [*range(1, 26)]
+
+
+def test_resuming_from_nothing_starts(tmp_path: Path) -> None:
+    assert torch.equal(
+        weights(train(network(), Reverse(), CONFIG, tmp_path / "a", resume=True)),
+        weights(train(network(), Reverse(), CONFIG, tmp_path / "b")),
+    )
+
+
+def test_what_decides_the_updates_may_not_change(tmp_path: Path) -> None:
+    train(network(), Reverse(), replace(CONFIG, steps=5), tmp_path)
+    with pytest.raises(ValueError, match=r"was trained with lr = 0\.01, now 0\.1: resume alike"):
+        train(network(), Reverse(), replace(CONFIG, lr=0.1), tmp_path, resume=True)
+    with pytest.raises(ValueError, match="holds another architecture"):
+        train(nn.Linear(4, 4), Reverse(), CONFIG, tmp_path, resume=True)
+
+
+class Diverges(Reverse):
+    """Not finite in one step: the loss of one micro-batch, or only its gradient."""
+
+    def __init__(self, step: int, gradient: bool = False, split: int = 1) -> None:
+        super().__init__(split)
+        self.step, self.gradient = step, gradient
+
+    def __call__(self, model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
+        loss = super().__call__(model, batch)
+        if batch["step"] == self.step and bool(
+            batch["x"][0, 0] == next(self.batches(self.step * self.split))["x"][0, 0]
+        ):
+            return loss + (0 * loss).sqrt() if self.gradient else loss * float("nan")
+        return loss
+
+
+@pytest.mark.parametrize("split", [1, 2])
+def test_a_loss_that_is_not_finite_stops_the_run(split: int, tmp_path: Path) -> None:
+    config = replace(CONFIG, accumulate=split)
+    with pytest.raises(FloatingPointError, match=r"the loss of step 12 is nan: .* checkpoint is .*step-00000010"):
+        train(network(), Diverges(12, split=split), config, tmp_path)
+    assert [p.name for p in tmp_path.glob("step-*")] == ["step-00000010"]
+    # What is kept is good: with the cause gone, it goes on.
+    train(network(), Reverse(split), config, tmp_path, resume=True)
+
+
+def test_so_does_one_in_the_very_first_step(tmp_path: Path) -> None:
+    with pytest.raises(FloatingPointError, match=r"the loss of step 0 is nan.*none \(none was due yet\)"):
+        train(network(), Diverges(0), CONFIG, tmp_path)
+
+
+def test_weights_that_are_not_finite_do_not_replace_a_good_checkpoint(tmp_path: Path) -> None:
+    # Step 9 has a finite loss, gradients that are not, and is followed by a checkpoint.
+    with pytest.raises(FloatingPointError, match=r"weights 0\.weight are not finite after step 9.*step-00000005"):
+        train(network(), Diverges(9, gradient=True), CONFIG, tmp_path)
+    assert [p.name for p in tmp_path.glob("step-*")] == ["step-00000005"]
+
+
+def test_the_average_moves_and_is_what_is_saved_and_returned(tmp_path: Path) -> None:
+    model = network()
+    expected, path = weights(model), []
+
+    def follow(done: int, total: int, numbers: dict[str, float]) -> None:
+        beta = min(CONFIG.ema, done / (9 + done))
+        expected.lerp_(weights(model), 1 - beta)
+        path.append(weights(model))
+
+    averaged = train(model, Reverse(), CONFIG, tmp_path, progress=follow)
+    assert torch.allclose(weights(averaged), expected, atol=1e-6)
+    assert not torch.equal(weights(averaged), path[-1]) and not torch.equal(weights(averaged), path[0])
+    saved = read_tensors(tmp_path / "step-00000020/average.safetensors")
+    assert all(torch.equal(saved[name], p) for name, p in averaged.named_parameters())
+    raw = read_tensors(tmp_path / "step-00000020/model.safetensors")
+    assert torch.equal(torch.cat([raw[name].flatten() for name, _ in model.named_parameters()]), path[-1])
+
+
+def test_the_average_is_float32_whatever_the_weights_are(tmp_path: Path) -> None:
+    model = network(0.0).to(torch.bfloat16)
+
+    class Half(Reverse):
+        def __call__(self, model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
+            return super().__call__(model, {"x": batch["x"].bfloat16()})
+
+    # In bfloat16 a step of a thousandth is rounded away; steps of the average must not be.
+    train(model, Half(), replace(CONFIG, ema=0.999, steps=40), tmp_path)
+    saved = read_tensors(tmp_path / "step-00000040/average.safetensors")
+    assert {v.dtype for v in saved.values()} == {torch.float32}
+    assert any(not torch.equal(v, v.bfloat16().float()) for v in saved.values())
+    assert {p.dtype for p in model.parameters()} == {torch.bfloat16}
+
+
+def test_accumulated_small_batches_are_one_big_batch(tmp_path: Path) -> None:
+    big = train(network(0.0), Reverse(), CONFIG, tmp_path / "big")
+    small = train(network(0.0), Reverse(4), replace(CONFIG, accumulate=4), tmp_path / "small")
+    assert torch.allclose(weights(small), weights(big), atol=1e-5)
+    assert [loss for _, loss in losses(tmp_path / "small")] == pytest.approx(
+        [loss for _, loss in losses(tmp_path / "big")], rel=1e-4
+    )
+
+
+def test_an_accelerator_of_ones_own_is_told_the_accumulation(tmp_path: Path) -> None:
+    from accelerate import Accelerator
+
+    accelerator = Accelerator(cpu=True)
+    train(network(0.0), Reverse(), replace(CONFIG, steps=5), tmp_path / "a", accelerator=accelerator)
+    # Five batches later, the next run's accumulation starts from zero again.
+    config = replace(CONFIG, accumulate=4)
+    small = train(network(0.0), Reverse(4), config, tmp_path / "small", accelerator=accelerator)
+    big = train(network(0.0), Reverse(), CONFIG, tmp_path / "big")
+    assert torch.allclose(weights(small), weights(big), atol=1e-5)
+
+
+@pytest.mark.parametrize("clip", [1e-3, None])
+def test_gradients_are_clipped(clip: float | None, tmp_path: Path) -> None:
+    norms = []
+
+    def record(optimizer: torch.optim.Optimizer, *_: object) -> None:
+        held = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+        norms.append(float(torch.stack([g.norm() for g in held]).norm()))
+
+    handle = register_optimizer_step_pre_hook(record)
+    try:
+        train(network(), Reverse(4), replace(CONFIG, clip=clip, accumulate=4), tmp_path)
+    finally:
+        handle.remove()
+    assert len(norms) == CONFIG.steps
+    assert max(norms) > 0.1 if clip is None else norms == pytest.approx([clip] * len(norms), rel=1e-3)
+
+
+def test_mixed_precision_trains_and_leaves_no_trace(tmp_path: Path) -> None:
+    model, seen = network(0.0), []
+    handle = model[0].register_forward_hook(lambda module, args, output: seen.append(output.dtype))
+    # First in full precision: accelerate alone refuses a second precision in one process.
+    train(model, Reverse(), replace(CONFIG, steps=2), tmp_path / "full")
+    assert seen == [torch.float32] * 2
+    train(model, Reverse(), replace(CONFIG, steps=150, checkpoint_every=150, precision="bf16"), tmp_path / "half")
+    assert seen[2:] == [torch.bfloat16] * 150
+    log = losses(tmp_path / "half")
+    assert log[-1][1] < 0.5 * log[0][1]
+    x = torch.randn(3, 4)
+    output = model(x)
+    assert seen[-1] == torch.float32 and {p.dtype for p in model.parameters()} == {torch.float32}
+    handle.remove()
+    fresh = network(0.0)
+    fresh.load_state_dict(model.state_dict())
+    assert torch.equal(fresh(x), output)
+
+
+def test_frozen_weights_stay(tmp_path: Path) -> None:
+    model = network()
+    before = model[0].weight.detach().clone()
+    model[0].requires_grad_(False)
+    train(model, Reverse(), CONFIG, tmp_path)
+    assert torch.equal(model[0].weight, before)
+    assert read_tensors(tmp_path / "step-00000020/average.safetensors").keys() == {"3.weight", "3.bias"}
+
+
+def test_the_learning_rate(tmp_path: Path) -> None:
+    config = TrainConfig(steps=110, warmup=10, lr=1.0)
+    assert [learning_rate(config, s) for s in (0, 4, 9)] == pytest.approx([0.1, 0.5, 1.0])
+    assert [learning_rate(config, s) for s in (10, 60, 110)] == pytest.approx([1.0, 0.5, 0.0])
+    constant = replace(config, decay="constant")
+    assert [learning_rate(constant, s) for s in (4, 10, 109)] == pytest.approx([0.5, 1.0, 1.0])
+    assert learning_rate(replace(config, warmup=0), 0) == 1.0
+    assert all(learning_rate(replace(config, steps=5), s) > 0 for s in range(5))
+    train(network(), Reverse(), CONFIG, tmp_path)
+    logged = [json.loads(line)["lr"] for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert logged == [learning_rate(CONFIG, s) for s in range(20)]
+
+
+@pytest.mark.parametrize(
+    "wrong, message",
+    [
+        ({"steps": 0}, "steps must be at least 1, got 0"),
+        ({"accumulate": 0}, "accumulate must be at least 1"),
+        ({"lr": 0.0}, "lr must be positive"),
+        ({"clip": -1.0}, "clip must be positive"),
+        ({"ema": 1.0}, r"ema must be in \[0, 1\)"),
+        ({"decay": "linear"}, "unknown decay 'linear': expected constant or cosine"),
+    ],
+)
+def test_a_wrong_configuration_is_explained(wrong: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        TrainConfig(**wrong)
+
+
+def test_a_folder_with_something_in_it_is_not_touched(tmp_path: Path) -> None:
+    train(network(), Reverse(), replace(CONFIG, steps=5), tmp_path / "out")
+    with pytest.raises(FileExistsError, match="exists already: pass --resume to continue it or --overwrite"):
+        train(network(), Reverse(), CONFIG, tmp_path / "out")
+    assert losses(tmp_path / "out")[-1][0] == 5
+    train(network(), Reverse(), CONFIG, tmp_path / "out", overwrite=True)
+    assert [step for step, _ in losses(tmp_path / "out")] == [*range(1, 21)]
+
+
+def test_a_folder_that_cannot_be_written_is_an_error_before_any_work(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(PermissionError, match="cannot write to"):
+        train(network(), Reverse(), CONFIG, tmp_path / "file" / "out", progress=stop_at(1, KeyboardInterrupt))
+
+
+def test_a_checkpoint_records_its_configuration(tmp_path: Path) -> None:
+    train(network(), Reverse(), CONFIG, tmp_path)
+    assert read_json(tmp_path / "step-00000020" / "state.json") == {"step": 20, "config": asdict(CONFIG)}
+
+
+def test_a_tracker_of_accelerates_writes(tmp_path: Path) -> None:
+    pytest.importorskip("tensorboard")
+    train(network(), Reverse(), replace(CONFIG, tracker="tensorboard", clip=None), tmp_path)
+    assert sum(p.stat().st_size for p in tmp_path.rglob("events.out.tfevents*")) > 0
