@@ -23,11 +23,13 @@ from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 from dsno import schedule
+from dsno.checkpoint import read_tensors, write_tensors
 from dsno.data import load_images
 from dsno.distill.trajectory import TrajectoryDistillation
+from dsno.evaluate import fine_solution
 from dsno.metrics import extract, frechet_distance, load_feature_net
 from dsno.noise import noise, seed_range
-from dsno.solve import DPMSolverPP, SolverSampler, initial_state
+from dsno.solve import UniPC, initial_state
 from dsno.store import TrajectorySet
 from dsno.students.flowmap import TrajectoryStudent, student_from_teacher
 from dsno.teachers.native import load_teacher
@@ -155,7 +157,7 @@ def main() -> None:
     real = load_images("digits").x
     real_features = extract(extractor, real)
     noises = noise(seed_range(HELD_OUT, COUNT), real.shape[1:])
-    fine = fine_frames(teacher, noises)
+    fine = fine_frames(teacher, noises, arguments.runs / "fine.safetensors")
     baseline = frechet_distance(extract(extractor, fine["x0"][:, -1].clamp(-1, 1)), real_features)
     print(f"teacher's fine solution: {baseline:.2f}", flush=True)
 
@@ -194,11 +196,11 @@ def main() -> None:
             )
 
 
-def objective_of(run: Run, student: TrajectoryStudent, arguments: argparse.Namespace, seed: int) -> TrajectoryDistillation:
-    data = TrajectorySet(arguments.source / "trajectories", times_of(run), run.trajectories)
-    return TrajectoryDistillation(
-        data, student, run.weights, run.distance, run.batch, seed, run.drop, run.inner_starts
-    )
+def objective_of(
+    run: Run, student: TrajectoryStudent, arguments: argparse.Namespace, seed: int
+) -> TrajectoryDistillation:
+    data = TrajectorySet(arguments.source / "trajectories", times_of(run)).head(run.trajectories)
+    return TrajectoryDistillation(data, student, run.weights, run.distance, run.batch, seed, run.drop, run.inner_starts)
 
 
 def step_flops(run: Run, teacher: object, arguments: argparse.Namespace) -> int:
@@ -208,19 +210,16 @@ def step_flops(run: Run, teacher: object, arguments: argparse.Namespace) -> int:
     return flops_of(lambda: objective(student, batch).backward())
 
 
-def fine_frames(teacher: object, noises: Tensor) -> dict[str, object]:
-    """The teacher's fine solution at every time any student has."""
+def fine_frames(teacher: object, noises: Tensor, path: Path) -> dict[str, object]:
+    """The teacher's fine solution at every time any student has, kept in a file."""
     times = sorted({t for run in RUNS.values() for t in times_of(run).tolist()}, reverse=True)
-    grid = schedule.through(schedule.uniform(128), times)
-    sampler = SolverSampler(
-        teacher, teacher.schedule, grid, DPMSolverPP(3), torch.tensor([1.0, *times], dtype=torch.float64), True
-    )
-    parts = [sampler(z) for z in noises.split(512)]
-    return {
-        "times": times,
-        "x0": torch.cat([p.x0 for p in parts])[:, 1:],
-        "state": torch.cat([p.x for p in parts])[:, 1:],
-    }
+    if not path.is_file():
+        solved = fine_solution(teacher, teacher.schedule, noises, 64, keep=[1.0, *times], step=UniPC(3), keep_x0=True, batch=128)
+        write_tensors(path, {"x0": solved.x0[:, 1:], "state": solved.x[:, 1:], "times": torch.tensor(times)})
+    held = read_tensors(path)
+    if held["times"].tolist() != torch.tensor(times).tolist():
+        raise ValueError(f"{path} holds other times than the runs need: delete it")
+    return {**held, "times": times}
 
 
 _ = (claim, write)

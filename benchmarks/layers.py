@@ -64,7 +64,9 @@ def layer_speed(channels: int) -> float:
 
 def step_ratio(where: str, once: bool, frames: int = 4, batch: int = 32) -> float:
     net = UNet(channels=(32, 64))
-    student = student_from_teacher(Prediction(net, Cosine(), "v"), schedule.quadratic(frames)[1:], where=where, once=once)
+    student = student_from_teacher(
+        Prediction(net, Cosine(), "v"), schedule.quadratic(frames)[1:], where=where, once=once
+    )
     z, t = torch.randn(batch, 1, 8, 8), torch.rand(batch * frames)
     x = torch.randn(batch * frames, 1, 8, 8)
 
@@ -113,17 +115,29 @@ def main() -> None:
     for where, once in placements:
         name = f"layers {where}{', first blocks once' if once else ''}"
         claims.append(
-            claim(f"lifted training step over M x the backbone's at the same batch, {name}", step_ratio(where, once), 1.15, "<=")
+            claim(
+                f"lifted training step over M x the backbone's at the same batch, {name}",
+                step_ratio(where, once),
+                1.15,
+                "<=",
+            )
         )
     saved = {}
     for where, once in [*placements, ("none", False)]:
         seconds, operations = last_frame(where, once)
         saved[f"{where}, once={once}"] = {"time": seconds, "flops": operations}
-        claims.append(claim(f"sample alone over whole trajectory, time, layers {where}, once={once}", seconds, 1.0, "<="))
+        claims.append(
+            claim(f"sample alone over whole trajectory, time, layers {where}, once={once}", seconds, 1.0, "<=")
+        )
     claims.append(claim("import dsno over import torch", import_ratio(), 2.0, "<="))
     for c in claims:
         print(f"{'ok  ' if c['holds'] else 'FAIL'} {c['name']}: {c['value']:.3f} ({c['direction']} {c['bound']})")
-    write("layers", "one thread; medians of 15 alternating repeats; U-Net (32, 64) on 8x8, M = 4", claims, last_frame=saved)
+    write(
+        "layers",
+        "one thread; medians of 15 alternating repeats; U-Net (32, 64) on 8x8, M = 4",
+        claims,
+        last_frame=saved,
+    )
 
 
 if __name__ == "__main__":

@@ -68,9 +68,7 @@ def student_error(data: Path, width: int, count: int, steps: int, seed: int, tar
     torch.manual_seed(seed)
     net = lift(Perceptron(width), (torch.zeros(1, 2), torch.zeros(1)), (Residual,), 4, where="every")
     student = TrajectoryStudent(net, Cosine(), TIMES, target, "x0")
-    objective = TrajectoryDistillation(
-        TrajectorySet(data, count=count), student, "uniform", "l2", min(256, count), seed
-    )
+    objective = TrajectoryDistillation(TrajectorySet(data).head(count), student, "uniform", "l2", min(256, count), seed)
     config = TrainConfig(steps=steps, lr=2e-3, warmup=50, checkpoint_every=10**9, log_every=10**9, seed=seed)
     with tempfile.TemporaryDirectory() as folder:
         train(student, objective, config, Path(folder) / "run")
@@ -125,7 +123,11 @@ def main() -> None:
 
 
 def picture(
-    counts: list[int], by_count: dict[str, list[float]], parameters: list[int], errors: list[float], slopes: dict[str, float]
+    counts: list[int],
+    by_count: dict[str, list[float]],
+    parameters: list[int],
+    errors: list[float],
+    slopes: dict[str, float],
 ) -> None:
     import matplotlib
 

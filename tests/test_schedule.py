@@ -21,6 +21,7 @@ from dsno.schedule import (
     log_snr_uniform,
     quadratic,
     schedule_from_config,
+    through,
     uniform,
 )
 
@@ -178,6 +179,21 @@ def test_every_grid_goes_from_noise_to_data(schedule: Schedule, name: str, steps
     }[name]()
     assert len(grid) == steps + 1 and grid.dtype == torch.float64
     assert (grid[0], grid[-1]) == (1, 0) and (grid.diff() < 0).all()
+
+
+@pytest.mark.parametrize("steps", [8, 20, 64])
+def test_a_grid_can_be_led_through_given_times(steps: int) -> None:
+    frames = quadratic(4)[1:]
+    grid = through(uniform(steps), frames)
+    assert len(grid) == steps + 1 and (grid[0], grid[-1]) == (1, 0) and (grid.diff() < 0).all()
+    assert all((grid == t).any() for t in frames)
+    assert (grid - uniform(steps)).abs().max() <= 0.5 / steps  # only neighbours moved
+
+
+@pytest.mark.parametrize("times", [[0.5, 0.49], [0.9], [0.05, 0.0], [0.05]], ids=str)
+def test_a_coarse_grid_is_neither_led_through_two_times_at_once_nor_off_its_ends(times: list[float]) -> None:
+    with pytest.raises(ValueError, match="a grid of 4 steps cannot pass through .* use more steps"):
+        through(uniform(4), times)
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from itertools import pairwise
 
 import pytest
 import torch
@@ -96,7 +97,7 @@ def test_third_order_multistep_is_of_third_order_once_started(name: str) -> None
         path = [teacher.flow(x, 0.9, t) for t in times]
         past: Past = tuple(Eval(t, x_t, D(x_t, t)) for t, x_t in zip(times[1::-1], path[1::-1], strict=True))
         y = path[2]
-        for t, s in zip(times[2:-1], times[3:], strict=True):
+        for t, s in pairwise(times[2:]):
             y, past = DPMSolverPP(3)(D, schedule, y, t, s, past, None)
         return float((y - path[-1]).abs().max())
 

@@ -88,13 +88,14 @@ def test_the_log_has_the_mean_since_the_line_before(tmp_path: Path) -> None:
     assert [loss for _, loss in losses(tmp_path / "some")] == pytest.approx([loss for _, loss in expected])
 
 
-@pytest.mark.parametrize("last", [3, 10, 13])
-def test_an_interrupted_run_goes_on_bit_for_bit(last: int, tmp_path: Path) -> None:
-    whole = train(network(), Reverse(), CONFIG, tmp_path / "whole")
+@pytest.mark.parametrize("last, accumulate", [(3, 1), (10, 1), (13, 1), (13, 2)])
+def test_an_interrupted_run_goes_on_bit_for_bit(last: int, accumulate: int, tmp_path: Path) -> None:
+    config, task = replace(CONFIG, accumulate=accumulate), Reverse(accumulate)
+    whole = train(network(), task, config, tmp_path / "whole")
     with pytest.raises(KeyboardInterrupt):
-        train(network(), Reverse(), CONFIG, tmp_path / "cut", progress=stop_at(last, KeyboardInterrupt))
+        train(network(), task, config, tmp_path / "cut", progress=stop_at(last, KeyboardInterrupt))
     torch.manual_seed(99)
-    resumed = train(network(), Reverse(), CONFIG, tmp_path / "cut", resume=True)
+    resumed = train(network(), task, config, tmp_path / "cut", resume=True)
     assert torch.equal(weights(resumed), weights(whole))
     assert losses(tmp_path / "cut") == losses(tmp_path / "whole")
     for name in ("model", "average", "optimizer"):
@@ -258,11 +259,14 @@ def test_gradients_are_clipped(clip: float | None, tmp_path: Path) -> None:
 def test_mixed_precision_trains_and_leaves_no_trace(tmp_path: Path) -> None:
     model, seen = network(0.0), []
     handle = model[0].register_forward_hook(lambda module, args, output: seen.append(output.dtype))
-    # First in full precision: accelerate alone refuses a second precision in one process.
+    # A run that failed in another precision first: accelerate alone refuses a second one in the same process.
+    with pytest.raises(KeyboardInterrupt):
+        config = replace(CONFIG, precision="bf16")
+        train(model, Reverse(), config, tmp_path / "failed", progress=stop_at(1, KeyboardInterrupt))
     train(model, Reverse(), replace(CONFIG, steps=2), tmp_path / "full")
-    assert seen == [torch.float32] * 2
+    assert seen == [torch.bfloat16] + [torch.float32] * 2
     train(model, Reverse(), replace(CONFIG, steps=150, checkpoint_every=150, precision="bf16"), tmp_path / "half")
-    assert seen[2:] == [torch.bfloat16] * 150
+    assert seen[3:] == [torch.bfloat16] * 150
     log = losses(tmp_path / "half")
     assert log[-1][1] < 0.5 * log[0][1]
     x = torch.randn(3, 4)
@@ -270,6 +274,7 @@ def test_mixed_precision_trains_and_leaves_no_trace(tmp_path: Path) -> None:
     assert seen[-1] == torch.float32 and {p.dtype for p in model.parameters()} == {torch.float32}
     handle.remove()
     fresh = network(0.0)
+    assert model.__dict__.keys() == fresh.__dict__.keys()
     fresh.load_state_dict(model.state_dict())
     assert torch.equal(fresh(x), output)
 

@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-import dataclasses
 import sys
 import time
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal, Protocol
 
 import torch
 
 from dsno.train import TrainConfig
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
+    from dsno import schedule
     from dsno.recipes import Report
 
 __all__ = ["main"]
@@ -56,6 +56,12 @@ def progress() -> Iterator[Report]:
 
     with bar:
         yield report
+
+
+class Verb(Protocol):
+    """A subcommand: its fields are its options."""
+
+    def run(self) -> None: ...
 
 
 def _next(command: str) -> None:
@@ -99,7 +105,9 @@ class Teach:
         from dsno.data import load_images
         from dsno.recipes import teach
 
-        path = {"cosine": schedule.Cosine, "flow": schedule.RectifiedFlow, "linear": schedule.linear_beta}
+        path: dict[str, Callable[[], schedule.Schedule]] = {
+            "cosine": schedule.Cosine, "flow": schedule.RectifiedFlow, "linear": schedule.linear_beta
+        }  # fmt: skip
         images = load_images(self.data)
         with progress() as report:
             teach(
@@ -152,13 +160,13 @@ class Generate:
     def run(self) -> None:
         from dsno import schedule
         from dsno.recipes import make_trajectories
-        from dsno.teachers.native import load_teacher
+        from dsno.teachers.native import image_shape, load_teacher
 
         teacher = load_teacher(self.teacher)
         times = torch.tensor(self.times, dtype=torch.float64) if self.times else schedule.quadratic(self.frames)[1:]
         with progress() as report:
             data = make_trajectories(
-                teacher, teacher.net.shape, self.out, self.count, times, self.targets, self.solver, self.steps,
+                teacher, image_shape(teacher.net), self.out, self.count, times, self.targets, self.solver, self.steps,
                 self.resume, self.overwrite, report, batch=self.batch, shard=self.shard, first_seed=self.first_seed,
             )  # fmt: skip
         print(f"{len(data)} trajectories in {self.out}")
@@ -257,6 +265,7 @@ class Sample:
         from dsno.recipes import shipped
         from dsno.report import image_grid
         from dsno.students.flowmap import load_student
+        from dsno.teachers.native import image_shape
 
         if self.count < 1:
             raise ValueError(f"count must be at least 1, got {self.count}")
@@ -264,7 +273,7 @@ class Sample:
             raise FileExistsError(f"{self.out} exists already: pass --overwrite to replace it")
         folder = self.student or shipped() / "student"
         student = load_student(folder).eval()
-        z = noise(seed_range(self.seed, self.count), student.net.backbone.shape)
+        z = noise(seed_range(self.seed, self.count), image_shape(student.net.backbone))
         began = time.perf_counter()
         images = student.sample(z)
         seconds = time.perf_counter() - began
@@ -361,7 +370,8 @@ def main() -> None:
     """Entry point: expected failures are one line on stderr and exit code 2."""
     import tyro
 
-    commands = {c.__name__.lower(): c for c in (Demo, Teach, Generate, Distill, Sample, Evaluate, Reproduce)}
+    verbs: tuple[type[Verb], ...] = (Demo, Teach, Generate, Distill, Sample, Evaluate, Reproduce)
+    commands: dict[str, Callable[..., Verb]] = {verb.__name__.lower(): verb for verb in verbs}
     chosen = tyro.extras.subcommand_cli_from_dict(commands, prog="dsno", description=__doc__)
     try:
         chosen.run()
@@ -372,8 +382,6 @@ def main() -> None:
         print("\ndsno: stopped; run the same command with --resume to continue", file=sys.stderr)
         sys.exit(130)
 
-
-_ = dataclasses
 
 if __name__ == "__main__":
     main()

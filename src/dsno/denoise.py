@@ -28,7 +28,17 @@ from torch import Tensor, nn
 
 from dsno.schedule import Schedule
 
-__all__ = ["Denoiser", "Gaussian", "GaussianMixture", "Kind", "Meter", "Prediction", "convert", "expand_like", "x0_from"]
+__all__ = [
+    "Denoiser",
+    "Gaussian",
+    "GaussianMixture",
+    "Kind",
+    "Meter",
+    "Prediction",
+    "convert",
+    "expand_like",
+    "x0_from",
+]
 
 Kind = Literal["x0", "eps", "v", "flow", "score"]
 KINDS: tuple[Kind, ...] = ("x0", "eps", "v", "flow", "score")

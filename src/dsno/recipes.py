@@ -27,8 +27,8 @@ from dsno.denoise import Kind, Prediction
 from dsno.distill.denoising import Denoising
 from dsno.distill.trajectory import TrajectoryDistillation
 from dsno.metrics import FeatureNet, save_feature_net
-from dsno.store import TrajectorySet, generate
 from dsno.solve import SOLVERS, SolverSampler
+from dsno.store import TrajectorySet, generate
 from dsno.students.flowmap import Target, TrajectoryStudent, save_student, student_from_teacher
 from dsno.students.lift import Where
 from dsno.teachers.native import load_teacher, save_teacher
@@ -291,4 +291,3 @@ def shipped(name: str = "digits") -> Path:
     if not folder.is_dir():
         raise FileNotFoundError(f"no weights named {name!r} ship with this package")
     return folder
-

@@ -301,14 +301,17 @@ def through(grid: Tensor, times: Sequence[float] | Tensor) -> Tensor:
     """Move the nearest inner times of a grid onto `times`, so that a solver's states can be kept there.
 
     Raises:
-        ValueError: if the grid is too coarse to give each of the times a grid time of its own.
+        ValueError: if the grid is too coarse to give each of the times an inner grid time of its own.
     """
     moved = check_grid(grid).clone()
     for t in torch.as_tensor(times, dtype=torch.float64).tolist():
         moved[(check_grid(grid) - t).abs().argmin()] = t
     missing = [t for t in torch.as_tensor(times, dtype=torch.float64).tolist() if not bool((moved == t).any())]
-    if missing or not bool((moved[1:] < moved[:-1]).all()):
-        raise ValueError(f"a grid of {len(moved) - 1} steps cannot pass through {list(map(float, times))}: use more steps")
+    ends_moved = not torch.equal(moved[[0, -1]], check_grid(grid)[[0, -1]])
+    if missing or ends_moved or not bool((moved[1:] < moved[:-1]).all()):
+        raise ValueError(
+            f"a grid of {len(moved) - 1} steps cannot pass through {list(map(float, times))}: use more steps"
+        )
     return moved
 
 

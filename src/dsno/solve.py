@@ -16,6 +16,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Protocol
 
 import torch
@@ -358,7 +359,7 @@ def solve(
     states, x0s = [], []
     past: Past = ()
     grid_times = times.tolist()
-    for n, (t, s) in enumerate(zip(grid_times[:-1], grid_times[1:], strict=True)):
+    for n, (t, s) in enumerate(pairwise(grid_times)):
         state = x
         z = tape[n] if tape is not None else None
         x, past = step(D, schedule, state, t, s, past, z)
@@ -447,16 +448,14 @@ class Chain:
     def coefficients(self) -> Tensor:
         """$(a_n, b_n, s_n)$ for every step, shape (N, 3), float64."""
         times = self.grid.tolist()
-        rows = [_affine(self.schedule, t, s, self.eta) for t, s in zip(times[:-1], times[1:], strict=True)]
+        rows = [_affine(self.schedule, t, s, self.eta) for t, s in pairwise(times)]
         return torch.tensor(rows, dtype=torch.float64)
 
     def tape(self, seeds: Sequence[int] | Tensor, shape: Sequence[int], dtype: torch.dtype = torch.float32) -> Tensor:
         """This chain's noise from per-sample seeds, shape (N, B, *shape)."""
         return noise_tape(seeds, shape, len(self), dtype)
 
-    def run(
-        self, denoiser: Denoiser, x: Tensor, tape: Tensor | None = None, cond: Tensor | None = None
-    ) -> Trajectory:
+    def run(self, denoiser: Denoiser, x: Tensor, tape: Tensor | None = None, cond: Tensor | None = None) -> Trajectory:
         """Run the chain sequentially from the state `x`, keeping every state.
 
         Raises:
@@ -466,4 +465,3 @@ class Chain:
             denoiser, self.schedule, x, self.grid, Ancestral(self.eta) if self.eta > 0 else DDIM(),
             cond, keep=self.grid, tape=tape,
         )  # fmt: skip
-

@@ -529,7 +529,6 @@ class TrajectorySet(Dataset[dict[str, Tensor]]):
     Arguments:
         folder: What `generate` wrote.
         times: The frames to read, a subset of the stored times; all by default.
-        count: Read the first `count` trajectories only; all by default.
         verify: Read everything once and compare checksums.
 
     Attributes:
@@ -547,7 +546,6 @@ class TrajectorySet(Dataset[dict[str, Tensor]]):
         self,
         folder: Path | str,
         times: Sequence[float] | Tensor | None = None,
-        count: int | None = None,
         verify: bool = False,
     ) -> None:
         self.folder = Path(folder)
@@ -570,9 +568,6 @@ class TrajectorySet(Dataset[dict[str, Tensor]]):
         self.targets: tuple[str, ...] = tuple(self.manifest["targets"])
         self._count = int(self.manifest["count"])
         self._mapped: dict[int, dict[str, Tensor]] = {}
-        self.count = int(self.manifest["count"]) if count is None else count
-        if not 1 <= self.count <= self.manifest["count"]:
-            raise ValueError(f"{self.folder} holds {self.manifest['count']} trajectories, asked for {count}")
 
     @property
     def schedule(self) -> Schedule:

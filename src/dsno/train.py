@@ -43,9 +43,9 @@ Progress = Callable[[int, int, dict[str, float]], None]
 class Objective(Protocol):
     """What is learned: stateless batches and a loss."""
 
-    def batches(self, start: int, rank: int, world: int) -> Iterator[dict[str, Any]]: ...
+    def batches(self, start: int, rank: int, world: int, /) -> Iterator[dict[str, Any]]: ...
 
-    def __call__(self, model: nn.Module, batch: dict[str, Any]) -> Tensor: ...
+    def __call__(self, model: nn.Module, batch: dict[str, Any], /) -> Tensor: ...
 
 
 @dataclass(frozen=True)
@@ -148,6 +148,7 @@ def train(
     if config.tracker:
         accelerator.init_trackers("dsno", config=asdict(config))
 
+    _unprepare(model)
     trained = {n: p for n, p in model.named_parameters() if p.requires_grad}
     optimizer = torch.optim.Adam(trained.values(), lr=config.lr)
     average = {n: p.detach().float().clone() for n, p in trained.items()}
@@ -208,11 +209,18 @@ def train(
 
     if config.tracker:
         accelerator.end_training()
-    accelerator.unwrap_model(wrapped, keep_fp32_wrapper=False)
+    _unprepare(model)
     with torch.no_grad():
         for name, parameter in trained.items():
             parameter.copy_(average[name])
     return model.eval()
+
+
+def _unprepare(model: nn.Module) -> None:
+    """Take off what accelerate put on in this run or one that failed: autocast, and the mark that it has been there."""
+    if model.__dict__.pop("_original_forward", None) is not None:
+        del model.forward
+    model.__dict__.pop("_is_accelerate_prepared", None)
 
 
 def _read(losses: list[Tensor], done: int, folder: Path) -> float:

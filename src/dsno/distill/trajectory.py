@@ -178,7 +178,8 @@ class TrajectoryDistillation:
         h = student(x_t, batch.get("cond"), start, frames)
         output = h
         if self.target == "state":
-            owner = getattr(student, "module", student)
+            # Data-parallel wrappers hide the student's own methods behind `.module`.
+            owner: Any = getattr(student, "module", student)
             output = owner.states(x_t, h, start, frames)
         d = self.distance(output.flatten(0, 1).float(), target.flatten(0, 1)).reshape(len(x_t), -1)
         w = self.shares.to(d)[list(frames)]

@@ -111,7 +111,7 @@ class TrajectoryStudent(nn.Module):
         self, x_t: Tensor, h: Tensor, start: Tensor | float = 1.0, select: Sequence[int] | None = None
     ) -> Tensor:
         r"""$x_{t_m} = \alpha_m h_m + \sigma_m (x_t - \alpha_t h_m)/\sigma_t$ for frames (B, K, *shape)."""
-        times = self.times if select is None else self.times[[m % self.frames for m in select]]
+        times = self.times if select is None else self.times[list(select)]
         alpha_m, sigma_m = (c.to(h).reshape(1, -1, *[1] * (h.ndim - 2)) for c in self.schedule(times))
         t = torch.as_tensor(start, dtype=h.dtype, device=h.device)
         alpha_t, sigma_t = (expand_like(c, h) for c in self.schedule(t))

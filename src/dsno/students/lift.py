@@ -21,7 +21,7 @@ embeddings, skips) that its place in the pass calls for.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -128,7 +128,7 @@ class Lifted(nn.Module):
 
         x_rows, t_rows = fold(x), t.reshape(-1)
         output = self.backbone(x_rows, t_rows) if cond is None else self.backbone(x_rows, t_rows, fold(cond))
-        output = self.rows.pick(output, 2)
+        output = cast(Tensor, self.rows.pick(output, 2))
         frames = output.reshape(B, len(self.rows.select), *output.shape[1:])
         if tuple(wanted) != self.rows.select:
             frames = frames[:, [self.rows.select.index(m) for m in wanted]]
@@ -199,7 +199,9 @@ def lift(
         where: Which blocks get a layer: `every` (the paper; not the resampling blocks, the stem or the head), `low`
             (those below the highest resolution), `none`, or a function of name and output shape.
         once: Run the blocks before the first temporal layer once per sample, told the input's time.
-        activation, init, channel_dim: See `TemporalFourier`.
+        activation: See `TemporalFourier`.
+        init: See `TemporalFourier`.
+        channel_dim: See `TemporalFourier`.
 
     Raises:
         ValueError: if the backbone is lifted already, a block is unknown, no block gets a layer though `where` is not
@@ -216,7 +218,7 @@ def lift(
         module, shape = modules[name], order[name]
         if callable(where):
             return where(name, shape)
-        if where == "none" or not hasattr(module, "out_channels") or getattr(module, "resample", ""):
+        if where == "none" or not hasattr(module, "out_channels") or getattr(module, "resample", "") != "":
             return False
         return where == "every" or _pixels(shape, channel_dim) < widest
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
 from dsno.checkpoint import build, load_model, save_model
 from dsno.denoise import Prediction
 from dsno.schedule import schedule_from_config
 from dsno.teachers.unet import UNet
 
-__all__ = ["load_teacher", "save_teacher"]
+__all__ = ["image_shape", "load_teacher", "save_teacher"]
 
 
 def save_teacher(folder: Path | str, teacher: Prediction, **notes: object) -> Path:
@@ -30,6 +32,17 @@ def load_teacher(folder: Path | str) -> Prediction:
         ValueError: if the folder holds something else, or damaged or foreign weights.
     """
     return load_model(folder, "teacher", _make).eval()
+
+
+def image_shape(net: nn.Module) -> tuple[int, int, int]:
+    """The (C, H, W) a `UNet` makes.
+
+    Raises:
+        ValueError: for another network.
+    """
+    if not isinstance(net, UNet):
+        raise ValueError(f"a {type(net).__name__} does not say what shape it makes: expected a UNet")
+    return net.shape
 
 
 def _make(config: dict[str, Any]) -> tuple[Prediction, UNet]:

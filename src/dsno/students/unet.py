@@ -1,2 +1,0 @@
-from dsno.teachers.unet import *  # noqa
-from dsno.teachers.unet import Head  # noqa
