@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import statistics
 import time
 from pathlib import Path
 
@@ -25,7 +26,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from dsno import schedule
 from dsno.checkpoint import read_tensors, write_tensors
 from dsno.data import load_images
-from dsno.distill.trajectory import TrajectoryDistillation
+from dsno.distill.trajectory import TrajectoryDistillation, distance
 from dsno.evaluate import fine_solution
 from dsno.metrics import extract, frechet_distance, load_feature_net
 from dsno.noise import noise, seed_range
@@ -72,6 +73,8 @@ RUNS: dict[str, Run] = {
     "low M=2": Run(frames=2),
     "low M=4": Run(frames=4),
     "low M=8": Run(frames=8),
+    "mid M=4": Run(frames=4, where="mid"),
+    "mid M=8": Run(frames=8, where="mid"),
     "low M=4, drop": Run(frames=4, drop=True),
     "low M=8, drop": Run(frames=8, drop=True),
     "low M=4, last": Run(frames=4, weights="last"),
@@ -79,6 +82,8 @@ RUNS: dict[str, Run] = {
     "low M=4, snr": Run(frames=4, weights="snr"),
     "low M=4, state": Run(frames=4, target="state"),
     "low M=4, huber": Run(frames=4, distance="huber"),
+    "kd, l1+perceptual": Run(frames=1, where="none", distance="l1+perceptual"),
+    "low M=4, drop, l1+perceptual": Run(frames=4, drop=True, distance="l1+perceptual"),
     "low M=4, l2": Run(frames=4, distance="l2"),
 }
 
@@ -106,8 +111,9 @@ def times_of(run: Run) -> Tensor:
 
 def make_student(run: Run, teacher: object, seed: int) -> TrajectoryStudent:
     torch.manual_seed(seed)
+    where = (lambda name, shape: name.startswith("mid")) if run.where == "mid" else run.where
     student = student_from_teacher(
-        teacher, times_of(run), run.target, run.modes, run.where, run.once, run.activation, run.init
+        teacher, times_of(run), run.target, run.modes, where, run.once, run.activation, run.init
     )
     if run.extra:
         backbone = student.net.backbone
@@ -147,10 +153,14 @@ def main() -> None:
     parser.add_argument("--only", nargs="*")
     parser.add_argument("--seeds", type=int, nargs="*", default=[0, 1, 2])
     parser.add_argument("--budget", type=float, default=1.0)
+    parser.add_argument("--report", action="store_true", help="write the table from the runs that are there")
     parser.add_argument("--precision", default="bf16")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     arguments.runs.mkdir(parents=True, exist_ok=True)
+    if arguments.report:
+        aggregate(arguments)
+        return
 
     teacher = load_teacher(arguments.source / "teacher")
     extractor = load_feature_net(arguments.source / "features")
@@ -164,7 +174,7 @@ def main() -> None:
     unit = None
     for seed in arguments.seeds:
         for name in arguments.only or RUNS:
-            run = RUNS[name]
+            run = parse(name)
             path = arguments.runs / f"{name.replace(' ', '_').replace(',', '')}-{seed}-{arguments.budget:g}.json"
             if path.is_file():
                 continue
@@ -179,7 +189,7 @@ def main() -> None:
                 checkpoint_every=10**9, log_every=200,
             )  # fmt: skip
             began = time.perf_counter()
-            train(student, objective, config, arguments.runs / "training", overwrite=True)
+            train(student, objective, config, arguments.runs / f"training-{path.stem}", overwrite=True)
             result = measure(student, fine, noises, extractor, real_features)
             z = noises[:1]
             result |= {
@@ -190,17 +200,30 @@ def main() -> None:
             }  # fmt: skip
             path.write_text(json.dumps(result, indent=1))
             print(
-                f"{name:22s} seed {seed} steps {steps:5d} FD {result['frechet']:6.2f} path {result['path_error']:.4f} "
+                f"{name:40s} seed {seed} steps {steps:5d} FD {result['frechet']:6.2f} path {result['path_error']:.4f} "
                 f"sample {result['sample_flops'] / 1e6:.0f} MFLOP {result['seconds']:.0f} s",
                 flush=True,
             )
+
+
+def parse(name: str) -> Run:
+    """A named run, or one with other settings: `kd@lr=1e-3@trajectories=4000`."""
+    base, *changes = name.split("@")
+    run = RUNS[base]
+    for change in changes:
+        key, value = change.split("=")
+        kind = type(getattr(run, key))
+        run = dataclasses.replace(run, **{key: value == "True" if kind is bool else kind(value)})
+    return run
 
 
 def objective_of(
     run: Run, student: TrajectoryStudent, arguments: argparse.Namespace, seed: int
 ) -> TrajectoryDistillation:
     data = TrajectorySet(arguments.source / "trajectories", times_of(run)).head(run.trajectories)
-    return TrajectoryDistillation(data, student, run.weights, run.distance, run.batch, seed, run.drop, run.inner_starts)
+    maps = load_feature_net(arguments.source / "loss_features").requires_grad_(False).maps
+    d = distance(run.distance, maps)
+    return TrajectoryDistillation(data, student, run.weights, d, run.batch, seed, run.drop, run.inner_starts)
 
 
 def step_flops(run: Run, teacher: object, arguments: argparse.Namespace) -> int:
@@ -214,7 +237,9 @@ def fine_frames(teacher: object, noises: Tensor, path: Path) -> dict[str, object
     """The teacher's fine solution at every time any student has, kept in a file."""
     times = sorted({t for run in RUNS.values() for t in times_of(run).tolist()}, reverse=True)
     if not path.is_file():
-        solved = fine_solution(teacher, teacher.schedule, noises, 64, keep=[1.0, *times], step=UniPC(3), keep_x0=True, batch=128)
+        solved = fine_solution(
+            teacher, teacher.schedule, noises, 64, keep=[1.0, *times], step=UniPC(3), keep_x0=True, batch=128
+        )
         write_tensors(path, {"x0": solved.x0[:, 1:], "state": solved.x[:, 1:], "times": torch.tensor(times)})
     held = read_tensors(path)
     if held["times"].tolist() != torch.tensor(times).tolist():
@@ -222,7 +247,99 @@ def fine_frames(teacher: object, noises: Tensor, path: Path) -> dict[str, object
     return {**held, "times": times}
 
 
-_ = (claim, write)
+def collect(runs: Path, budget: float) -> dict[str, list[dict[str, object]]]:
+    """Finished runs by name, seeds in order."""
+    found: dict[str, list[dict[str, object]]] = {}
+    for path in sorted(runs.glob("*.json")):
+        result = json.loads(path.read_text())
+        if result["budget"] == budget:
+            found.setdefault(result["name"], []).append(result)
+    return found
+
+
+def summary(results: list[dict[str, object]]) -> dict[str, object]:
+    def stat(key: str) -> dict[str, float]:
+        values = [r[key] for r in results]
+        return {"mean": statistics.mean(values), "spread": statistics.stdev(values) if len(values) > 1 else 0.0}
+
+    first = results[0]
+    shared = {k: first[k] for k in ("run", "steps", "train_flops", "sample_flops", "network_images", "parameters")}
+    return {"seeds": len(results), "frechet": stat("frechet"), "path_error": stat("path_error"), **shared}
+
+
+def aggregate(arguments: argparse.Namespace) -> None:
+    """Write the table, the claims and the plot from the runs that are there."""
+    found = collect(arguments.runs, arguments.budget)
+    table = {name: summary(results) for name, results in found.items()}
+    claims = []
+    for trajectories in sorted({s["run"]["trajectories"] for s in table.values()}):
+        here = {n: s for n, s in table.items() if s["run"]["trajectories"] == trajectories and s["seeds"] > 1}
+        operators = {n: s for n, s in here.items() if s["run"]["frames"] > 1 and s["run"]["where"] != "none"}
+        for control in (n for n, s in here.items() if s["run"]["frames"] == 1):
+            rivals = operators
+            if here[control]["run"]["extra"]:
+                # At equal sampling FLOPs: operators that cost no more than the control.
+                rivals = {
+                    n: s for n, s in operators.items() if s["sample_flops"] <= 1.02 * here[control]["sample_flops"]
+                }
+            for key in ("frechet", "path_error"):
+                if not rivals:
+                    continue
+                name = min(rivals, key=lambda n: rivals[n][key]["mean"])
+                ahead = here[control][key]["mean"] - rivals[name][key]["mean"]
+                spread = here[control][key]["spread"] + rivals[name][key]["spread"]
+                claims.append(
+                    claim(
+                        f"{key}: best operator ({name}) ahead of {control} beyond both spreads, {trajectories} trajectories",
+                        ahead - spread, 0.0, ">=",
+                    )
+                )  # fmt: skip
+    for name, s in sorted(table.items(), key=lambda item: item[1]["frechet"]["mean"]):
+        print(
+            f"{name:44s} {s['run']['trajectories']:6d} FD {s['frechet']['mean']:5.2f} +- {s['frechet']['spread']:.2f}  "
+            f"path {s['path_error']['mean']:.4f} +- {s['path_error']['spread']:.4f}  "
+            f"{s['sample_flops'] / 1e6:4.0f} MFLOP a sample, {s['seeds']} seeds"
+        )
+    teacher = next(iter(found.values()))[0]["teacher_frechet"]
+    write(
+        "digits",
+        f"equal training FLOPs ({next(iter(table.values()))['train_flops'] / 1e12:.2f} TFLOP a run); 2,048 held-out noises; "
+        "Frechet distance in digits_cnn features against the 1,797 images; path error: mean RMSE of the sample to the "
+        "teacher's fine solution; spread: standard deviation over seeds; bf16 training on one thread",
+        claims, teacher_frechet=teacher, table=table,
+    )  # fmt: skip
+    picture(table, teacher)
+
+
+def picture(table: dict[str, dict[str, object]], teacher: float) -> None:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    counts = sorted({s["run"]["trajectories"] for s in table.values()})
+    figure, axes = plt.subplots(1, len(counts), figsize=(5.2 * len(counts), 4.2), layout="constrained", squeeze=False)
+    for axis, count in zip(axes[0], counts, strict=True):
+        axis.axhline(teacher, color="0.5", linestyle="--", linewidth=1)
+        axis.text(0.99, teacher, "teacher ", color="0.4", ha="right", va="bottom", transform=axis.get_yaxis_transform())
+        for name, s in table.items():
+            if s["run"]["trajectories"] != count:
+                continue
+            colour = "tab:blue" if s["run"]["frames"] == 1 else "0.6" if s["run"]["where"] == "none" else "tab:red"
+            axis.errorbar(
+                s["path_error"]["mean"], s["frechet"]["mean"], s["frechet"]["spread"], s["path_error"]["spread"],
+                fmt="o", color=colour, capsize=2,
+            )  # fmt: skip
+            axis.annotate(
+                name.split("@")[0], (s["path_error"]["mean"], s["frechet"]["mean"]), textcoords="offset points",
+                xytext=(5, 4), fontsize=7,
+            )  # fmt: skip
+        axis.set(title=f"{count:,} trajectories", xlabel="path error", ylabel="Fréchet distance (digits_cnn)")
+        axis.grid(True, alpha=0.25)
+        axis.spines[["top", "right"]].set_visible(False)
+    Path("docs/images").mkdir(parents=True, exist_ok=True)
+    figure.savefig(Path(__file__).parents[1] / "docs/images/digits.png", dpi=150)
+
 
 if __name__ == "__main__":
     main()

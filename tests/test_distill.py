@@ -99,9 +99,10 @@ def test_distances() -> None:
     near, far = torch.full_like(a, 1e-3), torch.full_like(a, 10.0)
     assert torch.allclose(distance("huber")(near, 0 * a), torch.full((3,), 1e-6 / 0.06), rtol=1e-3)
     assert torch.allclose(distance("huber")(far, 0 * a), torch.full((3,), 9.97), rtol=1e-4)
-    for name in ("l1", "l2", "huber"):
+    assert torch.allclose(distance("l1+l2")(a, b), distance("l1")(a, b) + distance("l2")(a, b))
+    for name in ("l1", "l2", "huber", "l1+huber"):
         assert distance(name)(a, a).tolist() == pytest.approx([0, 0, 0], abs=1e-8)
-    with pytest.raises(ValueError, match="unknown distance 'lpips': expected l1, l2, huber or perceptual"):
+    with pytest.raises(ValueError, match="unknown distance 'lpips': expected l1, l2, huber, perceptual"):
         distance("lpips")
     with pytest.raises(ValueError, match="needs a feature network"):
         distance("perceptual")

@@ -134,6 +134,14 @@ def test_a_trajectory_says_what_it_is() -> None:
     assert not trajectory.x.requires_grad
 
 
+@pytest.mark.parametrize("target", ["x0", "state"])
+def test_the_last_frame_can_be_the_only_one(target: str) -> None:
+    made, z = student(target), torch.randn(2, 1, 8, 8)
+    alone, whole = OnePass(made, whole=False)(z), OnePass(made)(z)
+    assert alone.t.tolist() == [1.0, 0.0] and alone.x.shape == (2, 2, 1, 8, 8)
+    assert torch.allclose(alone.x, whole.x[:, [0, -1]], atol=1e-5)
+
+
 def test_frames_can_be_chosen() -> None:
     made, x_1 = student(), torch.randn(2, 1, 8, 8)
     every = made(x_1)

@@ -287,7 +287,7 @@ def test_compare_writes_numbers_and_a_report(folders: Path, tmp_path: Path) -> N
     said: list[tuple[str, int, int, str]] = []
     results = compare(
         folders / "teacher", folders / "student", folders / "features", "digits", 8, tmp_path / "out",
-        lambda *line: said.append(line), steps=(1, 2, 4), fine_steps=8, repeats=0,
+        lambda *line: said.append(line), ddim=(1, 2, 4), multistep=(2, 4), fine_steps=8, repeats=0,
     )  # fmt: skip
     assert load_results(tmp_path / "out" / "results.json") == results
     assert results[0].name == "DSNO" and results[0].cost.rounds == 1 and results[0].path_error > 0

@@ -37,6 +37,14 @@ class Reverse:
         return self.scale * (model(batch["x"]) - batch["x"].flip(1)).square().mean()
 
 
+class Shared(Reverse):
+    """The same, each process with its part of the batch."""
+
+    def batches(self, start: int, rank: int = 0, world: int = 1) -> Iterator[dict[str, Tensor]]:
+        for batch in super().batches(start):
+            yield {**batch, "x": batch["x"].chunk(world)[rank]}
+
+
 def network(dropout: float = 0.2) -> nn.Module:
     with torch.random.fork_rng():
         torch.manual_seed(7)
@@ -50,6 +58,11 @@ def weights(model: nn.Module) -> Tensor:
 def losses(out: Path) -> list[tuple[int, float]]:
     lines = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
     return [(line["step"], line["loss"]) for line in lines]
+
+
+def environment() -> dict[str, str]:
+    """For a process of its own that imports this file."""
+    return {**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path])}
 
 
 def stop_at(last: int, how: type[BaseException] | int):
@@ -106,10 +119,7 @@ def test_an_interrupted_run_goes_on_bit_for_bit(last: int, accumulate: int, tmp_
 def test_a_killed_run_goes_on_bit_for_bit(tmp_path: Path) -> None:
     code = "import sys; from test_train import *; torch.set_num_threads(1); " \
         "train(network(), Reverse(), CONFIG, Path(sys.argv[1]), progress=stop_at(13, signal.SIGKILL))"  # fmt: skip
-    paths = os.pathsep.join([str(Path(__file__).parent), *sys.path])
-    killed = subprocess.run(
-        [sys.executable, "-c", code, str(tmp_path / "cut")], env={**os.environ, "PYTHONPATH": paths}, check=False
-    )
+    killed = subprocess.run([sys.executable, "-c", code, str(tmp_path / "cut")], env=environment(), check=False)
     assert killed.returncode == -signal.SIGKILL
     # As a kill in the middle of a line and of a checkpoint would leave it.
     with (tmp_path / "cut" / "log.jsonl").open("a") as file:
@@ -121,6 +131,20 @@ def test_a_killed_run_goes_on_bit_for_bit(tmp_path: Path) -> None:
     assert torch.equal(weights(resumed), weights(whole))
     assert losses(tmp_path / "cut") == losses(tmp_path / "whole")
     assert not (tmp_path / "cut" / ".step-00000015.tmp").exists()
+
+
+@pytest.mark.slow
+def test_two_processes_are_one(tmp_path: Path) -> None:
+    (tmp_path / "run.py").write_text(
+        "import sys; from test_train import *; torch.set_num_threads(1)\n"
+        "train(network(0.0), Shared(), CONFIG, Path(sys.argv[1]))\n"
+    )
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    subprocess.run([*command, str(tmp_path / "run.py"), str(tmp_path / "two")], env=environment(), check=True)
+    one = train(network(0.0), Reverse(), CONFIG, tmp_path / "one")
+    two = read_tensors(tmp_path / "two" / "step-00000020" / "average.safetensors")
+    assert all(torch.allclose(p, two[name], atol=1e-6) for name, p in one.named_parameters())
+    assert [step for step, _ in losses(tmp_path / "two")] == [*range(1, 21)]
 
 
 def test_a_finished_run_is_not_run_again(tmp_path: Path) -> None:

@@ -14,9 +14,10 @@ import torch
 from dsno.train import TrainConfig
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
 
     from dsno import schedule
+    from dsno.evaluate import Result
     from dsno.recipes import Report
 
 __all__ = ["main"]
@@ -56,6 +57,20 @@ def progress() -> Iterator[Report]:
 
     with bar:
         yield report
+
+
+def show(results: Sequence[Result]) -> None:
+    """Print results as a table; the best of each column are bold."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from dsno.evaluate import best, table
+
+    rows, winners = table(results), best(results)
+    printed = Table(*rows[0], box=None, header_style="bold")
+    for row in rows:
+        printed.add_row(*(f"[bold]{v}[/]" if row["name"] in winners.get(k, ()) else v for k, v in row.items()))
+    Console().print(printed)
 
 
 class Verb(Protocol):
@@ -196,8 +211,10 @@ class Distill:
     """What the frames are trained on."""
     weights: str = "snr5"
     """Frame weighting: snr (the paper's), snr<clamp>, uniform, last."""
-    distance: Literal["l1", "l2", "huber"] = "l1"
-    """Distance of the loss."""
+    distance: str = "l1"
+    """Distance of the loss: l1, l2, huber, perceptual, or a sum such as l1+perceptual."""
+    features: Path | None = None
+    """Folder of the feature network of a perceptual distance (not the one that quality is measured in)."""
     where: Literal["every", "low", "none"] = "low"
     """Blocks with temporal layers: every one as in the paper, those below the highest resolution, none."""
     once: bool = True
@@ -217,6 +234,7 @@ class Distill:
     """Throw away what is in --out."""
 
     def run(self) -> None:
+        from dsno.metrics import load_feature_net
         from dsno.recipes import distill
         from dsno.store import TrajectorySet
         from dsno.students.flowmap import student_from_teacher
@@ -230,7 +248,8 @@ class Distill:
         with progress() as report:
             distill(
                 student, data, self.out, self.train, self.weights, self.distance, self.batch, self.drop,
-                self.inner_starts, self.resume, self.overwrite, report,
+                self.inner_starts, None if self.features is None else load_feature_net(self.features), self.resume,
+                self.overwrite, report,
             )  # fmt: skip
         print(f"student in {self.out}")
         _next(f"dsno sample --student {self.out}")
@@ -315,20 +334,29 @@ class Evaluate:
 
         prepare_folder(self.out, overwrite=self.overwrite)
         with progress() as report:
-            compare(
+            results = compare(
                 self.teacher or shipped() / "teacher", self.student or shipped() / "student",
                 self.features or shipped() / "features", self.data, self.count, self.out, report,
             )  # fmt: skip
+        show(results)
         print(f"numbers in {self.out / 'results.json'}, pictures in {self.out / 'report.html'}")
 
 
 @dataclass(frozen=True)
 class Demo:
-    """The shipped digits student beside its teacher: a table, and report.html to look at."""
+    """The shipped digits student beside its teacher: a table, and report.html to look at.
+
+    In Python:
+
+        from dsno.recipes import shipped
+        from dsno.report import compare
+        w = shipped("digits")
+        compare(w / "teacher", w / "student", w / "features", "digits", count=512, page="report.html")
+    """
 
     out: Path = Path("report.html")
     """The report."""
-    count: int = 1024
+    count: int = 512
     """Noises."""
 
     def run(self) -> None:
@@ -337,10 +365,17 @@ class Demo:
 
         folder = shipped()
         with progress() as report:
-            compare(
-                folder / "teacher", folder / "student", folder / "features", "digits", self.count,
-                self.out.parent, report, page=self.out,
-            )  # fmt: skip
+            results = compare(
+                folder / "teacher",
+                folder / "student",
+                folder / "features",
+                "digits",
+                self.count,
+                None,
+                report,
+                self.out,
+            )
+        show(results)
         print(f"report: {self.out.resolve()}")
         _next("dsno reproduce digits   (trains all of this from nothing, resumable)")
 
@@ -361,7 +396,10 @@ class Reproduce:
         began = time.perf_counter()
         with progress() as report:
             out = DigitsRecipe().run(self.out, report)
-            compare(out / "teacher", out / "student", out / "features", "digits", 2048, out / "evaluation", report)
+            results = compare(
+                out / "teacher", out / "student", out / "features", "digits", 2048, out / "evaluation", report
+            )
+        show(results)
         print(f"{(time.perf_counter() - began) / 60:.1f} minutes; report: {out / 'evaluation' / 'report.html'}")
         _next(f"dsno sample --student {out / 'student'}")
 
@@ -372,6 +410,10 @@ def main() -> None:
 
     verbs: tuple[type[Verb], ...] = (Demo, Teach, Generate, Distill, Sample, Evaluate, Reproduce)
     commands: dict[str, Callable[..., Verb]] = {verb.__name__.lower(): verb for verb in verbs}
+    if len(sys.argv) < 2 or sys.argv[1].startswith("-"):
+        # The overview shows a line per verb; each verb's own help shows all of its text.
+        for verb in verbs:
+            verb.__doc__ = (verb.__doc__ or "").splitlines()[0]
     chosen = tyro.extras.subcommand_cli_from_dict(commands, prog="dsno", description=__doc__)
     try:
         chosen.run()

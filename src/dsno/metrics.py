@@ -103,9 +103,14 @@ class FeatureNet(nn.Module):
             raise ValueError(
                 f"{self.name} takes images (B, {self.channels}, H, W) of 8x8 or more, got {tuple(x.shape)}"
             )
-        for n, (conv, norm) in enumerate(zip(self.convs, self.norms, strict=True)):
-            x = nnf.silu(norm(conv(x if n == 0 else nnf.avg_pool2d(x, 2))))
-        return nnf.silu(self.penultimate(nnf.adaptive_avg_pool2d(x, 2).flatten(1)))
+        return nnf.silu(self.penultimate(nnf.adaptive_avg_pool2d(self.maps(x)[-1], 2).flatten(1)))
+
+    def maps(self, x: Tensor) -> list[Tensor]:
+        """The feature maps after each convolution, what a perceptual distance compares; x as in `features`."""
+        maps: list[Tensor] = []
+        for conv, norm in zip(self.convs, self.norms, strict=True):
+            maps.append(x := nnf.silu(norm(conv(nnf.avg_pool2d(x, 2) if maps else x))))
+        return maps
 
     def forward(self, x: Tensor) -> Tensor:
         """Images (B, C, H, W) in [-1, 1] to logits (B, classes)."""

@@ -202,8 +202,8 @@ class DSNOPipeline(DiffusionPipeline):
             class_labels: One label for all images, or one for each, in [0, classes); for a class-conditional student.
             generator: One generator for the batch, or a list with one for each image, whose noise then depends on its
                 own generator alone.
-            seeds: One integer in $[0, 2^{63})$ for each image instead (`dsno.noise.noise`): the same image in any batch,
-                on any device.
+            seeds: One integer in $[0, 2^{63})$ for each image instead (`dsno.noise.noise`): the same noise in any batch and
+                on any device, so the same image up to rounding.
             output_type: `pil`, `np` (N, H, W, C) or `pt` (N, C, H, W); the latter two in [0, 1].
             return_trajectory: Also return the trajectory. Without it the last blocks run for the sample alone.
             return_dict: Return a `DSNOPipelineOutput`, else a tuple of what it would hold.

@@ -26,7 +26,8 @@ from dsno.data import Images, load_images
 from dsno.denoise import Kind, Prediction
 from dsno.distill.denoising import Denoising
 from dsno.distill.trajectory import TrajectoryDistillation
-from dsno.metrics import FeatureNet, save_feature_net
+from dsno.distill.trajectory import distance as named_distance
+from dsno.metrics import FeatureNet, load_feature_net, save_feature_net
 from dsno.solve import SOLVERS, SolverSampler
 from dsno.store import TrajectorySet, generate
 from dsno.students.flowmap import Target, TrajectoryStudent, save_student, student_from_teacher
@@ -100,9 +101,11 @@ class DigitsRecipe:
         out.mkdir(parents=True, exist_ok=True)
         self._same(out / "recipe.json")
         images = load_images("digits")
-        if not (out / "features" / "config.json").is_file():
-            with _timed(out, "features"):
-                train_features(images, out / "features", self.features_steps, self.seed, report)
+        # What is optimised must not be what is measured: the loss has a feature network of its own.
+        for name, seed, width in (("features", self.seed, 16), ("loss_features", self.seed + 1, 24)):
+            if not (out / name / "config.json").is_file():
+                with _timed(out, name):
+                    train_features(images, out / name, self.features_steps, seed, width, report)
         if not (out / "teacher" / "config.json").is_file():
             config = dataclasses.replace(self.teach, seed=self.seed)
             with _timed(out, "teacher"):
@@ -120,7 +123,7 @@ class DigitsRecipe:
             with _timed(out, "student"):
                 distill(
                     student, data, out / "student", config, self.weights, self.distance, self.distill_batch, self.drop,
-                    resume=True, report=report,
+                    features=load_feature_net(out / "loss_features"), resume=True, report=report,
                 )  # fmt: skip
         return out
 
@@ -224,12 +227,19 @@ def distill(
     batch: int = 256,
     drop: bool = False,
     inner_starts: float = 0.0,
+    features: FeatureNet | None = None,
     resume: bool = False,
     overwrite: bool = False,
     report: Report = _quiet,
 ) -> TrajectoryStudent:
-    """Train a student on trajectories and write it to `out`; see `TrajectoryDistillation` and `train`."""
-    objective = TrajectoryDistillation(data, student, weights, distance, batch, config.seed, drop, inner_starts)
+    """Train a student on trajectories and write it to `out`; see `TrajectoryDistillation` and `train`.
+
+    `features` is the network of a perceptual `distance`.
+    """
+    maps = None if features is None else features.requires_grad_(False).maps
+    objective = TrajectoryDistillation(
+        data, student, weights, named_distance(distance, maps), batch, config.seed, drop, inner_starts
+    )
     report("distill", 0, config.steps, objective.describe())
     train(student, objective, config, Path(out) / "training", resume, overwrite, progress=_progress("distill", report))
     save_student(out, student, trajectories=len(data), training=dataclasses.asdict(config), weights=weights)
@@ -261,9 +271,9 @@ class _Classify:
 
 
 def train_features(
-    images: Images, out: Path | str, steps: int = 800, seed: int = 0, report: Report = _quiet
+    images: Images, out: Path | str, steps: int = 800, seed: int = 0, width: int = 16, report: Report = _quiet
 ) -> FeatureNet:
-    """Train the classifier whose features the quality is measured in, and write it to `out`.
+    """Train a classifier whose features a quality or a perceptual distance is measured in, and write it to `out`.
 
     Raises:
         ValueError: if the images have no labels.
@@ -271,7 +281,7 @@ def train_features(
     if images.labels is None:
         raise ValueError(f"{images.name} has no labels to train a feature network on")
     torch.manual_seed(seed)
-    net = FeatureNet(f"{Path(images.name).stem}_cnn", images.shape[0], int(images.labels.max()) + 1)
+    net = FeatureNet(f"{Path(images.name).stem}_cnn", images.shape[0], int(images.labels.max()) + 1, width)
     config = TrainConfig(steps=steps, lr=2e-3, warmup=50, ema=0.99, checkpoint_every=steps, seed=seed)
     objective = _Classify(images, 128, seed)
     train(net, objective, config, Path(out) / "training", resume=True, progress=_progress("features", report))

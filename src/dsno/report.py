@@ -477,7 +477,8 @@ def compare(
     page: Path | str | None = None,
     *,
     first_seed: int = HELD_OUT,
-    steps: Sequence[int] = (1, 2, 4, 8, 16),
+    ddim: Sequence[int] = (1, 2, 4, 8, 16, 32, 64),
+    multistep: Sequence[int] = (4, 8, 16),
     fine_steps: int = 64,
     repeats: int = 3,
 ) -> list[Result]:
@@ -493,8 +494,9 @@ def compare(
         report: Called with stage, done, total and text.
         page: Where the report goes instead.
         first_seed: Seed of the first noise; far from those of trajectories by default.
-        steps: Steps of DDIM, DPM-Solver++ and UniPC, all on the uniform grid. About `count` times
-            (3 sum(steps) + fine_steps) network evaluations are most of the work.
+        ddim: Steps of DDIM, on the uniform grid.
+        multistep: Steps of DPM-Solver++ and UniPC, on the uniform grid. About `count` times
+            (sum(ddim) + 2 sum(multistep) + fine_steps) network evaluations are most of the work.
         fine_steps: Steps of the fine solution.
         repeats: Calls behind each latency, 0 to leave latencies out.
 
@@ -511,10 +513,10 @@ def compare(
     if isinstance(backbone, UNet) and tuple(backbone.shape) != shape:
         raise ValueError(f"the student makes {tuple(backbone.shape)}, {images.name} has {shape}: choose its own data")
     seeds = seed_range(first_seed, count)
-    samplers: dict[str, Sampler] = {"DSNO": OnePass(learned)}
-    for name, step in (("DDIM", DDIM()), ("DPM-Solver++", DPMSolverPP()), ("UniPC", UniPC())):
-        # One step of any of them is DDIM's.
-        for n in (n for n in steps if n > 1 or name == "DDIM"):
+    samplers: dict[str, Sampler] = {"DSNO": OnePass(learned, whole=False)}
+    solvers = (("DDIM", DDIM(), ddim), ("DPM-Solver++", DPMSolverPP(), multistep), ("UniPC", UniPC(), multistep))
+    for name, step, steps in solvers:
+        for n in steps:
             samplers[f"{name}-{n}"] = SolverSampler(solved, solved.schedule, uniform(n), step)
 
     def say(done: int, text: str) -> None:

@@ -138,21 +138,24 @@ class OnePass:
     r"""A student as a `Sampler`: noise to trajectory in one network call.
 
     The trajectory's states are noise and the student's frames; a `x0` student's states are the formula's with its
-    $\hat x_0$ in place of $h$, exact at the last frame.
+    $\hat x_0$ in place of $h$, exact at the last frame. Without `whole` the sample is the only frame, and the blocks
+    behind the last temporal layer run for it alone.
     """
 
     student: TrajectoryStudent
+    whole: bool = True
 
     @torch.no_grad()
     def __call__(self, z: Tensor, cond: Tensor | None = None, seeds: Tensor | None = None) -> Trajectory:
         student = self.student
+        frames = range(student.frames) if self.whole else (student.frames - 1,)
         x_1 = initial_state(student.schedule, z)
-        h = student(x_1, cond)
-        x = torch.cat([x_1.unsqueeze(1), student.states(x_1, h)], 1)
+        h = student(x_1, cond, select=frames)
+        x = torch.cat([x_1.unsqueeze(1), student.states(x_1, h, select=frames)], 1)
         if student.target == "x0":
             # The sample is h itself; the formula would add sigma_M times the noise where a schedule is truncated.
             x[:, -1] = h[:, -1]
-        t = torch.cat([torch.ones(1, dtype=torch.float64), student.times])
+        t = torch.cat([torch.ones(1, dtype=torch.float64), student.times[list(frames)]])
         return Trajectory(x, t, torch.cat([h[:, :1], h], 1), cond, seeds, nfe=1, rounds=1)
 
 
