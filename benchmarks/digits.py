@@ -45,47 +45,63 @@ class Run:
     """One student: what differs from the default DSNO."""
 
     frames: int = 4
-    where: str = "low"
+    where: str = "mid"
     once: bool = True
     modes: int = 2
     activation: str = "silu"
     init: str = "zero"
+    told: str = "input"
     target: str = "x0"
-    weights: str = "snr5"
+    weights: str = "last"
     distance: str = "l1"
     batch: int = 64
-    drop: bool = False
+    others: float | None = None
     inner_starts: float = 0.0
     extra: int = 0
-    """Residual convolutions appended to every block below the highest resolution (a network of more FLOPs)."""
-    lr: float = 5e-4
+    """Pairs of residual convolutions appended to the blocks `extra_where`: a network of more FLOPs."""
+    extra_where: str = "mid"
+    lr: float = 1e-3
     trajectories: int = 20_000
-    spacing: str = "quadratic"
 
 
 RUNS: dict[str, Run] = {
+    # One frame, told the noise's time: knowledge distillation, plain and with more FLOPs.
     "kd": Run(frames=1, where="none"),
-    "kd, wide": Run(frames=1, where="none", extra=2),
-    "paper M=2": Run(frames=2, where="every", once=False),
-    "paper M=4": Run(frames=4, where="every", once=False),
-    "paper M=8": Run(frames=8, where="every", once=False),
-    "no temporal M=4": Run(frames=4, where="none", once=False),
-    "low M=2": Run(frames=2),
-    "low M=4": Run(frames=4),
-    "low M=8": Run(frames=8),
-    "mid M=4": Run(frames=4, where="mid"),
-    "mid M=8": Run(frames=8, where="mid"),
-    "low M=4, drop": Run(frames=4, drop=True),
-    "low M=8, drop": Run(frames=8, drop=True),
-    "low M=4, last": Run(frames=4, weights="last"),
-    "low M=4, uniform": Run(frames=4, weights="uniform"),
-    "low M=4, snr": Run(frames=4, weights="snr"),
-    "low M=4, state": Run(frames=4, target="state"),
-    "low M=4, huber": Run(frames=4, distance="huber"),
-    "kd, l1+perceptual": Run(frames=1, where="none", distance="l1+perceptual"),
-    "low M=4, drop, l1+perceptual": Run(frames=4, drop=True, distance="l1+perceptual"),
-    "low M=4, l2": Run(frames=4, distance="l2"),
-}
+    "kd, 48 MFLOP": Run(frames=1, where="none", extra=2),
+    "kd, 158 MFLOP": Run(frames=1, where="none", extra=6, extra_where="low"),
+    # The published operator: a layer in every block, every frame told its own time, weights clamped at 1e4.
+    "paper M=2": Run(frames=2, where="every", once=False, told="output", weights="snr", batch=32),
+    "paper M=4": Run(frames=4, where="every", once=False, told="output", weights="snr", batch=16),
+    "paper M=8": Run(frames=8, where="every", once=False, told="output", weights="snr", batch=8),
+    "no temporal M=4": Run(frames=4, where="none", once=False, told="output", weights="snr", batch=16),
+    # Frames only where they are cheap, told the input's time.
+    "mid M=2": Run(frames=2),
+    "mid M=4": Run(frames=4),
+    "mid M=8": Run(frames=8),
+    "low M=4": Run(frames=4, where="low", batch=32),
+    # One change at a time from the published operator.
+    "paper M=4, snr5": Run(frames=4, where="every", once=False, told="output", weights="snr5", batch=16),
+    "paper M=4, uniform": Run(frames=4, where="every", once=False, told="output", weights="uniform", batch=16),
+    "paper M=4, last": Run(frames=4, where="every", once=False, told="output", weights="last", batch=16),
+    "paper M=4, state": Run(frames=4, where="every", once=False, told="output", weights="snr", target="state", batch=16),
+    "paper M=4, told input": Run(frames=4, where="every", once=False, weights="snr", batch=16),
+    "paper M=4, leaky uniform init": Run(
+        frames=4, where="every", once=False, told="output", weights="snr", batch=16, activation="leaky_relu",
+        init="uniform",
+    ),
+    "paper M=4, leaky zero init": Run(
+        frames=4, where="every", once=False, told="output", weights="snr", batch=16, activation="leaky_relu",
+    ),
+    "paper M=4, normal init": Run(
+        frames=4, where="every", once=False, told="output", weights="snr", batch=16, init="normal"
+    ),
+    # One change at a time from the cheap operator.
+    "mid M=4, snr100": Run(frames=4, weights="snr100"),
+    "mid M=4, snr100, others 0.25": Run(frames=4, weights="snr100", others=0.25),
+    "mid M=4, l2": Run(frames=4, distance="l2"),
+    "mid M=4, huber": Run(frames=4, distance="huber"),
+    "mid M=4, l1+perceptual": Run(frames=4, distance="l1+perceptual"),
+}  # fmt: skip
 
 
 class Adapter(nn.Module):
@@ -105,19 +121,18 @@ class Adapter(nn.Module):
 
 
 def times_of(run: Run) -> Tensor:
-    grid = schedule.quadratic(run.frames) if run.spacing == "quadratic" else schedule.uniform(run.frames)
-    return grid[1:]
+    return schedule.quadratic(run.frames)[1:]
 
 
 def make_student(run: Run, teacher: object, seed: int) -> TrajectoryStudent:
     torch.manual_seed(seed)
-    where = (lambda name, shape: name.startswith("mid")) if run.where == "mid" else run.where
     student = student_from_teacher(
-        teacher, times_of(run), run.target, run.modes, where, run.once, run.activation, run.init
+        teacher, times_of(run), run.target, run.modes, run.where, run.once, run.activation, run.init, run.told
     )
     if run.extra:
         backbone = student.net.backbone
-        blocks = [b for b in (*backbone.down, *backbone.mid, *backbone.up) if b.out_channels > backbone.emb_in]
+        low = [b for b in (*backbone.down, *backbone.mid, *backbone.up) if b.out_channels > backbone.emb_in]
+        blocks = backbone.mid if run.extra_where == "mid" else low
         for block in blocks:
             block.adapter = Adapter(block.out_channels, run.extra)
             block.register_forward_hook(lambda m, args, h: m.adapter(h))
@@ -223,7 +238,7 @@ def objective_of(
     data = TrajectorySet(arguments.source / "trajectories", times_of(run)).head(run.trajectories)
     maps = load_feature_net(arguments.source / "loss_features").requires_grad_(False).maps
     d = distance(run.distance, maps)
-    return TrajectoryDistillation(data, student, run.weights, d, run.batch, seed, run.drop, run.inner_starts)
+    return TrajectoryDistillation(data, student, run.weights, d, run.batch, seed, run.others, run.inner_starts)
 
 
 def step_flops(run: Run, teacher: object, arguments: argparse.Namespace) -> int:

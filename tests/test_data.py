@@ -120,6 +120,18 @@ def test_nothing_is_unpickled(tmp_path: Path) -> None:
         load_images(str(tmp_path / "a.npy"))
 
 
+def test_damaged_arrays_and_pictures_are_named(tmp_path: Path) -> None:
+    np.save(tmp_path / "a.npy", PIXELS)
+    np.savez(tmp_path / "a.npz", PIXELS)
+    Image.fromarray(np.tile(PIXELS[0], (20, 20))).save(tmp_path / "a.png")
+    for name in ("a.npy", "a.npz", "a.png"):
+        whole = (tmp_path / name).read_bytes()
+        for content in (whole[: len(whole) // 2], b"neither", b""):
+            (tmp_path / name).write_bytes(content)
+            with pytest.raises(ValueError, match=rf"{name} is damaged or not"):
+                load_images(str(tmp_path if name == "a.png" else tmp_path / name))
+
+
 def test_unusable_folders_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="no PNG or JPEG files"):
         load_images(str(tmp_path))

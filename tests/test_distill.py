@@ -134,7 +134,7 @@ def test_the_perceptual_distance_compares_normalised_features(layers: int) -> No
 
 @pytest.mark.parametrize("weights", ["snr", "snr5", "uniform", "last"])
 @pytest.mark.parametrize(
-    "options", [{}, {"drop": True}, {"inner_starts": 1.0}, {"drop": True, "inner_starts": 0.5}], ids=str
+    "options", [{}, {"others": 1.0}, {"inner_starts": 1.0}, {"others": 1.0, "inner_starts": 0.5}], ids=str
 )
 @pytest.mark.parametrize("target", ["x0", "state"])
 def test_the_loss_vanishes_at_the_exact_flow(target: str, options: dict, weights: str, data: TrajectorySet) -> None:
@@ -162,21 +162,30 @@ def test_the_loss_is_the_weighted_mean_of_the_frames(data: TrajectorySet) -> Non
 @pytest.mark.parametrize("start", [0, 1])
 def test_dropping_frames_keeps_the_expected_loss(start: int, data: TrajectorySet) -> None:
     student = exact("x0")
-    objective = TrajectoryDistillation(data, student, "snr5", "l2", batch=32, drop=True)
+    objective = TrajectoryDistillation(data, student, "snr5", "l2", batch=32, others=1.0)
     (batch,) = first(objective, 1)
     off = torch.tensor([1.0, 2.0, 3.0, 4.0])
 
     def shifted(x: Tensor, cond: Tensor | None, begin: float, frames: Sequence[int]) -> Tensor:
         return student(x, cond, begin, frames) + off[list(frames)].reshape(1, -1, 1, 1, 1)
 
-    each = [objective(shifted, {**batch, "first": start, "frames": (m, 3)}).item() for m in range(start, 3)]
+    each = [
+        objective(shifted, {**batch, "first": start, "frames": (m, 3), "boost": 3 - start}).item()
+        for m in range(start, 3)
+    ]
     assert sum(each) / len(each) == pytest.approx(float((objective.shares * off**2)[start:].sum()), rel=1e-4)
-    drawn = {b["frames"] for b in first(objective, 40)}
-    assert drawn == {(0, 3), (1, 3), (2, 3)}
+    drawn = {(b["frames"], b["boost"]) for b in first(objective, 40)}
+    assert drawn == {((0, 3), 3), ((1, 3), 3), ((2, 3), 3)}
+
+
+def test_frames_without_weight_are_not_computed(data: TrajectorySet) -> None:
+    for others in (None, 0.5):
+        (batch,) = first(TrajectoryDistillation(data, exact("x0"), "last", batch=16, others=others), 1)
+        assert batch["frames"] == (3,) and batch["boost"] == 1
 
 
 def test_batches_are_a_function_of_seed_step_and_rank(data: TrajectorySet) -> None:
-    objective = TrajectoryDistillation(data, exact("x0"), batch=16, seed=5, drop=True, inner_starts=0.5)
+    objective = TrajectoryDistillation(data, exact("x0"), batch=16, seed=5, others=1.0, inner_starts=0.5)
     straight = first(objective, 9)
     resumed = list(islice(objective.batches(6), 3))
     for a, b in zip(straight[6:], resumed, strict=True):
@@ -189,7 +198,7 @@ def test_batches_are_a_function_of_seed_step_and_rank(data: TrajectorySet) -> No
 
 
 def test_what_does_not_fit_is_refused(data: TrajectorySet, tmp_path: Path) -> None:
-    assert TrajectoryDistillation(data, exact("x0"), "snr").describe() == (
+    assert TrajectoryDistillation(data, exact("x0"), "snr", batch=16).describe() == (
         "loss shares by frame (snr): t = 0.5625: 0.01 %, t = 0.25: 0.02 %, t = 0.0625: 0.10 %, t = 0: 99.86 %"
     )
     with pytest.raises(ValueError, match="the trajectories are of Cosine.*, the student of RectifiedFlow"):
@@ -199,13 +208,17 @@ def test_what_does_not_fit_is_refused(data: TrajectorySet, tmp_path: Path) -> No
     only = generate(SAMPLER, SHAPE, tmp_path / "x0", 4, targets=("x0",))
     with pytest.raises(ValueError, match="the student needs 'state': generate it"):
         TrajectoryDistillation(only, exact("state"))
+    with pytest.raises(ValueError, match="4 rows do not fill one batch of 256: use a smaller batch or more rows"):
+        TrajectoryDistillation(only, exact("x0"))
+    with pytest.raises(ValueError, match="batch must be at least 1, got 0"):
+        Denoising(torch.zeros(4, 2), Cosine(), batch=0)
     with pytest.raises(
         ValueError, match="inner starts need a student with once=True and trajectories that hold `state`"
     ):
         TrajectoryDistillation(only, exact("x0"), inner_starts=0.5)
 
 
-@pytest.mark.parametrize("options", [{}, {"drop": True, "inner_starts": 0.5}], ids=str)
+@pytest.mark.parametrize("options", [{}, {"others": 1.0, "inner_starts": 0.5}], ids=str)
 @pytest.mark.parametrize("target", ["x0", "state"])
 def test_a_student_learns(target: str, options: dict, data: TrajectorySet) -> None:
     net = UNet(1, 4, (4, 8), attention=())

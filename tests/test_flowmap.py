@@ -167,10 +167,14 @@ def test_untrained_it_is_the_teacher_told_the_time_of_each_frame(kind: Kind) -> 
     assert all(torch.equal(v, before[k]) for k, v in source.net.state_dict().items())
 
 
-def test_modes_are_lowered_to_what_the_frames_have() -> None:
-    made = student_from_teacher(teacher(), [0.0], modes=2)
+def test_modes_are_two_or_what_one_frame_has_unless_they_are_given() -> None:
+    made = student_from_teacher(teacher(), [0.0])
     assert made.frames == 1 and all(layer.modes == 1 for layer in made.net.temporal_layers().values())
     assert made(torch.randn(2, 1, 8, 8)).shape == (2, 1, 1, 8, 8)
+    assert {layer.modes for layer in student().net.temporal_layers().values()} == {2}
+    for times, modes, message in ((TIMES, 4, r"in \[1, 3\], got 4"), ([0.0], 2, r"in \[1, 1\], got 2")):
+        with pytest.raises(ValueError, match=message):
+            student_from_teacher(teacher(), times, modes=modes)
 
 
 def test_a_student_is_of_its_teachers_precision() -> None:
@@ -300,3 +304,23 @@ def test_teachers_come_back_and_are_no_students(tmp_path: Path) -> None:
     assert (loaded.schedule, loaded.kind, loaded.clip) == (source.schedule, "v", 1.5)
     with pytest.raises(ValueError, match="holds a teacher, expected a student"):
         load_student(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (lambda c: c.update(kinds="v"), "unknown key 'kinds' in the configuration of a teacher: did you mean 'kind'"),
+        (lambda c: c.pop("net"), "the configuration of a teacher lacks net"),
+        (lambda c: c["net"].update(clases=3), "unknown key 'clases' in .*UNet: did you mean 'classes'"),
+        (lambda c: c.update(kind="w"), "unknown"),
+        (
+            lambda c: c["schedule"].update(log_snr_mx=3),
+            "Cosine has log_snr_min, log_snr_max: got an unexpected .*'log_snr_mx'",
+        ),
+    ],
+)
+def test_a_wrong_configuration_of_a_teacher_is_explained(change, message: str, tmp_path: Path) -> None:
+    save_teacher(tmp_path, teacher())
+    edit(tmp_path, change)
+    with pytest.raises(ValueError, match=message):
+        load_teacher(tmp_path)

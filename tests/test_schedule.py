@@ -131,6 +131,8 @@ def test_config_rebuilds_the_schedule(schedule: Schedule) -> None:
         (lambda: Tabulated([0.9, 1.0]), "strictly between 0 and 1"),
         (lambda: Tabulated([0.5, 0.9]), "must decrease"),
         (lambda: schedule_from_config({"name": "Sine"}), "unknown schedule 'Sine'"),
+        (lambda: schedule_from_config({"name": "VE", "sigma": 1}), "VE has sigma_max: got an unexpected .*'sigma'"),
+        (lambda: schedule_from_config({"name": "Tabulated"}), "missing a required argument: 'alphas_cumprod'"),
     ],
 )
 def test_bad_arguments_say_what_is_wrong(build, message: str) -> None:

@@ -436,6 +436,19 @@ def test_each_rank_makes_its_own_shards(tmp_path: Path) -> None:
 # Refusals
 
 
+def test_trajectories_know_their_teacher(tmp_path: Path) -> None:
+    data = make(tmp_path / "set", sampler=sampler(Prediction(Net(), COSINE)), teacher={"name": "a"})
+    torch.manual_seed(0)
+    data.check_teacher(Prediction(Net(), COSINE))
+    for other, difference in (
+        (Prediction(Net(), COSINE, "eps"), "teacher.kind: expected"),
+        (Prediction(Net().requires_grad_(False).double(), COSINE), "teacher.sha256: expected"),
+        (mixture(), "teacher.class: expected"),
+    ):
+        with pytest.raises(ValueError, match=f"set holds trajectories of another teacher: .*{difference}"):
+            data.check_teacher(other)
+
+
 def test_an_existing_folder_needs_a_decision(tmp_path: Path) -> None:
     make(tmp_path / "set")
     with pytest.raises(FileExistsError, match="3 shards already: pass resume=True to continue or overwrite=True"):

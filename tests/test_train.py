@@ -169,6 +169,11 @@ def test_what_decides_the_updates_may_not_change(tmp_path: Path) -> None:
         train(network(), Reverse(), replace(CONFIG, lr=0.1), tmp_path, resume=True)
     with pytest.raises(ValueError, match="holds another architecture"):
         train(nn.Linear(4, 4), Reverse(), CONFIG, tmp_path, resume=True)
+    settings = {"kind": "v", "widths": (4, 4)}
+    train(network(), Reverse(), replace(CONFIG, steps=5), tmp_path, overwrite=True, settings=settings)
+    train(network(), Reverse(), replace(CONFIG, steps=6), tmp_path, resume=True, settings=settings)
+    with pytest.raises(ValueError, match=r"was trained with widths = \[4, 4\], now \[4, 8\]: resume alike"):
+        train(network(), Reverse(), CONFIG, tmp_path, resume=True, settings={"kind": "v", "widths": (4, 8)})
 
 
 class Diverges(Reverse):
@@ -358,7 +363,9 @@ def test_a_folder_that_cannot_be_written_is_an_error_before_any_work(tmp_path: P
 
 def test_a_checkpoint_records_its_configuration(tmp_path: Path) -> None:
     train(network(), Reverse(), CONFIG, tmp_path)
-    assert read_json(tmp_path / "step-00000020" / "state.json") == {"step": 20, "config": asdict(CONFIG)}
+    assert read_json(tmp_path / "step-00000020" / "state.json") == {
+        "step": 20, "config": asdict(CONFIG), "settings": {},
+    }  # fmt: skip
 
 
 def test_a_tracker_of_accelerates_writes(tmp_path: Path) -> None:

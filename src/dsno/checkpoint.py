@@ -193,6 +193,8 @@ def save_model(folder: Path | str, config: Mapping[str, object], module: nn.Modu
 def load_model(folder: Path | str, kind: str, make: Callable[[dict[str, Any]], tuple[T, nn.Module]]) -> T:
     """Read a folder of the given `kind`: `make(config)` returns the object and the module to fill.
 
+    `config` is what describes the model, without `type` and `notes`.
+
     Raises:
         FileNotFoundError: if a file is missing; says which.
         ValueError: if the folder holds another kind of model, or damaged or foreign weights.
@@ -202,6 +204,6 @@ def load_model(folder: Path | str, kind: str, make: Callable[[dict[str, Any]], t
     found = config.get("type") if isinstance(config, dict) else None
     if found != kind:
         raise ValueError(f"{folder} holds a {found or 'foreign model'}, expected a {kind}")
-    made, module = make(config)
+    made, module = make({k: v for k, v in config.items() if k not in ("type", "notes")})
     fill(module, read_tensors(folder / WEIGHTS), folder)
     return made

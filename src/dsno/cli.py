@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from contextlib import contextmanager
@@ -29,7 +30,7 @@ def progress() -> Iterator[Report]:
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-    console = Console(stderr=True)
+    console = Console(stderr=True, quiet=not _speaks(), soft_wrap=True)
     tasks: dict[str, object] = {}
     began: dict[str, tuple[float, int]] = {}
     printed: dict[str, float] = {}
@@ -50,10 +51,10 @@ def progress() -> Iterator[Report]:
             if stage not in tasks:
                 tasks[stage] = bar.add_task(stage, total=total, rate="", text="")
             bar.update(tasks[stage], completed=done, rate=shown, text="" if done == 0 else text)  # type: ignore[arg-type]
-        elif done == total or now - printed.get(stage, 0.0) > 10:
+        elif done and (done == total or now - printed.get(stage, 0.0) > 10):
             printed[stage] = now
             left = f"{(total - done) / rate:.0f} s left" if rate else ""
-            console.print(f"{stage} {done}/{total} {shown} {left} {text if done else ''}".rstrip())
+            console.print(" ".join(filter(None, (f"{stage} {done}/{total}", shown, left, text))))
 
     with bar:
         yield report
@@ -67,10 +68,12 @@ def show(results: Sequence[Result]) -> None:
     from dsno.evaluate import best, table
 
     rows, winners = table(results), best(results)
-    printed = Table(*rows[0], box=None, header_style="bold")
+    titles = (key.replace(" ", "\n") for key in rows[0])
+    printed = Table(*titles, box=None, header_style="bold", pad_edge=False, collapse_padding=True)
     for row in rows:
         printed.add_row(*(f"[bold]{v}[/]" if row["name"] in winners.get(k, ()) else v for k, v in row.items()))
-    Console().print(printed)
+    # Squeezed into a narrow terminal or a pipe the columns would lose their digits.
+    Console(width=200).print(printed)
 
 
 class Verb(Protocol):
@@ -79,8 +82,14 @@ class Verb(Protocol):
     def run(self) -> None: ...
 
 
-def _next(command: str) -> None:
-    print(f"next: {command}")
+def _speaks() -> bool:
+    """Whether this is the first of the processes that `accelerate launch` started."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def _say(done: str, after: str) -> None:
+    if _speaks():
+        print(f"{done}\nnext: {after}")
 
 
 @dataclass(frozen=True)
@@ -129,13 +138,14 @@ class Teach:
                 images, self.out, self.channels, self.train, self.batch, self.kind, path[self.schedule](),
                 self.conditional, self.resume, self.overwrite, report,
             )  # fmt: skip
-        print(f"teacher in {self.out}")
-        _next(f"dsno generate --teacher {self.out}")
+        _say(f"teacher in {self.out}", f"dsno generate --teacher {self.out}")
 
 
 @dataclass(frozen=True)
 class Generate:
     """Generate a teacher's trajectories: resumable, sharded, self-describing.
+
+    Several processes share the work: accelerate launch --multi_gpu --num_processes 2 -m dsno.cli generate ...
 
     In Python:
 
@@ -177,15 +187,20 @@ class Generate:
         from dsno.recipes import make_trajectories
         from dsno.teachers.native import image_shape, load_teacher
 
+        accelerator = None
+        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+            from accelerate import Accelerator
+
+            accelerator = Accelerator(cpu=not torch.cuda.is_available())
         teacher = load_teacher(self.teacher)
         times = torch.tensor(self.times, dtype=torch.float64) if self.times else schedule.quadratic(self.frames)[1:]
         with progress() as report:
             data = make_trajectories(
                 teacher, image_shape(teacher.net), self.out, self.count, times, self.targets, self.solver, self.steps,
                 self.resume, self.overwrite, report, batch=self.batch, shard=self.shard, first_seed=self.first_seed,
+                accelerator=accelerator,
             )  # fmt: skip
-        print(f"{len(data)} trajectories in {self.out}")
-        _next(f"dsno distill --teacher {self.teacher} --data {self.out}")
+        _say(f"{len(data)} trajectories in {self.out}", f"dsno distill --teacher {self.teacher} --data {self.out}")
 
 
 @dataclass(frozen=True)
@@ -215,14 +230,16 @@ class Distill:
     """Distance of the loss: l1, l2, huber, perceptual, or a sum such as l1+perceptual."""
     features: Path | None = None
     """Folder of the feature network of a perceptual distance (not the one that quality is measured in)."""
-    where: Literal["every", "low", "none"] = "low"
-    """Blocks with temporal layers: every one as in the paper, those below the highest resolution, none."""
+    where: Literal["every", "low", "mid", "none"] = "mid"
+    """Blocks with temporal layers: every one as in the paper, those below the highest resolution, the middle, none."""
+    told: Literal["output", "input"] = "input"
+    """The time a frame's blocks are told: its own as in the paper, or the noise's, where the student starts as the teacher."""
     once: bool = True
     """Run the blocks before the first temporal layer once per sample."""
-    modes: int = 2
-    """Fourier modes in time."""
-    drop: bool = False
-    """Supervise the last frame and one other per step instead of all: cheaper steps."""
+    modes: int | None = None
+    """Fourier modes in time, at most M // 2 + 1 of M frames; 2 by default."""
+    others: float | None = None
+    """Supervise the last frame in every step and one other in this share of them, instead of all: cheaper steps."""
     inner_starts: float = 0.0
     """Share of steps started from a stored state instead of noise (needs targets x0 and state)."""
     batch: int = 256
@@ -240,19 +257,17 @@ class Distill:
         from dsno.students.flowmap import student_from_teacher
         from dsno.teachers.native import load_teacher
 
-        data = TrajectorySet(self.data)
+        data, teacher = TrajectorySet(self.data), load_teacher(self.teacher)
+        data.check_teacher(teacher)
         torch.manual_seed(self.train.seed)
-        student = student_from_teacher(
-            load_teacher(self.teacher), data.times, self.target, self.modes, self.where, self.once
-        )
+        student = student_from_teacher(teacher, data.times, self.target, self.modes, self.where, self.once)
         with progress() as report:
             distill(
-                student, data, self.out, self.train, self.weights, self.distance, self.batch, self.drop,
+                student, data, self.out, self.train, self.weights, self.distance, self.batch, self.others,
                 self.inner_starts, None if self.features is None else load_feature_net(self.features), self.resume,
                 self.overwrite, report,
             )  # fmt: skip
-        print(f"student in {self.out}")
-        _next(f"dsno sample --student {self.out}")
+        _say(f"student in {self.out}", f"dsno sample --student {self.out}")
 
 
 @dataclass(frozen=True)
@@ -279,7 +294,7 @@ class Sample:
     """Replace --out if it exists."""
 
     def run(self) -> None:
-        from dsno.checkpoint import write_atomically
+        from dsno.checkpoint import prepare_folder, write_atomically
         from dsno.noise import noise, seed_range
         from dsno.recipes import shipped
         from dsno.report import image_grid
@@ -290,6 +305,7 @@ class Sample:
             raise ValueError(f"count must be at least 1, got {self.count}")
         if self.out.exists() and not self.overwrite:
             raise FileExistsError(f"{self.out} exists already: pass --overwrite to replace it")
+        prepare_folder(self.out.parent, resume=True)
         folder = self.student or shipped() / "student"
         student = load_student(folder).eval()
         z = noise(seed_range(self.seed, self.count), image_shape(student.net.backbone))
@@ -298,8 +314,9 @@ class Sample:
         seconds = time.perf_counter() - began
         png = image_grid(images.clamp(-1, 1))
         write_atomically(self.out, lambda path: path.write_bytes(png))
-        print(f"{self.count} samples in one pass, {seconds:.2f} s: {self.out}")
-        _next(f"dsno evaluate --student {folder}")
+        given = {name: folder.parent / name for name in ("teacher", "features")} | {"student": folder}
+        options = [f"--{name} {path}" for name, path in given.items() if self.student is not None and path.is_dir()]
+        _say(f"{self.count} samples in one pass, {seconds:.2f} s: {self.out}", " ".join(["dsno evaluate", *options]))
 
 
 @dataclass(frozen=True)
@@ -360,10 +377,12 @@ class Demo:
     """Noises."""
 
     def run(self) -> None:
+        from dsno.checkpoint import prepare_folder
         from dsno.recipes import shipped
         from dsno.report import compare
 
         folder = shipped()
+        prepare_folder(self.out.parent, resume=True)
         with progress() as report:
             results = compare(
                 folder / "teacher",
@@ -376,8 +395,7 @@ class Demo:
                 self.out,
             )
         show(results)
-        print(f"report: {self.out.resolve()}")
-        _next("dsno reproduce digits   (trains all of this from nothing, resumable)")
+        _say(f"report: {self.out.resolve()}", "dsno reproduce digits   (trains all of this from nothing, resumable)")
 
 
 @dataclass(frozen=True)
@@ -400,8 +418,9 @@ class Reproduce:
                 out / "teacher", out / "student", out / "features", "digits", 2048, out / "evaluation", report
             )
         show(results)
-        print(f"{(time.perf_counter() - began) / 60:.1f} minutes; report: {out / 'evaluation' / 'report.html'}")
-        _next(f"dsno sample --student {out / 'student'}")
+        minutes = (time.perf_counter() - began) / 60
+        page = out / "evaluation" / "report.html"
+        _say(f"{minutes:.1f} minutes; report: {page}", f"dsno sample --student {out / 'student'}")
 
 
 def main() -> None:
@@ -409,19 +428,18 @@ def main() -> None:
     import tyro
 
     verbs: tuple[type[Verb], ...] = (Demo, Teach, Generate, Distill, Sample, Evaluate, Reproduce)
-    commands: dict[str, Callable[..., Verb]] = {verb.__name__.lower(): verb for verb in verbs}
     if len(sys.argv) < 2 or sys.argv[1].startswith("-"):
         # The overview shows a line per verb; each verb's own help shows all of its text.
-        for verb in verbs:
-            verb.__doc__ = (verb.__doc__ or "").splitlines()[0]
+        verbs = tuple(type(v.__name__, (v,), {"__doc__": (v.__doc__ or "").splitlines()[0]}) for v in verbs)
+    commands: dict[str, Callable[..., Verb]] = {verb.__name__.lower(): verb for verb in verbs}
     chosen = tyro.extras.subcommand_cli_from_dict(commands, prog="dsno", description=__doc__)
     try:
         chosen.run()
     except (ValueError, OSError, FloatingPointError) as error:
-        print(f"dsno: {error}", file=sys.stderr)
+        print("dsno:", *str(error).splitlines(), file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
-        print("\ndsno: stopped; run the same command with --resume to continue", file=sys.stderr)
+        print("\ndsno: stopped; run the same command again, with --resume where it has one", file=sys.stderr)
         sys.exit(130)
 
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import gzip
 import struct
+import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -114,12 +115,15 @@ def _folder(path: Path) -> Tensor:
         raise ValueError(f"{path} has no PNG or JPEG files")
     arrays = []
     for file in files:
-        with Image.open(file) as image:
-            if image.mode.startswith(("I", "F")):
-                raise ValueError(
-                    f"{file} has more than 8 bits per channel: save it with 8, or all images as an .npy array"
-                )
-            arrays.append(np.asarray(image.convert("L" if image.mode in ("1", "L", "LA") else "RGB")))
+        try:
+            with Image.open(file) as image:
+                if image.mode.startswith(("I", "F")):
+                    raise ValueError(
+                        f"{file} has more than 8 bits per channel: save it with 8, or all images as an .npy array"
+                    )
+                arrays.append(np.asarray(image.convert("L" if image.mode in ("1", "L", "LA") else "RGB")))
+        except OSError as error:
+            raise ValueError(f"{file} is damaged or not a picture ({error})") from None
         if arrays[-1].shape != arrays[0].shape:
             raise ValueError(
                 f"{file.name} is {arrays[-1].shape}, {files[0].name} is {arrays[0].shape}: sizes must agree"
@@ -128,14 +132,16 @@ def _folder(path: Path) -> Tensor:
 
 
 def _array(path: Path) -> tuple[Tensor, Tensor | None]:
-    loaded = np.load(path, allow_pickle=False)
-    if isinstance(loaded, np.ndarray):
-        return _scaled(loaded), None
-    names = [n for n in loaded.files if loaded[n].ndim >= 3]
+    try:
+        loaded = np.load(path, allow_pickle=False)
+        arrays = {"": loaded} if isinstance(loaded, np.ndarray) else dict(loaded)
+    except (EOFError, OSError, ValueError, zipfile.BadZipFile) as error:
+        raise ValueError(f"{path} is damaged or not an array file ({error})") from None
+    names = [n for n in arrays if arrays[n].ndim >= 3 or not n]
     if not names:
-        raise ValueError(f"{path} has no image array; it has {', '.join(loaded.files) or 'nothing'}")
-    labels = torch.as_tensor(loaded["labels"].astype(np.int64)) if "labels" in loaded.files else None
-    return _scaled(loaded[names[0]]), labels
+        raise ValueError(f"{path} has no image array; it has {', '.join(arrays) or 'nothing'}")
+    labels = torch.as_tensor(arrays["labels"].astype(np.int64)) if "labels" in arrays else None
+    return _scaled(arrays[names[0]]), labels
 
 
 def _idx(path: Path) -> tuple[Tensor, Tensor | None]:

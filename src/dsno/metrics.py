@@ -25,7 +25,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 import torch.nn.functional as nnf
@@ -129,7 +129,11 @@ def load_feature_net(folder: Path | str) -> FeatureNet:
         FileNotFoundError: if a file is missing.
         ValueError: if the folder holds something else, or damaged or foreign weights.
     """
-    return load_model(folder, "features", lambda config: (net := build(FeatureNet, config["net"]), net)).eval()
+
+    def make(net: dict[str, Any]) -> tuple[FeatureNet, FeatureNet]:
+        return (made := build(FeatureNet, net)), made
+
+    return load_model(folder, "features", lambda config: build(make, config, "the configuration of features")).eval()
 
 
 @dataclass(frozen=True)

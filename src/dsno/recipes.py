@@ -7,7 +7,9 @@ has a folder of its own and is skipped when that folder is complete; an interrup
 from __future__ import annotations
 
 import dataclasses
+import json
 import logging
+import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -21,8 +23,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dsno import schedule
-from dsno.checkpoint import read_json, write_json
-from dsno.data import Images, load_images
+from dsno.checkpoint import prepare_folder, read_json, write_json
+from dsno.data import Images, check_images, load_images
 from dsno.denoise import Kind, Prediction
 from dsno.distill.denoising import Denoising
 from dsno.distill.trajectory import TrajectoryDistillation
@@ -72,18 +74,18 @@ class DigitsRecipe:
     """Its steps."""
     frames: int = 4
     """Frames of the student; their times are quadratic, (1 - m/M)^2."""
-    where: Where = "low"
+    where: Where = "mid"
     """Blocks with temporal layers."""
     once: bool = True
     """Run the blocks before the first temporal layer once per sample."""
     target: Target = "x0"
     """What the frames are trained on."""
-    weights: str = "snr5"
+    weights: str = "snr100"
     """Frame weighting."""
     distance: str = "l1"
     """Distance of the loss."""
-    drop: bool = True
-    """Supervise the last frame and one other per step."""
+    others: float | None = 0.25
+    """Supervise the last frame in every step and one other in this share of them."""
     distill: TrainConfig = field(
         default_factory=lambda: TrainConfig(steps=4000, lr=1e-3, warmup=100, precision="bf16", checkpoint_every=250)
     )
@@ -100,6 +102,9 @@ class DigitsRecipe:
         out = Path(out)
         out.mkdir(parents=True, exist_ok=True)
         self._same(out / "recipe.json")
+        models = ("features", "loss_features", "teacher", "student")
+        if all((out / name / "config.json").is_file() for name in models):
+            return out
         images = load_images("digits")
         # What is optimised must not be what is measured: the loss has a feature network of its own.
         for name, seed, width in (("features", self.seed, 16), ("loss_features", self.seed + 1, 24)):
@@ -118,27 +123,31 @@ class DigitsRecipe:
                 self.solver_steps, resume=True, report=report,
             )  # fmt: skip
         if not (out / "student" / "config.json").is_file():
-            student = student_from_teacher(teacher, times, self.target, where=self.where, once=self.once)
+            student = student_from_teacher(teacher, times, self.target, where=self.where, once=self.once, told="input")
             config = dataclasses.replace(self.distill, seed=self.seed)
             with _timed(out, "student"):
                 distill(
-                    student, data, out / "student", config, self.weights, self.distance, self.distill_batch, self.drop,
+                    student, data, out / "student", config, self.weights, self.distance, self.distill_batch, self.others,
                     features=load_feature_net(out / "loss_features"), resume=True, report=report,
                 )  # fmt: skip
         return out
 
     def _same(self, path: Path) -> None:
-        ours = dataclasses.asdict(self)
         if not path.is_file():
-            write_json(path, ours)
+            write_json(path, dataclasses.asdict(self))
             return
-        held = read_json(path)
-        for key, value in ours.items():
-            value = list(value) if isinstance(value, tuple) else value
+        held = _flat(read_json(path))
+        for key, value in _flat(json.loads(json.dumps(dataclasses.asdict(self)))).items():
             if held.get(key) != value:
                 raise ValueError(
                     f"{path.parent} holds a run with {key} = {held.get(key)}, this one has {value}: choose another folder"
                 )
+
+
+def _flat(settings: dict[str, Any]) -> dict[str, Any]:
+    """`{"teach": {"steps": 1}}` as `{"teach.steps": 1}`."""
+    nested = {k: v.items() if isinstance(v, dict) else [("", v)] for k, v in settings.items()}
+    return {f"{key}.{name}".rstrip("."): value for key, items in nested.items() for name, value in items}
 
 
 @contextmanager
@@ -171,6 +180,7 @@ def teach(
         ValueError: if the images do not fit the network, or have no labels although `conditional`.
     """
     path = schedule.Cosine() if path is None else path
+    check_images(images.x, images.name)
     if conditional and images.labels is None:
         raise ValueError(f"{images.name} has no labels: train an unconditional teacher")
     C, H, W = images.shape
@@ -181,10 +191,24 @@ def teach(
     classes = int(labels.max()) + 1 if labels is not None else None
     net = UNet(C, H, channels, classes=classes)
     objective = Denoising(images.x, path, kind, labels, batch, config.seed)
-    train(net, objective, config, Path(out) / "training", resume, overwrite, progress=_progress("teach", report))
+    settings = {
+        "images": images.name, "count": len(images), "conditional": conditional, "kind": kind, "schedule": path.config,
+        "batch": batch,
+    }  # fmt: skip
+    _prepare(out, resume, overwrite)
+    train(
+        net, objective, config, Path(out) / "training", resume, overwrite, progress=_progress("teach", report),
+        settings=settings,
+    )  # fmt: skip
     teacher = Prediction(net, path, kind).eval()
     save_teacher(out, teacher, images=images.name, training=dataclasses.asdict(config), batch=batch)
     return teacher
+
+
+def _prepare(out: Path | str, resume: bool, overwrite: bool) -> None:
+    """Make a model's folder ready; of several processes the first does this, and the others wait for it in `train`."""
+    if os.environ.get("RANK", "0") == "0":
+        prepare_folder(out, resume, overwrite)
 
 
 def make_trajectories(
@@ -204,12 +228,13 @@ def make_trajectories(
     """Generate a teacher's trajectories into `out`, keeping `times`; the grid is quadratic, moved through them.
 
     Raises:
-        ValueError: for an unknown solver, too few steps, or a folder of other trajectories.
+        ValueError: for an unknown solver, times that do not decrease inside [0, 1), too few steps, or a folder of other
+            trajectories.
     """
     if solver not in SOLVERS:
         raise ValueError(f"unknown solver {solver!r}: expected one of {', '.join(SOLVERS)}")
-    grid = schedule.through(schedule.quadratic(steps), times)
-    keep = torch.cat([grid[:1], times.double()])
+    keep = schedule.check_grid([1.0, *times.tolist()])
+    grid = schedule.through(schedule.quadratic(steps), keep[1:])
     sampler = SolverSampler(teacher, teacher.schedule, grid, SOLVERS[solver](), keep)
     return generate(
         sampler, shape, out, count, targets=targets, resume=resume, overwrite=overwrite,
@@ -225,7 +250,7 @@ def distill(
     weights: str = "snr5",
     distance: str = "l1",
     batch: int = 256,
-    drop: bool = False,
+    others: float | None = None,
     inner_starts: float = 0.0,
     features: FeatureNet | None = None,
     resume: bool = False,
@@ -238,10 +263,18 @@ def distill(
     """
     maps = None if features is None else features.requires_grad_(False).maps
     objective = TrajectoryDistillation(
-        data, student, weights, named_distance(distance, maps), batch, config.seed, drop, inner_starts
+        data, student, weights, named_distance(distance, maps), batch, config.seed, others, inner_starts
     )
+    settings = {
+        **student.config, "trajectories": data.manifest["fingerprint"], "count": len(data), "weights": weights,
+        "distance": distance, "batch": batch, "others": others, "inner_starts": inner_starts,
+    }  # fmt: skip
+    _prepare(out, resume, overwrite)
     report("distill", 0, config.steps, objective.describe())
-    train(student, objective, config, Path(out) / "training", resume, overwrite, progress=_progress("distill", report))
+    train(
+        student, objective, config, Path(out) / "training", resume, overwrite, progress=_progress("distill", report),
+        settings=settings,
+    )  # fmt: skip
     save_student(out, student, trajectories=len(data), training=dataclasses.asdict(config), weights=weights)
     return student
 
@@ -299,5 +332,7 @@ def shipped(name: str = "digits") -> Path:
     """
     folder = Path(str(resources.files("dsno"))) / "weights" / name
     if not folder.is_dir():
-        raise FileNotFoundError(f"no weights named {name!r} ship with this package")
+        raise FileNotFoundError(
+            f"no weights named {name!r} ship with this package (no folder {folder}): train them, `dsno reproduce {name}`"
+        )
     return folder

@@ -15,6 +15,7 @@ decreasing in $t$. A *grid* is a decreasing float64 tensor of times; a solver ma
 
 from __future__ import annotations
 
+import inspect
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -235,12 +236,17 @@ def schedule_from_config(config: dict[str, object]) -> Schedule:
     """Rebuild a schedule from its `config`.
 
     Raises:
-        ValueError: if the name is unknown.
+        ValueError: if the name or a key is unknown, or one is missing.
     """
     arguments = dict(config)
     name = str(arguments.pop("name", None))
     if name not in SCHEDULES:
         raise ValueError(f"unknown schedule {name!r}: expected one of {sorted(SCHEDULES)}")
+    signature = inspect.signature(SCHEDULES[name])
+    try:
+        signature.bind(**arguments)
+    except TypeError as error:
+        raise ValueError(f"the schedule {name} has {', '.join(signature.parameters) or 'no keys'}: {error}") from None
     return SCHEDULES[name](**arguments)
 
 

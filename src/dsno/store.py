@@ -578,6 +578,19 @@ class TrajectorySet(Dataset[dict[str, Tensor]]):
         """
         return schedule_from_config(self.manifest["schedule"])
 
+    def check_teacher(self, teacher: Denoiser) -> None:
+        """Make sure that these are the trajectories of `teacher`.
+
+        Raises:
+            ValueError: if they are another's; names what differs.
+        """
+        found = self.manifest["teacher"]
+        if differences := _differences(_teacher(teacher, found["description"]), found, "teacher"):
+            raise ValueError(
+                f"{self.folder} holds trajectories of another teacher: {_join(differences)}. Give theirs, or call "
+                "generate() with this one"
+            )
+
     def head(self, count: int) -> TrajectorySet:
         """The first `count` trajectories as a set of their own.
 

@@ -14,7 +14,7 @@ import logging
 import math
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -109,6 +109,7 @@ def train(
     overwrite: bool = False,
     accelerator: Any = None,
     progress: Progress | None = None,
+    settings: Mapping[str, object] | None = None,
 ) -> nn.Module:
     """Train `model` in place and return it with the averaged weights.
 
@@ -121,6 +122,7 @@ def train(
         overwrite: Throw away what is in `out`.
         accelerator: An `accelerate.Accelerator`; made from `config` by default.
         progress: Called as `progress(step, steps, numbers)` at every log line.
+        settings: What else decides the updates, JSON-able: a checkpoint of other settings is not continued.
 
     Raises:
         FileExistsError: if `out` has something in it and neither `resume` nor `overwrite` is set.
@@ -152,7 +154,8 @@ def train(
     trained = {n: p for n, p in model.named_parameters() if p.requires_grad}
     optimizer = torch.optim.Adam(trained.values(), lr=config.lr)
     average = {n: p.detach().float().clone() for n, p in trained.items()}
-    start = _restore(folder, model, optimizer, average, config) if resume else 0
+    described = json.loads(json.dumps({"config": asdict(config), "settings": dict(settings or {})}))
+    start = _restore(folder, model, optimizer, average, described) if resume else 0
     if accelerator.is_main_process:
         _rewind(folder / "log.jsonl", start)
 
@@ -203,7 +206,7 @@ def train(
         if save_now:
             _must_be_finite(average, done, folder)
         if accelerator.is_main_process and save_now:
-            _save(folder, done, accelerator.unwrap_model(wrapped), optimizer, average, config)
+            _save(folder, done, accelerator.unwrap_model(wrapped), optimizer, average, described)
         if done % config.checkpoint_every == 0:
             accelerator.wait_for_everyone()
 
@@ -264,7 +267,7 @@ def _save(
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
     average: dict[str, Tensor],
-    config: TrainConfig,
+    described: dict[str, Any],
 ) -> None:
     final = folder / f"step-{step:08d}"
     temporary = folder / f".step-{step:08d}.tmp"
@@ -278,7 +281,7 @@ def _save(
         for key, value in state.items()
     }
     write_tensors(temporary / "optimizer.safetensors", moments)
-    write_json(temporary / "state.json", {"step": step, "config": asdict(config)})
+    write_json(temporary / "state.json", {"step": step, **described})
     shutil.rmtree(final, ignore_errors=True)
     temporary.rename(final)
     for old in sorted(folder.glob("step-*"))[:-1]:
@@ -286,20 +289,23 @@ def _save(
 
 
 def _restore(
-    folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, average: dict[str, Tensor], config: TrainConfig
+    folder: Path,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    average: dict[str, Tensor],
+    described: dict[str, Any],
 ) -> int:
     latest = _latest(folder)
     if latest is None:
         return 0
     state = read_json(latest / "state.json")
-    ours = asdict(config)
-    check_keys(state["config"], list(ours), f"{latest / 'state.json'}")
+    check_keys(state["config"], list(described["config"]), f"{latest / 'state.json'}")
     # The length of the run and what is printed may change between pieces; what decides the updates may not.
-    for key in ("lr", "warmup", "decay", "ema", "clip", "accumulate", "precision", "seed"):
-        if state["config"].get(key) != ours[key]:
-            raise ValueError(
-                f"{latest} was trained with {key} = {state['config'].get(key)}, now {ours[key]}: resume alike"
-            )
+    decisive = ("lr", "warmup", "decay", "ema", "clip", "accumulate", "precision", "seed")
+    held = state.get("settings", {}) | state["config"]
+    for key, value in (described["settings"] | {key: described["config"][key] for key in decisive}).items():
+        if held.get(key) != value:
+            raise ValueError(f"{latest} was trained with {key} = {held.get(key)}, now {value}: resume alike")
     fill(model, read_tensors(latest / "model.safetensors"), latest)
     saved = read_tensors(latest / "average.safetensors")
     compare(average, saved, latest / "average.safetensors")

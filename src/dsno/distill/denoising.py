@@ -29,6 +29,9 @@ class Denoising:
         labels: (N,) integer labels for a conditional network, or None.
         batch: Samples per step, over all processes.
         seed: With the step, determines the batch, times and noise.
+
+    Raises:
+        ValueError: if `batch` is not positive.
     """
 
     def __init__(
@@ -40,6 +43,8 @@ class Denoising:
         batch: int = 128,
         seed: int = 0,
     ) -> None:
+        if batch < 1:
+            raise ValueError(f"batch must be at least 1, got {batch}")
         self.x, self.schedule, self.kind, self.labels, self.batch, self.seed = x, schedule, kind, labels, batch, seed
 
     def batches(self, start: int, rank: int = 0, world: int = 1) -> Iterator[dict[str, Tensor]]:

@@ -123,8 +123,9 @@ class TrajectoryDistillation:
         distance: $d$, see `distance`.
         batch: Trajectories per step, over all processes.
         seed: With the step, determines the batch.
-        drop: Supervise the last frame and one other, drawn per step, reweighted so that the expected loss is the same:
-            the blocks behind the last temporal layer then run twice per sample instead of M times.
+        others: None to supervise every frame in every step. A number p in (0, 1]: a step supervises the last frame and,
+            with probability p, one other, weighted so that the expected loss is the same; the blocks behind the last
+            temporal layer then run 1 + p times per sample instead of M times.
         inner_starts: The share of steps whose start is not the noise but a stored state $x_{t_j}$, drawn per step; the
             frames up to j are then left out. Needs a student whose first blocks run once (`once`), told the start.
 
@@ -140,7 +141,7 @@ class TrajectoryDistillation:
         distance: Distance | str = "l1",
         batch: int = 256,
         seed: int = 0,
-        drop: bool = False,
+        others: float | None = None,
         inner_starts: float = 0.0,
     ) -> None:
         if data.schedule != student.schedule:
@@ -149,13 +150,16 @@ class TrajectoryDistillation:
             raise ValueError(f"the trajectories hold {data.targets}, the student needs {student.target!r}: generate it")
         if not torch.equal(data.times, student.times):
             raise ValueError(f"the trajectories have times {data.times.tolist()}, the student {student.times.tolist()}")
+        if others is not None and not 0 < others <= 1:
+            raise ValueError(f"others is a probability in (0, 1], or None for every frame in every step, got {others}")
         if inner_starts and not (student.net.once and "state" in data.targets):
             raise ValueError("inner starts need a student with once=True and trajectories that hold `state`")
+        batches(data, batch, seed)  # Refuses sizes that do not fit now, before any work.
         self.data, self.target, self.schedule = data, student.target, student.schedule
         self.shares = frame_weights(student.schedule, student.times, weights)
         self.weights = weights
         self.distance: Distance = _named(distance) if isinstance(distance, str) else distance
-        self.batch, self.seed, self.drop, self.inner_starts = batch, seed, drop, inner_starts
+        self.batch, self.seed, self.others, self.inner_starts = batch, seed, others, inner_starts
 
     def describe(self) -> str:
         """One line to print at the start: what share of the loss each frame carries."""
@@ -171,11 +175,13 @@ class TrajectoryDistillation:
             first = 0
             if self.inner_starts and float(torch.rand((), generator=g)) < self.inner_starts:
                 first = int(torch.randint(1, M, (), generator=g)) if M > 1 else 0
-            frames = list(range(first, M))
-            if self.drop and len(frames) > 2:
-                other = first + int(torch.randint(len(frames) - 1, (), generator=g))
-                frames = [other, M - 1]
-            yield {**batch, "first": first, "frames": tuple(frames)}
+            *others, last = [m for m in range(first, M) if self.shares[m] > 0]
+            boost = 1.0
+            if self.others is not None and others:
+                boost = len(others) / self.others
+                other = others[int(torch.randint(len(others), (), generator=g))]
+                others = [other] if float(torch.rand((), generator=g)) < self.others else []
+            yield {**batch, "first": first, "frames": (*others, last), "boost": boost}
 
     def __call__(self, student: nn.Module, batch: dict[str, Any]) -> Tensor:
         r"""The loss of one batch, a scalar; shapes as in `TrajectorySet`."""
@@ -194,8 +200,7 @@ class TrajectoryDistillation:
             output = owner.states(x_t, h, start, frames)
         d = self.distance(output.flatten(0, 1).float(), target.flatten(0, 1)).reshape(len(x_t), -1)
         w = self.shares.to(d)[list(frames)]
-        if self.drop and len(frames) < len(self.shares) - first:
-            w = torch.cat([w[:1] * (len(self.shares) - first - 1), w[1:]])
+        w = torch.cat([w[:-1] * batch["boost"], w[-1:]])
         return (d.mean(0) * w).sum()
 
 

@@ -34,7 +34,7 @@ from dsno.checkpoint import build, load_model, save_model
 from dsno.denoise import Kind, Prediction, expand_like, x0_from
 from dsno.schedule import Schedule, schedule_from_config
 from dsno.solve import initial_state
-from dsno.students.lift import Lifted, Where, lift
+from dsno.students.lift import Lifted, Told, Where, lift
 from dsno.students.temporal import Activation, Init
 from dsno.teachers.unet import Block, Head, Stem, UNet
 from dsno.trajectory import Trajectory
@@ -163,23 +163,25 @@ def student_from_teacher(
     teacher: Prediction,
     times: Sequence[float] | Tensor,
     target: Target = "x0",
-    modes: int = 2,
+    modes: int | None = None,
     where: Where = "low",
     once: bool = True,
     activation: Activation = "silu",
     init: Init = "zero",
+    told: Told = "output",
 ) -> TrajectoryStudent:
     """A student of `len(times)` frames around a copy of a U-Net teacher, its weights included.
 
-    `modes` is lowered to M // 2 + 1 where there are fewer. The other arguments are those of `lift`.
+    `modes` is 2 by default, 1 of one frame. The other arguments are those of `lift`.
 
     Raises:
-        ValueError: if the teacher's network is not a `UNet` (lift other backbones with `lift`).
+        ValueError: if the teacher's network is not a `UNet` (lift other backbones with `lift`), or as `lift` does.
     """
     if not isinstance(teacher.net, UNet):
         raise ValueError(f"the teacher's network is a {type(teacher.net).__name__}: use `lift` and TrajectoryStudent")
-    config = {"frames": len(times), "modes": min(modes, len(times) // 2 + 1), "once": once, "activation": activation}
-    net = _lift_unet(copy.deepcopy(teacher.net), {**config, "where": where, "init": init})
+    modes = min(2, len(times) // 2 + 1) if modes is None else modes
+    config = {"frames": len(times), "modes": modes, "once": once, "activation": activation}
+    net = _lift_unet(copy.deepcopy(teacher.net), {**config, "where": where, "init": init, "told": told})
     return TrajectoryStudent(net, teacher.schedule, times, target, teacher.kind)
 
 
@@ -229,7 +231,17 @@ def _student(
 
 
 def _lift_again(
-    net: UNet, temporal: Sequence[str], frames: int, modes: int, once: bool, activation: Activation, channel_dim: int
+    net: UNet,
+    temporal: Sequence[str],
+    frames: int,
+    modes: int,
+    once: bool,
+    activation: Activation,
+    channel_dim: int,
+    told: Told,
 ) -> Lifted:
-    arguments = {"frames": frames, "modes": modes, "once": once, "activation": activation, "channel_dim": channel_dim}
+    arguments = {
+        "frames": frames, "modes": modes, "once": once, "activation": activation, "channel_dim": channel_dim,
+        "told": told,
+    }  # fmt: skip
     return _lift_unet(net, {**arguments, "where": (lambda name, shape: name in temporal) if temporal else "none"})

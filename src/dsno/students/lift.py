@@ -30,7 +30,8 @@ from dsno.students.temporal import Activation, Init, TemporalFourier
 
 __all__ = ["Lifted", "find_blocks", "lift"]
 
-Where = Literal["every", "low", "none"]
+Where = Literal["every", "low", "mid", "none"]
+Told = Literal["output", "input"]
 
 
 class _Rows:
@@ -83,21 +84,27 @@ class _Before:
         return tuple(pick(a, phase) for a in args), {k: pick(a, phase) for k, a in kwargs.items()}
 
 
-def _after(block: nn.Module, args: tuple[object, ...], output: Tensor) -> Tensor:
-    return block.temporal(output)  # type: ignore[operator]
+class _After:
+    """Forward hook: the temporal layer, on all frames."""
+
+    def __init__(self, rows: _Rows) -> None:
+        self.rows = rows
+
+    def __call__(self, block: nn.Module, args: tuple[object, ...], output: Tensor) -> Tensor:
+        return block.temporal(self.rows.pick(output, 1))  # type: ignore[operator]
 
 
 class Lifted(nn.Module):
     """A backbone of M frames; made by `lift`.
 
     Call: `lifted(x, times, cond, start, select)` with x (B, *shape) the noise, `times` (M,) the frames' output times,
-    `start` () or (B,) the input's time (used by the blocks that run once), `cond` with first dimension B, and `select`
+    `start` () or (B,) the input's time (told to the blocks that run once, or to all), `cond` with first dimension B, and `select`
     the indices of the frames wanted (all by default). Returns (B, len(select), *shape), raw network outputs.
     """
 
-    def __init__(self, backbone: nn.Module, rows: _Rows, config: dict[str, object]) -> None:
+    def __init__(self, backbone: nn.Module, rows: _Rows, config: dict[str, object], told: Told = "output") -> None:
         super().__init__()
-        self.backbone, self.rows, self.config = backbone, rows, config
+        self.backbone, self.rows, self.config, self.told = backbone, rows, config, told
         self.frames, self.once = rows.frames, rows.once
 
     def temporal_layers(self) -> dict[str, TemporalFourier]:
@@ -118,8 +125,10 @@ class Lifted(nn.Module):
         self.rows.select = tuple(sorted(set(wanted)))
         # Half precision tells only a few hundred times apart, so times never go below float32.
         t = times.to(x.device, torch.promote_types(x.dtype, torch.float32)).reshape(1, M).expand(B, M)
+        first = torch.as_tensor(start, device=t.device, dtype=t.dtype).reshape(-1, 1).expand(B, 1)
+        if self.told == "input":
+            t = first.expand(B, M)
         if self.once:
-            first = torch.as_tensor(start, device=t.device, dtype=t.dtype).reshape(-1, 1).expand(B, 1)
             t = torch.cat([first, t], 1)
         R = t.shape[1]
 
@@ -187,6 +196,7 @@ def lift(
     activation: Activation = "silu",
     init: Init = "zero",
     channel_dim: int = 1,
+    told: Told = "output",
 ) -> Lifted:
     r"""Add temporal layers to a backbone, in place, and return it as a network of M frames.
 
@@ -197,11 +207,14 @@ def lift(
         frames: M.
         modes: J, at most M // 2 + 1.
         where: Which blocks get a layer: `every` (the paper; not the resampling blocks, the stem or the head), `low`
-            (those below the highest resolution), `none`, or a function of name and output shape.
+            (those below the highest resolution), `mid` (those whose name starts with `mid`, as the bottleneck of a U-Net
+            is called), `none`, or a function of name and output shape.
         once: Run the blocks before the first temporal layer once per sample, told the input's time.
         activation: See `TemporalFourier`.
         init: See `TemporalFourier`.
         channel_dim: See `TemporalFourier`.
+        told: Which time a frame's blocks are told: its own `output` time (the paper), or the `input`'s, where the lifted
+            network starts as the teacher at the noise it is given and the temporal layers tell the frames apart.
 
     Raises:
         ValueError: if the backbone is lifted already, a block is unknown, no block gets a layer though `where` is not
@@ -220,6 +233,8 @@ def lift(
             return where(name, shape)
         if where == "none" or not hasattr(module, "out_channels") or getattr(module, "resample", "") != "":
             return False
+        if where == "mid":
+            return name.startswith("mid")
         return where == "every" or _pixels(shape, channel_dim) < widest
 
     temporal = [n for n in names if chosen(n)]
@@ -229,27 +244,30 @@ def lift(
             "resample; choose others by a function of name and output shape, or ask for 'none'"
         )
     layers = {
-        n: TemporalFourier(order[n][channel_dim], frames, modes, activation, init, channel_dim).to(example[0])
+        n: TemporalFourier(
+            order[n][channel_dim], frames, modes, activation, init, channel_dim, offset=told == "input"
+        ).to(example[0])
         for n in temporal
     }
     first = names.index(temporal[0]) if temporal else len(names)
     last = names.index(temporal[-1]) if temporal else -1
     rows = _Rows(frames, once)
     for i, name in enumerate(names):
-        # Without temporal layers the frames never meet, so each one can run alone from the start.
-        if i < first:
+        # Without temporal layers the frames never meet, so each one can run alone from the start. Frames told the same
+        # time are the same until the first layer, so its block runs once, too.
+        if i < first or (i == first and once and told == "input"):
             phase = 0 if once else (1 if temporal else 2)
         else:
             phase = 1 if i <= last else 2
         modules[name].register_forward_pre_hook(_Before(rows, phase), with_kwargs=True)
     for name, layer in layers.items():
         modules[name].add_module("temporal", layer)
-        modules[name].register_forward_hook(_after)
+        modules[name].register_forward_hook(_After(rows))
     config: dict[str, object] = {
         "frames": frames, "modes": modes, "once": once, "activation": activation, "temporal": temporal,
-        "channel_dim": channel_dim,
+        "channel_dim": channel_dim, "told": told,
     }  # fmt: skip
-    return Lifted(backbone, rows, config)
+    return Lifted(backbone, rows, config, told)
 
 
 def _pixels(shape: torch.Size, channel_dim: int) -> int:

@@ -72,6 +72,8 @@ class TemporalFourier(nn.Module):
         init: `zero` is an exact identity at the start; it learns because $\varphi'(0) \ne 0$. `uniform` is the published
             $U[0, 1) / C^2$; `normal` is $\mathcal N(0, 10^{-4}/C)$.
         channel_dim: Where the channels are: 1 for (B*M, C, *spatial), -1 for (B*M, tokens, C).
+        offset: Learn a vector $e_m$ per frame, $T(u)[m] = u[m] + \varphi(v[m] + e_m)$, zero at the start. It tells frames
+            apart that are not told their own times.
 
     Shape: (B*M, C, *spatial) to the same, any number of spatial dimensions, frame index fastest: row b*M + m.
 
@@ -90,6 +92,7 @@ class TemporalFourier(nn.Module):
         activation: Activation = "silu",
         init: Init = "zero",
         channel_dim: int = 1,
+        offset: bool = False,
     ) -> None:
         super().__init__()
         analysis, synthesis = fourier_tables(frames, modes)
@@ -105,11 +108,14 @@ class TemporalFourier(nn.Module):
             raise ValueError(f"unknown activation {activation!r}: expected silu, leaky_relu or identity")
         self.activation = activation
         self.reset(init)
+        self.offset = nn.Parameter(torch.zeros(frames, 1, channels)) if offset else None
 
     def reset(self, init: Init) -> None:
         """Set the parameters; see the class for the choices."""
         C = self.channels
-        for parameter in self.parameters():
+        for parameter in (self.real, self.imag):
+            if parameter is None:
+                continue
             if init == "zero":
                 nn.init.zeros_(parameter)
             elif init == "uniform":
@@ -133,6 +139,8 @@ class TemporalFourier(nn.Module):
         x = u.movedim(self.channel_dim, -1)
         c = self.analysis.to(x.dtype) @ x.unflatten(0, (-1, self.frames)).flatten(2)
         v = self.synthesis.to(c.dtype) @ self._mix(c.unflatten(2, (-1, self.channels))).flatten(2)
+        if self.offset is not None:
+            v = v.unflatten(2, (-1, self.channels)) + self.offset.to(v.dtype)
         v = v.reshape(x.shape).movedim(-1, self.channel_dim)
         if self.activation == "silu":
             v = nn.functional.silu(v)

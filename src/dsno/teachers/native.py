@@ -8,7 +8,7 @@ from typing import Any
 from torch import nn
 
 from dsno.checkpoint import build, load_model, save_model
-from dsno.denoise import Prediction
+from dsno.denoise import Kind, Prediction
 from dsno.schedule import schedule_from_config
 from dsno.teachers.unet import UNet
 
@@ -31,7 +31,7 @@ def load_teacher(folder: Path | str) -> Prediction:
         FileNotFoundError: if a file is missing.
         ValueError: if the folder holds something else, or damaged or foreign weights.
     """
-    return load_model(folder, "teacher", _make).eval()
+    return load_model(folder, "teacher", lambda config: build(_make, config, "the configuration of a teacher")).eval()
 
 
 def image_shape(net: nn.Module) -> tuple[int, int, int]:
@@ -45,6 +45,8 @@ def image_shape(net: nn.Module) -> tuple[int, int, int]:
     return net.shape
 
 
-def _make(config: dict[str, Any]) -> tuple[Prediction, UNet]:
-    net = build(UNet, config["net"])
-    return Prediction(net, schedule_from_config(config["schedule"]), config["kind"], clip=config["clip"]), net
+def _make(
+    schedule: dict[str, object], kind: Kind, net: dict[str, Any], clip: float | None = None
+) -> tuple[Prediction, UNet]:
+    made = build(UNet, net)
+    return Prediction(made, schedule_from_config(schedule), kind, clip=clip), made

@@ -1,0 +1,369 @@
+"""The whole road on the command line: every verb teaches, leads to the next one, and fails in one line."""
+
+import json
+import shlex
+import shutil
+import sys
+import textwrap
+from collections.abc import Callable
+from contextlib import redirect_stderr, redirect_stdout
+from dataclasses import dataclass
+from functools import partial
+from io import StringIO
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from dsno import cli, recipes, report
+from dsno.checkpoint import read_json, read_tensors, write_json, write_tensors
+from dsno.data import load_images
+from dsno.evaluate import load_results
+from dsno.recipes import train_features
+from dsno.store import TrajectorySet
+from dsno.students.flowmap import load_student
+from dsno.teachers.native import load_teacher
+
+VERBS = {v.__name__.lower(): v for v in (cli.Demo, cli.Teach, cli.Generate, cli.Distill, cli.Sample, cli.Evaluate)}
+VERBS["reproduce"] = cli.Reproduce
+SHIPPED = (Path(recipes.__file__).parent / "weights" / "digits").is_dir()
+QUICK = ("--batch", "16", "--train.steps", "4", "--train.log-every", "2")
+
+
+@dataclass(frozen=True)
+class Ran:
+    code: int | str | None
+    out: str
+    err: str
+
+    @property
+    def following(self) -> list[str]:
+        """The arguments of the command that was printed as the next one."""
+        program, *arguments = shlex.split(self.out.splitlines()[-1].removeprefix("next: "))
+        assert program == "dsno"
+        return arguments
+
+
+def dsno(*arguments: object, at: Path) -> Ran:
+    """What `dsno ARGUMENTS` does in the folder `at`, in this process."""
+    out, err, code = StringIO(), StringIO(), 0
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(err):
+        patch.setattr(sys, "argv", ["dsno", *map(str, arguments)])
+        patch.setenv("COLUMNS", "130")
+        patch.chdir(at)
+        try:
+            cli.main()
+        except SystemExit as stop:
+            code = stop.code
+    return Ran(code, out.getvalue(), err.getvalue())
+
+
+@pytest.fixture(scope="module")
+def road(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Ran]]:
+    """A folder in which every verb has run once, each as the one before it said."""
+    root = tmp_path_factory.mktemp("road")
+    torch.manual_seed(0)
+    ran = {"teach": dsno("teach", "--channels", 8, 16, *QUICK, at=root)}
+    ran["generate"] = dsno(*ran["teach"].following, "--count", 64, "--steps", 6, at=root)
+    ran["distill"] = dsno(*ran["generate"].following, *QUICK, at=root)
+    train_features(load_images("digits"), root / "runs" / "features", steps=4, width=4)
+    ran["sample"] = dsno(*ran["distill"].following, "--count", 9, at=root)
+    ran["evaluate"] = dsno(*ran["sample"].following, "--count", 8, at=root)
+    return root, ran
+
+
+@pytest.fixture
+def here(road: tuple[Path, dict[str, Ran]], tmp_path: Path) -> Path:
+    """A copy of that folder to break."""
+    return shutil.copytree(road[0], tmp_path / "here")
+
+
+def test_each_verb_leads_to_the_next(road: tuple[Path, dict[str, Ran]]) -> None:
+    root, ran = road
+    assert {verb: r.code for verb, r in ran.items()} == dict.fromkeys(ran, 0)
+    assert [ran[verb].following[0] for verb in list(ran)[:-1]] == list(ran)[1:]
+    runs = root / "runs"
+    assert len(TrajectorySet(runs / "trajectories", verify=True)) == 64
+    assert read_json(runs / "teacher" / "config.json")["notes"]["training"]["steps"] == 4
+    assert load_student(runs / "student").frames == 4
+    assert Image.open(root / "samples.png").size[0] > 100
+    results = load_results(runs / "evaluation" / "results.json")
+    assert results[0].name == "DSNO" and {r.protocol.count for r in results} == {8}
+    assert all(r.name in ran["evaluate"].out for r in results) and "…" not in ran["evaluate"].out
+    assert (runs / "evaluation" / "report.html").read_text().startswith("<!doctype html>")
+
+
+def test_progress_goes_to_stderr_with_the_shares_of_the_loss(road: tuple[Path, dict[str, Ran]]) -> None:
+    _, ran = road
+    assert ran["teach"].err.splitlines()[-1].startswith("teach 4/4 ")
+    assert ran["generate"].err.startswith("generate 64/64")
+    assert ran["distill"].err.startswith("distill: loss shares by frame (snr5): t = 0.5625: ")
+    assert "evaluate 1" in ran["evaluate"].err
+
+
+def test_a_terminal_gets_bars(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("TERM", "xterm-256color")
+    again = dsno("generate", "--count", 64, "--steps", 6, "--out", "bars", at=here)
+    assert again.code == 0 and "━" in again.err and "64/64" in again.err
+
+
+# Teaching
+
+
+def lines(verb: str) -> str:
+    """The Python of a verb's docstring."""
+    return textwrap.dedent((VERBS[verb].__doc__ or "").split("In Python:\n")[1])
+
+
+@pytest.mark.parametrize("verb", [verb for verb in VERBS if verb != "reproduce"])
+def test_help_teaches_the_python_as_well(verb: str, tmp_path: Path) -> None:
+    ran = dsno(verb, "--help", at=tmp_path)
+    assert ran.code == 0 and "--out PATH" in ran.out
+    assert (VERBS[verb].__doc__ or "").splitlines()[0] in ran.out
+    assert all(line in ran.out for line in lines(verb).split("\n"))
+
+
+def test_the_overview_has_a_line_per_verb_and_leaves_their_help_alone(tmp_path: Path) -> None:
+    for arguments, code in (((), 2), (("--help",), 0)):
+        ran = dsno(*arguments, at=tmp_path)
+        assert ran.code == code and all(verb in ran.out + ran.err for verb in VERBS)
+    assert "Run a recipe from nothing" in ran.out and "In Python" not in ran.out
+    assert "Run again to continue" in dsno("reproduce", "--help", at=tmp_path).out
+    assert "from dsno.store import TrajectorySet" in dsno("distill", "--help", at=tmp_path).out
+
+
+def untrained(model: torch.nn.Module, *arguments: object, **options: object) -> torch.nn.Module:
+    return model.eval()
+
+
+@pytest.mark.parametrize("verb", ["demo", "teach", "generate", "distill", "sample", "evaluate"])
+def test_the_python_lines_run(verb: str, here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    if verb == "demo" and not SHIPPED:
+        pytest.skip("no weights ship with this package")
+    monkeypatch.chdir(here)
+    made = {"teach": "teacher", "generate": "trajectories", "distill": "student"}.get(verb)
+    if made:
+        shutil.rmtree(here / "runs" / made)
+    if verb == "distill":
+        assert dsno("generate", "--count", 256, "--steps", 6, "--overwrite", at=here).code == 0
+    code = lines(verb)
+    # As shown, but for the sizes and the loop of training.
+    for size in ("20_000", "2048", "512"):
+        code = code.replace(size, "8")
+    monkeypatch.setattr(recipes, "train", untrained)
+    quick = partial(report.compare, ddim=(1, 2), multistep=(2,), fine_steps=16, repeats=0)
+    monkeypatch.setattr(report, "compare", quick)
+    names: dict[str, object] = {}
+    exec(code, names)
+    if verb == "demo":
+        assert (here / "report.html").is_file()
+    elif verb == "evaluate":
+        assert names["results"][0].name == "DSNO"
+    elif verb == "sample":
+        assert names["images"].shape == (64, 1, 8, 8) and bool(names["images"].isfinite().all())
+    else:
+        assert {"teach": load_teacher, "generate": TrajectorySet, "distill": load_student}[verb](here / "runs" / made)
+
+
+# Refusals
+
+
+def edit(path: Path, **changes: object) -> None:
+    write_json(path, {**read_json(path), **changes})
+
+
+def truncated(here: Path) -> None:
+    weights = here / "runs" / "student" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+
+
+def diverged(here: Path) -> None:
+    weights = here / "runs" / "teacher" / "model.safetensors"
+    write_tensors(weights, {k: v * float("nan") for k, v in read_tensors(weights).items()})
+
+
+def another_teacher(here: Path) -> None:
+    weights = here / "runs" / "teacher" / "model.safetensors"
+    write_tensors(weights, {k: v + 1 for k, v in read_tensors(weights).items()})
+
+
+def another_schedule(here: Path) -> None:
+    edit(here / "runs" / "teacher" / "config.json", schedule={"name": "RectifiedFlow"})
+
+
+def another_architecture(here: Path) -> None:
+    backbone = read_json(here / "runs" / "student" / "config.json")["backbone"]
+    edit(here / "runs" / "student" / "config.json", backbone={**backbone, "channels": [8, 8]})
+
+
+def a_changed_manifest(here: Path) -> None:
+    edit(here / "runs" / "trajectories" / "manifest.json", count=32)
+
+
+def without_trajectories(here: Path) -> None:
+    shutil.rmtree(here / "runs" / "trajectories")
+
+
+def without_student(here: Path) -> None:
+    shutil.rmtree(here / "runs" / "student")
+
+
+def arrays(here: Path) -> None:
+    np.save(here / "empty.npy", np.zeros((0, 8, 8), np.uint8))
+    np.save(here / "constant.npy", np.full((4, 8, 8), 7, np.uint8))
+    np.save(here / "range.npy", np.linspace(-3, 3, 4 * 64).reshape(4, 8, 8))
+    np.save(here / "shape.npy", np.zeros((4, 8), np.uint8))
+    np.save(here / "tall.npy", np.arange(4 * 48, dtype=np.uint8).reshape(4, 6, 8))
+    (here / "damaged.npz").write_bytes(b"PK\x03\x04 and no more")
+
+
+FAILURES: list[tuple[str, Callable[[Path], None] | None, str]] = [
+    # What is there already is nobody's to throw away unasked.
+    ("teach", None, "runs/teacher exists already: pass --resume to continue it or --overwrite to start again"),
+    ("generate", None, "runs/trajectories holds 1 shards already"),
+    ("distill --batch 16", None, "runs/student exists already: pass --resume"),
+    ("sample --student runs/student", None, "samples.png exists already: pass --overwrite to replace it"),
+    ("evaluate --count 8", None, "runs/evaluation exists already"),
+    ("teach --kind eps --batch 16 --channels 8 16 --resume", None, "was trained with kind = v, now eps: resume alike"),
+    ("distill --batch 32 --resume", None, "was trained with batch = 16, now 32: resume alike"),
+    ("generate --count 32 --steps 6 --resume", None, "holds other trajectories than asked for: count: expected 32, found 64"),
+    # A path through a file: not even root can write there.
+    ("teach --out samples.png/teacher", None, "cannot write to samples.png/teacher (Not a directory): choose another"),
+    ("generate --out samples.png/set", None, "cannot write to samples.png/set"),
+    ("distill --batch 16 --out samples.png/student", None, "cannot write to samples.png/student"),
+    ("sample --student runs/student --out samples.png/new.png", None, "samples.png is a file: expected a folder"),
+    ("evaluate --out samples.png/evaluation", None, "cannot write to samples.png/evaluation"),
+    # Images.
+    ("teach --data nowhere", None, "no image set 'nowhere': expected 'digits', a folder of PNG or JPEG files"),
+    ("teach --data empty.npy --out new", arrays, "empty.npy is empty"),
+    ("teach --data constant.npy --out new", arrays, "constant.npy is constant"),
+    ("teach --data range.npy --out new", arrays, "range.npy must lie in [-1, 1], got [-3, 3]: rescale it"),
+    ("teach --data shape.npy --out new", arrays, "shape.npy must have shape (N, C, H, W)"),
+    ("teach --data tall.npy --out new", arrays, "images must be square, got 6 x 8"),
+    ("teach --data damaged.npz --out new", arrays, "damaged.npz is damaged or not an array file"),
+    ("teach --batch 0 --out new", None, "batch must be at least 1, got 0"),
+    # Teacher and trajectories.
+    ("generate --teacher nowhere", None, "no folder nowhere: expected a model folder with config.json in it"),
+    ("generate --teacher runs/student", None, "runs/student holds a student, expected a teacher"),
+    ("generate --out new --count 8", diverged, "of seeds 0, 1, 2, 3, and 4 more is not finite"),
+    ("generate --out new --times 0.2 0.6 0", None, "a grid must decrease strictly, from noise to data, got [1, 0.2, 0.6, 0]"),
+    ("generate --out new --times 1.5 0", None, "a grid must lie inside [0, 1] (1 is noise), got [1, 1.5, 0]"),
+    ("generate --out new --times 0.5 -0.5", None, "a grid must lie inside [0, 1] (1 is noise), got [1, 0.5, -0.5]"),
+    ("generate --out new --frames 0", None, "a grid needs at least one step, got 0"),
+    ("generate --out new --frames 8 --steps 6", None, "a grid of 6 steps cannot pass through"),
+    ("generate --count 64 --steps 6 --resume", another_teacher, "than asked for: teacher.sha256: expected"),
+    ("generate --count 64 --steps 6 --resume", another_schedule, 'schedule.name: expected "RectifiedFlow", found "Cosine"'),
+    ("distill --out new", without_trajectories, "no runs/trajectories/manifest.json: expected a folder that generate()"),
+    ("distill --out new", a_changed_manifest, "was changed after it was written: its fingerprint does not match"),
+    ("distill --out new", another_teacher, "runs/trajectories holds trajectories of another teacher: teacher.sha256"),
+    ("distill --out new", another_schedule, "the trajectories are of Cosine(log_snr_min=-20.0, log_snr_max=20.0), the"),
+    ("distill --out new --batch 16 --target state", None, "the student needs 'state': generate it"),
+    ("distill --out new", None, "64 rows do not fill one batch of 256: use a smaller batch or more rows"),
+    ("distill --out new --modes 9", None, "4 frames have 3 Fourier modes (M // 2 + 1), so modes must be in [1, 3], got 9"),
+    ("distill --out new --batch 16 --distance l3", None, "unknown distance 'l3': expected l1, l2, huber, perceptual"),
+    # Student.
+    ("sample --student runs/student --out new.png", truncated, "model.safetensors is truncated or damaged"),
+    ("sample --student runs/student --out new.png", another_architecture, "holds another architecture than its conf"),
+    ("sample --student runs/student --out new.png", without_student, "no folder runs/student: expected a model folder"),
+    ("sample --student runs/teacher --out new.png", None, "runs/teacher holds a teacher, expected a student"),
+    ("sample --student runs/student --count 0", None, "count must be at least 1, got 0"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "command, spoil, message", FAILURES, ids=[f"{c}{f' {s.__name__}' if s else ''}" for c, s, _ in FAILURES]
+)
+def test_a_failure_is_one_line_and_touches_nothing(
+    command: str, spoil: Callable[[Path], None] | None, message: str, here: Path
+) -> None:
+    if spoil is not None:
+        spoil(here)
+    before = {p: p.read_bytes() for p in here.rglob("*") if p.is_file()}
+    ran = dsno(*shlex.split(command), at=here)
+    kept = {p: p.read_bytes() for p in before if p.is_file()}
+    assert ran.code == 2 and ran.out == ""
+    last = ran.err.splitlines()[-1]
+    assert last.startswith("dsno: ") and message in last
+    # A run that is continued says first how its loss is shared.
+    assert [line for line in ran.err.splitlines()[:-1] if "loss shares" not in line] == []
+    assert kept == before
+
+
+@pytest.mark.parametrize("model", ["teacher", "student", "features"])
+def test_an_unknown_key_of_any_model_is_named_with_the_nearest(model: str, here: Path) -> None:
+    key, value = {"teacher": ("kind", "v"), "student": ("times", [0.0]), "features": ("net", {})}[model]
+    edit(here / "runs" / model / "config.json", **{f"{key}s": value})
+    ran = dsno(
+        "evaluate", "--teacher", "runs/teacher", "--student", "runs/student", "--features", "runs/features", "--out",
+        "new", at=here,
+    )  # fmt: skip
+    assert ran.code == 2 and len(ran.err.splitlines()) == 1
+    assert f"unknown key '{key}s' in the configuration of" in ran.err and f"did you mean '{key}'?" in ran.err
+
+
+@pytest.mark.parametrize(
+    "command, nearest",
+    [("distill --mods 9", "--modes"), ("teach --train.step 9", "--train.steps"), ("sampel", "sample")],
+)
+def test_an_unknown_option_is_refused_with_the_nearest_one(command: str, nearest: str, tmp_path: Path) -> None:
+    ran = dsno(*shlex.split(command), at=tmp_path)
+    assert ran.code == 2 and "Unrecognized options" in ran.err and nearest in ran.err
+
+
+def test_an_impossible_option_says_what_is_possible(tmp_path: Path) -> None:
+    ran = dsno("teach", "--train.steps", 0, at=tmp_path)
+    assert ran.code == 2 and "steps must be at least 1, got 0" in ran.err
+    ran = dsno("generate", "--solver", "ddmi", at=tmp_path)
+    assert ran.code == 2 and "ddmi" in ran.err and "ddim" in ran.err
+
+
+def test_an_interrupt_says_how_to_go_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*arguments: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(recipes, "teach", interrupted)
+    ran = dsno("teach", at=tmp_path)
+    assert ran.code == 130 and ran.err.strip().splitlines() == [
+        "dsno: stopped; run the same command again, with --resume where it has one"
+    ]
+
+
+# Several processes
+
+
+class Rank:
+    """An accelerator of one of two processes, as `accelerate launch` would make it."""
+
+    device, num_processes = torch.device("cpu"), 2
+
+    def __init__(self, rank: int) -> None:
+        self.process_index = rank
+
+    def wait_for_everyone(self) -> None: ...
+
+
+def test_processes_share_the_trajectories(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    command = ["generate", "--count", 64, "--steps", 6, "--shard", 16, "--batch", 8]
+    assert dsno(*command, "--out", "one", at=here).code == 0
+    (here / "two").mkdir()
+    shutil.copy(here / "one" / "manifest.json", here / "two")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    for rank, said in ((1, ""), (0, "64 trajectories in two")):
+        monkeypatch.setenv("RANK", str(rank))
+        monkeypatch.setattr("accelerate.Accelerator", lambda cpu, rank=rank: Rank(rank))
+        ran = dsno(*command, "--out", "two", "--resume", at=here)
+        shards = sorted(p.name for p in (here / "two").glob("shard-*"))
+        if rank == 1:
+            # Its share alone, and not a word on the way; the set is not complete before the other's.
+            assert shards == ["shard-00001.safetensors", "shard-00003.safetensors"]
+            assert ran.err.splitlines() == [
+                line for line in ran.err.splitlines() if line.startswith("dsno: two is inc")
+            ]
+        else:
+            assert ran.code == 0 and said in ran.out and len(shards) == 4 and "generate" in ran.err
+    manifests = [json.loads((here / name / "manifest.json").read_text()) for name in ("one", "two")]
+    assert manifests[0] == manifests[1]
+    assert all(p.read_bytes() == (here / "two" / p.name).read_bytes() for p in (here / "one").glob("shard-*"))

@@ -1,0 +1,241 @@
+"""A recipe run twice is run once, interrupted or not, and what does not belong together is refused."""
+
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from dsno import recipes
+from dsno.checkpoint import read_json
+from dsno.data import Images, load_images
+from dsno.denoise import Prediction
+from dsno.metrics import load_feature_net
+from dsno.noise import noise
+from dsno.recipes import DigitsRecipe, distill, make_trajectories, shipped, teach, train_features
+from dsno.schedule import Cosine, quadratic
+from dsno.store import TrajectorySet
+from dsno.students.flowmap import load_student, student_from_teacher
+from dsno.teachers.native import load_teacher
+from dsno.teachers.unet import UNet
+
+SMALL = {"warmup": 2, "checkpoint_every": 2, "log_every": 1}
+TINY = replace(
+    DigitsRecipe(),
+    channels=(8, 16), teach=replace(DigitsRecipe().teach, steps=4, **SMALL), teach_batch=16, features_steps=4, count=64,
+    solver_steps=6, distill=replace(DigitsRecipe().distill, steps=5, **SMALL), distill_batch=16,
+)  # fmt: skip
+STAGES = ["features", "loss_features", "teacher", "trajectories", "student"]
+
+
+def contents(folder: Path) -> dict[str, tuple[int, bytes]]:
+    return {
+        str(p.relative_to(folder)): (p.stat().st_mtime_ns, p.read_bytes()) for p in folder.rglob("*") if p.is_file()
+    }
+
+
+def stop_at(stage: str, step: int) -> Callable[[str, int, int, str], None]:
+    def report(name: str, done: int, total: int, text: str) -> None:
+        if (name, done) == (stage, step):
+            raise KeyboardInterrupt
+
+    return report
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A recipe run from nothing, in one piece."""
+    return TINY.run(tmp_path_factory.mktemp("recipe") / "whole")
+
+
+def test_a_recipe_runs_from_nothing(whole: Path) -> None:
+    assert sorted(p.name for p in whole.iterdir()) == sorted([*STAGES, "recipe.json", "timings.json"])
+    student, teacher = load_student(whole / "student"), load_teacher(whole / "teacher")
+    assert torch.equal(student.times, quadratic(4)[1:]) and student.schedule == teacher.schedule == Cosine()
+    assert bool(student.sample(noise([0, 1], (1, 8, 8))).isfinite().all())
+    data = TrajectorySet(whole / "trajectories", verify=True)
+    assert len(data) == 64 and data.targets == ("x0",)
+    data.check_teacher(teacher)
+    # What is optimised is not what is measured.
+    assert load_feature_net(whole / "features").config != load_feature_net(whole / "loss_features").config
+    timings = read_json(whole / "timings.json")
+    assert list(timings) == STAGES and all(seconds > 0 for seconds in timings.values())
+
+
+def test_a_second_run_does_nothing(whole: Path) -> None:
+    before = contents(whole)
+    said: list[object] = []
+    assert TINY.run(whole, lambda *line: said.append(line)) == whole
+    assert contents(whole) == before and said == []
+
+
+@pytest.mark.parametrize("stage, step", [("teach", 3), ("distill", 3), ("distill", 5)])
+def test_an_interrupted_run_goes_on_bit_for_bit(stage: str, step: int, whole: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    with pytest.raises(KeyboardInterrupt):
+        TINY.run(out, stop_at(stage, step))
+    interrupted = {"teach": "teacher", "distill": "student"}[stage]
+    assert not (out / interrupted / "config.json").exists()
+    first = read_json(out / "timings.json")
+    TINY.run(out)
+    timings = read_json(out / "timings.json")
+    assert timings[interrupted] > first[interrupted] > 0 and timings["features"] == first["features"]
+    for name in STAGES:
+        for path in (whole / name).glob("*.safetensors"):
+            assert path.read_bytes() == (out / name / path.name).read_bytes()
+
+
+def test_a_lost_stage_is_made_again(whole: Path, tmp_path: Path) -> None:
+    out = shutil.copytree(whole, tmp_path / "copy")
+    shutil.rmtree(out / "student")
+    before = contents(out)
+    TINY.run(out)
+    after = contents(out)
+    assert {name for name in before if before[name] != after[name]} == {"timings.json"}
+    weights = "student/model.safetensors"
+    assert after[weights][1] == contents(whole)[weights][1]
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"count": 65}, "with count = 64, this one has 65: choose another folder"),
+        ({"channels": (8, 8)}, r"with channels = \[8, 16\], this one has \[8, 8\]"),
+        ({"distill": replace(TINY.distill, lr=0.5)}, r"with distill\.lr = 0\.001, this one has 0\.5"),
+        ({"teach": replace(TINY.teach, steps=9)}, r"with teach\.steps = 4, this one has 9"),
+    ],
+)
+def test_a_run_of_other_settings_names_what_differs(change: dict[str, object], message: str, whole: Path) -> None:
+    before = contents(whole)
+    with pytest.raises(ValueError, match=message):
+        replace(TINY, **change).run(whole)
+    assert contents(whole) == before
+
+
+# The stages alone
+
+
+DIGITS = load_images("digits")
+TEACH = replace(TINY.teach, precision="no")
+
+
+def test_a_models_folder_is_not_touched_unasked(tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").write_text("mine")
+    with pytest.raises(FileExistsError, match="exists already: pass --resume"):
+        teach(DIGITS, tmp_path, (8, 8), TEACH, 16)
+    assert [p.name for p in tmp_path.iterdir()] == ["thesis.tex"]
+    teach(DIGITS, tmp_path, (8, 8), TEACH, 16, overwrite=True)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["config.json", "model.safetensors", "training"]
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"batch": 8}, "was trained with batch = 16, now 8: resume alike"),
+        ({"kind": "x0"}, "with kind = v, now x0"),
+        ({"conditional": True}, "with conditional = False, now True"),
+        ({"images": replace(DIGITS, name="others")}, "with images = digits, now others"),
+        ({"channels": (8, 12)}, "holds another architecture"),
+        ({"config": replace(TEACH, seed=1)}, "with seed = 0, now 1"),
+    ],
+)
+def test_a_teacher_is_resumed_alike(change: dict[str, object], message: str, tmp_path: Path) -> None:
+    alike = {"images": DIGITS, "out": tmp_path, "channels": (8, 8), "config": TEACH, "batch": 16}
+    with pytest.raises(KeyboardInterrupt):
+        teach(**alike, report=stop_at("teach", 3))
+    with pytest.raises(ValueError, match=message):
+        teach(**{**alike, **change}, resume=True)
+    teach(**alike, resume=True)
+
+
+def test_a_student_is_resumed_alike(whole: Path, tmp_path: Path) -> None:
+    teacher, data = load_teacher(whole / "teacher"), TrajectorySet(whole / "trajectories")
+
+    def run(once: bool = True, **change: object) -> None:
+        student = student_from_teacher(teacher, data.times, once=once)
+        distill(**{"student": student, "data": data, "out": tmp_path, "config": TINY.distill, "batch": 16, **change})
+
+    with pytest.raises(KeyboardInterrupt):
+        run(report=stop_at("distill", 3))
+    for change, message in [
+        ({"once": False}, r"with lift = .*'once': True.*, now .*'once': False"),
+        ({"weights": "last"}, "with weights = snr5, now last"),
+        ({"others": 0.5}, "with others = None, now 0.5"),
+        ({"data": data.head(32)}, "with count = 64, now 32"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            run(**change, resume=True)
+    run(resume=True)
+
+
+@pytest.mark.parametrize(
+    "images, options, message",
+    [
+        (DIGITS.x[:0], {}, "here is empty"),
+        (torch.zeros(4, 1, 8, 8), {}, "here is constant"),
+        (DIGITS.x * 2, {}, r"here must lie in \[-1, 1\], got \[-2, 2\]"),
+        (DIGITS.x[:, 0], {}, r"here must have shape \(N, C, H, W\)"),
+        (DIGITS.x[..., :6], {}, "images must be square, got 8 x 6"),
+        (DIGITS.x, {"conditional": True}, "here has no labels: train an unconditional teacher"),
+        (DIGITS.x, {"channels": (8, 8, 8, 8, 8)}, "images of 8 pixels cannot be halved 4 times"),
+        (DIGITS.x, {"batch": 0}, "batch must be at least 1, got 0"),
+    ],
+)
+def test_what_cannot_be_taught_is_refused(images: torch.Tensor, options: dict, message: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=message):
+        teach(Images(images, None, "here"), tmp_path / "out", **options)
+    assert not (tmp_path / "out").exists()
+
+
+def test_features_need_labels(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="here has no labels to train a feature network on"):
+        train_features(Images(DIGITS.x, None, "here"), tmp_path)
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"times": [0.2, 0.6, 0.0]}, r"must decrease strictly, from noise to data, got \[1, 0\.2, 0\.6, 0\]"),
+        ({"times": [0.5, 0.5, 0.0]}, "must decrease strictly"),
+        ({"times": [1.0, 0.0]}, "must decrease strictly"),
+        ({"times": [1.5, 0.0]}, r"must lie inside \[0, 1\] \(1 is noise\), got \[1, 1\.5, 0\]"),
+        ({"times": [0.5, float("nan")]}, r"must lie inside \[0, 1\]"),
+        ({"times": []}, "needs at least two times"),
+        ({"solver": "ddmi"}, "unknown solver 'ddmi': expected one of ddim"),
+        ({"steps": 2}, "a grid of 2 steps cannot pass through .*: use more steps"),
+        ({"steps": 0}, "a grid needs at least one step, got 0"),
+    ],
+)
+def test_trajectories_that_cannot_be_made(options: dict, message: str, tmp_path: Path) -> None:
+    teacher = Prediction(UNet(1, 8, (8, 8)), Cosine(), "v")
+    asked = {"times": [0.5, 0.25, 0.0], "steps": 6, **options}
+    asked["times"] = torch.tensor(asked["times"], dtype=torch.float64)
+    with pytest.raises(ValueError, match=message):
+        make_trajectories(teacher, (1, 8, 8), tmp_path / "out", 4, **asked)
+    assert not (tmp_path / "out").exists()
+
+
+# What ships
+
+
+def test_missing_weights_are_named() -> None:
+    with pytest.raises(FileNotFoundError, match=r"no weights named 'letters' ship .*weights/letters\): train them"):
+        shipped("letters")
+
+
+def test_the_shipped_digits() -> None:
+    if not (Path(recipes.__file__).parent / "weights" / "digits").is_dir():
+        with pytest.raises(
+            FileNotFoundError, match="no weights named 'digits' ship with this package .*dsno reproduce"
+        ):
+            shipped()
+        return
+    teacher, student = load_teacher(shipped() / "teacher"), load_student(shipped() / "student")
+    assert load_feature_net(shipped() / "features").features(DIGITS.x[:2]).isfinite().all()
+    assert student.schedule == teacher.schedule
+    calls: list[object] = []
+    student.net.register_forward_hook(lambda *call: calls.append(call))
+    images = student.sample(noise([*range(16)], (1, 8, 8)))
+    assert len(calls) == 1 and images.shape == (16, 1, 8, 8) and bool(images.isfinite().all())
