@@ -169,6 +169,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="*", default=[0, 1, 2])
     parser.add_argument("--budget", type=float, default=1.0)
     parser.add_argument("--report", action="store_true", help="write the table from the runs that are there")
+    parser.add_argument("--name", default="digits", help="of the file of results")
     parser.add_argument("--precision", default="bf16")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
@@ -286,29 +287,18 @@ def aggregate(arguments: argparse.Namespace) -> None:
     """Write the table, the claims and the plot from the runs that are there."""
     found = collect(arguments.runs, arguments.budget)
     table = {name: summary(results) for name, results in found.items()}
-    claims = []
-    for trajectories in sorted({s["run"]["trajectories"] for s in table.values()}):
-        here = {n: s for n, s in table.items() if s["run"]["trajectories"] == trajectories and s["seeds"] > 1}
-        operators = {n: s for n, s in here.items() if s["run"]["frames"] > 1 and s["run"]["where"] != "none"}
-        for control in (n for n, s in here.items() if s["run"]["frames"] == 1):
-            rivals = operators
-            if here[control]["run"]["extra"]:
-                # At equal sampling FLOPs: operators that cost no more than the control.
-                rivals = {
-                    n: s for n, s in operators.items() if s["sample_flops"] <= 1.02 * here[control]["sample_flops"]
-                }
-            for key in ("frechet", "path_error"):
-                if not rivals:
-                    continue
-                name = min(rivals, key=lambda n: rivals[n][key]["mean"])
-                ahead = here[control][key]["mean"] - rivals[name][key]["mean"]
-                spread = here[control][key]["spread"] + rivals[name][key]["spread"]
-                claims.append(
-                    claim(
-                        f"{key}: best operator ({name}) ahead of {control} beyond both spreads, {trajectories} trajectories",
-                        ahead - spread, 0.0, ">=",
-                    )
-                )  # fmt: skip
+    claims = [
+        claim_ahead(table, control, rivals, key)
+        for control, rivals in (
+            # Equal training FLOPs, and at most the control's sampling FLOPs for the wide ones.
+            ("kd", ("mid M=2", "mid M=4", "mid M=8", "low M=4", "paper M=2", "paper M=4", "paper M=8")),
+            ("kd, 48 MFLOP", ("mid M=2", "mid M=4")),
+            ("kd, 158 MFLOP", ("paper M=4",)),
+            ("no temporal M=4", ("paper M=4",)),
+        )
+        for key in ("frechet", "path_error")
+        if table.get(control, {}).get("seeds", 0) > 1
+    ]
     for name, s in sorted(table.items(), key=lambda item: item[1]["frechet"]["mean"]):
         print(
             f"{name:44s} {s['run']['trajectories']:6d} FD {s['frechet']['mean']:5.2f} +- {s['frechet']['spread']:.2f}  "
@@ -317,16 +307,26 @@ def aggregate(arguments: argparse.Namespace) -> None:
         )
     teacher = next(iter(found.values()))[0]["teacher_frechet"]
     write(
-        "digits",
+        arguments.name,
         f"equal training FLOPs ({next(iter(table.values()))['train_flops'] / 1e12:.2f} TFLOP a run); 2,048 held-out noises; "
         "Frechet distance in digits_cnn features against the 1,797 images; path error: mean RMSE of the sample to the "
         "teacher's fine solution; spread: standard deviation over seeds; bf16 training on one thread",
         claims, teacher_frechet=teacher, table=table,
     )  # fmt: skip
-    picture(table, teacher)
+    picture(table, teacher, arguments.name)
 
 
-def picture(table: dict[str, dict[str, object]], teacher: float) -> None:
+def claim_ahead(
+    table: dict[str, dict[str, object]], control: str, rivals: tuple[str, ...], key: str
+) -> dict[str, object]:
+    """The control's mean minus the best rival's, less the standard deviations of both: positive is ahead of them."""
+    name = min((n for n in rivals if table.get(n, {}).get("seeds", 0) > 1), key=lambda n: table[n][key]["mean"])
+    ours, theirs = table[name][key], table[control][key]
+    margin = theirs["mean"] - ours["mean"] - ours["spread"] - theirs["spread"]
+    return claim(f"{key}: {name} ahead of {control} by more than both spreads", margin, 0.0, ">=")
+
+
+def picture(table: dict[str, dict[str, object]], teacher: float, name: str) -> None:
     import matplotlib
 
     matplotlib.use("Agg")
@@ -337,7 +337,7 @@ def picture(table: dict[str, dict[str, object]], teacher: float) -> None:
     for axis, count in zip(axes[0], counts, strict=True):
         axis.axhline(teacher, color="0.5", linestyle="--", linewidth=1)
         axis.text(0.99, teacher, "teacher ", color="0.4", ha="right", va="bottom", transform=axis.get_yaxis_transform())
-        for name, s in table.items():
+        for student, s in table.items():
             if s["run"]["trajectories"] != count:
                 continue
             colour = "tab:blue" if s["run"]["frames"] == 1 else "0.6" if s["run"]["where"] == "none" else "tab:red"
@@ -346,14 +346,15 @@ def picture(table: dict[str, dict[str, object]], teacher: float) -> None:
                 fmt="o", color=colour, capsize=2,
             )  # fmt: skip
             axis.annotate(
-                name.split("@")[0], (s["path_error"]["mean"], s["frechet"]["mean"]), textcoords="offset points",
+                student, (s["path_error"]["mean"], s["frechet"]["mean"]), textcoords="offset points",
                 xytext=(5, 4), fontsize=7,
             )  # fmt: skip
         axis.set(title=f"{count:,} trajectories", xlabel="path error", ylabel="Fréchet distance (digits_cnn)")
         axis.grid(True, alpha=0.25)
         axis.spines[["top", "right"]].set_visible(False)
-    Path("docs/images").mkdir(parents=True, exist_ok=True)
-    figure.savefig(Path(__file__).parents[1] / "docs/images/digits.png", dpi=150)
+    images = Path(__file__).parents[1] / "docs/images"
+    images.mkdir(parents=True, exist_ok=True)
+    figure.savefig(images / f"{name}.png", dpi=150)
 
 
 if __name__ == "__main__":

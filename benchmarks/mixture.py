@@ -145,8 +145,9 @@ def picture(
         axis.grid(True, which="both", alpha=0.25)
         axis.legend(frameon=False)
         axis.spines[["top", "right"]].set_visible(False)
-    Path("docs/images").mkdir(parents=True, exist_ok=True)
-    figure.savefig("docs/images/mixture.png", dpi=150)
+    images = Path(__file__).parents[1] / "docs/images"
+    images.mkdir(parents=True, exist_ok=True)
+    figure.savefig(images / "mixture.png", dpi=150)
 
 
 if __name__ == "__main__":

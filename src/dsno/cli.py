@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal, Protocol
 
 import torch
+from tyro.conf import Positional
 
 from dsno.train import TrainConfig
 
@@ -402,7 +403,7 @@ class Demo:
 class Reproduce:
     """Run a recipe from nothing: the pipeline that made the shipped weights. Run again to continue."""
 
-    recipe: Annotated[Literal["digits"], "positional"] = "digits"
+    recipe: Positional[Literal["digits"]] = "digits"
     """Which recipe."""
     out: Path = Path("runs/digits")
     """Folder for every stage."""

@@ -59,14 +59,14 @@ class DigitsRecipe:
     channels: tuple[int, ...] = (32, 64)
     """Widths of the teacher's U-Net."""
     teach: TrainConfig = field(
-        default_factory=lambda: TrainConfig(steps=5000, lr=1e-3, warmup=200, precision="bf16", checkpoint_every=250)
+        default_factory=lambda: TrainConfig(steps=3000, lr=1e-3, warmup=200, precision="bf16", checkpoint_every=250)
     )
     """Training of the teacher (v-prediction, cosine schedule)."""
     teach_batch: int = 128
     """Images per step of the teacher."""
     features_steps: int = 800
     """Training steps of the feature network that the quality is measured in."""
-    count: int = 40_000
+    count: int = 32_768
     """Trajectories."""
     solver: str = "unipc3"
     """Solver that makes them."""
@@ -87,10 +87,10 @@ class DigitsRecipe:
     others: float | None = 0.25
     """Supervise the last frame in every step and one other in this share of them."""
     distill: TrainConfig = field(
-        default_factory=lambda: TrainConfig(steps=4000, lr=1e-3, warmup=100, precision="bf16", checkpoint_every=250)
+        default_factory=lambda: TrainConfig(steps=3800, lr=1e-3, warmup=100, precision="bf16", checkpoint_every=250)
     )
     """Training of the student."""
-    distill_batch: int = 256
+    distill_batch: int = 128
     """Trajectories per step of the student."""
 
     def run(self, out: Path | str, report: Report = _quiet) -> Path:
