@@ -88,15 +88,15 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="a tenth of the steps, nothing written")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    steps = 200 if arguments.quick else 3000
-    counts, widths = [256, 1024, 4096, 16384], [8, 16, 32, 64, 128]
+    steps = 200 if arguments.quick else 1500
+    counts, widths = [16, 64, 256, 1024], [4, 8, 16, 32, 64]
     by_count: dict[str, list[float]] = {}
     with tempfile.TemporaryDirectory() as folder:
         data = Path(folder) / "data"
         sampler = SolverSampler(
             teacher(), Cosine(), schedule.through(schedule.uniform(100), TIMES), DPMSolverPP(3), KEEP
         )
-        generate(sampler, (2,), data, max(counts), targets=("x0", "state"), dtype=torch.float32, batch=4096)
+        generate(sampler, (2,), data, max(counts), targets=("x0", "state"), dtype=torch.float32, batch=1024)
         for target in ("x0", "state"):
             by_count[target] = [student_error(data, 64, n, steps, 0, target)[0] for n in counts]
             print(target, dict(zip(counts, by_count[target], strict=True)), flush=True)

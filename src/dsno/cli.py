@@ -8,7 +8,7 @@ import time
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 
 import torch
 from tyro.conf import Positional
@@ -369,12 +369,12 @@ class Demo:
         from dsno.recipes import shipped
         from dsno.report import compare
         w = shipped("digits")
-        compare(w / "teacher", w / "student", w / "features", "digits", count=512, page="report.html")
+        compare(w / "teacher", w / "student", w / "features", "digits", count=400, page="report.html")
     """
 
     out: Path = Path("report.html")
     """The report."""
-    count: int = 512
+    count: int = 400
     """Noises."""
 
     def run(self) -> None:

@@ -87,7 +87,7 @@ class DigitsRecipe:
     others: float | None = 0.25
     """Supervise the last frame in every step and one other in this share of them."""
     distill: TrainConfig = field(
-        default_factory=lambda: TrainConfig(steps=3800, lr=1e-3, warmup=100, precision="bf16", checkpoint_every=250)
+        default_factory=lambda: TrainConfig(steps=3200, lr=1e-3, warmup=100, precision="bf16", checkpoint_every=250)
     )
     """Training of the student."""
     distill_batch: int = 128
