@@ -4,12 +4,13 @@ BIN := .venv/bin
 READY := .venv/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint docs clean
+.PHONY: help demo test lint docs weights clean
 
 help:
 	@echo "make demo   noise to images in one forward pass, with a report"
 	@echo "make test   the test suite (ARGS='-k solve' selects)"
 	@echo "make lint   style, types and the import contract"
+	@echo "make weights  the shipped weights, from nothing (25 minutes)"
 	@echo "make docs   the documentation, in site/"
 	@echo "make clean  remove what these targets wrote, except .venv"
 
@@ -25,6 +26,14 @@ lint: $(READY)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+# The shipped weights are what the recipe makes, nothing else.
+weights: $(READY)
+	$(BIN)/dsno reproduce digits --out runs/digits
+	for part in teacher student features; do \
+		mkdir -p src/dsno/weights/digits/$$part; \
+		cp runs/digits/$$part/config.json runs/digits/$$part/model.safetensors src/dsno/weights/digits/$$part/; \
+	done
 
 docs: $(READY)
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict

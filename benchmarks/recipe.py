@@ -2,7 +2,8 @@
 
     python benchmarks/recipe.py [--out runs/digits]
 
-Runs the recipe if --out is not complete, then compares its student with the teacher's solvers on 2,048 held-out noises.
+Runs the recipe if --out is not complete, then compares its student with the teacher's solvers on 2,048 held-out noises
+(or reads the comparison that `dsno reproduce` left there).
 Minutes are the sum of what the stages took. Writes benchmarks/results/recipe.json and the pictures of the README.
 """
 
@@ -15,7 +16,7 @@ from pathlib import Path
 from _common import claim, write
 
 from dsno.checkpoint import read_json
-from dsno.evaluate import Result, fine_solution
+from dsno.evaluate import Result, fine_solution, load_results
 from dsno.noise import noise, seed_range
 from dsno.recipes import DigitsRecipe
 from dsno.report import HELD_OUT, compare, image_grid, quality_against_cost, trajectory_strips
@@ -27,7 +28,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("runs/digits"))
     out = DigitsRecipe().run(parser.parse_args().out, lambda stage, done, total, text: None)
-    results = compare(out / "teacher", out / "student", out / "features", "digits", 2048, out / "evaluation")
+    held = out / "evaluation" / "results.json"
+    if held.is_file():
+        results = load_results(held)
+    else:
+        results = compare(out / "teacher", out / "student", out / "features", "digits", 2048, out / "evaluation")
     named = {r.name: r for r in results}
     student, teacher = named["DSNO"], named["teacher, fine"]
     assert student.quality and teacher.quality
