@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import itertools
 import json
 import statistics
 import time
@@ -333,22 +334,20 @@ def picture(table: dict[str, dict[str, object]], teacher: float, name: str) -> N
     import matplotlib.pyplot as plt
 
     counts = sorted({s["run"]["trajectories"] for s in table.values()})
-    figure, axes = plt.subplots(1, len(counts), figsize=(5.2 * len(counts), 4.2), layout="constrained", squeeze=False)
+    figure, axes = plt.subplots(1, len(counts), figsize=(7 * len(counts), 4.2), layout="constrained", squeeze=False)
+    markers = itertools.cycle("osD^vP*X<>h")
     for axis, count in zip(axes[0], counts, strict=True):
         axis.axhline(teacher, color="0.5", linestyle="--", linewidth=1)
         axis.text(0.99, teacher, "teacher ", color="0.4", ha="right", va="bottom", transform=axis.get_yaxis_transform())
-        for student, s in table.items():
+        for student, s in sorted(table.items(), key=lambda item: item[1]["frechet"]["mean"]):
             if s["run"]["trajectories"] != count:
                 continue
             colour = "tab:blue" if s["run"]["frames"] == 1 else "0.6" if s["run"]["where"] == "none" else "tab:red"
             axis.errorbar(
                 s["path_error"]["mean"], s["frechet"]["mean"], s["frechet"]["spread"], s["path_error"]["spread"],
-                fmt="o", color=colour, capsize=2,
+                fmt=next(markers), color=colour, capsize=2, label=student,
             )  # fmt: skip
-            axis.annotate(
-                student, (s["path_error"]["mean"], s["frechet"]["mean"]), textcoords="offset points",
-                xytext=(5, 4), fontsize=7,
-            )  # fmt: skip
+        axis.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
         axis.set(title=f"{count:,} trajectories", xlabel="path error", ylabel="Fréchet distance (digits_cnn)")
         axis.grid(True, alpha=0.25)
         axis.spines[["top", "right"]].set_visible(False)
