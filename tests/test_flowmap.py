@@ -117,7 +117,9 @@ def test_with_the_exact_h_the_states_are_the_exact_flow(schedule: Schedule) -> N
 def test_the_sample_alone_is_the_last_frame_of_the_trajectory(target: str, classes: int | None) -> None:
     made = student(target, classes)
     z, cond = torch.randn(3, 1, 8, 8), None if classes is None else torch.tensor([0, 2, 1])
-    trajectory, h = OnePass(made)(z, cond), made(initial_state(made.schedule, z), cond)
+    # torch picks other matrix kernels where it records gradients; without, both ways are the same to the last bit.
+    with torch.no_grad():
+        trajectory, h = OnePass(made)(z, cond), made(initial_state(made.schedule, z), cond)
     assert torch.allclose(made.sample(z, cond), trajectory.sample, atol=1e-5)
     last = h[:, -1] if target == "x0" else made.states(initial_state(made.schedule, z), h)[:, -1]
     assert torch.equal(trajectory.sample, last)

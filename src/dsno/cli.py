@@ -369,12 +369,12 @@ class Demo:
         from dsno.recipes import shipped
         from dsno.report import compare
         w = shipped("digits")
-        compare(w / "teacher", w / "student", w / "features", "digits", count=400, page="report.html")
+        compare(w / "teacher", w / "student", w / "features", "digits", count=320, page="report.html")
     """
 
     out: Path = Path("report.html")
     """The report."""
-    count: int = 400
+    count: int = 320
     """Noises."""
 
     def run(self) -> None:

@@ -136,12 +136,12 @@ class TemporalFourier(nn.Module):
         return f"{self.channels}, frames={self.frames}, modes={self.modes}, activation={self.activation}"
 
     def forward(self, u: Tensor) -> Tensor:
-        x = u.movedim(self.channel_dim, -1)
+        x = u.movedim(self.channel_dim, 1)
         c = self.analysis.to(x.dtype) @ x.unflatten(0, (-1, self.frames)).flatten(2)
-        v = self.synthesis.to(c.dtype) @ self._mix(c.unflatten(2, (-1, self.channels))).flatten(2)
+        v = self.synthesis.to(c.dtype) @ self._mix(c.unflatten(2, (self.channels, -1))).flatten(2)
         if self.offset is not None:
-            v = v.unflatten(2, (-1, self.channels)) + self.offset.to(v.dtype)
-        v = v.reshape(x.shape).movedim(-1, self.channel_dim)
+            v = v.unflatten(2, (self.channels, -1)) + self.offset.to(v.dtype).transpose(1, 2)
+        v = v.reshape(x.shape).movedim(1, self.channel_dim)
         if self.activation == "silu":
             v = nn.functional.silu(v)
         elif self.activation == "leaky_relu":
@@ -149,13 +149,14 @@ class TemporalFourier(nn.Module):
         return u + v
 
     def _mix(self, c: Tensor) -> Tensor:
-        """Apply $R_k$ to the real coefficients, shape (B, K, space, C); row vectors, so the matrices act transposed."""
-        mixed = [c[:, :1] @ self.real[0]]
+        """Apply $R_k$ to the real coefficients, shape (B, K, C, space)."""
+        mixed = [self.real[0].T @ c[:, 0]]
         for k in range(self.pairs):
-            re, im = self.real[k + 1], self.imag[k]  # type: ignore[index]
-            block = torch.cat([torch.cat([re, im], 1), torch.cat([-im, re], 1)])
-            pair = torch.cat([c[:, 2 * k + 1], c[:, 2 * k + 2]], -1) @ block
-            mixed.append(torch.stack(pair.chunk(2, -1), 1))
+            re, im = self.real[k + 1].T, self.imag[k].T  # type: ignore[index]
+            a, b = c[:, 2 * k + 1], c[:, 2 * k + 2]
+            # A complex product in three real ones (Gauss) instead of the block matrix's four.
+            shared = re @ (a + b)
+            mixed += [shared - (re + im) @ b, shared + (im - re) @ a]
         if self.nyquist:
-            mixed.append(c[:, -1:] @ self.real[-1])
-        return torch.cat(mixed, 1)
+            mixed.append(self.real[-1].T @ c[:, -1])
+        return torch.stack(mixed, 1)
