@@ -65,7 +65,7 @@ def layer_speed(channels: int) -> float:
 def step_ratio(where: str, once: bool, frames: int = 4, batch: int = 32) -> float:
     net = UNet(channels=(32, 64))
     student = student_from_teacher(
-        Prediction(net, Cosine(), "v"), schedule.quadratic(frames)[1:], where=where, once=once
+        Prediction(net, Cosine(), "v"), schedule.quadratic(frames)[1:], where=where, once=once, told="output"
     )
     z, t = torch.randn(batch, 1, 8, 8), torch.rand(batch * frames)
     x = torch.randn(batch * frames, 1, 8, 8)
@@ -84,7 +84,11 @@ def step_ratio(where: str, once: bool, frames: int = 4, batch: int = 32) -> floa
 def last_frame(where: str, once: bool) -> tuple[float, float]:
     """Time and FLOPs of the sample alone over those of the whole trajectory."""
     student = student_from_teacher(
-        Prediction(UNet(channels=(32, 64)), Cosine(), "v"), schedule.quadratic(4)[1:], where=where, once=once
+        Prediction(UNet(channels=(32, 64)), Cosine(), "v"),
+        schedule.quadratic(4)[1:],
+        where=where,
+        once=once,
+        told="output",
     ).eval()
     z = torch.randn(64, 1, 8, 8)
 

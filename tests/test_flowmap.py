@@ -13,6 +13,7 @@ from dsno.denoise import Gaussian, Kind, Prediction, convert, expand_like, x0_fr
 from dsno.schedule import Cosine, RectifiedFlow, Schedule, linear_beta, quadratic
 from dsno.solve import initial_state, solve
 from dsno.students.flowmap import OnePass, TrajectoryStudent, load_student, save_student, student_from_teacher
+from dsno.students.lift import Told
 from dsno.teachers.native import load_teacher, save_teacher
 from dsno.teachers.unet import UNet
 
@@ -151,15 +152,16 @@ def test_frames_can_be_chosen() -> None:
         assert torch.allclose(made(x_1, select=select), every[:, list(select)], atol=1e-5)
 
 
+@pytest.mark.parametrize("told", ["output", "input"])
 @pytest.mark.parametrize("kind", ["x0", "eps", "v", "flow"])
-def test_untrained_it_is_the_teacher_told_the_time_of_each_frame(kind: Kind) -> None:
+def test_untrained_it_is_the_teacher_told_one_time_a_frame(kind: Kind, told: Told) -> None:
     source = teacher(kind, schedule=RectifiedFlow())
     before = {k: v.clone() for k, v in source.net.state_dict().items()}
-    made = student_from_teacher(source, TIMES, once=False)
+    made = student_from_teacher(source, TIMES, once=False, told=told)
     x_1 = torch.randn(2, 1, 8, 8)
     h = made(x_1)
     for m, t in enumerate(TIMES.tolist()):
-        output = source.net(x_1, torch.full((2,), t))
+        output = source.net(x_1, torch.full((2,), t if told == "output" else 1.0))
         one = torch.ones(2)
         expected = x_1 - output if kind == "eps" else x0_from(kind, output, x_1, one, source.schedule)
         assert torch.allclose(h[:, m], expected, atol=1e-5)
