@@ -31,6 +31,7 @@ from dsno.distill.trajectory import TrajectoryDistillation, distance
 from dsno.evaluate import fine_solution
 from dsno.metrics import extract, frechet_distance, load_feature_net
 from dsno.noise import noise, seed_range
+from dsno.recipes import make_trajectories
 from dsno.solve import UniPC, initial_state
 from dsno.store import TrajectorySet
 from dsno.students.flowmap import TrajectoryStudent, student_from_teacher
@@ -183,6 +184,11 @@ def main() -> None:
     extractor = load_feature_net(arguments.source / "features")
     real = load_images("digits").x
     real_features = extract(extractor, real)
+    # Every time and both targets that any student needs, which the recipe's own trajectories do not hold.
+    make_trajectories(
+        teacher, tuple(real.shape[1:]), arguments.runs / "trajectories", 20_000, schedule.quadratic(8)[1:],
+        ("x0", "state"), resume=True,
+    )  # fmt: skip
     noises = noise(seed_range(HELD_OUT, COUNT), real.shape[1:])
     fine = fine_frames(teacher, noises, arguments.runs / "fine.safetensors")
     baseline = frechet_distance(extract(extractor, fine["x0"][:, -1].clamp(-1, 1)), real_features)
@@ -237,7 +243,7 @@ def parse(name: str) -> Run:
 def objective_of(
     run: Run, student: TrajectoryStudent, arguments: argparse.Namespace, seed: int
 ) -> TrajectoryDistillation:
-    data = TrajectorySet(arguments.source / "trajectories", times_of(run)).head(run.trajectories)
+    data = TrajectorySet(arguments.runs / "trajectories", times_of(run)).head(run.trajectories)
     maps = load_feature_net(arguments.source / "loss_features").requires_grad_(False).maps
     d = distance(run.distance, maps)
     return TrajectoryDistillation(data, student, run.weights, d, run.batch, seed, run.others, run.inner_starts)
