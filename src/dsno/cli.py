@@ -261,7 +261,9 @@ class Distill:
         data, teacher = TrajectorySet(self.data), load_teacher(self.teacher)
         data.check_teacher(teacher)
         torch.manual_seed(self.train.seed)
-        student = student_from_teacher(teacher, data.times, self.target, self.modes, self.where, self.once)
+        student = student_from_teacher(
+            teacher, data.times, self.target, self.modes, self.where, self.once, told=self.told
+        )
         with progress() as report:
             distill(
                 student, data, self.out, self.train, self.weights, self.distance, self.batch, self.others,

@@ -99,8 +99,7 @@ class TemporalFourier(nn.Module):
         self.channels, self.frames, self.modes, self.channel_dim = channels, frames, modes, channel_dim
         self.register_buffer("analysis", analysis.to(torch.get_default_dtype()), persistent=False)
         self.register_buffer("synthesis", synthesis.to(torch.get_default_dtype()), persistent=False)
-        self.pairs = len(analysis) - 1 if 2 * (modes - 1) != frames else len(analysis) - 2
-        self.pairs //= 2
+        self.pairs = (len(analysis) - 1) // 2
         self.nyquist = len(analysis) == 2 * self.pairs + 2
         self.real = nn.Parameter(torch.empty(modes, channels, channels))
         self.imag = nn.Parameter(torch.empty(self.pairs, channels, channels)) if self.pairs else None
