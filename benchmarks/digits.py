@@ -35,7 +35,7 @@ from dsno.recipes import make_trajectories
 from dsno.solve import UniPC, initial_state
 from dsno.store import TrajectorySet
 from dsno.students.flowmap import TrajectoryStudent, student_from_teacher
-from dsno.teachers.native import load_teacher
+from dsno.teachers.load import load_teacher
 from dsno.train import TrainConfig, train
 
 HELD_OUT = 10_000_000

@@ -21,7 +21,8 @@ from dsno.noise import noise, seed_range
 from dsno.recipes import DigitsRecipe
 from dsno.report import HELD_OUT, compare, image_grid, quality_against_cost, trajectory_strips
 from dsno.students.flowmap import OnePass, load_student
-from dsno.teachers.native import image_shape, load_teacher
+from dsno.teachers.load import load_teacher
+from dsno.teachers.native import sample_shape
 
 
 def main() -> None:
@@ -56,7 +57,7 @@ def main() -> None:
 def pictures(out: Path, results: list[Result]) -> None:
     """The cost plot, samples, and the operator's trajectories over the teacher's."""
     teacher, student = load_teacher(out / "teacher"), load_student(out / "student")
-    z = noise(seed_range(HELD_OUT, 64), image_shape(teacher.net))
+    z = noise(seed_range(HELD_OUT, 64), sample_shape(teacher))
     path = OnePass(student)(z[:6])
     exact = fine_solution(teacher, teacher.schedule, z[:6], 64, keep=path.t, keep_x0=True)
     assert path.x0 is not None and exact.x0 is not None

@@ -24,7 +24,7 @@ from dsno.evaluate import load_results
 from dsno.recipes import train_features
 from dsno.store import TrajectorySet
 from dsno.students.flowmap import load_student
-from dsno.teachers.native import load_teacher
+from dsno.teachers.load import load_teacher
 
 VERBS = {v.__name__.lower(): v for v in (cli.Demo, cli.Teach, cli.Generate, cli.Distill, cli.Sample, cli.Evaluate)}
 VERBS["reproduce"] = cli.Reproduce

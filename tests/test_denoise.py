@@ -6,7 +6,21 @@ from torch import Tensor, nn
 from torch.distributions import Categorical, Independent, MixtureSameFamily, Normal
 from torch.func import grad
 
-from dsno.denoise import KINDS, Denoiser, Gaussian, GaussianMixture, Kind, Meter, Prediction, convert, x0_from
+from dsno.denoise import (
+    KINDS,
+    Cond,
+    Denoiser,
+    Gaussian,
+    GaussianMixture,
+    Guided,
+    Kind,
+    Meter,
+    Prediction,
+    Threshold,
+    convert,
+    scale_input,
+    x0_from,
+)
 from dsno.schedule import VE, Cosine, RectifiedFlow, Schedule
 
 MEAN = torch.tensor([0.3, -0.7, 1.1], dtype=torch.float64)
@@ -44,6 +58,7 @@ def test_kinds_are_what_their_names_say(kind: Kind, schedule: Schedule) -> None:
         "v": alpha_t * eps - sigma_t * x0,
         "flow": d_alpha * x0 + d_sigma * eps,
         "score": -eps / sigma_t,
+        "edm": (sigma_t * x0 - alpha_t * eps) / (alpha_t**2 + sigma_t**2).sqrt(),
     }[kind]
     output = convert(kind, x0, alpha_t * x0 + sigma_t * eps, t, schedule)
     torch.testing.assert_close(output, truth, rtol=1e-9, atol=1e-9)
@@ -103,6 +118,7 @@ def test_prediction_turns_a_network_of_any_kind_into_the_denoiser(kind: Kind, sc
 
     class Net(nn.Module):
         def forward(self, x_t: Tensor, t: Tensor) -> Tensor:
+            x_t = x_t / scale_input(kind, torch.ones_like(x_t), t, schedule)
             return convert(kind, teacher(x_t, t), x_t, t, schedule)
 
     x_t, _ = pair()
@@ -287,3 +303,81 @@ def test_the_gaussians_flow_composes_and_carries_the_marginals(schedule: Schedul
 def test_teachers_say_what_is_missing(build, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         build()
+
+
+def test_edm_is_karras_preconditioning_on_the_ve_path() -> None:
+    torch.manual_seed(0)
+    schedule, sigma_d = VE(80.0), 0.5
+    x, F, t = torch.randn(6, 3, dtype=torch.float64), torch.randn(6, 3, dtype=torch.float64), torch.rand(6).double()
+    sigma = 80 * t[:, None]
+    c_skip, c_out = sigma_d**2 / (sigma**2 + sigma_d**2), sigma * sigma_d / (sigma**2 + sigma_d**2).sqrt()
+    torch.testing.assert_close(x0_from("edm", F, x, t, schedule, sigma_d), c_skip * x + c_out * F)
+    torch.testing.assert_close(convert("edm", c_skip * x + c_out * F, x, t, schedule, sigma_d), F)
+    shown = []
+
+    class Net(torch.nn.Module):
+        def forward(self, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+            shown.append(x)
+            return F
+
+    teacher = Prediction(Net(), schedule, "edm", data_std=sigma_d)
+    torch.testing.assert_close(teacher(x, t), c_skip * x + c_out * F)
+    torch.testing.assert_close(shown[0], x / (sigma**2 + sigma_d**2).sqrt())
+
+
+class Labelled(torch.nn.Module):
+    """Linear in what it is told, so that guidance is arithmetic."""
+
+    def forward(self, x: torch.Tensor, t: torch.Tensor, cond: torch.Tensor) -> torch.Tensor:
+        return x + cond[:, None]
+
+
+def test_guidance_is_linear_in_its_two_terms_and_counts_both() -> None:
+    x, t, label = torch.randn(4, 3).double(), torch.tensor(0.5).double(), torch.tensor([0, 1, 2, 3])
+    teacher = Prediction(Labelled(), Cosine(), "x0", classes=4)
+    null, w = torch.tensor(9), 1.5
+    guided = Guided(teacher, null, w)
+    expected = (1 + w) * teacher(x, t, label) - w * teacher(x, t, null.expand(4))
+    torch.testing.assert_close(guided(x, t, label), expected)
+    torch.testing.assert_close(Guided(teacher, null, 0.0)(x, t, label), teacher(x, t, label))
+    each = torch.tensor([0.0, 0.5, 1.0, 4.0]).double()
+    by_row = Guided(Named(teacher), {"label": null})(x, t, {"label": label, "weight": each})
+    for n in range(4):
+        torch.testing.assert_close(
+            by_row[n : n + 1], Guided(teacher, null, float(each[n]))(x[n : n + 1], t, label[n : n + 1])
+        )
+    meter = Meter(guided)
+    meter(x, t, label)
+    assert (meter.rounds, meter.rows) == (1, 8)
+
+
+class Named:
+    def __init__(self, teacher: Prediction) -> None:
+        self.teacher = teacher
+
+    def __call__(self, x: torch.Tensor, t: torch.Tensor, cond: Cond | None = None) -> torch.Tensor:
+        assert cond is not None and not isinstance(cond, torch.Tensor)
+        return self.teacher(x, t, cond["label"])
+
+
+def test_guidance_comes_before_clipping() -> None:
+    x, t, label = torch.zeros(2, 3), torch.tensor(0.5), torch.tensor([2, 4])
+    guided = Guided(Prediction(Labelled(), Cosine(), clip=1.0), torch.tensor(3), 1.0)
+    # Clipped terms would give 2 * 1 - 1; the guided value 2 * c - 3 is 1 and 5.
+    torch.testing.assert_close(guided(x, t, torch.tensor([1, 4])), torch.tensor([[-1.0] * 3, [1.0] * 3]))
+    with pytest.raises(ValueError, match="needs a condition"):
+        guided(x, t)
+    with pytest.raises(ValueError, match="no weight"):
+        Guided(guided.denoiser, torch.tensor(3))(x, t, label)
+    with pytest.raises(ValueError, match="must be alike"):
+        Guided(guided.denoiser, {"text": torch.tensor(3)}, 1.0)(x, t, label)
+    with pytest.raises(ValueError, match="at least 0"):
+        Guided(guided.denoiser, torch.tensor(3), -1.0)
+
+
+def test_dynamic_thresholding_is_that_of_diffusers() -> None:
+    from diffusers import DDIMScheduler
+
+    x0 = 3 * torch.randn(5, 3, 4, 4, generator=torch.Generator().manual_seed(0))
+    scheduler = DDIMScheduler(thresholding=True, dynamic_thresholding_ratio=0.9, sample_max_value=1.7)
+    torch.testing.assert_close(Threshold(0.9, 1.7)(x0), scheduler._threshold_sample(x0))

@@ -14,7 +14,8 @@ from dsno.schedule import Cosine, RectifiedFlow, Schedule, linear_beta, quadrati
 from dsno.solve import initial_state, solve
 from dsno.students.flowmap import OnePass, TrajectoryStudent, load_student, save_student, student_from_teacher
 from dsno.students.lift import Told
-from dsno.teachers.native import load_teacher, save_teacher
+from dsno.teachers.load import load_teacher
+from dsno.teachers.native import save_teacher
 from dsno.teachers.unet import UNet
 
 TIMES = quadratic(4)[1:]
@@ -245,7 +246,7 @@ def test_what_a_student_cannot_be() -> None:
         TrajectoryStudent(Oracle(None), Cosine(), TIMES, "image")
     with pytest.raises(ValueError, match="no head for a teacher that predicts 'score'"):
         TrajectoryStudent(Oracle(None), Cosine(), TIMES, kind="score")
-    with pytest.raises(ValueError, match="network is a Linear: use `lift`"):
+    with pytest.raises(ValueError, match="a Linear does not say which of its modules are blocks: use `lift`"):
         student_from_teacher(Prediction(nn.Linear(1, 1), Cosine()), TIMES)
 
 

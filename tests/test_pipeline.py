@@ -68,7 +68,7 @@ def test_it_wraps_a_student_without_copying_it() -> None:
 def test_only_what_can_be_saved_is_wrapped() -> None:
     backbone = nn.Sequential(nn.Conv2d(1, 1, 1))
     lifted = lift(backbone, [torch.zeros(1, 1, 8, 8)], ["0"], 4, where=lambda name, shape: True)
-    with pytest.raises(ValueError, match="only a UNet can be saved in a pipeline, not a Sequential"):
+    with pytest.raises(ValueError, match="a Sequential does not say how to rebuild it: a pipeline needs a `Backbone`"):
         DSNOPipeline.from_student(TrajectoryStudent(lifted, Cosine(), quadratic(4)[1:]))
 
 

@@ -18,7 +18,7 @@ from dsno.recipes import DigitsRecipe, distill, make_trajectories, shipped, teac
 from dsno.schedule import Cosine, quadratic
 from dsno.store import TrajectorySet
 from dsno.students.flowmap import load_student, student_from_teacher
-from dsno.teachers.native import load_teacher
+from dsno.teachers.load import load_teacher
 from dsno.teachers.unet import UNet
 
 SMALL = {"warmup": 2, "checkpoint_every": 2, "log_every": 1}

@@ -1,11 +1,12 @@
 """Fast sampling of diffusion models: learn the whole trajectory, emit it in one forward pass."""
 
-from dsno.denoise import Denoiser, Gaussian, GaussianMixture, Meter, Prediction
+from dsno.denoise import Denoiser, Gaussian, GaussianMixture, Guided, Meter, Prediction
 from dsno.schedule import VE, Cosine, RectifiedFlow, Schedule, Tabulated, linear_beta
 from dsno.solve import DDIM, Ancestral, Chain, DPMSolverPP, Heun, Sampler, SolverSampler, UniPC
 from dsno.students.flowmap import OnePass, TrajectoryStudent, load_student, save_student, student_from_teacher
 from dsno.students.lift import lift
-from dsno.teachers.native import load_teacher, save_teacher
+from dsno.teachers.load import load_teacher
+from dsno.teachers.native import save_teacher
 from dsno.trajectory import Trajectory
 
 __version__ = "0.1.0"
@@ -20,6 +21,7 @@ __all__ = [
     "Denoiser",
     "Gaussian",
     "GaussianMixture",
+    "Guided",
     "Heun",
     "Meter",
     "OnePass",

@@ -186,7 +186,8 @@ class Generate:
     def run(self) -> None:
         from dsno import schedule
         from dsno.recipes import make_trajectories
-        from dsno.teachers.native import image_shape, load_teacher
+        from dsno.teachers.load import load_teacher
+        from dsno.teachers.native import sample_shape
 
         accelerator = None
         if int(os.environ.get("WORLD_SIZE", "1")) > 1:
@@ -197,7 +198,7 @@ class Generate:
         times = torch.tensor(self.times, dtype=torch.float64) if self.times else schedule.quadratic(self.frames)[1:]
         with progress() as report:
             data = make_trajectories(
-                teacher, image_shape(teacher.net), self.out, self.count, times, self.targets, self.solver, self.steps,
+                teacher, sample_shape(teacher), self.out, self.count, times, self.targets, self.solver, self.steps,
                 self.resume, self.overwrite, report, batch=self.batch, shard=self.shard, first_seed=self.first_seed,
                 accelerator=accelerator,
             )  # fmt: skip
@@ -256,7 +257,7 @@ class Distill:
         from dsno.recipes import distill
         from dsno.store import TrajectorySet
         from dsno.students.flowmap import student_from_teacher
-        from dsno.teachers.native import load_teacher
+        from dsno.teachers.load import load_teacher
 
         data, teacher = TrajectorySet(self.data), load_teacher(self.teacher)
         data.check_teacher(teacher)
@@ -302,7 +303,6 @@ class Sample:
         from dsno.recipes import shipped
         from dsno.report import image_grid
         from dsno.students.flowmap import load_student
-        from dsno.teachers.native import image_shape
 
         if self.count < 1:
             raise ValueError(f"count must be at least 1, got {self.count}")
@@ -311,7 +311,7 @@ class Sample:
         prepare_folder(self.out.parent, resume=True)
         folder = self.student or shipped() / "student"
         student = load_student(folder).eval()
-        z = noise(seed_range(self.seed, self.count), image_shape(student.net.backbone))
+        z = noise(seed_range(self.seed, self.count), student.shape)
         began = time.perf_counter()
         images = student.sample(z)
         seconds = time.perf_counter() - began

@@ -13,6 +13,10 @@ Noise, velocity, flow and score are linear in $(x_t, D)$, so one of them is all 
 | `v` | $\alpha_t \hat\epsilon - \sigma_t \hat x_0$ | $(\alpha_t x_t - \sigma_t \hat v) / (\alpha_t^2 + \sigma_t^2)$ |
 | `flow` | $\dot x_t = \dot\alpha_t \hat x_0 + \dot\sigma_t \hat\epsilon$ | $(\dot\sigma_t x_t - \sigma_t \dot x_t) / (\dot\sigma_t \alpha_t - \sigma_t \dot\alpha_t)$ |
 | `score` | $\nabla \log p_t(x_t) = -\hat\epsilon / \sigma_t$ | $(x_t + \sigma_t^2 \nabla \log p_t) / \alpha_t$ |
+| `edm` | $F$, with $s_t^2 = \alpha_t^2 \sigma_d^2 + \sigma_t^2$ | $\alpha_t \sigma_d^2 / s_t^2 \; x_t + \sigma_t \sigma_d / s_t \; F$ |
+
+`edm` is the preconditioning of Karras et al., 2022 (arXiv 2206.00364, eq. 7) on any path: $\sigma_d$ is the standard deviation
+of the data, and the network is given $x_t / s_t$, of unit variance. With $\sigma_d = 1$ on a VP path $F = -v$.
 
 The closed-form teachers below know $D$ exactly; the Gaussian also knows its flow. Every solver and every student is
 tested against them.
@@ -20,8 +24,9 @@ tested against them.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Literal, Protocol, runtime_checkable
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol, overload, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -29,30 +34,50 @@ from torch import Tensor, nn
 from dsno.schedule import Schedule
 
 __all__ = [
+    "Cond",
     "Denoiser",
     "Gaussian",
     "GaussianMixture",
+    "Guided",
     "Kind",
     "Meter",
     "Prediction",
+    "Threshold",
     "convert",
     "expand_like",
+    "map_cond",
+    "scale_input",
     "x0_from",
 ]
 
-Kind = Literal["x0", "eps", "v", "flow", "score"]
-KINDS: tuple[Kind, ...] = ("x0", "eps", "v", "flow", "score")
+Kind = Literal["x0", "eps", "v", "flow", "score", "edm"]
+KINDS: tuple[Kind, ...] = ("x0", "eps", "v", "flow", "score", "edm")
+
+Cond = Tensor | Mapping[str, Tensor]
+"""What a denoiser is told beside the state: one tensor (labels, embeddings) or several by name (`label`, `text`, `pooled`,
+`weight`, ...), each with first dimension B."""
+
+
+@overload
+def map_cond(fn: Callable[[Tensor], Tensor], cond: Cond) -> Cond: ...
+@overload
+def map_cond(fn: Callable[[Tensor], Tensor], cond: Cond | None) -> Cond | None: ...
+def map_cond(fn: Callable[[Tensor], Tensor], cond: Cond | None) -> Cond | None:
+    """Apply `fn` to every tensor of a condition; None stays None."""
+    if cond is None or isinstance(cond, Tensor):
+        return None if cond is None else fn(cond)
+    return {name: fn(value) for name, value in cond.items()}
 
 
 @runtime_checkable
 class Denoiser(Protocol):
     r"""Any callable $(x_t, t, \mathrm{cond}) \mapsto \hat x_0$.
 
-    `x_t` has shape (B, *shape); `t` is a tensor of shape () or (B,), in [0, 1]; `cond` is None or a tensor whose first
-    dimension is B. The result has the shape of `x_t`.
+    `x_t` has shape (B, *shape); `t` is a tensor of shape () or (B,), in [0, 1]; `cond` is None, a tensor or tensors by
+    name, whose first dimension is B. The result has the shape of `x_t`.
     """
 
-    def __call__(self, x_t: Tensor, t: Tensor, cond: Tensor | None = None) -> Tensor: ...
+    def __call__(self, x_t: Tensor, t: Tensor, cond: Cond | None = None) -> Tensor: ...
 
 
 def expand_like(value: Tensor, x: Tensor) -> Tensor:
@@ -60,8 +85,23 @@ def expand_like(value: Tensor, x: Tensor) -> Tensor:
     return value.to(x.dtype).reshape(-1, *[1] * (x.ndim - 1))
 
 
-def x0_from(kind: Kind, output: Tensor, x_t: Tensor, t: Tensor, schedule: Schedule) -> Tensor:
+def _scale(alpha_t: Tensor, sigma_t: Tensor, data_std: float) -> Tensor:
+    r"""$s_t = \sqrt{\alpha_t^2 \sigma_d^2 + \sigma_t^2}$, the standard deviation of $x_t$."""
+    return (alpha_t**2 * data_std**2 + sigma_t**2).sqrt()
+
+
+def scale_input(kind: Kind, x_t: Tensor, t: Tensor, schedule: Schedule, data_std: float = 1.0) -> Tensor:
+    """What a network of the given `kind` is shown of the state: $x_t / s_t$ for `edm`, else $x_t$ itself."""
+    if kind != "edm":
+        return x_t
+    alpha_t, sigma_t = (expand_like(c, x_t) for c in schedule(t))
+    return x_t / _scale(alpha_t, sigma_t, data_std)
+
+
+def x0_from(kind: Kind, output: Tensor, x_t: Tensor, t: Tensor, schedule: Schedule, data_std: float = 1.0) -> Tensor:
     r"""Turn a network's `output` of the given `kind` into $\hat x_0$ (table above); shapes (B, *shape), `t` () or (B,).
+
+    `data_std` is $\sigma_d$ of the kind `edm`; the others do not read it.
 
     Where the relation divides by $\alpha_t$ and $\alpha_t = 0$ (`eps`, `score` on pure noise) the model says nothing
     about $x_0$; the division is by the smallest normal number instead, so the result is finite for zero numerators and
@@ -84,10 +124,13 @@ def x0_from(kind: Kind, output: Tensor, x_t: Tensor, t: Tensor, schedule: Schedu
         return (d_sigma * x_t - sigma_t * output) / (d_sigma * alpha_t - sigma_t * d_alpha)
     if kind == "score":
         return (x_t + sigma_t**2 * output) / alpha_t.clamp_min(tiny)
+    if kind == "edm":
+        s_t = _scale(alpha_t, sigma_t, data_std)
+        return alpha_t * data_std**2 / s_t**2 * x_t + sigma_t * data_std / s_t * output
     raise ValueError(f"unknown prediction kind {kind!r}: expected one of {KINDS}")
 
 
-def convert(kind: Kind, x0_hat: Tensor, x_t: Tensor, t: Tensor, schedule: Schedule) -> Tensor:
+def convert(kind: Kind, x0_hat: Tensor, x_t: Tensor, t: Tensor, schedule: Schedule, data_std: float = 1.0) -> Tensor:
     r"""The quantity `kind` that corresponds to $\hat x_0$ at $x_t$; the inverse of `x0_from`.
 
     At $\sigma_t = 0$ the noise $\hat\epsilon = (x_t - \alpha_t \hat x_0)/\sigma_t$ is taken as its value for an exact
@@ -111,6 +154,10 @@ def convert(kind: Kind, x0_hat: Tensor, x_t: Tensor, t: Tensor, schedule: Schedu
         return d_alpha * x0_hat + d_sigma * eps_hat
     if kind == "score":
         return torch.where(clean, torch.zeros_like(x_t), -eps_hat / torch.where(clean, 1.0, sigma_t))
+    if kind == "edm":
+        s_t = _scale(alpha_t, sigma_t, data_std)
+        rest = x0_hat - alpha_t * data_std**2 / s_t**2 * x_t
+        return torch.where(clean, torch.zeros_like(x_t), rest * s_t / (torch.where(clean, 1.0, sigma_t) * data_std))
     raise ValueError(f"unknown prediction kind {kind!r}: expected one of {KINDS}")
 
 
@@ -119,15 +166,33 @@ def _inner(t: Tensor) -> Tensor:
     return t.clamp_min(1e-6)
 
 
+@dataclass(frozen=True)
+class Threshold:
+    r"""Dynamic thresholding (Saharia et al., 2022, arXiv 2205.11487, section 2.3): with $q$ the `ratio` quantile of
+    $|\hat x_0|$ over one sample, clamped to [1, `maximum`], $\hat x_0 \leftarrow \mathrm{clamp}(\hat x_0, -q, q) / q$.
+    """
+
+    ratio: float = 0.995
+    maximum: float = 1.0
+
+    def __call__(self, x0_hat: Tensor) -> Tensor:
+        q = torch.quantile(x0_hat.flatten(1).abs().float(), self.ratio, dim=1).clamp(1, max(self.maximum, 1))
+        q = expand_like(q, x0_hat)
+        return x0_hat.clamp(-q, q) / q
+
+
 class Prediction(nn.Module):
     r"""A network with a stated convention as a denoiser.
 
     Arguments:
-        net: Called as `net(x_t, time, cond)` (or `net(x_t, time)` where `cond` is None); returns shape (B, *shape).
+        net: Called as `net(x_t, t, cond)` (or `net(x_t, t)` where `cond` is None); returns shape (B, *shape).
         schedule: The schedule the network was trained on.
-        kind: What the network predicts.
+        kind: What the network predicts; one of kind `edm` is shown $x_t / s_t$.
         time: Maps t in [0, 1], shape (B,), to the network's own time; identity by default.
-        clip: Bound on $|\hat x_0|$, or None.
+        clip: Bound on $|\hat x_0|$, a `Threshold`, or None.
+        data_std: $\sigma_d$ of the kind `edm`.
+        shape: The shape of one sample, where it is known.
+        classes: The number of classes the network may be told, or None.
     """
 
     def __init__(
@@ -136,30 +201,112 @@ class Prediction(nn.Module):
         schedule: Schedule,
         kind: Kind = "x0",
         time: Callable[[Tensor], Tensor] | None = None,
-        clip: float | None = None,
+        clip: float | Threshold | None = None,
+        data_std: float = 1.0,
+        shape: Sequence[int] | None = None,
+        classes: int | None = None,
     ) -> None:
         super().__init__()
         if kind not in KINDS:
             raise ValueError(f"unknown prediction kind {kind!r}: expected one of {KINDS}")
+        if not data_std > 0:
+            raise ValueError(f"data_std must be positive, got {data_std}")
         self.net, self.schedule, self.kind, self.time, self.clip = net, schedule, kind, time, clip
+        self.data_std, self.shape, self.classes = data_std, None if shape is None else tuple(shape), classes
 
-    def forward(self, x_t: Tensor, t: Tensor, cond: Tensor | None = None) -> Tensor:
+    def unclipped(self, x_t: Tensor, t: Tensor, cond: Cond | None = None) -> Tensor:
+        r"""$\hat x_0$ before `clip`."""
         # Half precision tells only a few hundred times apart, so t never goes below float32.
         t = t.to(x_t.device, torch.promote_types(x_t.dtype, torch.float32)).expand(len(x_t))
-        time = t if self.time is None else self.time(t)
-        output = self.net(x_t, time) if cond is None else self.net(x_t, time, cond)
-        x0_hat = x0_from(self.kind, output, x_t, t, self.schedule)
+        x, time = scale_input(self.kind, x_t, t, self.schedule, self.data_std), t if self.time is None else self.time(t)
+        output = self.net(x, time) if cond is None else self.net(x, time, cond)
+        return x0_from(self.kind, output, x_t, t, self.schedule, self.data_std)
+
+    def clipped(self, x0_hat: Tensor) -> Tensor:
+        r"""$\hat x_0$ after `clip`."""
+        if isinstance(self.clip, Threshold):
+            return self.clip(x0_hat)
         return x0_hat if self.clip is None else x0_hat.clamp(-self.clip, self.clip)
+
+    def forward(self, x_t: Tensor, t: Tensor, cond: Cond | None = None) -> Tensor:
+        return self.clipped(self.unclipped(x_t, t, cond))
+
+
+class Guided(nn.Module):
+    r"""Classifier-free guidance; a guided denoiser is again a denoiser (Ho & Salimans, 2022, arXiv 2207.12598, eq. 6).
+
+    $$ D_w(x_t, t, c) = (1 + w) \, D(x_t, t, c) - w \, D(x_t, t, \varnothing) $$
+
+    $w = 0$ is the conditional model; the `guidance_scale` of diffusers is $1 + w$. Linear in $D$, so the same in $\hat x_0$,
+    $\hat\epsilon$ and $v$; a `Prediction` is clipped after the guidance. Both terms are rows of one call.
+
+    Arguments:
+        denoiser: $D$.
+        null: $\varnothing$ without a batch dimension: the label () or embedding (...) that stands for no condition, or such
+            by name.
+        weight: $w \ge 0$; None reads it from each row's `cond["weight"]`, (B,).
+
+    Raises:
+        ValueError: when called without a condition, or without a weight where none was given.
+    """
+
+    evaluations: int = 2
+
+    def __init__(self, denoiser: Denoiser, null: Cond, weight: float | None = None) -> None:
+        super().__init__()
+        if weight is not None and weight < 0:
+            raise ValueError(f"a guidance weight is at least 0 (0 is the conditional model), got {weight}")
+        self.denoiser, self.null, self.weight = denoiser, null, weight
+
+    def forward(self, x_t: Tensor, t: Tensor, cond: Cond | None = None) -> Tensor:
+        if cond is None:
+            raise ValueError("guidance needs a condition: pass labels or embeddings as cond")
+        w, cond = self._weight(x_t, cond)
+        null = _rows_like(self.null, cond)
+        both = {name: torch.cat([c, null[name]]) for name, c in _named(cond).items()}
+        told: Cond = both.get("", both)
+        D = self.denoiser.unclipped if isinstance(self.denoiser, Prediction) else self.denoiser
+        conditional, unconditional = D(torch.cat([x_t, x_t]), torch.cat([t.expand(len(x_t))] * 2), told).chunk(2)
+        x0_hat = (1 + w) * conditional - w * unconditional
+        return self.denoiser.clipped(x0_hat) if isinstance(self.denoiser, Prediction) else x0_hat
+
+    def _weight(self, x_t: Tensor, cond: Cond) -> tuple[Tensor | float, Cond]:
+        if self.weight is not None:
+            return self.weight, cond
+        if isinstance(cond, Tensor) or "weight" not in cond:
+            raise ValueError("guidance has no weight: pass one to Guided, or give `weight` (B,) in the condition")
+        rest = {name: c for name, c in cond.items() if name != "weight"}
+        return expand_like(cond["weight"].to(x_t.device), x_t), rest
+
+
+def _named(cond: Cond) -> dict[str, Tensor]:
+    return {"": cond} if isinstance(cond, Tensor) else dict(cond)
+
+
+def _label(cond: Cond | None) -> Tensor | None:
+    """The labels of a condition, alone or by name."""
+    return cond if cond is None or isinstance(cond, Tensor) else cond["label"]
+
+
+def _rows_like(null: Cond, cond: Cond) -> dict[str, Tensor]:
+    """One row of `null` for each of `cond`, by name."""
+    absent, named = _named(null), _named(cond)
+    if set(absent) != set(named):
+        known = [sorted(names) for names in (absent, named)]
+        raise ValueError(f"the null condition names {known[0]}, the condition {known[1]}: they must be alike")
+    return {name: absent[name].to(c).expand_as(c) for name, c in named.items()}
 
 
 class Meter:
     """Counts what a denoiser costs: `rounds` (calls, the serial cost) and `rows` (batch rows, the total cost).
 
-    `jvps` and `vjps` are counted by the samplers that differentiate, through `tally`.
+    A guided denoiser evaluates two rows for each. `jvps` and `vjps` are counted by the samplers that differentiate,
+    through `tally`.
     """
 
     def __init__(self, denoiser: Denoiser) -> None:
         self.denoiser = denoiser
+        self.evaluations: int = denoiser.evaluations if isinstance(denoiser, Guided | Meter) else 1
         self.reset()
 
     def reset(self) -> None:
@@ -169,9 +316,9 @@ class Meter:
         self.jvps += jvps
         self.vjps += vjps
 
-    def __call__(self, x_t: Tensor, t: Tensor, cond: Tensor | None = None) -> Tensor:
+    def __call__(self, x_t: Tensor, t: Tensor, cond: Cond | None = None) -> Tensor:
         self.rounds += 1
-        self.rows += len(x_t)
+        self.rows += len(x_t) * self.evaluations
         return self.denoiser(x_t, t, cond)
 
 
@@ -197,19 +344,19 @@ class Gaussian:
         if classes is not None and len(mean) != classes:
             raise ValueError(f"mean has {len(mean)} rows but there are {classes} classes")
 
-    def _mu(self, cond: Tensor | None) -> Tensor:
+    def _mu(self, cond: Cond | None) -> Tensor:
         if self.classes is None:
             return self.mean
-        if cond is None:
+        if (label := _label(cond)) is None:
             raise ValueError("this Gaussian is class conditional: pass labels of shape (B,) as cond")
-        return self.mean.to(cond.device)[cond]
+        return self.mean.to(label.device)[label]
 
-    def __call__(self, x_t: Tensor, t: Tensor, cond: Tensor | None = None) -> Tensor:
+    def __call__(self, x_t: Tensor, t: Tensor, cond: Cond | None = None) -> Tensor:
         mu, s2 = self._mu(cond).to(x_t), self.std.to(x_t) ** 2
         alpha_t, sigma_t = (expand_like(c, x_t) for c in self.schedule(t))
         return mu + alpha_t * s2 / (alpha_t**2 * s2 + sigma_t**2) * (x_t - alpha_t * mu)
 
-    def flow(self, x_t: Tensor, t: float, s: float, cond: Tensor | None = None) -> Tensor:
+    def flow(self, x_t: Tensor, t: float, s: float, cond: Cond | None = None) -> Tensor:
         r"""The probability-flow ODE solved exactly from time `t` to time `s`; shapes (B, *shape).
 
         $$ x_s = \alpha_s \mu + \sqrt{\frac{\alpha_s^2 s^2 + \sigma_s^2}{\alpha_t^2 s^2 + \sigma_t^2}} (x_t - \alpha_t \mu) $$
@@ -248,7 +395,7 @@ class GaussianMixture:
         self.weights = torch.full((K,), 1 / K, dtype=means.dtype) if weights is None else weights / weights.sum()
         self.labels = None if labels is None else torch.as_tensor(labels)
 
-    def __call__(self, x_t: Tensor, t: Tensor, cond: Tensor | None = None) -> Tensor:
+    def __call__(self, x_t: Tensor, t: Tensor, cond: Cond | None = None) -> Tensor:
         B, K = len(x_t), len(self.means)
         x = x_t.reshape(B, 1, -1)
         mu = self.means.to(x_t).reshape(1, K, -1)
@@ -257,10 +404,10 @@ class GaussianMixture:
         v = alpha_t**2 * s2 + sigma_t**2
         residual = x - alpha_t * mu
         logits = self.weights.to(x_t).log() - 0.5 * (residual**2 / v).sum(-1) - 0.5 * x.shape[-1] * v.log().squeeze(-1)
-        if cond is not None:
+        if (label := _label(cond)) is not None:
             if self.labels is None:
                 raise ValueError("this mixture has no labels: it cannot be conditioned on a class")
-            logits = logits.masked_fill(self.labels.to(cond)[None] != cond[:, None], -torch.inf)
+            logits = logits.masked_fill(self.labels.to(label)[None] != label[:, None], -torch.inf)
         r = logits.softmax(-1).unsqueeze(-1)
         return (r * (mu + alpha_t * s2 / v * residual)).sum(1).reshape(x_t.shape)
 

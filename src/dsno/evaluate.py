@@ -14,6 +14,7 @@ $$ e = \sqrt{\operatorname{mean}_{i, \text{pixels}} (x_i - x^*_i)^2}. $$
 from __future__ import annotations
 
 import importlib.metadata
+import operator
 import platform
 import re
 from collections.abc import Callable, Sequence
@@ -26,7 +27,7 @@ from torch import Tensor, nn
 
 from dsno.checkpoint import read_json, write_json
 from dsno.data import check_images
-from dsno.denoise import Denoiser
+from dsno.denoise import Cond, Denoiser, map_cond
 from dsno.metrics import (
     Extractor,
     as_extractor,
@@ -215,7 +216,7 @@ def evaluate(
     reference: Tensor | Reference | None = None,
     extractor: nn.Module | Extractor | None = None,
     fine: Tensor | None = None,
-    cond: Tensor | None = None,
+    cond: Cond | None = None,
     family: str | None = None,
     batch: int = 512,
     flops_per_row: int | None = None,
@@ -265,15 +266,16 @@ def evaluate(
         )
     if batch < 1 or repeats < 0:
         raise ValueError(f"batch must be positive and repeats not negative, got {batch} and {repeats}")
-    for what, given in (("cond", cond), ("fine", fine)):
+    conds = {"cond": cond} if cond is None or isinstance(cond, Tensor) else {f"cond {k}": c for k, c in cond.items()}
+    for what, given in {**conds, "fine": fine}.items():
         if given is not None and len(given) != N:
             raise ValueError(f"{what} has {len(given)} rows but there are {N} seeds")
     # What is wrong with the reference is said before the sampling, not after it.
     known = _reference(reference, extractor, levels)
 
-    def arguments(rows: slice) -> tuple[Tensor, Tensor | None, Tensor]:
+    def arguments(rows: slice) -> tuple[Tensor, Cond | None, Tensor]:
         z = noise(seed[rows], shape, dtype=dtype, device=device)
-        return z, None if cond is None else cond[rows], seed[rows]
+        return z, map_cond(operator.itemgetter(rows), cond), seed[rows]
 
     first = arguments(slice(0, 1))
     per_call = flops(sampler, *first) if flops_per_row is None else None
@@ -430,7 +432,7 @@ def fine_solution(
     z: Tensor,
     steps: int = 256,
     *,
-    cond: Tensor | None = None,
+    cond: Cond | None = None,
     keep: Sequence[float] | Tensor | None = None,
     step: Step | None = None,
     keep_x0: bool = False,
@@ -470,12 +472,13 @@ def fine_solution(
     parts = []
     for start in range(0, len(z), batch):
         rows = slice(start, start + batch)
+        told = map_cond(operator.itemgetter(rows), cond)
         x = initial_state(schedule, z[rows])
         with torch.no_grad():
             parts.append(
                 solve(
                     denoiser, schedule, x, grid, DPMSolverPP(3) if step is None else step,
-                    None if cond is None else cond[rows], keep=times, keep_x0=keep_x0,
+                    told, keep=times, keep_x0=keep_x0,
                 )
             )  # fmt: skip
         if progress is not None:

@@ -39,7 +39,7 @@ from dsno.checkpoint import CONFIG, build, compare, read_json, read_tensors
 from dsno.data import to_uint8, to_unit
 from dsno.noise import noise
 from dsno.students.flowmap import OnePass, TrajectoryStudent, build_student
-from dsno.teachers.unet import UNet
+from dsno.teachers.nets import Backbone
 from dsno.trajectory import Trajectory
 
 __all__ = ["DSNOModel", "DSNOPipeline", "DSNOPipelineOutput"]
@@ -64,32 +64,27 @@ class DSNOModel(TrajectoryStudent, ModelMixin, ConfigMixin):  # type: ignore[mis
         kind: str,
         backbone: dict[str, Any],
         lift: dict[str, Any],
+        data_std: float = 1.0,
     ) -> None:
         student = build_student(
-            {"schedule": schedule, "times": times, "target": target, "kind": kind, "backbone": backbone, "lift": lift}
-        )
-        super().__init__(student.net, student.schedule, student.times, student.target, student.kind)
-
-    @property
-    def shape(self) -> tuple[int, int, int]:
-        """(C, H, W) of a sample."""
-        size = self.config["backbone"]["image_size"]
-        return self.config["backbone"]["in_channels"], size, size
-
-    @property
-    def classes(self) -> int | None:
-        """The number of classes of a class-conditional student, or None."""
-        return self.config["backbone"]["classes"]
+            {
+                "schedule": schedule, "times": times, "target": target, "kind": kind, "backbone": backbone,
+                "lift": lift, "data_std": data_std,
+            }
+        )  # fmt: skip
+        super().__init__(student.net, student.schedule, student.times, student.target, student.kind, data_std)
 
     @classmethod
     def from_student(cls, student: TrajectoryStudent) -> Self:
         """The same student, sharing its weights, in evaluation mode.
 
         Raises:
-            ValueError: if its backbone is not a `UNet`: its configuration could not be saved.
+            ValueError: if its backbone is no `Backbone`: its configuration could not be saved.
         """
-        if not isinstance(student.net.backbone, UNet):
-            raise ValueError(f"only a UNet can be saved in a pipeline, not a {type(student.net.backbone).__name__}")
+        if not isinstance(student.net.backbone, Backbone):
+            raise ValueError(
+                f"a {type(student.net.backbone).__name__} does not say how to rebuild it: a pipeline needs a `Backbone`"
+            )
         with init_empty_weights():
             model = cls(**_public(student.config))
         model.net = student.net

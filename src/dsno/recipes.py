@@ -34,7 +34,8 @@ from dsno.solve import SOLVERS, SolverSampler
 from dsno.store import TrajectorySet, generate
 from dsno.students.flowmap import Target, TrajectoryStudent, save_student, student_from_teacher
 from dsno.students.lift import Where
-from dsno.teachers.native import load_teacher, save_teacher
+from dsno.teachers.load import load_teacher
+from dsno.teachers.native import save_teacher
 from dsno.teachers.unet import UNet
 from dsno.train import TrainConfig, train
 

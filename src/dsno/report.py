@@ -33,8 +33,7 @@ from dsno.noise import noise, seed_range
 from dsno.schedule import uniform
 from dsno.solve import DDIM, DPMSolverPP, Sampler, SolverSampler, UniPC
 from dsno.students.flowmap import OnePass, TrajectoryStudent, load_student
-from dsno.teachers.native import load_teacher
-from dsno.teachers.unet import UNet
+from dsno.teachers.load import load_teacher
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -509,9 +508,9 @@ def compare(
     """
     images, net = load_images(data), load_feature_net(features)
     solved, learned = load_teacher(teacher), load_student(student).eval()
-    shape, backbone = images.shape, learned.net.backbone
-    if isinstance(backbone, UNet) and tuple(backbone.shape) != shape:
-        raise ValueError(f"the student makes {tuple(backbone.shape)}, {images.name} has {shape}: choose its own data")
+    shape = images.shape
+    if learned.shape != shape:
+        raise ValueError(f"the student makes {learned.shape}, {images.name} has {shape}: choose its own data")
     seeds = seed_range(first_seed, count)
     samplers: dict[str, Sampler] = {"DSNO": OnePass(learned, whole=False)}
     solvers = (("DDIM", DDIM(), ddim), ("DPM-Solver++", DPMSolverPP(), multistep), ("UniPC", UniPC(), multistep))

@@ -22,7 +22,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from dsno.denoise import Denoiser, Meter
+from dsno.denoise import Cond, Denoiser, Meter
 from dsno.noise import noise_tape
 from dsno.schedule import Schedule, check_grid
 from dsno.trajectory import Trajectory
@@ -80,7 +80,7 @@ class Sampler(Protocol):
     stochastic sampler, give the noise of its steps.
     """
 
-    def __call__(self, z: Tensor, cond: Tensor | None = None, seeds: Tensor | None = None) -> Trajectory: ...
+    def __call__(self, z: Tensor, cond: Cond | None = None, seeds: Tensor | None = None) -> Trajectory: ...
 
 
 def _affine(schedule: Schedule, t: float, s: float, eta: float) -> tuple[float, float, float]:
@@ -317,7 +317,7 @@ def solve(
     x: Tensor,
     grid: Tensor | Sequence[float],
     step: Step | None = None,
-    cond: Tensor | None = None,
+    cond: Cond | None = None,
     seeds: Tensor | None = None,
     keep: Sequence[float] | Tensor | None = None,
     keep_x0: bool = False,
@@ -406,7 +406,7 @@ class SolverSampler:
     keep_x0: bool = False
 
     @torch.no_grad()
-    def __call__(self, z: Tensor, cond: Tensor | None = None, seeds: Tensor | None = None) -> Trajectory:
+    def __call__(self, z: Tensor, cond: Cond | None = None, seeds: Tensor | None = None) -> Trajectory:
         x = initial_state(self.schedule, z, float(self.grid[0]))
         return solve(
             self.denoiser, self.schedule, x, self.grid, self.step, cond, seeds, keep=self.keep, keep_x0=self.keep_x0
@@ -455,7 +455,7 @@ class Chain:
         """This chain's noise from per-sample seeds, shape (N, B, *shape)."""
         return noise_tape(seeds, shape, len(self), dtype)
 
-    def run(self, denoiser: Denoiser, x: Tensor, tape: Tensor | None = None, cond: Tensor | None = None) -> Trajectory:
+    def run(self, denoiser: Denoiser, x: Tensor, tape: Tensor | None = None, cond: Cond | None = None) -> Trajectory:
         """Run the chain sequentially from the state `x`, keeping every state.
 
         Raises:

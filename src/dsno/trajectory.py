@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from dsno.denoise import Cond
+
 __all__ = ["Trajectory"]
 
 
@@ -18,7 +20,7 @@ class Trajectory:
         t: Their times, shape (T,), decreasing float64 on the host.
         x0: The denoiser's $\hat x_0(x_t, t)$ at each kept state, shape (B, T, *shape), where it was asked for; at
             $\sigma_t = 0$ it is the state itself.
-        cond: The condition, first dimension B, or None.
+        cond: The condition, one tensor or several by name, first dimension B; or None.
         seeds: The seeds of the initial noise, shape (B,), or None.
         nfe: Network evaluations per sample (the total cost).
         rounds: Serial network calls (the latency).
@@ -27,7 +29,7 @@ class Trajectory:
     x: Tensor
     t: Tensor
     x0: Tensor | None = None
-    cond: Tensor | None = None
+    cond: Cond | None = None
     seeds: Tensor | None = None
     nfe: int = 0
     rounds: int = 0

@@ -16,6 +16,7 @@ The network's raw output $F$ is read as the teacher's prediction at the input's 
 | `x0` | $F$ |
 | `v` | $(\alpha_t x_t - \sigma_t F) / (\alpha_t^2 + \sigma_t^2)$ |
 | `flow` | $(\dot\sigma_t x_t - \sigma_t F) / (\dot\sigma_t \alpha_t - \sigma_t \dot\alpha_t)$ |
+| `edm` | $\alpha_t \sigma_d^2 / s_t^2 \; x_t + \sigma_t \sigma_d / s_t \; F$, and the network is shown $x_t / s_t$ |
 | `eps` | $x_t - \sigma_t F$: division by $\alpha_1 \approx 0$ would be blind, so it is left out |
 """
 
@@ -31,12 +32,12 @@ import torch
 from torch import Tensor, nn
 
 from dsno.checkpoint import build, load_model, save_model
-from dsno.denoise import Kind, Prediction, expand_like, x0_from
+from dsno.denoise import Cond, Kind, Prediction, expand_like, scale_input, x0_from
 from dsno.schedule import Schedule, schedule_from_config
 from dsno.solve import initial_state
 from dsno.students.lift import Lifted, Told, Where, lift
 from dsno.students.temporal import Activation, Init
-from dsno.teachers.unet import Block, Head, Stem, UNet
+from dsno.teachers.nets import Backbone, example, net_from_config
 from dsno.trajectory import Trajectory
 
 __all__ = [
@@ -61,13 +62,20 @@ class TrajectoryStudent(nn.Module):
         times: The output times, shape (M,), decreasing in [0, 1); the last is the sample's, usually 0.
         target: What the frames are trained on.
         kind: What the backbone's teacher predicts, so how its raw output is read.
+        data_std: $\sigma_d$ of the kind `edm`.
 
     Raises:
         ValueError: if the times do not fit the network's frames or do not decrease.
     """
 
     def __init__(
-        self, net: Lifted, schedule: Schedule, times: Sequence[float] | Tensor, target: Target = "x0", kind: Kind = "v"
+        self,
+        net: Lifted,
+        schedule: Schedule,
+        times: Sequence[float] | Tensor,
+        target: Target = "x0",
+        kind: Kind = "v",
+        data_std: float = 1.0,
     ) -> None:
         super().__init__()
         t = torch.as_tensor(times, dtype=torch.float64)
@@ -77,19 +85,44 @@ class TrajectoryStudent(nn.Module):
             raise ValueError(f"output times must decrease strictly inside [0, 1), got {t.tolist()}")
         if target not in ("x0", "state"):
             raise ValueError(f"unknown target {target!r}: expected x0 or state")
-        if kind not in ("x0", "eps", "v", "flow"):
-            raise ValueError(f"no head for a teacher that predicts {kind!r}: expected x0, eps, v or flow")
+        if kind not in ("x0", "eps", "v", "flow", "edm"):
+            raise ValueError(f"no head for a teacher that predicts {kind!r}: expected x0, eps, v, flow or edm")
         self.net, self.schedule, self.times, self.target, self.kind = net, schedule, t, target, kind
+        self.data_std = data_std
 
     @property
     def frames(self) -> int:
         """M."""
         return self.net.frames
 
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape of one sample, (C, *spatial).
+
+        Raises:
+            ValueError: if the backbone does not say.
+        """
+        return self._backbone.shape
+
+    @property
+    def classes(self) -> int | None:
+        """The number of classes of a class-conditional student, or None.
+
+        Raises:
+            ValueError: if the backbone does not say.
+        """
+        return self._backbone.classes
+
+    @property
+    def _backbone(self) -> Backbone:
+        if not isinstance(self.net.backbone, Backbone):
+            raise ValueError(f"a {type(self.net.backbone).__name__} does not say what it makes: it is no `Backbone`")
+        return self.net.backbone
+
     def forward(
         self,
         x_t: Tensor,
-        cond: Tensor | None = None,
+        cond: Cond | None = None,
         start: Tensor | float = 1.0,
         select: Sequence[int] | None = None,
     ) -> Tensor:
@@ -98,14 +131,15 @@ class TrajectoryStudent(nn.Module):
         `x_t` is the state at time `start`, a number or (B,); from pure noise, $x_1 = \sigma_1 z$ and 1.
         """
         t = torch.as_tensor(start, dtype=x_t.dtype, device=x_t.device)
-        F = self.net(x_t, self.times, cond, start, select)
+        shown = scale_input(self.kind, x_t, t, self.schedule, self.data_std)
+        F = self.net(shown, self.times, cond, start, select)
         B, K = F.shape[:2]
         if self.kind == "eps":
             _, sigma_t = self.schedule(t)
             return x_t.unsqueeze(1) - expand_like(sigma_t, F) * F
         rows = x_t.unsqueeze(1).expand_as(F).reshape(-1, *F.shape[2:])
         t_rows = t.expand(B).repeat_interleave(K) if t.ndim else t
-        return x0_from(self.kind, F.reshape_as(rows), rows, t_rows, self.schedule).reshape(F.shape)
+        return x0_from(self.kind, F.reshape_as(rows), rows, t_rows, self.schedule, self.data_std).reshape(F.shape)
 
     def states(
         self, x_t: Tensor, h: Tensor, start: Tensor | float = 1.0, select: Sequence[int] | None = None
@@ -118,7 +152,7 @@ class TrajectoryStudent(nn.Module):
         return alpha_m * h + sigma_m * (x_t.unsqueeze(1) - alpha_t * h) / sigma_t
 
     @torch.no_grad()
-    def sample(self, z: Tensor, cond: Tensor | None = None) -> Tensor:
+    def sample(self, z: Tensor, cond: Cond | None = None) -> Tensor:
         """The sample alone, (B, *shape) from noise (B, *shape): blocks behind the last temporal layer run once."""
         x_1 = initial_state(self.schedule, z)
         h = self(x_1, cond, select=(-1,))
@@ -129,7 +163,7 @@ class TrajectoryStudent(nn.Module):
         """Everything but the weights, JSON-able."""
         return {
             "schedule": self.schedule.config, "times": self.times.tolist(), "target": self.target, "kind": self.kind,
-            "backbone": self.net.backbone.config, "lift": self.net.config,
+            "data_std": self.data_std, "backbone": self._backbone.config, "lift": self.net.config,
         }  # fmt: skip
 
 
@@ -146,7 +180,7 @@ class OnePass:
     whole: bool = True
 
     @torch.no_grad()
-    def __call__(self, z: Tensor, cond: Tensor | None = None, seeds: Tensor | None = None) -> Trajectory:
+    def __call__(self, z: Tensor, cond: Cond | None = None, seeds: Tensor | None = None) -> Trajectory:
         student = self.student
         frames = range(student.frames) if self.whole else (student.frames - 1,)
         x_1 = initial_state(student.schedule, z)
@@ -170,32 +204,31 @@ def student_from_teacher(
     init: Init = "zero",
     told: Told = "input",
 ) -> TrajectoryStudent:
-    """A student of `len(times)` frames around a copy of a U-Net teacher, its weights included.
+    """A student of `len(times)` frames around a copy of a teacher, its weights included.
 
     `modes` is 2 by default, 1 of one frame. The other arguments are those of `lift`; the defaults are what did best on
     the digits (`benchmarks/digits.py`). The published operator is `where="every", once=False, told="output"`.
 
     Raises:
-        ValueError: if the teacher's network is not a `UNet` (lift other backbones with `lift`), or as `lift` does.
+        ValueError: if the teacher's network is no `Backbone` (lift other modules with `lift`), or as `lift` does.
     """
-    if not isinstance(teacher.net, UNet):
-        raise ValueError(f"the teacher's network is a {type(teacher.net).__name__}: use `lift` and TrajectoryStudent")
+    if not isinstance(teacher.net, Backbone):
+        raise ValueError(
+            f"a {type(teacher.net).__name__} does not say which of its modules are blocks: use `lift` and TrajectoryStudent"
+        )
     modes = min(2, len(times) // 2 + 1) if modes is None else modes
     config = {"frames": len(times), "modes": modes, "once": once, "activation": activation}
-    net = _lift_unet(copy.deepcopy(teacher.net), {**config, "where": where, "init": init, "told": told})
-    return TrajectoryStudent(net, teacher.schedule, times, target, teacher.kind)
+    net = _lift(copy.deepcopy(teacher.net), {**config, "where": where, "init": init, "told": told})
+    return TrajectoryStudent(net, teacher.schedule, times, target, teacher.kind, teacher.data_std)
 
 
-def _lift_unet(net: UNet, arguments: dict[str, Any]) -> Lifted:
-    like = next(net.parameters())
-    example = [like.new_zeros(1, *net.shape), like.new_zeros(1)]
-    if net.label is not None:
-        example.append(like.new_zeros(1, dtype=torch.int64))
-    return lift(net, example, (Stem, Block, Head), **arguments)
+def _lift(net: nn.Module, arguments: dict[str, Any]) -> Lifted:
+    assert isinstance(net, Backbone)
+    return lift(net, example(net, next(net.parameters())), net.blocks, **arguments)
 
 
 def save_student(folder: Path | str, student: TrajectoryStudent, **notes: object) -> Path:
-    """Write a student with a `UNet` backbone: `config.json` and `model.safetensors`; `notes` go into the former."""
+    """Write a student whose backbone is a `Backbone`: `config.json` and `model.safetensors`; `notes` go into the former."""
     return save_model(folder, {"type": "student", **student.config, "notes": notes}, student)
 
 
@@ -226,13 +259,14 @@ def _student(
     kind: Kind,
     backbone: dict[str, Any],
     lift: dict[str, Any],
+    data_std: float = 1.0,
 ) -> TrajectoryStudent:
-    net = build(_lift_again, {"net": build(UNet, backbone), **lift}, "the configuration of a lift")
-    return TrajectoryStudent(net, schedule_from_config(schedule), times, target, kind)
+    net = build(_lift_again, {"net": net_from_config(backbone), **lift}, "the configuration of a lift")
+    return TrajectoryStudent(net, schedule_from_config(schedule), times, target, kind, data_std)
 
 
 def _lift_again(
-    net: UNet,
+    net: nn.Module,
     temporal: Sequence[str],
     frames: int,
     modes: int,
@@ -245,4 +279,4 @@ def _lift_again(
         "frames": frames, "modes": modes, "once": once, "activation": activation, "channel_dim": channel_dim,
         "told": told,
     }  # fmt: skip
-    return _lift_unet(net, {**arguments, "where": (lambda name, shape: name in temporal) if temporal else "none"})
+    return _lift(net, {**arguments, "where": (lambda name, shape: name in temporal) if temporal else "none"})

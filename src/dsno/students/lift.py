@@ -26,6 +26,7 @@ from typing import Literal, cast
 import torch
 from torch import Tensor, nn
 
+from dsno.denoise import Cond, map_cond
 from dsno.students.temporal import Activation, Init, TemporalFourier
 
 __all__ = ["Lifted", "find_blocks", "lift"]
@@ -115,7 +116,7 @@ class Lifted(nn.Module):
         self,
         x: Tensor,
         times: Tensor,
-        cond: Tensor | None = None,
+        cond: Cond | None = None,
         start: Tensor | float = 1.0,
         select: Sequence[int] | None = None,
     ) -> Tensor:
@@ -136,7 +137,7 @@ class Lifted(nn.Module):
             return value.unsqueeze(1).expand(B, R, *value.shape[1:]).reshape(-1, *value.shape[1:])
 
         x_rows, t_rows = fold(x), t.reshape(-1)
-        output = self.backbone(x_rows, t_rows) if cond is None else self.backbone(x_rows, t_rows, fold(cond))
+        output = self.backbone(x_rows, t_rows) if cond is None else self.backbone(x_rows, t_rows, map_cond(fold, cond))
         output = cast(Tensor, self.rows.pick(output, 2))
         frames = output.reshape(B, len(self.rows.select), *output.shape[1:])
         if tuple(wanted) != self.rows.select:
@@ -145,7 +146,7 @@ class Lifted(nn.Module):
 
 
 def find_blocks(
-    backbone: nn.Module, example: Sequence[Tensor], blocks: Iterable[str] | type | tuple[type, ...]
+    backbone: nn.Module, example: Sequence[Cond], blocks: Iterable[str] | type | tuple[type, ...]
 ) -> dict[str, torch.Size]:
     """The blocks of a backbone in the order they run, with the shape of each one's output.
 
@@ -187,7 +188,7 @@ def find_blocks(
 
 def lift(
     backbone: nn.Module,
-    example: Sequence[Tensor],
+    example: Sequence[Cond],
     blocks: Iterable[str] | type | tuple[type, ...],
     frames: int = 4,
     modes: int = 2,
@@ -246,7 +247,7 @@ def lift(
     layers = {
         n: TemporalFourier(
             order[n][channel_dim], frames, modes, activation, init, channel_dim, offset=told == "input"
-        ).to(example[0])
+        ).to(cast(Tensor, example[0]))
         for n in temporal
     }
     first = names.index(temporal[0]) if temporal else len(names)

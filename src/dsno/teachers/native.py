@@ -1,30 +1,45 @@
-"""Teachers trained by this library: a U-Net and the convention it was trained with, in one folder."""
+"""The library's own teacher folders: a backbone and the convention it was trained with, as `config.json` and weights.
+
+Any teacher whose network is a `Backbone` can be written so, those of other libraries included: what is read back needs
+neither the original file nor its format.
+"""
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
 from dsno.checkpoint import build, load_model, save_model
-from dsno.denoise import Kind, Prediction
+from dsno.denoise import Kind, Prediction, Threshold
 from dsno.schedule import schedule_from_config
-from dsno.teachers.unet import UNet
+from dsno.teachers.nets import Backbone, net_from_config
 
-__all__ = ["image_shape", "load_teacher", "save_teacher"]
+__all__ = ["load_native", "sample_shape", "save_teacher"]
 
 
 def save_teacher(folder: Path | str, teacher: Prediction, **notes: object) -> Path:
-    """Write a `UNet` teacher: `config.json` and `model.safetensors`; `notes` go into the former."""
+    """Write a teacher whose network is a `Backbone`: `config.json` and `model.safetensors`; `notes` go into the former.
+
+    Raises:
+        ValueError: if its network cannot be rebuilt from a configuration.
+    """
+    if not isinstance(teacher.net, Backbone):
+        raise ValueError(
+            f"a {type(teacher.net).__name__} does not say how to rebuild it: give it what `Backbone` asks for, or keep "
+            "the module and load its weights yourself"
+        )
+    clip = dataclasses.asdict(teacher.clip) if isinstance(teacher.clip, Threshold) else teacher.clip
     config = {
-        "type": "teacher", "schedule": teacher.schedule.config, "kind": teacher.kind, "clip": teacher.clip,
-        "net": teacher.net.config, "notes": notes,
+        "type": "teacher", "schedule": teacher.schedule.config, "kind": teacher.kind, "clip": clip,
+        "data_std": teacher.data_std, "net": teacher.net.config, "notes": notes,
     }  # fmt: skip
     return save_model(folder, config, teacher.net)
 
 
-def load_teacher(folder: Path | str) -> Prediction:
+def load_native(folder: Path | str) -> Prediction:
     """Read what `save_teacher` wrote.
 
     Raises:
@@ -34,19 +49,34 @@ def load_teacher(folder: Path | str) -> Prediction:
     return load_model(folder, "teacher", lambda config: build(_make, config, "the configuration of a teacher")).eval()
 
 
-def image_shape(net: nn.Module) -> tuple[int, int, int]:
-    """The (C, H, W) a `UNet` makes.
+def sample_shape(teacher: Prediction) -> tuple[int, ...]:
+    """The shape (C, *spatial) of what a teacher makes.
 
     Raises:
-        ValueError: for another network.
+        ValueError: if the teacher does not say.
     """
-    if not isinstance(net, UNet):
-        raise ValueError(f"a {type(net).__name__} does not say what shape it makes: expected a UNet")
-    return net.shape
+    shape = teacher.shape
+    if shape is None and isinstance(teacher.net, Backbone):
+        shape = teacher.net.shape
+    if shape is None:
+        raise ValueError(
+            f"a {type(teacher.net).__name__} does not say what shape it makes: pass shape=(C, ...) to Prediction"
+        )
+    return shape
 
 
 def _make(
-    schedule: dict[str, object], kind: Kind, net: dict[str, Any], clip: float | None = None
-) -> tuple[Prediction, UNet]:
-    made = build(UNet, net)
-    return Prediction(made, schedule_from_config(schedule), kind, clip=clip), made
+    schedule: dict[str, object],
+    kind: Kind,
+    net: dict[str, Any],
+    clip: float | dict[str, float] | None = None,
+    data_std: float = 1.0,
+) -> tuple[Prediction, nn.Module]:
+    made = net_from_config(net)
+    assert isinstance(made, Backbone)
+    bound = build(Threshold, clip, "the clipping of a teacher") if isinstance(clip, dict) else clip
+    path = schedule_from_config(schedule)
+    teacher = Prediction(
+        made, path, kind, clip=bound, data_std=data_std, shape=made.shape, classes=made.classes
+    )  # fmt: skip
+    return teacher, made
