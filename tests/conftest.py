@@ -2,14 +2,16 @@ import pytest
 import torch
 from hypothesis import settings
 
-from dsno.schedule import VE, Cosine, RectifiedFlow, Schedule, linear_beta
+from dsno.schedule import VE, Cosine, RectifiedFlow, Schedule, VPLinear, linear_beta
 
 torch.set_num_threads(1)
 settings.register_profile("dsno", deadline=None, derandomize=True, max_examples=50)
 settings.load_profile("dsno")
 
-# Built once: every test of "all schedules" means these four.
-ALL_SCHEDULES = {"cosine": Cosine(), "linear_beta": linear_beta(), "ve": VE(), "flow": RectifiedFlow()}
+# Built once: every test of "all schedules" means these five.
+ALL_SCHEDULES = {
+    "cosine": Cosine(), "linear_beta": linear_beta(), "vp_linear": VPLinear(), "ve": VE(), "flow": RectifiedFlow(),
+}  # fmt: skip
 
 
 @pytest.fixture(autouse=True)

@@ -17,6 +17,9 @@ __all__ = ["NETS", "Backbone", "example", "net_from_config"]
 # Named, not imported: a U-Net of ours must not load diffusers.
 NETS: dict[str, str] = {
     "UNet": "dsno.teachers.unet:UNet",
+    "DiffusersNet": "dsno.teachers.diffusers:DiffusersNet",
+    "IDDPMUNet": "dsno.teachers.iddpm:IDDPMUNet",
+    "PreconditionedUNet": "dsno.teachers.edm_nets:PreconditionedUNet",
 }
 
 
@@ -41,8 +44,8 @@ class Backbone(Protocol):
         """What else it is told, the shape of one row by name: `{"text": (77, 768)}`, say; empty for most."""
 
     @property
-    def blocks(self) -> tuple[type[nn.Module], ...]:
-        """The classes of the modules that `lift` hooks, among them those that may get a temporal layer."""
+    def blocks(self) -> tuple[type[nn.Module] | str, ...]:
+        """The modules that `lift` hooks: classes of blocks that may get a temporal layer, names of others."""
 
     @property
     def embedding(self) -> tuple[str, ...]:
