@@ -5,9 +5,11 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -15,7 +17,7 @@ from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from dsno.checkpoint import read_json, read_tensors
-from dsno.train import TrainConfig, learning_rate, train
+from dsno.train import TrainConfig, _on_device, learning_rate, train
 
 CONFIG = TrainConfig(steps=20, lr=1e-2, warmup=3, ema=0.9, checkpoint_every=5, log_every=1)
 
@@ -35,14 +37,6 @@ class Reverse:
 
     def __call__(self, model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
         return self.scale * (model(batch["x"]) - batch["x"].flip(1)).square().mean()
-
-
-class Shared(Reverse):
-    """The same, each process with its part of the batch."""
-
-    def batches(self, start: int, rank: int = 0, world: int = 1) -> Iterator[dict[str, Tensor]]:
-        for batch in super().batches(start):
-            yield {**batch, "x": batch["x"].chunk(world)[rank]}
 
 
 def network(dropout: float = 0.2) -> nn.Module:
@@ -131,20 +125,6 @@ def test_a_killed_run_goes_on_bit_for_bit(tmp_path: Path) -> None:
     assert torch.equal(weights(resumed), weights(whole))
     assert losses(tmp_path / "cut") == losses(tmp_path / "whole")
     assert not (tmp_path / "cut" / ".step-00000015.tmp").exists()
-
-
-@pytest.mark.slow
-def test_two_processes_are_one(tmp_path: Path) -> None:
-    (tmp_path / "run.py").write_text(
-        "import sys; from test_train import *; torch.set_num_threads(1)\n"
-        "train(network(0.0), Shared(), CONFIG, Path(sys.argv[1]))\n"
-    )
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    subprocess.run([*command, str(tmp_path / "run.py"), str(tmp_path / "two")], env=environment(), check=True)
-    one = train(network(0.0), Reverse(), CONFIG, tmp_path / "one")
-    two = read_tensors(tmp_path / "two" / "step-00000020" / "average.safetensors")
-    assert all(torch.allclose(p, two[name], atol=1e-6) for name, p in one.named_parameters())
-    assert [step for step, _ in losses(tmp_path / "two")] == [*range(1, 21)]
 
 
 def test_a_finished_run_is_not_run_again(tmp_path: Path) -> None:
@@ -309,12 +289,197 @@ def test_mixed_precision_trains_and_leaves_no_trace(tmp_path: Path) -> None:
 
 
 def test_frozen_weights_stay(tmp_path: Path) -> None:
-    model = network()
-    before = model[0].weight.detach().clone()
-    model[0].requires_grad_(False)
-    train(model, Reverse(), CONFIG, tmp_path)
-    assert torch.equal(model[0].weight, before)
-    assert read_tensors(tmp_path / "step-00000020/average.safetensors").keys() == {"3.weight", "3.bias"}
+    def frozen() -> nn.Module:
+        model = network()
+        model[0].requires_grad_(False)
+        return model
+
+    model = train(frozen(), Reverse(), CONFIG, tmp_path / "whole")
+    assert torch.equal(model[0].weight, network()[0].weight) and not torch.equal(model[3].weight, network()[3].weight)
+    last = tmp_path / "whole" / "step-00000020"
+    assert read_tensors(last / "average.safetensors").keys() == {"3.weight", "3.bias"}
+    assert read_tensors(last / "model.safetensors").keys() == model.state_dict().keys()
+    assert {name[0] for name in read_tensors(last / "optimizer.safetensors")} == {"0", "1"}
+    with pytest.raises(KeyboardInterrupt):
+        train(frozen(), Reverse(), CONFIG, tmp_path / "cut", progress=stop_at(13, KeyboardInterrupt))
+    assert torch.equal(weights(train(frozen(), Reverse(), CONFIG, tmp_path / "cut", resume=True)), weights(model))
+    with pytest.raises(ValueError, match="no parameter of the model has requires_grad set: nothing to train"):
+        train(network().requires_grad_(False), Reverse(), CONFIG, tmp_path / "none")
+
+
+def scaling() -> Any:
+    """An accelerator with a loss scale that moves, on the CPU; it makes one for GPUs only."""
+    from accelerate import Accelerator
+
+    accelerator = Accelerator(cpu=True)
+    accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=64.0, growth_interval=3)
+    return accelerator
+
+
+def test_the_loss_scale_is_part_of_a_checkpoint(tmp_path: Path) -> None:
+    whole = train(network(), Reverse(), CONFIG, tmp_path / "whole", accelerator=scaling())
+    with pytest.raises(KeyboardInterrupt):
+        stop = stop_at(13, KeyboardInterrupt)
+        train(network(), Reverse(), CONFIG, tmp_path / "cut", accelerator=scaling(), progress=stop)
+    assert read_json(tmp_path / "cut/step-00000010/state.json")["scaler"]["scale"] == 64 * 2**3
+    accelerator = scaling()
+    resumed = train(network(), Reverse(), CONFIG, tmp_path / "cut", resume=True, accelerator=accelerator)
+    assert (
+        accelerator.scaler.state_dict()["scale"] == 64 * 2**6
+        and accelerator.scaler.state_dict()["_growth_tracker"] == 2
+    )
+    assert torch.equal(weights(resumed), weights(whole))
+
+
+def test_what_accelerate_is_configured_for_counts(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    config = replace(CONFIG, steps=5)
+    monkeypatch.setenv("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "4")
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+    train(network(0.0), Reverse(4), config, tmp_path / "found")
+    found = read_json(tmp_path / "found/step-00000005/state.json")["config"]
+    assert (found["accumulate"], found["precision"]) == (4, "bf16")
+    with pytest.raises(ValueError, match="accumulate is 2, but 4 in accelerate's configuration: set one of them"):
+        train(network(), Reverse(), replace(config, accumulate=2), tmp_path / "other")
+    monkeypatch.undo()
+    train(network(0.0), Reverse(4), replace(config, accumulate=4, precision="bf16"), tmp_path / "given")
+    assert losses(tmp_path / "found") == losses(tmp_path / "given")
+    from accelerate import Accelerator
+    from accelerate.state import AcceleratorState
+
+    AcceleratorState._reset_state()
+    with pytest.raises(ValueError, match="precision is bf16, but no in accelerate's configuration"):
+        train(
+            network(), Reverse(), replace(config, precision="bf16"), tmp_path / "o", accelerator=Accelerator(cpu=True)
+        )
+
+
+@pytest.mark.skipif(torch.accelerator.is_available(), reason="there is a GPU")
+def test_a_precision_the_machine_lacks_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="precision fp16 needs a GPU, this is a cpu: use bf16 or no"):
+        train(network(), Reverse(), replace(CONFIG, precision="fp16"), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+class Blur(Reverse):
+    """Learn to blur images."""
+
+    def batches(self, start: int, rank: int = 0, world: int = 1) -> Iterator[dict[str, Tensor]]:
+        for batch in super().batches(start):
+            yield {"x": batch["x"].reshape(4, 4, 2, 2)}
+
+    def __call__(self, model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
+        self.last_first = batch["x"].is_contiguous(memory_format=torch.channels_last)
+        self.weights_last_first = model[0].weight.is_contiguous(memory_format=torch.channels_last)
+        return (model(batch["x"]) - batch["x"].mean((2, 3), keepdim=True)).square().mean()
+
+
+def convolutions() -> nn.Module:
+    with torch.random.fork_rng():
+        torch.manual_seed(7)
+        return nn.Sequential(nn.Conv2d(4, 8, 3, padding=1), nn.SiLU(), nn.Conv2d(8, 4, 3, padding=1))
+
+
+def test_channels_last_changes_the_layout_alone(tmp_path: Path) -> None:
+    task, config = Blur(), replace(CONFIG, channels_last=True)
+    plain = train(convolutions(), Blur(), CONFIG, tmp_path / "plain")
+    other = train(convolutions(), task, config, tmp_path / "last")
+    assert task.last_first and task.weights_last_first
+    assert torch.allclose(weights(other), weights(plain), atol=1e-4)
+    assert all(p.is_contiguous() for p in other.parameters())
+    with pytest.raises(KeyboardInterrupt):
+        train(convolutions(), task, config, tmp_path / "cut", progress=stop_at(13, KeyboardInterrupt))
+    resumed = train(convolutions(), task, config, tmp_path / "cut", resume=True)
+    assert torch.equal(weights(resumed), weights(other))
+
+
+class Net(nn.Module):
+    """A module of one's own: what torch.nn has is left uncompiled when it is the outermost."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = network(0.0)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.inner(x)
+
+
+def test_compiled_training_is_the_same_and_leaves_no_trace(tmp_path: Path) -> None:
+    calls: list[int] = []
+
+    def counting(graph: torch.fx.GraphModule, inputs: Any) -> Any:
+        calls.append(len(inputs))
+        return graph.forward
+
+    config = replace(CONFIG, steps=6, compile=True)
+    model, compiler = Net(), torch.compile
+    with pytest.MonkeyPatch.context() as patch:
+        # Inductor itself takes a minute of a core; what is tested is where the compiled call comes and goes.
+        patch.setattr(torch, "compile", lambda fn, **options: compiler(fn, backend=counting, **options))
+        train(model, Reverse(), config, tmp_path / "compiled")
+    assert calls
+    plain = train(Net(), Reverse(), replace(config, compile=False), tmp_path / "plain")
+    assert torch.allclose(weights(model), weights(plain), atol=1e-6)
+    assert model.__dict__.keys() == Net().__dict__.keys()
+    assert read_tensors(tmp_path / "compiled/step-00000006/model.safetensors").keys() == plain.state_dict().keys()
+
+
+@pytest.mark.parametrize("ahead", [False, True])
+def test_batches_come_in_order_and_one_ahead(ahead: bool) -> None:
+    made: list[int] = []
+
+    def source() -> Iterator[dict[str, Any]]:
+        for n in range(100):
+            made.append(n)
+            if n == 7:
+                raise OSError("the disk has gone")
+            yield {"x": torch.full((2,), n), "cond": {"label": torch.tensor([n])}, "frames": (n,), "start": 0.5}
+
+    before = threading.active_count()
+    stream = _on_device(source(), torch.device("cpu"), ahead=ahead)
+    for n in range(3):
+        batch = next(stream)
+        assert batch["x"].tolist() == [n, n] and batch["cond"]["label"].tolist() == [n]
+        assert (batch["frames"], batch["start"]) == ((n,), 0.5)
+    stream.close()
+    assert made == [*range(4 if ahead else 3)] and threading.active_count() == before
+    stream = _on_device(source(), torch.device("cpu"), ahead=ahead)
+    with pytest.raises(OSError, match="the disk has gone"):
+        for _ in range(8):
+            next(stream)
+    assert threading.active_count() == before
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an accelerator")
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_on_a_gpu(precision: Any, tmp_path: Path) -> None:
+    config = replace(CONFIG, precision=precision, channels_last=True, compile=True, log_every=5)
+    whole = train(convolutions(), Blur(), config, tmp_path / "whole")
+    assert {p.device.type for p in whole.parameters()} == {"cuda"}
+    with pytest.raises(KeyboardInterrupt):
+        train(convolutions(), Blur(), config, tmp_path / "cut", progress=stop_at(15, KeyboardInterrupt))
+    resumed = train(convolutions(), Blur(), config, tmp_path / "cut", resume=True)
+    assert torch.allclose(weights(resumed), weights(whole), atol=1e-3)
+    assert losses(tmp_path / "whole")[-1][1] < losses(tmp_path / "whole")[0][1]
+
+
+class Waits(Reverse):
+    """Raises where the host would wait for the GPU, from the second step to the one before the checkpoint."""
+
+    def __call__(self, model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
+        step = int(batch["step"])
+        torch.cuda.set_sync_debug_mode("error" if 2 <= step < 8 else "default")
+        return super().__call__(model, batch)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an accelerator")
+def test_the_host_does_not_wait_between_log_lines(tmp_path: Path) -> None:
+    try:
+        config = replace(CONFIG, precision="bf16", log_every=10, checkpoint_every=10, steps=10)
+        train(network().cuda(), Waits(), config, tmp_path)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
 
 
 def test_the_learning_rate(tmp_path: Path) -> None:

@@ -225,11 +225,16 @@ def evaluate(
     k: int = 3,
     dtype: torch.dtype = torch.float32,
     device: torch.device | str = "cpu",
+    accelerator: Any = None,
     progress: Callable[[int, int], object] | None = None,
 ) -> Result:
     r"""Run a sampler on seeds and measure what it made and what that cost.
 
     Features are computed from samples clamped to $[-1, 1]$; the path error from samples as they are.
+
+    With an `accelerator` every process calls this with the same arguments; each samples its share of the seeds, the
+    first compares them with the reference, and all return the same numbers. A sample depends on its seed alone, so they
+    are those of one process; `seconds` are the slowest process's.
 
     Arguments:
         sampler: Noise in, trajectory out.
@@ -249,7 +254,8 @@ def evaluate(
         k: Neighbours of precision and recall.
         dtype: Dtype of the noise.
         device: Where the noise is drawn.
-        progress: Called with samples done and N after every batch.
+        accelerator: An `accelerate.Accelerator`, or None for one process.
+        progress: Called with samples done and N after every batch, on the first process.
 
     Returns:
         The numbers and their protocol.
@@ -273,53 +279,81 @@ def evaluate(
     # What is wrong with the reference is said before the sampling, not after it.
     known = _reference(reference, extractor, levels)
 
-    def arguments(rows: slice) -> tuple[Tensor, Cond | None, Tensor]:
+    rank, world = (0, 1) if accelerator is None else (accelerator.process_index, accelerator.num_processes)
+    # The last share is filled up with rows of the first: all processes make as many, and what is too much is cut off.
+    share = -(-N // world)
+    mine = torch.arange(rank * share, (rank + 1) * share) % N
+
+    def arguments(rows: slice | Tensor) -> tuple[Tensor, Cond | None, Tensor]:
         z = noise(seed[rows], shape, dtype=dtype, device=device)
         return z, map_cond(operator.itemgetter(rows), cond), seed[rows]
 
     first = arguments(slice(0, 1))
     per_call = flops(sampler, *first) if flops_per_row is None else None
-    alone = latency(sampler, *first, repeats=repeats, warmup=1) if repeats else None
-    samples, seconds = [], 0.0
-    for start in range(0, N, batch):
-        path, spent = timed(sampler, *arguments(slice(start, start + batch)))
+    alone = latency(sampler, *first, repeats=repeats, warmup=1) if repeats and rank == 0 else None
+    if accelerator is not None:
+        accelerator.wait_for_everyone()
+    samples, seconds, done = [], 0.0, 0
+    for rows in mine.split(batch):
+        path, spent = timed(sampler, *arguments(rows))
         samples.append(path.sample.detach())
         seconds += spent
-        if progress is not None:
-            progress(min(start + batch, N), N)
+        done = min(done + world * len(rows), N)
+        if progress is not None and rank == 0:
+            progress(done, N)
     x = torch.cat(samples)
+    if world > 1:
+        x = accelerator.gather(x.contiguous().to(accelerator.device))[:N]
+        seconds = float(accelerator.gather(torch.tensor([seconds], device=accelerator.device)).max())
     if tuple(x.shape) != (N, *shape):
         raise ValueError(f"{name} made samples of shape {tuple(x.shape[1:])}, expected {shape}")
     broken = int((~torch.isfinite(x)).flatten(1).any(1).sum())
     if broken:
         raise ValueError(f"{name} made values that are not finite in {broken} of {N} samples")
 
-    quality, protocol = _compare(x, name, known, levels, k)
-    error = None if fine is None else sample_error(x, fine)
-    return Result(
-        name=name,
-        family=re.sub(r"-\d+$", "", name) if family is None else family,
-        cost=Cost(
-            nfe=path.nfe,
-            rounds=path.rounds,
-            flops=path.nfe * flops_per_row if flops_per_row is not None else per_call,
-            seconds=seconds,
-            seconds_per_sample=seconds / N,
-            latency=alone,
-        ),
-        protocol=replace(
-            protocol,
-            seeds=_seeds(seed),
-            fine_sha="" if fine is None else tensor_sha(fine),
-            batch=min(batch, N),
-            repeats=repeats,
-            dtype=str(x.dtype).removeprefix("torch."),
-            device=_device(x.device),
-        ),
-        quality=quality,
-        path_error=None if error is None else float(error.square().mean().sqrt()),
-        path_error_median=None if error is None else float(error.median()),
-    )
+    def compared() -> Result:
+        quality, protocol = _compare(x, name, known, levels, k)
+        error = None if fine is None else sample_error(x, fine)
+        return Result(
+            name=name,
+            family=re.sub(r"-\d+$", "", name) if family is None else family,
+            cost=Cost(
+                nfe=path.nfe,
+                rounds=path.rounds,
+                flops=path.nfe * flops_per_row if flops_per_row is not None else per_call,
+                seconds=seconds,
+                seconds_per_sample=seconds / N,
+                latency=alone,
+            ),
+            protocol=replace(
+                protocol,
+                seeds=_seeds(seed),
+                fine_sha="" if fine is None else tensor_sha(fine),
+                batch=min(batch, N),
+                repeats=repeats,
+                dtype=str(x.dtype).removeprefix("torch."),
+                device=_device(x.device) if world == 1 else f"{world} x {_device(x.device)}",
+            ),
+            quality=quality,
+            path_error=None if error is None else float(error.square().mean().sqrt()),
+            path_error_median=None if error is None else float(error.median()),
+        )
+
+    if world == 1:
+        return compared()
+    from accelerate.utils import broadcast_object_list
+
+    outcome: list[Any] = [None]
+    if rank == 0:
+        try:
+            outcome = [compared()]
+        except ValueError as error:
+            # All say what is wrong; none waits for a process that has gone.
+            outcome = [error]
+    broadcast_object_list(outcome)
+    if isinstance(outcome[0], ValueError):
+        raise outcome[0]
+    return outcome[0]
 
 
 def measure(

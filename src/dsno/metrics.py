@@ -219,7 +219,9 @@ def frechet_distance(fake: Tensor, real: Tensor) -> float:
     from torchmetrics.image.fid import FrechetInceptionDistance
 
     fake, real = _feature_pair(fake, real, at_least=2)
-    metric = FrechetInceptionDistance(_Given(real.shape[1]), normalize=True).set_dtype(torch.float64)
+    # Of several processes the one that has all features computes: it must not wait for the others'.
+    metric = FrechetInceptionDistance(_Given(real.shape[1]), normalize=True, sync_on_compute=False)
+    metric.set_dtype(torch.float64)
     metric.update(real, real=True)
     metric.update(fake, real=False)
     # Round-off in the matrix root can leave a tiny negative number.
@@ -249,7 +251,9 @@ def kernel_distance(
     with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
         warnings.simplefilter("ignore")
         torch.manual_seed(seed)
-        metric = KernelInceptionDistance(_Given(real.shape[1]), subsets=subsets, subset_size=size, normalize=True)
+        metric = KernelInceptionDistance(
+            _Given(real.shape[1]), subsets=subsets, subset_size=size, normalize=True, sync_on_compute=False
+        )
         metric.set_dtype(torch.float64)
         metric.update(real, real=True)
         metric.update(fake, real=False)

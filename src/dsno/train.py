@@ -5,17 +5,27 @@ a scalar loss. With the step, the seed determines everything random, so a resume
 bit on the CPU. What is saved is the exponential moving average of the weights, in float32:
 
 $$ \bar\theta \leftarrow \beta_k \bar\theta + (1 - \beta_k) \theta, \qquad \beta_k = \min(\beta, (1 + k) / (10 + k)). $$
+
+Of W processes each takes its share of the batch, and the gradient and the logged loss are means over all of them,
+
+$$ \frac1B \sum_{b = 1}^{B} \nabla \ell_b = \frac1W \sum_{r = 1}^{W} \frac{W}{B} \sum_{b \in \text{share}_r} \nabla \ell_b, $$
+
+so W processes take the steps of one. Weights may be replicated (DDP) or sharded (FSDP2: Zhao et al., 2023, arXiv
+2304.11277); a checkpoint holds whole tensors and looks the same in either case, so a run may go on with another W.
 """
 
 from __future__ import annotations
 
+import contextlib
+import copy
 import json
 import logging
 import math
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Generator, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -65,9 +75,13 @@ class TrainConfig:
     clip: float | None = 1.0
     """Largest gradient norm, or None."""
     accumulate: int = 1
-    """Batches per optimiser step."""
+    """Batches per optimiser step; 1 leaves it to accelerate's configuration."""
     precision: Literal["no", "bf16", "fp16"] = "no"
-    """Mixed precision."""
+    """Mixed precision; `no` leaves it to accelerate's configuration. float32 products use TF32 on GPUs that have it."""
+    compile: bool = False
+    """Compile the model with `torch.compile`: minutes at the start, faster steps."""
+    channels_last: bool = False
+    """Keep images and the weights of their convolutions channels last, which tensor cores prefer."""
     seed: int = 0
     """Determines dropout; the objective has its own."""
     checkpoint_every: int = 500
@@ -111,7 +125,10 @@ def train(
     progress: Progress | None = None,
     settings: Mapping[str, object] | None = None,
 ) -> nn.Module:
-    """Train `model` in place and return it with the averaged weights.
+    """Train `model` in place and return it with the averaged weights, the same on every process.
+
+    Under `accelerate launch` every process calls this with the same arguments and a folder all of them see. With FSDP2
+    a sharded copy is trained, and the averaged weights are gathered into `model` on the device it was on.
 
     Arguments:
         model: Only parameters with `requires_grad` are trained.
@@ -120,14 +137,15 @@ def train(
         out: Folder for checkpoints and `log.jsonl`; the last good checkpoint is kept.
         resume: Continue from the last checkpoint in `out`, if there is one.
         overwrite: Throw away what is in `out`.
-        accelerator: An `accelerate.Accelerator`; made from `config` by default.
-        progress: Called as `progress(step, steps, numbers)` at every log line.
+        accelerator: An `accelerate.Accelerator`; made from `config` and accelerate's own configuration by default.
+        progress: Called as `progress(step, steps, numbers)` at every log line, on the main process.
         settings: What else decides the updates, JSON-able: a checkpoint of other settings is not continued.
 
     Raises:
         FileExistsError: if `out` has something in it and neither `resume` nor `overwrite` is set.
-        FloatingPointError: if the loss is not finite; names the step and the checkpoint kept.
-        ValueError: if a checkpoint belongs to another model or configuration.
+        FloatingPointError: if the loss is not finite on any process; names the step and the checkpoint kept.
+        ValueError: if nothing is to be trained, a checkpoint belongs to another model or configuration, or accelerate's
+            configuration contradicts `config` or is of a kind that is not supported.
     """
     from accelerate import Accelerator
     from accelerate.state import AcceleratorState
@@ -138,11 +156,16 @@ def train(
         cpu = next(model.parameters()).device.type == "cpu" and not torch.cuda.is_available()
         accelerator = Accelerator(
             cpu=cpu,
-            mixed_precision=config.precision,
+            mixed_precision=None if config.precision == "no" else config.precision,
             log_with=config.tracker,
             project_dir=str(out),
         )
-    accelerator.gradient_accumulation_steps, accelerator.step = config.accumulate, 0
+    config = _agreed(config, accelerator)
+    sharded = _sharded(accelerator)
+    if sharded and config.channels_last:
+        raise ValueError(
+            "channels_last does not go with FSDP, which stores weights in its own order: leave one of them"
+        )
     folder = Path(out)
     if accelerator.is_main_process:
         prepare_folder(folder, resume, overwrite)
@@ -151,94 +174,212 @@ def train(
         accelerator.init_trackers("dsno", config=asdict(config))
 
     _unprepare(model)
-    trained = {n: p for n, p in model.named_parameters() if p.requires_grad}
-    optimizer = torch.optim.Adam(trained.values(), lr=config.lr)
-    average = {n: p.detach().float().clone() for n, p in trained.items()}
+    inner = copy.deepcopy(model) if sharded else model
     described = json.loads(json.dumps({"config": asdict(config), "settings": dict(settings or {})}))
-    start = _restore(folder, model, optimizer, average, described) if resume else 0
+    checkpoint = _latest(folder) if resume else None
+    start = 0
+    if checkpoint is not None:
+        start = _check_state(checkpoint, described)
+        fill(inner, read_tensors(checkpoint / "model.safetensors"), checkpoint)
     if accelerator.is_main_process:
         _rewind(folder / "log.jsonl", start)
 
+    if config.channels_last:
+        inner.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    if config.compile:
+        inner.compile()
+    if not any(p.requires_grad for p in inner.parameters()):
+        raise ValueError("no parameter of the model has requires_grad set: nothing to train")
+    optimizer = torch.optim.Adam([p for p in inner.parameters() if p.requires_grad], lr=config.lr)
+    wrapped, optimizer = accelerator.prepare(inner.train(), optimizer)
+    # Sharding replaces the parameters, so they are looked up behind it.
+    trained = {n: p for n, p in inner.named_parameters() if p.requires_grad}
+    average = {n: p.detach().float().clone() for n, p in trained.items()}
+    if checkpoint is not None:
+        _continue(checkpoint, trained, average, optimizer, accelerator.scaler)
+        log.info("resumed from %s", checkpoint)
+
     device = accelerator.device
-    average = {n: v.to(device) for n, v in average.items()}
-    wrapped, optimizer = accelerator.prepare(model.train(), optimizer)
-    stream = objective.batches(start * config.accumulate, accelerator.process_index, accelerator.num_processes)
     # Reading the loss back stalls a GPU, so there it is read at log lines only; on the CPU it is free.
     read_every = 1 if device.type == "cpu" else config.log_every
     losses: list[Tensor] = []
     began, recent = time.perf_counter(), 0.0
 
-    for step in range(start, config.steps):
-        torch.manual_seed((config.seed << 32) + step * accelerator.num_processes + accelerator.process_index)
-        rate = learning_rate(config, step)
-        for group in optimizer.param_groups:
-            group["lr"] = rate
-        total = torch.zeros((), device=device)
-        for _ in range(config.accumulate):
-            batch = {k: v.to(device) if isinstance(v, Tensor) else v for k, v in next(stream).items()}
-            with accelerator.accumulate(wrapped):
-                with accelerator.autocast():
-                    loss = objective(wrapped, batch)
-                accelerator.backward(loss)
-                total += loss.detach() / config.accumulate
-                if config.clip is not None and accelerator.sync_gradients:
-                    accelerator.clip_grad_norm_(wrapped.parameters(), config.clip)
-                optimizer.step()
-                optimizer.zero_grad()
-        losses.append(total)
-        beta = min(config.ema, (1 + step) / (10 + step))
-        torch._foreach_lerp_(list(average.values()), [p.detach().float() for p in trained.values()], 1 - beta)
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(_accumulating(accelerator, config.accumulate))
+        stack.enter_context(_tf32())
+        source = objective.batches(start * config.accumulate, accelerator.process_index, accelerator.num_processes)
+        stream = _on_device(source, device, config.channels_last, ahead=device.type == "cuda")
+        stack.callback(stream.close)
+        for step in range(start, config.steps):
+            torch.manual_seed((config.seed << 32) + step * accelerator.num_processes + accelerator.process_index)
+            rate = learning_rate(config, step)
+            for group in optimizer.param_groups:
+                group["lr"] = rate
+            total = torch.zeros((), device=device)
+            for _ in range(config.accumulate):
+                batch = next(stream)
+                with accelerator.accumulate(wrapped):
+                    with accelerator.autocast():
+                        loss = objective(wrapped, batch)
+                    accelerator.backward(loss)
+                    total += loss.detach() / config.accumulate
+                    if config.clip is not None and accelerator.sync_gradients:
+                        accelerator.unscale_gradients(optimizer)
+                        nn.utils.clip_grad_norm_(trained.values(), config.clip)
+                    optimizer.step()
+                    optimizer.zero_grad()
+            losses.append(total)
+            beta = min(config.ema, (1 + step) / (10 + step))
+            with torch.no_grad():
+                # On what this process holds: sharded tensors would go through the dispatcher one by one.
+                now = [_local(p).float() for p in trained.values()]
+                torch._foreach_lerp_([_local(v) for v in average.values()], now, 1 - beta)
 
-        done = step + 1
-        save_now = done % config.checkpoint_every == 0 or done == config.steps
-        if done % read_every == 0 or save_now:
-            recent = _read(losses, done, folder)
-        if done % config.log_every == 0 or done == config.steps:
-            losses.clear()
-            rate_now = (done - start) / (time.perf_counter() - began)
-            numbers = {"loss": recent, "lr": rate, "steps_per_second": rate_now}
-            if accelerator.is_main_process:
-                with (folder / "log.jsonl").open("a") as file:
-                    file.write(json.dumps({"step": done, **numbers}) + "\n")
-                accelerator.log(numbers, step=done)
-                if progress is not None:
-                    progress(done, config.steps, numbers)
-        if save_now:
-            _must_be_finite(average, done, folder)
-        if accelerator.is_main_process and save_now:
-            _save(folder, done, accelerator.unwrap_model(wrapped), optimizer, average, described)
-        if done % config.checkpoint_every == 0:
-            accelerator.wait_for_everyone()
+            done = step + 1
+            save_now = done % config.checkpoint_every == 0 or done == config.steps
+            if done % read_every == 0 or save_now:
+                recent = _read(losses, done, folder, accelerator)
+            if done % config.log_every == 0 or done == config.steps:
+                losses.clear()
+                rate_now = (done - start) / (time.perf_counter() - began)
+                numbers = {"loss": recent, "lr": rate, "steps_per_second": rate_now}
+                if accelerator.is_main_process:
+                    with (folder / "log.jsonl").open("a") as file:
+                        file.write(json.dumps({"step": done, **numbers}) + "\n")
+                    accelerator.log(numbers, step=done)
+                    if progress is not None:
+                        progress(done, config.steps, numbers)
+            if save_now:
+                _must_be_finite(average, done, folder, accelerator)
+                state = {"step": done, **described}
+                if accelerator.scaler is not None:
+                    state["scaler"] = accelerator.scaler.state_dict()
+                _save(folder, state, inner, average, optimizer, accelerator)
 
     if config.tracker:
         accelerator.end_training()
+    if sharded:
+        model.load_state_dict(_whole(inner.state_dict()))
+        average = _whole(average)
     _unprepare(model)
+    if config.channels_last:
+        model.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
     with torch.no_grad():
-        for name, parameter in trained.items():
-            parameter.copy_(average[name])
+        own = dict(model.named_parameters())
+        for name, value in average.items():
+            own[name].copy_(value)
     return model.eval()
 
 
+def _agreed(config: TrainConfig, accelerator: Any) -> TrainConfig:
+    """`config` with what accelerate's configuration says where `config` leaves it open."""
+    given, precision = accelerator.gradient_accumulation_steps, accelerator.mixed_precision
+    for name, own, default, found in (
+        ("accumulate", config.accumulate, 1, given),
+        ("precision", config.precision, "no", precision),
+    ):
+        # An accelerator of one's own can be told the accumulation, not another precision.
+        if own not in (default, found) and (name == "precision" or found != default):
+            raise ValueError(
+                f"{name} is {own}, but {found} in accelerate's configuration: set one of them, or both alike"
+            )
+    if precision == "fp16" and accelerator.scaler is None:
+        raise ValueError(f"precision fp16 needs a GPU, this is a {accelerator.device.type}: use bf16 or no")
+    return replace(config, accumulate=max(config.accumulate, given), precision=precision)
+
+
+def _sharded(accelerator: Any) -> bool:
+    """Whether the weights are sharded (FSDP2) instead of replicated.
+
+    Raises:
+        ValueError: for an engine that replaces the optimiser or flattens the parameters.
+    """
+    kind = accelerator.distributed_type.value
+    if kind in ("DEEPSPEED", "MEGATRON_LM") or (kind == "FSDP" and not accelerator.is_fsdp2):
+        raise ValueError(
+            f"accelerate is configured for {kind}, which train() does not support: use DDP, or FSDP with fsdp_version: 2"
+        )
+    return kind == "FSDP"
+
+
+@contextlib.contextmanager
+def _accumulating(accelerator: Any, steps: int) -> Iterator[None]:
+    before = accelerator.gradient_accumulation_steps
+    accelerator.gradient_accumulation_steps, accelerator.step = steps, 0
+    try:
+        yield
+    finally:
+        accelerator.gradient_accumulation_steps = before
+
+
+@contextlib.contextmanager
+def _tf32() -> Iterator[None]:
+    before = torch.get_float32_matmul_precision()
+    if torch.cuda.is_available():
+        torch.set_float32_matmul_precision("high")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+def _on_device(
+    source: Iterator[dict[str, Any]], device: torch.device, channels_last: bool = False, ahead: bool = False
+) -> Generator[dict[str, Any]]:
+    """The batches of `source` on `device`; `ahead` makes the next one in a thread meanwhile.
+
+    Copies from pinned memory are queued like kernels: the host does not wait for them.
+    """
+
+    def fetch() -> dict[str, Any]:
+        return _each(Tensor.pin_memory, next(source)) if device.type == "cuda" else next(source)
+
+    def move(value: Tensor) -> Tensor:
+        if channels_last and value.ndim == 4:
+            return value.to(device, non_blocking=True, memory_format=torch.channels_last)
+        return value.to(device, non_blocking=True)
+
+    if not ahead:
+        while True:
+            yield _each(move, fetch())
+    with ThreadPoolExecutor(1) as pool:
+        coming = pool.submit(fetch)
+        while True:
+            batch = coming.result()
+            coming = pool.submit(fetch)
+            yield _each(move, batch)
+
+
+def _each(fn: Callable[[Tensor], Tensor], value: Any) -> Any:
+    """`value` with `fn` applied to its tensors, in nested mappings, too."""
+    if isinstance(value, Tensor):
+        return fn(value)
+    return {k: _each(fn, v) for k, v in value.items()} if isinstance(value, Mapping) else value
+
+
 def _unprepare(model: nn.Module) -> None:
-    """Take off what accelerate put on in this run or one that failed: autocast, and the mark that it has been there."""
+    """Take off what this run or one that failed put on: autocast, accelerate's mark, and the compiled call."""
     if model.__dict__.pop("_original_forward", None) is not None:
         del model.forward
-    model.__dict__.pop("_is_accelerate_prepared", None)
+    for name in ("_is_accelerate_prepared", "_compiled_call_impl"):
+        model.__dict__.pop(name, None)
 
 
-def _read(losses: list[Tensor], done: int, folder: Path) -> float:
-    values = torch.stack(losses).float().cpu()
+def _read(losses: list[Tensor], done: int, folder: Path, accelerator: Any) -> float:
+    # The mean over all processes, so that they also stop together.
+    values = accelerator.reduce(torch.stack(losses).float(), "mean").cpu()
     if not bool(torch.isfinite(values).all()):
         step = done - len(values) + int((~torch.isfinite(values)).nonzero()[0])
         raise _diverged(f"the loss of step {step} is {float(values[~torch.isfinite(values)][0])}", folder)
     return float(values.mean())
 
 
-def _must_be_finite(average: dict[str, Tensor], done: int, folder: Path) -> None:
+def _must_be_finite(average: dict[str, Tensor], done: int, folder: Path, accelerator: Any) -> None:
     # A finite loss can have gradients that are not: what it leaves behind must not replace the last good checkpoint.
-    for name, value in average.items():
-        if not bool(value.isfinite().all()):
-            raise _diverged(f"the weights {name} are not finite after step {done - 1}", folder)
+    good = torch.stack([_local(value).isfinite().all() for value in average.values()]).float()
+    if len(bad := (accelerator.reduce(good, "mean") < 1).nonzero()):
+        raise _diverged(f"the weights {list(average)[int(bad[0])]} are not finite after step {done - 1}", folder)
 
 
 def _diverged(what: str, folder: Path) -> FloatingPointError:
@@ -261,60 +402,100 @@ def _latest(folder: Path) -> Path | None:
     return found[-1] if found else None
 
 
+# Sharded tensors: what a process holds, the whole of them, and back.
+
+
+def _local(value: Tensor) -> Tensor:
+    from torch.distributed.tensor import DTensor
+
+    return value.to_local() if isinstance(value, DTensor) else value
+
+
+def _whole(tensors: Mapping[str, Tensor], keep: bool = True) -> dict[str, Tensor]:
+    """The whole of each tensor, on the host of the processes that `keep` it; every process must call."""
+    from torch.distributed.tensor import DTensor
+
+    held = {}
+    for name, value in tensors.items():
+        whole = value.full_tensor() if isinstance(value, DTensor) else value
+        if keep:
+            held[name] = whole.detach().cpu()
+    return held
+
+
+def _as(like: Tensor, whole: Tensor) -> Tensor:
+    """`whole` as `like` is: its device, its strides, and sharded if it is."""
+    from torch.distributed.tensor import DTensor, distribute_tensor
+
+    if isinstance(like, DTensor):
+        return distribute_tensor(whole.to(like.device), like.device_mesh, like.placements)
+    return torch.empty_like(like, dtype=whole.dtype).copy_(whole)
+
+
 def _save(
     folder: Path,
-    step: int,
+    state: dict[str, Any],
     model: nn.Module,
-    optimizer: torch.optim.Optimizer,
     average: dict[str, Tensor],
-    described: dict[str, Any],
+    optimizer: torch.optim.Optimizer,
+    accelerator: Any,
 ) -> None:
-    final = folder / f"step-{step:08d}"
-    temporary = folder / f".step-{step:08d}.tmp"
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir()
-    write_tensors(temporary / "model.safetensors", model.state_dict())
-    write_tensors(temporary / "average.safetensors", average)
+    """Write a checkpoint and remove the one before; every process must call, the main one writes."""
     moments = {
         f"{i}.{key}": value if value.ndim else value.reshape(1)
-        for i, state in optimizer.state_dict()["state"].items()
-        for key, value in state.items()
+        for i, held in optimizer.state_dict()["state"].items()
+        for key, value in held.items()
     }
-    write_tensors(temporary / "optimizer.safetensors", moments)
-    write_json(temporary / "state.json", {"step": step, **described})
-    shutil.rmtree(final, ignore_errors=True)
-    temporary.rename(final)
-    for old in sorted(folder.glob("step-*"))[:-1]:
-        shutil.rmtree(old)
+    main = accelerator.is_main_process
+    files = {
+        name: _whole(tensors, keep=main)
+        for name, tensors in (("model", model.state_dict()), ("average", average), ("optimizer", moments))
+    }
+    if main:
+        final = folder / f"step-{state['step']:08d}"
+        temporary = folder / f".{final.name}.tmp"
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir()
+        for name, tensors in files.items():
+            write_tensors(temporary / f"{name}.safetensors", tensors)
+        write_json(temporary / "state.json", state)
+        shutil.rmtree(final, ignore_errors=True)
+        temporary.rename(final)
+        for old in sorted(folder.glob("step-*"))[:-1]:
+            shutil.rmtree(old)
+    accelerator.wait_for_everyone()
 
 
-def _restore(
-    folder: Path,
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    average: dict[str, Tensor],
-    described: dict[str, Any],
-) -> int:
-    latest = _latest(folder)
-    if latest is None:
-        return 0
-    state = read_json(latest / "state.json")
-    check_keys(state["config"], list(described["config"]), f"{latest / 'state.json'}")
+def _check_state(checkpoint: Path, described: dict[str, Any]) -> int:
+    """The step of a checkpoint, after checking that it is of this run."""
+    state = read_json(checkpoint / "state.json")
+    check_keys(state["config"], list(described["config"]), f"{checkpoint / 'state.json'}")
     # The length of the run and what is printed may change between pieces; what decides the updates may not.
     decisive = ("lr", "warmup", "decay", "ema", "clip", "accumulate", "precision", "seed")
     held = state.get("settings", {}) | state["config"]
     for key, value in (described["settings"] | {key: described["config"][key] for key in decisive}).items():
         if held.get(key) != value:
-            raise ValueError(f"{latest} was trained with {key} = {held.get(key)}, now {value}: resume alike")
-    fill(model, read_tensors(latest / "model.safetensors"), latest)
-    saved = read_tensors(latest / "average.safetensors")
-    compare(average, saved, latest / "average.safetensors")
-    average.update(saved)
-    held = optimizer.state_dict()
-    held["state"] = {}
-    for name, value in read_tensors(latest / "optimizer.safetensors").items():
-        index, key = name.split(".", 1)
-        held["state"].setdefault(int(index), {})[key] = value.reshape(()) if key == "step" else value
-    optimizer.load_state_dict(held)
-    log.info("resumed from %s", latest)
+            raise ValueError(f"{checkpoint} was trained with {key} = {held.get(key)}, now {value}: resume alike")
     return int(state["step"])
+
+
+def _continue(
+    checkpoint: Path,
+    trained: dict[str, nn.Parameter],
+    average: dict[str, Tensor],
+    optimizer: torch.optim.Optimizer,
+    scaler: Any,
+) -> None:
+    """Put back what a checkpoint holds beside the weights: their average, Adam's moments and the loss scale."""
+    saved = read_tensors(checkpoint / "average.safetensors")
+    compare(average, saved, checkpoint / "average.safetensors")
+    for name, value in saved.items():
+        average[name].copy_(_as(average[name], value))
+    like = list(trained.values())
+    moments: dict[int, dict[str, Tensor]] = {}
+    for name, value in read_tensors(checkpoint / "optimizer.safetensors").items():
+        index, key = name.split(".", 1)
+        moments.setdefault(int(index), {})[key] = value.reshape(()) if key == "step" else _as(like[int(index)], value)
+    optimizer.load_state_dict({"state": moments, "param_groups": optimizer.state_dict()["param_groups"]})
+    if scaler is not None and (held := read_json(checkpoint / "state.json").get("scaler")):
+        scaler.load_state_dict(held)

@@ -48,16 +48,24 @@ class Denoising:
         self.x, self.schedule, self.kind, self.labels, self.batch, self.seed = x, schedule, kind, labels, batch, seed
 
     def batches(self, start: int, rank: int = 0, world: int = 1) -> Iterator[dict[str, Tensor]]:
-        """Batches from step `start` on; each is a function of (seed, step, rank)."""
-        step = start
+        """Batches from step `start` on; each is the share of `rank` in one that is a function of (seed, step).
+
+        Raises:
+            ValueError: if the batch cannot be shared evenly.
+        """
+        if self.batch % world:
+            raise ValueError(f"a batch of {self.batch} cannot be shared evenly by {world} processes: use a multiple")
+        share, step = self.batch // world, start
+        mine = slice(rank * share, (rank + 1) * share)
         while True:
-            g = torch.Generator().manual_seed((self.seed << 40) + (step << 12) + rank)
-            i = torch.randint(len(self.x), (self.batch // world,), generator=g)
+            g = torch.Generator().manual_seed((self.seed << 40) + (step << 12))
+            i = torch.randint(len(self.x), (self.batch,), generator=g)
             # One stratum per sample: the times of a batch cover [0, 1] evenly.
-            t = (torch.rand(1, generator=g) + torch.arange(len(i)) / len(i)) % 1
-            batch = {"x0": self.x[i], "t": t, "eps": torch.randn(self.x[i].shape, generator=g)}
+            t = (torch.rand(1, generator=g) + torch.arange(self.batch) / self.batch) % 1
+            eps = torch.randn(self.batch, *self.x.shape[1:], generator=g)
+            batch = {"x0": self.x[i[mine]], "t": t[mine], "eps": eps[mine]}
             if self.labels is not None:
-                batch["cond"] = self.labels[i]
+                batch["cond"] = self.labels[i[mine]]
             yield batch
             step += 1
 

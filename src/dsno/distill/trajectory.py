@@ -156,7 +156,7 @@ class TrajectoryDistillation:
             raise ValueError("inner starts need a student with once=True and trajectories that hold `state`")
         batches(data, batch, seed)  # Refuses sizes that do not fit now, before any work.
         self.data, self.target, self.schedule = data, student.target, student.schedule
-        self.shares = frame_weights(student.schedule, student.times, weights)
+        self.shares = self._shares = frame_weights(student.schedule, student.times, weights)
         self.weights = weights
         self.distance: Distance = _named(distance) if isinstance(distance, str) else distance
         self.batch, self.seed, self.others, self.inner_starts = batch, seed, others, inner_starts
@@ -167,7 +167,7 @@ class TrajectoryDistillation:
         return f"loss shares by frame ({self.weights}): {shares}"
 
     def batches(self, start: int, rank: int = 0, world: int = 1) -> Iterator[dict[str, Any]]:
-        """Batches from step `start` on; each is a function of (seed, step, rank)."""
+        """Batches from step `start` on; each is the share of `rank` in one that is a function of (seed, step)."""
         M = len(self.shares)
         for step, batch in enumerate(batches(self.data, self.batch, self.seed, start, rank, world), start):
             # Frames and starts are drawn per step, the same on every rank: the shapes of all ranks must agree.
@@ -191,7 +191,7 @@ class TrajectoryDistillation:
         x_t = initial_state(self.schedule, batch["noise"])
         if first:
             x_t, start = batch["state"][:, first - 1], float(self.data.times[first - 1])
-        target = batch[self.target][:, list(frames)]
+        target = torch.stack([batch[self.target][:, m] for m in frames], 1)
         h = student(x_t, batch.get("cond"), start, frames)
         output = h
         if self.target == "state":
@@ -199,7 +199,10 @@ class TrajectoryDistillation:
             owner: Any = getattr(student, "module", student)
             output = owner.states(x_t, h, start, frames)
         d = self.distance(output.flatten(0, 1).float(), target.flatten(0, 1)).reshape(len(x_t), -1)
-        w = self.shares.to(d)[list(frames)]
+        if self._shares.device != d.device:
+            # Once: every copy from the host and every index list makes a GPU wait.
+            self._shares = self.shares.to(d)
+        w = torch.stack([self._shares[m] for m in frames])
         w = torch.cat([w[:-1] * batch["boost"], w[-1:]])
         return (d.mean(0) * w).sum()
 

@@ -1,0 +1,396 @@
+"""One machine or many: several processes take the steps of one, and any of them may be killed.
+
+The processes are real ones with a real process group (gloo). They are forked from a server that has the imports done,
+which takes a tenth of a second where `accelerate launch` takes ten; one test goes through the launcher itself.
+"""
+
+import json
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import traceback
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from dsno import Cosine, Gaussian, OnePass, Prediction, SolverSampler, student_from_teacher
+from dsno.checkpoint import read_tensors
+from dsno.distill.denoising import Denoising
+from dsno.distill.trajectory import TrajectoryDistillation
+from dsno.evaluate import Result, evaluate
+from dsno.schedule import quadratic
+from dsno.store import TrajectorySet, generate
+from dsno.teachers.unet import UNet
+from dsno.train import TrainConfig, train
+from dsno.trajectory import Trajectory
+
+CONFIG = TrainConfig(steps=8, lr=1e-3, warmup=2, ema=0.9, checkpoint_every=3, log_every=1)
+SHAPE, TIMES = (1, 8, 8), quadratic(4)
+BATCH = 8
+# What a process would otherwise import for seconds.
+PRELOAD = [
+    "accelerate", "torch._dynamo", "torch.distributed.fsdp", "torch.distributed.tensor", "torchmetrics.image.fid",
+    "torchmetrics.image.kid", "dsno.train", "dsno.evaluate",
+]  # fmt: skip
+
+
+def spawn(work: Callable[..., None], *args: Any, world: int = 2) -> list[tuple[int, str]]:
+    """Exit code and error of each of `world` processes that call `work(*args)`; none may hang."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(PRELOAD)
+    folder = Path(args[0])
+    folder.mkdir(parents=True, exist_ok=True)
+    meeting = folder.with_name(f"{folder.name}.{len(list(folder.parent.glob(folder.name + '.*')))}")
+    meeting.mkdir()
+    processes = [context.Process(target=_child, args=(work, rank, world, meeting, args)) for rank in range(world)]
+    for process in processes:
+        process.start()
+    try:
+        for process in processes:
+            process.join(120)
+            assert process.exitcode is not None, "a process hangs"
+    finally:
+        for process in processes:
+            process.kill()
+    errors = [meeting / f"error-{rank}" for rank in range(world)]
+    return [(p.exitcode or 0, e.read_text() if e.exists() else "") for p, e in zip(processes, errors, strict=True)]
+
+
+def _child(work: Callable[..., None], rank: int, world: int, meeting: Path, args: tuple[Any, ...]) -> None:
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world), "LOCAL_WORLD_SIZE": str(world)}
+    os.environ["OMP_NUM_THREADS"] = "1"
+    torch.set_num_threads(1)
+    try:
+        torch.distributed.init_process_group(
+            "gloo", init_method=f"file://{meeting / 'meeting'}", rank=rank, world_size=world
+        )
+        work(*args)
+        torch.distributed.destroy_process_group()
+    except BaseException:
+        (meeting / f"error-{rank}").write_text(traceback.format_exc())
+        raise SystemExit(1) from None
+
+
+def succeed(work: Callable[..., None], *args: Any, world: int = 2) -> None:
+    ended = spawn(work, *args, world=world)
+    assert [code for code, _ in ended] == [0] * world, "\n".join(error for _, error in ended)
+
+
+def sharding() -> Any:
+    """An accelerator with FSDP2 on CPUs, which accelerate can do but switches on for GPUs only."""
+    from accelerate import Accelerator, FullyShardedDataParallelPlugin
+    from accelerate.utils import DistributedType
+
+    accelerator = Accelerator(cpu=True)
+    accelerator.state.fsdp_plugin = FullyShardedDataParallelPlugin(
+        fsdp_version=2, auto_wrap_policy="transformer_based_wrap", transformer_cls_names_to_wrap=["Block"]
+    )
+    accelerator.state.distributed_type = DistributedType.FSDP
+    assert accelerator.is_fsdp2
+    return accelerator
+
+
+def network() -> UNet:
+    with torch.random.fork_rng():
+        torch.manual_seed(7)
+        net = UNet(1, 8, (4, 4), blocks=1, attention=())
+        # In float64, so that Adam does not make much of the rounding of gradients that are zero; and away from zero.
+        return _stirred(net).double()
+
+
+def _stirred(net: nn.Module) -> Any:
+    for p in net.parameters():
+        p.data += 0.05 * torch.randn_like(p)
+    return net
+
+
+def student(frozen: bool = False) -> Any:
+    made = student_from_teacher(Prediction(network(), Cosine(), "v"), TIMES[1:])
+    if frozen:
+        made.requires_grad_(False)
+        for layer in made.net.temporal_layers().values():
+            layer.requires_grad_(True)
+    return made
+
+
+class Double:
+    """An objective in float64, taken in smaller batches where accumulated; dies at a step of a rank if told to."""
+
+    def __init__(self, objective: Any, parts: int = 1, dies: tuple[int, int] | None = None) -> None:
+        self.objective, self.parts, self.dies = objective, parts, dies
+
+    def batches(self, start: int, rank: int, world: int) -> Iterator[dict[str, Any]]:
+        # Part j of a step are the j-th rows of every rank's share, as if each rank had cut its batch.
+        stream = self.objective.batches(start // self.parts, rank, world)
+        for step, batch in enumerate(stream, start // self.parts):
+            if self.dies == (step, rank):
+                os.kill(os.getpid(), signal.SIGKILL)
+            for part in range(start % self.parts, self.parts):
+                yield {k: v.chunk(self.parts)[part] if isinstance(v, Tensor) else v for k, v in batch.items()}
+            start = 0
+
+    def __call__(self, model: nn.Module, batch: dict[str, Any]) -> Tensor:
+        self.held = {type(p).__name__ for p in model.parameters()}
+        double = {k: v.double() if isinstance(v, Tensor) and v.is_floating_point() else v for k, v in batch.items()}
+        return self.objective(model, double)
+
+
+def distillation(data: Path, model: nn.Module, **options: Any) -> Any:
+    return TrajectoryDistillation(TrajectorySet(data), model, batch=BATCH, seed=3, **options)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    mean = torch.linspace(-0.5, 0.5, 64).reshape(SHAPE)
+    sampler = SolverSampler(Gaussian(Cosine(), mean, 0.3), Cosine(), TIMES, keep=TIMES)
+    folder = tmp_path_factory.mktemp("data") / "set"
+    generate(sampler, SHAPE, folder, 40, targets=("x0", "state"))
+    return folder
+
+
+def distil(out: Path, data: Path, config: TrainConfig, options: dict[str, Any]) -> None:
+    """A run of the tests; `options` are those of `train`, of the objective and of the model."""
+    given = dict(options)
+    model = student(given.pop("frozen", False))
+    accelerator = sharding() if given.pop("sharded", False) else None
+    parts, dies, resume = given.pop("parts", 1), given.pop("dies", None), given.pop("resume", False)
+    objective = Double(distillation(data, model, **given), parts, dies)
+    trained = train(model, objective, config, out, resume, accelerator=accelerator)
+    assert objective.held == ({"Parameter"} if accelerator is None else {"DTensor"})
+    # What train returns is a plain model, whole on every rank, and it can be saved as any other.
+    assert trained is model and {type(p) for p in trained.parameters()} == {nn.Parameter}
+    last = read_tensors(out / f"step-{config.steps:08d}" / "average.safetensors")
+    own = dict(trained.named_parameters())
+    assert all(torch.equal(own[n].float(), v) for n, v in last.items())
+
+
+def teach(out: Path, config: TrainConfig) -> None:
+    x = torch.linspace(-1, 1, 40 * 64).reshape(40, *SHAPE)
+    train(network(), Double(Denoising(x, Cosine(), batch=BATCH, seed=3)), config, out)
+
+
+def losses(out: Path) -> list[float]:
+    return [json.loads(line)["loss"] for line in (out / "log.jsonl").read_text().splitlines()]
+
+
+def same(a: Path, b: Path, atol: float = 0.0, step: int = CONFIG.steps) -> None:
+    """Two runs ended alike: log, weights, average and moments."""
+    assert losses(a) == (losses(b) if atol == 0 else pytest.approx(losses(b), rel=1e-5))
+    for name in ("model", "average", "optimizer"):
+        x, y = (read_tensors(run / f"step-{step:08d}" / f"{name}.safetensors") for run in (a, b))
+        assert x.keys() == y.keys()
+        for key, value in x.items():
+            assert torch.allclose(value.double(), y[key].double(), atol=atol, rtol=0), f"{name}: {key}"
+    x = read_tensors(a / f"step-{step:08d}" / "average.safetensors")
+    before = dict(student().named_parameters())
+    assert any(not torch.allclose(v, before[k].float(), atol=1e-4) for k, v in x.items()), "nothing was learned"
+
+
+@pytest.mark.parametrize("options", [{}, {"others": 0.5, "inner_starts": 0.5}, {"frozen": True}], ids=str)
+def test_two_processes_take_the_steps_of_one(options: dict[str, Any], data: Path, tmp_path: Path) -> None:
+    distil(tmp_path / "one", data, CONFIG, options)
+    succeed(distil, tmp_path / "two", data, CONFIG, options)
+    same(tmp_path / "one", tmp_path / "two", atol=1e-7)
+
+
+def test_so_they_do_for_a_teacher(tmp_path: Path) -> None:
+    teach(tmp_path / "one", CONFIG)
+    succeed(teach, tmp_path / "two", CONFIG)
+    assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), rel=1e-5)
+    one, two = (read_tensors(tmp_path / run / "step-00000008/average.safetensors") for run in ("one", "two"))
+    assert all(torch.allclose(v, two[k], atol=1e-7) for k, v in one.items())
+
+
+def test_the_shares_of_a_batch_are_the_batch() -> None:
+    x = torch.randn(20, 1, 2, 2)
+    objective = Denoising(x, Cosine(), labels=torch.arange(20), batch=6, seed=1)
+    (whole,) = islice(objective.batches(4), 1)
+    shares = [next(objective.batches(4, rank, 3)) for rank in range(3)]
+    assert all(torch.equal(torch.cat([s[k] for s in shares]), v) for k, v in whole.items())
+    with pytest.raises(ValueError, match="a batch of 6 cannot be shared evenly by 4 processes: use a multiple"):
+        next(objective.batches(0, 0, 4))
+
+
+@pytest.mark.parametrize("world", [1, 2])
+def test_accumulated_halves_are_the_whole(world: int, data: Path, tmp_path: Path) -> None:
+    distil(tmp_path / "one", data, CONFIG, {})
+    halves = replace(CONFIG, accumulate=2)
+    if world == 1:
+        distil(tmp_path / "halves", data, halves, {"parts": 2})
+    else:
+        succeed(distil, tmp_path / "halves", data, halves, {"parts": 2})
+    same(tmp_path / "one", tmp_path / "halves", atol=1e-7)
+
+
+@pytest.mark.parametrize("sharded", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["replicated", "sharded"])
+def test_a_run_of_which_a_rank_was_killed_goes_on_bit_for_bit(sharded: bool, data: Path, tmp_path: Path) -> None:
+    options = {"sharded": sharded}
+    succeed(distil, tmp_path / "whole", data, CONFIG, options)
+    (first, error), (second, _) = spawn(distil, tmp_path / "cut", data, CONFIG, {**options, "dies": (5, 1)})
+    assert second == -signal.SIGKILL and first == 1 and "RuntimeError" in error
+    assert [p.name for p in (tmp_path / "cut").glob("step-*")] == ["step-00000003"]
+    succeed(distil, tmp_path / "cut", data, CONFIG, {**options, "resume": True})
+    same(tmp_path / "whole", tmp_path / "cut")
+
+
+@pytest.mark.parametrize(
+    "options", [{"frozen": True}, *(pytest.param(o, marks=pytest.mark.slow) for o in ({}, {"parts": 2}))], ids=str
+)
+def test_sharded_weights_take_the_same_steps(options: dict[str, Any], data: Path, tmp_path: Path) -> None:
+    config = replace(CONFIG, accumulate=options.get("parts", 1))
+    distil(tmp_path / "one", data, config, options)
+    succeed(distil, tmp_path / "two", data, config, {**options, "sharded": True})
+    same(tmp_path / "one", tmp_path / "two", atol=1e-7)
+    files = [read_tensors(tmp_path / run / "step-00000008/average.safetensors") for run in ("one", "two")]
+    assert {v.dtype for v in files[1].values()} == {torch.float32}
+    if "frozen" in options:
+        assert all("temporal" in name for name in files[0]) and files[0].keys() == files[1].keys()
+        raw = read_tensors(tmp_path / "two/step-00000008/model.safetensors")
+        before = student().state_dict()
+        assert all(torch.equal(raw[k], v) for k, v in before.items() if "temporal" not in k)
+
+
+@pytest.mark.slow
+def test_a_run_changes_its_number_of_processes_and_how_weights_are_held(data: Path, tmp_path: Path) -> None:
+    distil(tmp_path / "one", data, CONFIG, {})
+    short = [replace(CONFIG, steps=n, decay="constant") for n in (2, 4, 6)]
+    whole = replace(CONFIG, decay="constant")
+    out = tmp_path / "mixed"
+    succeed(distil, out, data, short[0], {"sharded": True})
+    distil(out, data, short[1], {"resume": True})
+    succeed(distil, out, data, short[2], {"resume": True}, world=4)
+    succeed(distil, out, data, whole, {"resume": True, "sharded": True})
+    distil(tmp_path / "constant", data, whole, {})
+    same(tmp_path / "constant", out, atol=1e-7)
+
+
+def contradict(out: Path, data: Path) -> None:
+    accelerator, model = sharding(), student()
+    objective = Double(distillation(data, model))
+    with pytest.raises(ValueError, match="channels_last does not go with FSDP"):
+        train(model, objective, replace(CONFIG, channels_last=True), out / "a", accelerator=accelerator)
+    accelerator.state.fsdp_plugin.fsdp_version = 1
+    with pytest.raises(ValueError, match="accelerate is configured for FSDP, which .* or FSDP with fsdp_version: 2"):
+        train(model, objective, CONFIG, out / "a", accelerator=accelerator)
+    assert not (out / "a").exists()
+
+
+def test_what_does_not_go_together_is_refused(data: Path, tmp_path: Path) -> None:
+    succeed(contradict, tmp_path / "run", data, world=1)
+
+
+class Diverges(Double):
+    """The loss of one rank is not finite in one step."""
+
+    def batches(self, start: int, rank: int, world: int) -> Iterator[dict[str, Any]]:
+        for step, batch in enumerate(super().batches(start, rank, world), start):
+            yield {**batch, "noise": batch["noise"] * (float("nan") if (step, rank) == (4, 1) else 1)}
+
+
+def diverge(out: Path, data: Path) -> None:
+    model = student()
+    train(model, Diverges(distillation(data, model)), CONFIG, out)
+
+
+def test_all_processes_stop_when_one_diverges(data: Path, tmp_path: Path) -> None:
+    ended = spawn(diverge, tmp_path / "run", data)
+    assert [code for code, _ in ended] == [1, 1]
+    for _, error in ended:
+        assert "FloatingPointError: the loss of step 4 is nan" in error and "step-00000003" in error
+
+
+def measure(out: Path, count: int, batch: int) -> None:
+    from accelerate import Accelerator
+
+    accelerator = Accelerator(cpu=True)
+    result = _measured(count, batch, accelerator)
+    (out / f"result-{accelerator.process_index}.json").write_text(json.dumps(_numbers(result)))
+
+
+def _numbers(result: Result) -> dict[str, Any]:
+    """What does not depend on the clock."""
+    return {
+        "quality": vars(result.quality), "path": [result.path_error, result.path_error_median],
+        "cost": [result.cost.nfe, result.cost.rounds, result.cost.flops], "seeds": result.protocol.seeds,
+        "scale": result.protocol.scale[0],
+    }  # fmt: skip
+
+
+def _measured(count: int, batch: int, accelerator: Any = None, sampler: Any = None) -> Result:
+    torch.manual_seed(0)
+    features = nn.Sequential(nn.Flatten(), nn.Linear(64, 6))
+    sampler = sampler or OnePass(student().float())
+    reference, fine = torch.rand(30, *SHAPE) * 2 - 1, torch.randn(count, *SHAPE)
+    return evaluate(
+        sampler, name="student", shape=SHAPE, seeds=range(100, 100 + count), reference=reference, extractor=features,
+        fine=fine, batch=batch, repeats=1, accelerator=accelerator,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("count, batch, world", [(23, 4, 2), (5, 100, 4)])
+def test_an_evaluation_is_shared_out(count: int, batch: int, world: int, tmp_path: Path) -> None:
+    succeed(measure, tmp_path / "run", count, batch, world=world)
+    one = _numbers(_measured(count, batch))
+    for rank in range(world):
+        found = json.loads((tmp_path / "run" / f"result-{rank}.json").read_text())
+        for key, value in one.items():
+            assert found[key] == (pytest.approx(value, rel=1e-4) if key in ("quality", "path") else value)
+
+
+def refuse(out: Path) -> None:
+    from accelerate import Accelerator
+
+    def constant(z: Tensor, cond: Any = None, seeds: Any = None) -> Trajectory:
+        return Trajectory(torch.zeros(len(z), 2, *SHAPE), torch.tensor([1.0, 0.0]), nfe=1, rounds=1)
+
+    _measured(8, 4, Accelerator(cpu=True), constant)
+
+
+def test_what_is_wrong_with_an_evaluation_is_said_by_all(tmp_path: Path) -> None:
+    for code, error in spawn(refuse, tmp_path / "run"):
+        assert code == 1 and "ValueError: the set 'student'" in error
+
+
+LAUNCHED = """
+import sys
+from pathlib import Path
+from test_scale import *
+torch.set_num_threads(1)
+data, out, how = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3]
+distil(out, data, CONFIG, {"dies": (5, 1)} if how == "dies" else {"resume": True, "parts": 2})
+"""
+
+
+@pytest.mark.slow
+def test_under_the_launcher(data: Path, tmp_path: Path) -> None:
+    (tmp_path / "run.py").write_text(LAUNCHED)
+    path = os.pathsep.join([str(Path(__file__).parent), *sys.path])
+    environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2",
+              "--main_process_port", "0"]  # fmt: skip
+
+    def run(how: str, **more: str) -> subprocess.CompletedProcess[str]:
+        command = [*launch, str(tmp_path / "run.py"), str(data), str(tmp_path / "out"), how]
+        given = environment | more
+        return subprocess.run(command, env=given, text=True, capture_output=True, timeout=300, check=False)
+
+    died = run("dies")
+    assert died.returncode != 0 and "SIGKILL" in died.stderr, died.stderr
+    assert [p.name for p in (tmp_path / "out").glob("step-*")] == ["step-00000003"]
+    # Gradient accumulation as accelerate is told it (the launcher's own flag is for DeepSpeed); there was none so far.
+    refused = run("resumes", ACCELERATE_GRADIENT_ACCUMULATION_STEPS="2")
+    assert refused.returncode != 0
+    assert "was trained with accumulate = 1, now 2: resume alike" in refused.stderr, refused.stderr
+    (tmp_path / "out").rename(tmp_path / "old")
+    done = run("resumes", ACCELERATE_GRADIENT_ACCUMULATION_STEPS="2")
+    assert done.returncode == 0, done.stderr
+    distil(tmp_path / "one", data, CONFIG, {})
+    same(tmp_path / "one", tmp_path / "out", atol=1e-7)
