@@ -69,7 +69,9 @@ def claims(record: dict[str, Any]) -> str:
     return rows(["claim", "measured", "bound", "holds"], body)
 
 
-TABLES: dict[str, Callable[[dict[str, Any]], str]] = {"recipe": recipe, "digits": digits, "ablation": digits}
+TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
+    "recipe": recipe, "fashion": recipe, "sprites": recipe, "digits": digits, "ablation": digits
+}  # fmt: skip
 
 
 def render(text: str) -> str:

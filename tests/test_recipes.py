@@ -10,11 +10,12 @@ import torch
 
 from dsno import recipes
 from dsno.checkpoint import read_json
-from dsno.data import Images, load_images
-from dsno.denoise import Prediction
+from dsno.data import Samples, load_data
+from dsno.denoise import Guided, Prediction
+from dsno.distill.denoising import Denoising
 from dsno.metrics import load_feature_net
 from dsno.noise import noise
-from dsno.recipes import DigitsRecipe, distill, make_trajectories, shipped, teach, train_features
+from dsno.recipes import RECIPES, Recipe, distill, make_trajectories, shipped, teach, train_features, uniform_labels
 from dsno.schedule import Cosine, quadratic
 from dsno.store import TrajectorySet
 from dsno.students.flowmap import load_student, student_from_teacher
@@ -23,9 +24,9 @@ from dsno.teachers.unet import UNet
 
 SMALL = {"warmup": 2, "checkpoint_every": 2, "log_every": 1}
 TINY = replace(
-    DigitsRecipe(),
-    channels=(8, 16), teach=replace(DigitsRecipe().teach, steps=4, **SMALL), teach_batch=16, features_steps=4, count=64,
-    solver_steps=6, distill=replace(DigitsRecipe().distill, steps=5, **SMALL), distill_batch=16,
+    Recipe(),
+    net={"channels": [8, 16]}, teach=replace(Recipe().teach, steps=4, **SMALL), teach_batch=16, features_steps=4, count=64,
+    solver_steps=6, distance="l1+perceptual", distill=replace(Recipe().distill, steps=5, **SMALL), distill_batch=16,
 )  # fmt: skip
 STAGES = ["features", "loss_features", "teacher", "trajectories", "student"]
 
@@ -102,7 +103,7 @@ def test_a_lost_stage_is_made_again(whole: Path, tmp_path: Path) -> None:
     "change, message",
     [
         ({"count": 65}, "with count = 64, this one has 65: choose another folder"),
-        ({"channels": (8, 8)}, r"with channels = \[8, 16\], this one has \[8, 8\]"),
+        ({"net": {"channels": [8, 8]}}, r"with net.channels = \[8, 16\], this one has \[8, 8\]"),
         ({"distill": replace(TINY.distill, lr=0.5)}, r"with distill\.lr = 0\.001, this one has 0\.5"),
         ({"teach": replace(TINY.teach, steps=9)}, r"with teach\.steps = 4, this one has 9"),
     ],
@@ -117,7 +118,7 @@ def test_a_run_of_other_settings_names_what_differs(change: dict[str, object], m
 # The stages alone
 
 
-DIGITS = load_images("digits")
+DIGITS = load_data("digits")
 TEACH = replace(TINY.teach, precision="no")
 
 
@@ -175,9 +176,9 @@ def test_a_student_is_resumed_alike(whole: Path, tmp_path: Path) -> None:
     [
         (DIGITS.x[:0], {}, "here is empty"),
         (torch.zeros(4, 1, 8, 8), {}, "here is constant"),
-        (DIGITS.x * 2, {}, r"here must lie in \[-1, 1\], got \[-2, 2\]"),
-        (DIGITS.x[:, 0], {}, r"here must have shape \(N, C, H, W\)"),
-        (DIGITS.x[..., :6], {}, "images must be square, got 8 x 6"),
+        (DIGITS.x * 200, {}, r"here has values in \[-200, 200\] with standard deviation .*, expected about 1"),
+        (DIGITS.x[:, 0, 0], {}, r"here must have shape \(N, C, \*spatial\)"),
+        (DIGITS.x[..., :7], {}, "images of 7 pixels cannot be halved 1 times"),
         (DIGITS.x, {"conditional": True}, "here has no labels: train an unconditional teacher"),
         (DIGITS.x, {"channels": (8, 8, 8, 8, 8)}, "images of 8 pixels cannot be halved 4 times"),
         (DIGITS.x, {"batch": 0}, "batch must be at least 1, got 0"),
@@ -185,13 +186,13 @@ def test_a_student_is_resumed_alike(whole: Path, tmp_path: Path) -> None:
 )
 def test_what_cannot_be_taught_is_refused(images: torch.Tensor, options: dict, message: str, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=message):
-        teach(Images(images, None, "here"), tmp_path / "out", **options)
+        teach(Samples(images, None, "here"), tmp_path / "out", **options)
     assert not (tmp_path / "out").exists()
 
 
 def test_features_need_labels(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="here has no labels to train a feature network on"):
-        train_features(Images(DIGITS.x, None, "here"), tmp_path)
+        train_features(Samples(DIGITS.x, None, "here"), tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -239,3 +240,55 @@ def test_the_shipped_digits() -> None:
     student.net.register_forward_hook(lambda *call: calls.append(call))
     images = student.sample(noise([*range(16)], (1, 8, 8)))
     assert len(calls) == 1 and images.shape == (16, 1, 8, 8) and bool(images.isfinite().all())
+
+
+@pytest.mark.parametrize(
+    "name, small, size",
+    [("cifar10", {"channels": 16}, 32), ("imagenet64", {"channels": 16, "head_dim": 8, "classes": 7}, 64)],
+)
+def test_the_papers_recipes_take_ten_steps(name: str, small: dict, size: int, tmp_path: Path) -> None:
+    """The exact settings on random data of the right shape; only the widths, the sizes and the lengths are reduced."""
+    recipe = RECIPES[name]
+    tiny = replace(
+        recipe, net={**recipe.net, **small}, teach=replace(recipe.teach, steps=1, **SMALL), teach_batch=2, count=4,
+        features_steps=1, distill=replace(recipe.distill, steps=10, precision="no", **SMALL), distill_batch=2,
+        solver_steps=16,
+    )  # fmt: skip
+    x = torch.rand(8, 3, size, size, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    out = tiny.run(tmp_path / name, data=Samples(x, torch.arange(8) % 7, "random"))
+    student = load_student(out / "student")
+    assert student.times.tolist() == list(recipe.times) and student.kind == "x0"
+    assert len(student.net.temporal_layers()) == {"cifar10": 22, "imagenet64": 29}[name]
+    lines = (out / "student" / "training" / "log.jsonl").read_text().splitlines()
+    assert len(lines) == 10
+    data = TrajectorySet(out / "trajectories")
+    assert ("cond" in data[0]) == (name == "imagenet64")
+    cond = torch.tensor([0, 6]) if name == "imagenet64" else None
+    assert bool(student.sample(noise([0, 1], (3, size, size)), cond).isfinite().all())
+
+
+def test_labels_depend_on_the_seed_alone_and_are_uniform() -> None:
+    label = uniform_labels(10)
+    seeds = torch.arange(20_000)
+    drawn = label(seeds)
+    assert torch.equal(drawn[[5, 17_000]], label(torch.tensor([5, 17_000])))
+    counts = torch.bincount(drawn, minlength=10).double()
+    assert len(counts) == 10 and float(((counts - 2000) ** 2 / 2000).sum()) < 27.9  # chi-squared, 9 dof, 0.1 %
+
+
+def test_a_teacher_that_sometimes_is_not_told_can_be_guided(tmp_path: Path) -> None:
+    images = load_data("digits")
+    config = replace(Recipe().teach, steps=3, **SMALL)
+    teacher = teach(images, tmp_path / "t", (8, 16), config, 16, conditional=True, drop=0.5)
+    assert teacher.classes == 10 and teacher.net.label.num_embeddings == 11
+    z, label = noise([0, 1], (1, 8, 8)), torch.tensor([3, 4])
+    with torch.no_grad():
+        teacher.net.label.weight.normal_()
+        teacher.net.emb.requires_grad_(False)
+        guided = Guided(teacher, torch.tensor(10), 1.0)(z, torch.tensor(0.5), label)
+        told, untold = (teacher(z, torch.tensor(0.5), c) for c in (label, torch.full_like(label, 10)))
+    torch.testing.assert_close(guided, 2 * told - untold)
+    drawn = next(Denoising(images.x, Cosine(), labels=images.labels, batch=1000, null=10, drop=0.3).batches(0))["cond"]
+    assert 230 < int((drawn == 10).sum()) < 370
+    with pytest.raises(ValueError, match="labels can only be dropped where there are labels"):
+        teach(images, tmp_path / "u", (8, 16), config, 16, drop=0.5)

@@ -488,6 +488,8 @@ def test_the_learning_rate(tmp_path: Path) -> None:
     assert [learning_rate(config, s) for s in (10, 60, 110)] == pytest.approx([1.0, 0.5, 0.0])
     constant = replace(config, decay="constant")
     assert [learning_rate(constant, s) for s in (4, 10, 109)] == pytest.approx([0.5, 1.0, 1.0])
+    halved = replace(constant, halve_at=(20, 30))
+    assert [learning_rate(halved, s) for s in (4, 19, 20, 30, 109)] == pytest.approx([0.5, 1.0, 0.5, 0.25, 0.25])
     assert learning_rate(replace(config, warmup=0), 0) == 1.0
     assert all(learning_rate(replace(config, steps=5), s) > 0 for s in range(5))
     train(network(), Reverse(), CONFIG, tmp_path)

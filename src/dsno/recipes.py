@@ -11,12 +11,12 @@ import json
 import logging
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -24,22 +24,30 @@ from torch.nn import functional as F
 
 from dsno import schedule
 from dsno.checkpoint import prepare_folder, read_json, write_json
-from dsno.data import Images, check_images, load_images
-from dsno.denoise import Kind, Prediction
+from dsno.data import Samples, check_samples, load_data
+from dsno.denoise import Guided, Kind, Prediction
 from dsno.distill.denoising import Denoising
 from dsno.distill.trajectory import TrajectoryDistillation
 from dsno.distill.trajectory import distance as named_distance
 from dsno.metrics import FeatureNet, load_feature_net, save_feature_net
+from dsno.noise import noise
+from dsno.plan import Workload
 from dsno.solve import SOLVERS, SolverSampler
 from dsno.store import TrajectorySet, generate
 from dsno.students.flowmap import Target, TrajectoryStudent, save_student, student_from_teacher
-from dsno.students.lift import Where
+from dsno.students.lift import Told, Where
+from dsno.students.temporal import Activation, Init
+from dsno.teachers.iddpm import CIFAR10, IMAGENET64, IDDPMUNet, published_blocks
 from dsno.teachers.load import load_teacher
 from dsno.teachers.native import save_teacher
+from dsno.teachers.nets import net_from_config
 from dsno.teachers.unet import UNet
 from dsno.train import TrainConfig, train
 
-__all__ = ["DigitsRecipe", "Report", "distill", "make_trajectories", "shipped", "teach"]
+__all__ = [
+    "RECIPES", "Recipe", "Report", "distill", "make_trajectories", "shipped", "teach", "train_features", "uniform_labels",
+    "uniform_weights",
+]  # fmt: skip
 
 log = logging.getLogger(__name__)
 
@@ -47,24 +55,38 @@ Report = Callable[[str, int, int, str], None]
 """Progress of a stage: `report(stage, done, total, text)`."""
 
 
+LABEL_STREAM = 2**31 - 1
+"""The noise stream labels are drawn from: streams 0, 1, 2, ... are the initial noise and the steps of a solver."""
+
+
 def _quiet(stage: str, done: int, total: int, text: str) -> None:
     log.debug("%s %d/%d %s", stage, done, total, text)
 
 
 @dataclass(frozen=True)
-class DigitsRecipe:
-    """DSNO on the 8x8 digits: the pipeline that makes the weights shipped with the package."""
+class Recipe:
+    """From a data set to a one-pass student, stage by stage; the named ones are in `RECIPES`."""
 
+    data: str = "digits"
+    """What `load_data` takes; may be moved between two pieces of one run."""
+    size: int | None = None
+    """Resize images to this many pixels a side."""
     seed: int = 0
     """Seed of every stage."""
-    channels: tuple[int, ...] = (32, 64)
-    """Widths of the teacher's U-Net."""
+    net: Mapping[str, Any] = field(default_factory=lambda: {"channels": [32, 64]})
+    """The teacher's network: options of `UNet`, or the `config` of another backbone."""
+    kind: Kind = "v"
+    """What the teacher predicts, on the cosine schedule."""
+    conditional: bool = False
+    """Train on the labels too; trajectories then draw theirs uniformly."""
     teach: TrainConfig = field(
         default_factory=lambda: TrainConfig(steps=3000, lr=1e-3, warmup=200, precision="bf16", checkpoint_every=250)
     )
-    """Training of the teacher (v-prediction, cosine schedule)."""
+    """Training of the teacher."""
     teach_batch: int = 128
-    """Images per step of the teacher."""
+    """Samples per step of the teacher."""
+    clip: float | None = None
+    """Bound on the teacher's prediction while trajectories are made."""
     features_steps: int = 800
     """Training steps of the feature network that the quality is measured in."""
     count: int = 32_768
@@ -73,12 +95,20 @@ class DigitsRecipe:
     """Solver that makes them."""
     solver_steps: int = 16
     """Its steps."""
-    frames: int = 4
-    """Frames of the student; their times are quadratic, (1 - m/M)^2."""
-    where: Where = "mid"
-    """Blocks with temporal layers."""
+    grid: Literal["quadratic", "uniform"] = "quadratic"
+    """The solver's grid."""
+    times: tuple[float, ...] = (0.5625, 0.25, 0.0625, 0.0)
+    """Times of the student's frames."""
+    where: Where | Literal["published"] = "mid"
+    """Blocks with temporal layers; `published` are those of the paper, of an `IDDPMUNet`."""
     once: bool = True
     """Run the blocks before the first temporal layer once per sample."""
+    told: Told = "input"
+    """The time a frame's blocks are told."""
+    activation: Activation = "silu"
+    """Of the temporal layers."""
+    init: Init = "zero"
+    """Of the temporal layers."""
     target: Target = "x0"
     """What the frames are trained on."""
     weights: str = "snr100"
@@ -94,8 +124,16 @@ class DigitsRecipe:
     distill_batch: int = 128
     """Trajectories per step of the student."""
 
-    def run(self, out: Path | str, report: Report = _quiet) -> Path:
+    def run(
+        self, out: Path | str, report: Report = _quiet, teacher: str | None = None, data: Samples | None = None
+    ) -> Path:
         """Run every stage that is not complete in `out`, and return `out`.
+
+        Arguments:
+            out: The folder of the run.
+            report: Told of the progress.
+            teacher: A teacher to use, as `load_teacher` takes it, instead of training one.
+            data: The data, where it is at hand already.
 
         Raises:
             ValueError: if `out` holds a run of other settings; names the first one that differs.
@@ -103,35 +141,96 @@ class DigitsRecipe:
         out = Path(out)
         out.mkdir(parents=True, exist_ok=True)
         self._same(out / "recipe.json")
-        models = ("features", "loss_features", "teacher", "student")
-        if all((out / name / "config.json").is_file() for name in models):
+        if all((out / name / "config.json").is_file() for name in ("features", "teacher", "student")):
             return out
-        images = load_images("digits")
-        # What is optimised must not be what is measured: the loss has a feature network of its own.
-        for name, seed, width in (("features", self.seed, 16), ("loss_features", self.seed + 1, 24)):
+        samples = load_data(self.data, size=self.size) if data is None else data
+        for name in self._feature_nets(samples):
             if not (out / name / "config.json").is_file():
+                # What is optimised must not be what is measured: the loss has a feature network of its own.
+                seed, width = (self.seed, 16) if name == "features" else (self.seed + 1, 24)
                 with _timed(out, name):
-                    train_features(images, out / name, self.features_steps, seed, width, report)
+                    train_features(samples, out / name, self.features_steps, seed, width, report)
         if not (out / "teacher" / "config.json").is_file():
-            config = dataclasses.replace(self.teach, seed=self.seed)
             with _timed(out, "teacher"):
-                teach(images, out / "teacher", self.channels, config, self.teach_batch, resume=True, report=report)
-        teacher = load_teacher(out / "teacher")
-        times = schedule.quadratic(self.frames)[1:]
+                if teacher is None:
+                    self._teach(samples, out / "teacher", report)
+                else:
+                    given = load_teacher(teacher)
+                    given.clip = self.clip
+                    save_teacher(out / "teacher", given, source=teacher)
+        solved = load_teacher(out / "teacher")
         with _timed(out, "trajectories"):
-            data = make_trajectories(
-                teacher, images.shape, out / "trajectories", self.count, times, (self.target,), self.solver,
-                self.solver_steps, resume=True, report=report,
+            trajectories = make_trajectories(
+                solved, samples.shape, out / "trajectories", self.count, torch.tensor(self.times, dtype=torch.float64),
+                (self.target,), self.solver, self.solver_steps, grid=self.grid, resume=True, report=report,
+                label=uniform_labels(solved.classes) if solved.classes else None,
             )  # fmt: skip
         if not (out / "student" / "config.json").is_file():
-            student = student_from_teacher(teacher, times, self.target, where=self.where, once=self.once, told="input")
-            config = dataclasses.replace(self.distill, seed=self.seed)
+            features = load_feature_net(out / "loss_features") if "perceptual" in self.distance else None
             with _timed(out, "student"):
                 distill(
-                    student, data, out / "student", config, self.weights, self.distance, self.distill_batch, self.others,
-                    features=load_feature_net(out / "loss_features"), resume=True, report=report,
+                    self.student(solved), trajectories, out / "student", replace(self.distill, seed=self.seed),
+                    self.weights, self.distance, self.distill_batch, self.others, features=features, resume=True,
+                    report=report,
                 )  # fmt: skip
         return out
+
+    def student(self, teacher: Prediction) -> TrajectoryStudent:
+        """The student before it is trained."""
+        where: Where | Callable[[str, torch.Size], bool]
+        if self.where == "published":
+            assert isinstance(teacher.net, IDDPMUNet)
+            names = published_blocks(teacher.net)
+            where = lambda name, shape: name in names  # noqa: E731
+        else:
+            where = self.where
+        torch.manual_seed(self.seed)
+        return student_from_teacher(
+            teacher, self.times, self.target, where=where, once=self.once, activation=self.activation, init=self.init,
+            told=self.told,
+        )  # fmt: skip
+
+    def workload(self, shape: tuple[int, ...] | None = None, classes: int | None = None) -> Workload:
+        """What the run costs, for `dsno.plan.plan`; the shape of a sample and the classes are the data's by default."""
+        if "name" not in self.net and shape is None:
+            samples = load_data(self.data, size=self.size)
+            shape = samples.shape
+            if self.conditional and samples.labels is not None:
+                classes = int(samples.labels.max()) + 1
+
+        def teacher() -> Prediction:
+            if "name" in self.net:
+                net = net_from_config(self.net)
+            else:
+                assert shape is not None
+                net = UNet(shape[0], shape[1:], **{**self.net, "classes": classes})
+            return Prediction(net, schedule.Cosine(), self.kind, clip=self.clip, shape=shape, classes=classes)
+
+        student = {
+            "where": self.where, "once": self.once, "activation": self.activation, "init": self.init, "told": self.told,
+            "target": self.target,
+        }  # fmt: skip
+        return Workload(
+            self.data, teacher, self.times, self.count, self.solver, self.solver_steps, targets=(self.target,),
+            student=student, train=self.distill, train_batch=self.distill_batch, others=self.others, teach=self.teach,
+            teach_batch=self.teach_batch,
+        )  # fmt: skip
+
+    def _feature_nets(self, samples: Samples) -> list[str]:
+        if samples.labels is None:
+            return []
+        return ["features", "loss_features"] if "perceptual" in self.distance else ["features"]
+
+    def _teach(self, samples: Samples, out: Path, report: Report) -> None:
+        options = dict(self.net)
+        net = net_from_config(options) if "name" in options else None
+        if net is None:
+            options["channels"] = tuple(options["channels"])
+        teach(
+            samples, out, config=replace(self.teach, seed=self.seed), batch=self.teach_batch, kind=self.kind,
+            conditional=self.conditional, clip=self.clip, resume=True, report=report,
+            **({"net": net} if net is not None else options),
+        )  # fmt: skip
 
     def _same(self, path: Path) -> None:
         if not path.is_file():
@@ -139,10 +238,88 @@ class DigitsRecipe:
             return
         held = _flat(read_json(path))
         for key, value in _flat(json.loads(json.dumps(dataclasses.asdict(self)))).items():
-            if held.get(key) != value:
+            if key != "data" and held.get(key) != value:
                 raise ValueError(
                     f"{path.parent} holds a run with {key} = {held.get(key)}, this one has {value}: choose another folder"
                 )
+
+
+PUBLISHED: dict[str, Any] = {
+    "where": "published", "once": False, "told": "output", "activation": "leaky_relu", "init": "uniform",
+    "weights": "snr", "distance": "l1", "others": None,
+}  # fmt: skip
+"""The operator as published."""
+
+RECIPES: dict[str, Recipe] = {
+    "digits": Recipe(),
+    "fashion": Recipe(
+        data="hf:zalando-datasets/fashion_mnist:train", size=16, net={"channels": [32, 64], "patch": 2}, count=102_400,
+        teach=TrainConfig(steps=12_000, lr=1e-3, warmup=200, precision="bf16", checkpoint_every=500),
+        distill=TrainConfig(steps=12_000, lr=1e-3, warmup=200, precision="bf16", checkpoint_every=500),
+    ),
+    "fashion-gpu": Recipe(
+        data="hf:zalando-datasets/fashion_mnist:train", size=32, net={"channels": [64, 128, 128], "attention": [1, 2]},
+        count=204_800, features_steps=3000, teach_batch=256, distill_batch=256,
+        teach=TrainConfig(steps=20_000, lr=5e-4, warmup=500, precision="bf16", checkpoint_every=2000),
+        distill=TrainConfig(steps=30_000, lr=5e-4, warmup=500, precision="bf16", checkpoint_every=2000),
+    ),
+    "sprites": Recipe(
+        data="crawl_cc0_32.npz", size=32, net={"channels": [48, 96], "patch": 4}, count=51_200,
+        teach=TrainConfig(steps=8000, lr=1e-3, warmup=200, precision="bf16", checkpoint_every=500),
+        distill=TrainConfig(steps=8000, lr=1e-3, warmup=200, precision="bf16", checkpoint_every=500),
+    ),
+    # The paper's own (Zheng et al., 2023, arXiv 2211.13449, and its code), with the L1 distance of its objective: the VGG
+    # features of its last CIFAR-10 figure are not ours to ship. Its teachers are those of progressive distillation; pass
+    # one, or train one here. Attention starts as the teacher's, which the official loader scrambles on ImageNet.
+    "cifar10": Recipe(
+        data="hf:uoft-cs/cifar10:train", net={"name": "IDDPMUNet", **CIFAR10}, kind="x0",
+        teach=TrainConfig(
+            steps=800_000, lr=2e-4, warmup=5000, decay="constant", ema=0.9999, checkpoint_every=10_000
+        ),
+        count=1_024_000, solver="ddim", solver_steps=512, grid="uniform", times=(0.5625, 0.25, 0.0625, 0.0),
+        distill=TrainConfig(
+            steps=400_000, lr=2e-4, warmup=10_000, decay="constant", halve_at=(100_000, 200_000, 300_000), ema=0.9999,
+            clip=None, checkpoint_every=10_000,
+        ),
+        distill_batch=256, **PUBLISHED,
+    ),
+    "imagenet64": Recipe(
+        data="hf:benjamin-paine/imagenet-1k-64x64:train", net={"name": "IDDPMUNet", **IMAGENET64}, kind="x0",
+        conditional=True,
+        teach=TrainConfig(
+            steps=550_000, lr=2e-4, warmup=5000, decay="constant", ema=0.9999, precision="bf16", checkpoint_every=10_000
+        ),
+        teach_batch=2048, clip=1.0, count=2_300_000, solver="ddim", solver_steps=16, grid="uniform",
+        times=(0.75, 0.5, 0.25, 0.0),
+        distill=TrainConfig(
+            steps=120_000, lr=2e-4, warmup=10_000, decay="constant", ema=0.9999, clip=None, accumulate=4,
+            precision="fp16", checkpoint_every=3000,
+        ),
+        distill_batch=512, **PUBLISHED,
+    ),
+}  # fmt: skip
+"""The named recipes. The numbers they reached are in `benchmarks/results`."""
+
+
+def uniform_labels(classes: int) -> Callable[[Tensor], Tensor]:
+    """Labels as a function of the seeds, (B,) to (B,) int64 in [0, `classes`): row i has the same label in any batch."""
+
+    def label(seeds: Tensor) -> Tensor:
+        # The uniform distribution from the sample's own counter-based noise, of a stream that no solver draws from.
+        z = noise(seeds, (1,), stream=LABEL_STREAM, dtype=torch.float64)[:, 0]
+        return (torch.special.ndtr(z) * classes).long().clamp(0, classes - 1)
+
+    return label
+
+
+def uniform_weights(low: float, high: float) -> Callable[[Tensor], Tensor]:
+    """Guidance weights as a function of the seeds, (B,) to (B,) float32, uniform in [`low`, `high`]."""
+
+    def weight(seeds: Tensor) -> Tensor:
+        z = noise(seeds, (1,), stream=LABEL_STREAM - 1, dtype=torch.float64)[:, 0]
+        return (low + (high - low) * torch.special.ndtr(z)).float()
+
+    return weight
 
 
 def _flat(settings: dict[str, Any]) -> dict[str, Any]:
@@ -163,7 +340,7 @@ def _timed(out: Path, stage: str) -> Iterator[None]:
 
 
 def teach(
-    images: Images,
+    images: Samples,
     out: Path | str,
     channels: tuple[int, ...] = (32, 64),
     config: TrainConfig = TrainConfig(),  # noqa: B008 (frozen)
@@ -174,35 +351,45 @@ def teach(
     resume: bool = False,
     overwrite: bool = False,
     report: Report = _quiet,
+    clip: float | None = None,
+    drop: float = 0.0,
+    net: nn.Module | None = None,
+    **options: Any,
 ) -> Prediction:
-    """Train a small U-Net teacher on an image set and write it to `out`; see `Denoising` and `train`.
+    """Train a teacher on a data set and write it to `out`; see `Denoising` and `train`.
+
+    The network is a small `UNet` of the given `channels` and `options` (`attention`, `patch`, `padding_mode`, ...), or the
+    backbone `net`. The teacher's predictions are bounded by `clip`, its training is not. With `drop` a conditional U-Net is
+    not told that share of the labels, and can be guided: its null label is the number of classes.
 
     Raises:
-        ValueError: if the images do not fit the network, or have no labels although `conditional`.
+        ValueError: if the samples do not fit the network, or have no labels although `conditional`.
     """
     path = schedule.Cosine() if path is None else path
-    check_images(images.x, images.name)
+    check_samples(images.x, images.name)
     if conditional and images.labels is None:
         raise ValueError(f"{images.name} has no labels: train an unconditional teacher")
-    C, H, W = images.shape
-    if H != W:
-        raise ValueError(f"images must be square, got {H} x {W}")
+    C, *spatial = images.shape
+    square = len(spatial) == 2 and spatial[0] == spatial[1]
     torch.manual_seed(config.seed)
     labels = images.labels if conditional else None
     classes = int(labels.max()) + 1 if labels is not None else None
-    net = UNet(C, H, channels, classes=classes)
-    objective = Denoising(images.x, path, kind, labels, batch, config.seed)
+    if net is None:
+        size = spatial[0] if square else spatial
+        net = UNet(C, size, channels, classes=classes, null=drop > 0, **options)
+    objective = Denoising(images.x, path, kind, labels, batch, config.seed, classes, drop)
     settings = {
         "images": images.name, "count": len(images), "conditional": conditional, "kind": kind, "schedule": path.config,
-        "batch": batch,
+        "batch": batch, "drop": drop, **options,
     }  # fmt: skip
     _prepare(out, resume, overwrite)
     train(
         net, objective, config, Path(out) / "training", resume, overwrite, progress=_progress("teach", report),
         settings=settings,
     )  # fmt: skip
-    teacher = Prediction(net, path, kind).eval()
-    save_teacher(out, teacher, images=images.name, training=dataclasses.asdict(config), batch=batch)
+    teacher = Prediction(net, path, kind, clip=clip, shape=images.shape, classes=classes).eval()
+    units = dataclasses.asdict(images.units)
+    save_teacher(out, teacher, images=images.name, units=units, training=dataclasses.asdict(config), batch=batch)
     return teacher
 
 
@@ -213,7 +400,7 @@ def _prepare(out: Path | str, resume: bool, overwrite: bool) -> None:
 
 
 def make_trajectories(
-    teacher: Prediction,
+    teacher: Prediction | Guided,
     shape: tuple[int, ...],
     out: Path | str,
     count: int,
@@ -224,9 +411,10 @@ def make_trajectories(
     resume: bool = False,
     overwrite: bool = False,
     report: Report = _quiet,
+    grid: Literal["quadratic", "uniform"] = "quadratic",
     **options: Any,
 ) -> TrajectorySet:
-    """Generate a teacher's trajectories into `out`, keeping `times`; the grid is quadratic, moved through them.
+    """Generate a teacher's trajectories into `out`, keeping `times`; the grid is moved through them.
 
     Raises:
         ValueError: for an unknown solver, times that do not decrease inside [0, 1), too few steps, or a folder of other
@@ -235,8 +423,11 @@ def make_trajectories(
     if solver not in SOLVERS:
         raise ValueError(f"unknown solver {solver!r}: expected one of {', '.join(SOLVERS)}")
     keep = schedule.check_grid([1.0, *times.tolist()])
-    grid = schedule.through(schedule.quadratic(steps), keep[1:])
-    sampler = SolverSampler(teacher, teacher.schedule, grid, SOLVERS[solver](), keep)
+    times_of = {"quadratic": schedule.quadratic, "uniform": schedule.uniform}[grid]
+    through = schedule.through(times_of(steps), keep[1:])
+    inner = teacher.denoiser if isinstance(teacher, Guided) else teacher
+    assert isinstance(inner, Prediction)
+    sampler = SolverSampler(teacher, inner.schedule, through, SOLVERS[solver](), keep)
     return generate(
         sampler, shape, out, count, targets=targets, resume=resume, overwrite=overwrite,
         progress=lambda done, total: report("generate", done, total, ""), **options,
@@ -287,14 +478,14 @@ def _progress(stage: str, report: Report) -> Callable[[int, int, dict[str, float
 class _Classify:
     """Cross-entropy on labelled images, shifted by up to a pixel."""
 
-    def __init__(self, images: Images, batch: int, seed: int) -> None:
+    def __init__(self, images: Samples, batch: int, seed: int) -> None:
         self.images, self.batch, self.seed = images, batch, seed
 
     def batches(self, start: int, rank: int, world: int) -> Any:
         step = start
         while True:
-            g = torch.Generator().manual_seed((self.seed << 40) + (step << 12) + rank)
-            i = torch.randint(len(self.images), (self.batch // world,), generator=g)
+            g = torch.Generator().manual_seed((self.seed << 40) + step)
+            i = torch.randint(len(self.images), (self.batch,), generator=g).chunk(world)[rank]
             dx, dy = torch.randint(-1, 2, (2,), generator=g).tolist()
             assert self.images.labels is not None
             yield {"x": self.images.x[i].roll((dx, dy), (2, 3)), "label": self.images.labels[i]}
@@ -305,7 +496,7 @@ class _Classify:
 
 
 def train_features(
-    images: Images, out: Path | str, steps: int = 800, seed: int = 0, width: int = 16, report: Report = _quiet
+    images: Samples, out: Path | str, steps: int = 800, seed: int = 0, width: int = 16, report: Report = _quiet
 ) -> FeatureNet:
     """Train a classifier whose features a quality or a perceptual distance is measured in, and write it to `out`.
 

@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from dsno.checkpoint import write_atomically
-from dsno.data import load_images, to_uint8
+from dsno.data import Samples, load_data, to_uint8
 from dsno.denoise import Prediction
 from dsno.evaluate import COLUMNS, Reference, Result, best, evaluate, fine_solution, measure, save_results, table
 from dsno.metrics import flops, load_feature_net, path_error
@@ -469,7 +469,7 @@ def compare(
     teacher: Path | str,
     student: Path | str,
     features: Path | str,
-    data: str = "digits",
+    data: str | Samples = "digits",
     count: int = 2048,
     out: Path | str | None = None,
     report: Report | None = None,
@@ -487,7 +487,7 @@ def compare(
         teacher: Folder of the teacher.
         student: Folder of the student.
         features: Folder of the feature network.
-        data: The reference set; see `dsno.data.load_images`.
+        data: The reference set, or what `dsno.data.load_data` takes.
         count: How many noises.
         out: Folder for `results.json` and `report.html`; nothing is written without it.
         report: Called with stage, done, total and text.
@@ -506,7 +506,7 @@ def compare(
         FileNotFoundError: if a folder is not complete.
         ValueError: if the student makes other shapes than the data has, or `count` is too small for precision and recall.
     """
-    images, net = load_images(data), load_feature_net(features)
+    images, net = data if isinstance(data, Samples) else load_data(data), load_feature_net(features)
     solved, learned = load_teacher(teacher), load_student(student).eval()
     shape = images.shape
     if learned.shape != shape:

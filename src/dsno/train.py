@@ -70,6 +70,8 @@ class TrainConfig:
     """Steps of linear warm-up."""
     decay: Literal["constant", "cosine"] = "cosine"
     """What the learning rate does after the warm-up; cosine goes to zero."""
+    halve_at: tuple[int, ...] = ()
+    """Steps from which the learning rate is halved, each once more."""
     ema: float = 0.999
     """Decay of the moving average that is saved."""
     clip: float | None = 1.0
@@ -105,13 +107,14 @@ class TrainConfig:
 
 
 def learning_rate(config: TrainConfig, step: int) -> float:
-    """The learning rate of step `step` (from 0): linear warm-up, then constant or a half cosine to zero."""
+    """The learning rate of step `step` (from 0): linear warm-up, then constant or a half cosine to zero, and halvings."""
     if step < config.warmup:
         return config.lr * (step + 1) / config.warmup
+    lr = config.lr * 0.5 ** sum(step >= milestone for milestone in config.halve_at)
     if config.decay == "constant":
-        return config.lr
+        return lr
     progress = (step - config.warmup) / max(config.steps - config.warmup, 1)
-    return config.lr * 0.5 * (1 + math.cos(math.pi * progress))
+    return lr * 0.5 * (1 + math.cos(math.pi * progress))
 
 
 def train(
@@ -471,7 +474,7 @@ def _check_state(checkpoint: Path, described: dict[str, Any]) -> int:
     state = read_json(checkpoint / "state.json")
     check_keys(state["config"], list(described["config"]), f"{checkpoint / 'state.json'}")
     # The length of the run and what is printed may change between pieces; what decides the updates may not.
-    decisive = ("lr", "warmup", "decay", "ema", "clip", "accumulate", "precision", "seed")
+    decisive = ("lr", "warmup", "decay", "halve_at", "ema", "clip", "accumulate", "precision", "seed")
     held = state.get("settings", {}) | state["config"]
     for key, value in (described["settings"] | {key: described["config"][key] for key in decisive}).items():
         if held.get(key) != value:

@@ -29,9 +29,12 @@ class Denoising:
         labels: (N,) integer labels for a conditional network, or None.
         batch: Samples per step, over all processes.
         seed: With the step, determines the batch, times and noise.
+        null: The label that stands for none; every label becomes it with probability `drop`, so that one network learns
+            both terms of guidance (Ho & Salimans, 2022, arXiv 2207.12598, algorithm 1).
+        drop: That probability, in [0, 1).
 
     Raises:
-        ValueError: if `batch` is not positive.
+        ValueError: if `batch` is not positive, or labels are to be dropped and there are none, or none to drop them to.
     """
 
     def __init__(
@@ -42,9 +45,16 @@ class Denoising:
         labels: Tensor | None = None,
         batch: int = 128,
         seed: int = 0,
+        null: int | None = None,
+        drop: float = 0.0,
     ) -> None:
         if batch < 1:
             raise ValueError(f"batch must be at least 1, got {batch}")
+        if not 0 <= drop < 1:
+            raise ValueError(f"drop is the share of labels that is dropped, in [0, 1), got {drop}")
+        if drop and (labels is None or null is None):
+            raise ValueError("labels can only be dropped where there are labels and a `null` one that stands for none")
+        self.null, self.drop = null, drop
         self.x, self.schedule, self.kind, self.labels, self.batch, self.seed = x, schedule, kind, labels, batch, seed
 
     def batches(self, start: int, rank: int = 0, world: int = 1) -> Iterator[dict[str, Tensor]]:
@@ -65,7 +75,10 @@ class Denoising:
             eps = torch.randn(self.batch, *self.x.shape[1:], generator=g)
             batch = {"x0": self.x[i[mine]], "t": t[mine], "eps": eps[mine]}
             if self.labels is not None:
-                batch["cond"] = self.labels[i[mine]]
+                label = self.labels[i]
+                if self.null is not None and self.drop:
+                    label = label.masked_fill(torch.rand(self.batch, generator=g) < self.drop, self.null)
+                batch["cond"] = label[mine]
             yield batch
             step += 1
 

@@ -165,6 +165,7 @@ class UNet(nn.Module):
         patch: Side of the cubes of pixels that the network sees as one position with more channels: an exact
             rearrangement, and about patch^rank times less work.
         padding_mode: What the convolutions see beyond the border; `circular` for periodic data.
+        null: Know one more label, `classes`, that stands for none: what guidance subtracts.
 
     Call: `(x, t, cond)` with x (B, C, *spatial), t (B,) in [0, 1], cond (B,) integer labels, bare or under `label`; returns
     (B, C, *spatial).
@@ -190,6 +191,7 @@ class UNet(nn.Module):
         emb_dim: int | None = None,
         patch: int = 1,
         padding_mode: PaddingMode = "zeros",
+        null: bool = False,
     ) -> None:
         super().__init__()
         levels = len(channels)
@@ -212,12 +214,13 @@ class UNet(nn.Module):
             "in_channels": in_channels, "image_size": image_size if isinstance(image_size, int) else list(spatial),
             "channels": list(channels), "blocks": blocks, "attention": list(attention), "head_dim": head_dim,
             "dropout": dropout, "classes": classes, "emb_dim": emb_dim, "patch": patch, "padding_mode": padding_mode,
+            "null": null,
         }  # fmt: skip
         self.shape, self.classes, self.patch = (in_channels, *spatial), classes, patch
         dim = emb_dim or 4 * channels[0]
         self.emb_in = channels[0]
         self.emb = nn.Sequential(nn.Linear(channels[0], dim), nn.SiLU(), nn.Linear(dim, dim))
-        self.label = nn.Embedding(classes, dim) if classes else None
+        self.label = nn.Embedding(classes + null, dim) if classes else None
 
         def block(c_in: int, c_out: int, level: int, resample: str = "") -> Block:
             attend = not resample and level in attention

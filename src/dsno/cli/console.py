@@ -1,0 +1,140 @@
+"""What the command line says: progress and the next command on its way, tables at the end."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from dsno.check import Verdict
+    from dsno.evaluate import Result
+    from dsno.plan import Plan
+    from dsno.recipes import Report
+
+__all__ = ["counted", "progress", "say", "show", "show_plan", "show_verdict", "speaks"]
+
+
+@contextmanager
+def progress() -> Iterator[Report]:
+    """Progress bars, one per stage, with rate and estimate; plain lines where the output is not a terminal."""
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+    console = Console(stderr=True, quiet=not speaks(), soft_wrap=True)
+    tasks: dict[str, object] = {}
+    began: dict[str, tuple[float, int]] = {}
+    printed: dict[str, float] = {}
+    bar = Progress(
+        TextColumn("{task.description:<10}"), BarColumn(), TextColumn("{task.completed}/{task.total}"),
+        TextColumn("{task.fields[rate]}"), TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(),
+        TextColumn("{task.fields[text]}"), console=console, disable=not console.is_terminal,
+    )  # fmt: skip
+
+    def report(stage: str, done: int, total: int, text: str) -> None:
+        now = time.monotonic()
+        first, at = began.setdefault(stage, (now, done))
+        rate = (done - at) / (now - first) if now > first else 0.0
+        shown = f"{rate:.1f}/s" if rate else ""
+        if done == 0 and text:
+            console.print(f"{stage}: {text}")
+        if console.is_terminal:
+            if stage not in tasks:
+                tasks[stage] = bar.add_task(stage, total=total, rate="", text="")
+            bar.update(tasks[stage], completed=done, rate=shown, text="" if done == 0 else text)  # type: ignore[arg-type]
+        elif done and (done == total or now - printed.get(stage, 0.0) > 10):
+            printed[stage] = now
+            left = f"{(total - done) / rate:.0f} s left" if rate else ""
+            console.print(" ".join(filter(None, (f"{stage} {done}/{total}", shown, left, text))))
+
+    with bar:
+        yield report
+
+
+def counted(report: Report, stage: str) -> Callable[[int, int], None]:
+    """A `progress(done, total)` that reports a stage."""
+    return lambda done, total: report(stage, done, total, "")
+
+
+def show(results: Sequence[Result]) -> None:
+    """Print results as a table; the best of each column are bold."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from dsno.evaluate import best, table
+
+    rows, winners = table(results), best(results)
+    titles = (key.replace(" ", "\n") for key in rows[0])
+    printed = Table(*titles, box=None, header_style="bold", pad_edge=False, collapse_padding=True)
+    for row in rows:
+        printed.add_row(*(f"[bold]{v}[/]" if row["name"] in winners.get(k, ()) else v for k, v in row.items()))
+    # Squeezed into a narrow terminal or a pipe the columns would lose their digits.
+    Console(width=200).print(printed)
+
+
+def show_verdict(verdict: Verdict) -> None:
+    """Print what was looked at, the noise levels, and the verdict."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    colours = {"ok": "green", "warning": "yellow", "failure": "bold red"}
+    # As wide as the terminal, where there is one: sentences wrap.
+    console = Console()
+    console.print(Text(f"{verdict.teacher}\n"))
+    findings = Table("", "", "what was found", box=None, pad_edge=False, header_style="bold")
+    for f in verdict.findings:
+        text = Text(f.text) if not f.mend else Text.assemble(f.text, ("\n-> " + f.mend, "italic"))
+        findings.add_row(Text(f.state, colours[f.state]), Text(f.check), text)
+    console.print(findings)
+    if verdict.levels:
+        levels = Table(
+            "t", "log-SNR", "error", "mean", "input", "Wiener", "error / best", box=None, header_style="bold"
+        )
+        for level in verdict.levels:
+            numbers = (level.t, level.log_snr, level.error, level.mean, level.input, level.wiener)
+            style = "green" if level.ratio <= 1.03 else "red"
+            levels.add_row(*(f"{n:.3g}" for n in numbers), Text(f"{level.ratio:.3f}", style))
+        console.print("")
+        console.print(levels)
+    console.print("")
+    console.print(Text(verdict.summary, colours[verdict.state]))
+
+
+def show_plan(plan: Plan) -> None:
+    """Print the stages, what would change them, and the sum."""
+    from rich.console import Console
+    from rich.text import Text
+
+    console = Console()
+    console.print(_table(plan.rows()))
+    if plan.options:
+        console.print("")
+        console.print(_table(plan.choices()))
+    console.print("")
+    console.print(Text(plan.summary, "green" if plan.fits else "bold red"))
+
+
+def _table(rows: Sequence[Mapping[str, str]]) -> Table:
+    from rich.table import Table
+    from rich.text import Text
+
+    made = Table(*rows[0], box=None, pad_edge=False, header_style="bold")
+    for row in rows:
+        made.add_row(*map(Text, row.values()))
+    return made
+
+
+def speaks() -> bool:
+    """Whether this is the first of the processes that `accelerate launch` started."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def say(done: str, after: str) -> None:
+    """Print what was done, and the command that comes next."""
+    if speaks():
+        print(f"{done}\nnext: {after}")

@@ -1,0 +1,326 @@
+"""Verbs about students: distil one, draw from it, measure it, take it elsewhere."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import torch
+
+from dsno.cli.console import progress, say, show
+from dsno.cli.sets import prompts_by_seed
+from dsno.cli.teachers import device_of, new_file, null_of
+from dsno.train import TrainConfig
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from dsno.denoise import Cond, Denoiser, Prediction
+    from dsno.sets import TrajectorySet
+    from dsno.students.flowmap import TrajectoryStudent
+
+__all__ = ["Demo", "Distill", "Evaluate", "Export", "Sample"]
+
+
+@dataclass(frozen=True)
+class Distill:
+    """Distil a teacher's trajectories into a one-pass student.
+
+    In Python:
+
+        from dsno import load_teacher, student_from_teacher
+        from dsno.recipes import distill
+        from dsno.store import TrajectorySet
+        data = TrajectorySet("runs/trajectories")
+        distill(student_from_teacher(load_teacher("runs/teacher"), data.times), data, "runs/student")
+    """
+
+    teacher: str = "runs/teacher"
+    """The teacher the student starts from, as `generate --teacher` takes it."""
+    data: str = "runs/trajectories"
+    """Folder of its trajectories, or where they were pushed to (hf://datasets/org/name, ...): fetched as they are needed."""
+    out: Path = Path("runs/student")
+    """Folder for the student."""
+    target: Literal["x0", "state"] = "x0"
+    """What the frames are trained on."""
+    weights: str = "snr5"
+    """Frame weighting: snr (the paper's), snr<clamp>, uniform, last."""
+    distance: str = "l1"
+    """Distance of the loss: l1, l2, huber, perceptual, or a sum such as l1+perceptual."""
+    features: Path | None = None
+    """Folder of the feature network of a perceptual distance (not the one that quality is measured in)."""
+    where: Literal["every", "low", "mid", "none"] = "mid"
+    """Blocks with temporal layers: every one as in the paper, those below the highest resolution, the middle, none."""
+    told: Literal["output", "input"] = "input"
+    """The time a frame's blocks are told: its own as in the paper, or the noise's, where the student starts as the teacher."""
+    once: bool = True
+    """Run the blocks before the first temporal layer once per sample."""
+    modes: int | None = None
+    """Fourier modes in time, at most M // 2 + 1 of M frames; 2 by default."""
+    others: float | None = None
+    """Supervise the last frame in every step and one other in this share of them, instead of all: cheaper steps."""
+    train_only: Literal["all", "temporal"] = "all"
+    """Train everything, or only what was added to the teacher's network."""
+    inner_starts: float = 0.0
+    """Share of steps started from a stored state instead of noise (needs targets x0 and state)."""
+    batch: int = 256
+    """Trajectories per step."""
+    train: TrainConfig = field(default_factory=lambda: TrainConfig(steps=4000, lr=1e-3))
+    resume: bool = False
+    """Continue from the last checkpoint in --out."""
+    overwrite: bool = False
+    """Throw away what is in --out."""
+
+    def run(self) -> None:
+        from dsno.metrics import load_feature_net
+        from dsno.recipes import distill
+        from dsno.store import TrajectorySet
+        from dsno.students.flowmap import student_from_teacher
+        from dsno.teachers.load import load_teacher
+
+        data, teacher = TrajectorySet(self.data), load_teacher(self.teacher)
+        data.check_teacher(_as_generated(data, teacher, self.teacher))
+        torch.manual_seed(self.train.seed)
+        student = student_from_teacher(
+            teacher, data.times, self.target, self.modes, self.where, self.once, told=self.told,
+            guidance="weight" in _condition(data), train_only=self.train_only,
+        )  # fmt: skip
+        with progress() as report:
+            distill(
+                student, data, self.out, self.train, self.weights, self.distance, self.batch, self.others,
+                self.inner_starts, None if self.features is None else load_feature_net(self.features), self.resume,
+                self.overwrite, report,
+            )  # fmt: skip
+        say(f"student in {self.out}", f"dsno sample --student {self.out}")
+
+
+def _condition(data: TrajectorySet) -> tuple[str, ...]:
+    """The names of what the rows of a set are told; one tensor has none."""
+    cond = data.manifest["cond"]
+    return () if cond is None or data.manifest["format"] == 1 else tuple(cond)
+
+
+def _as_generated(data: TrajectorySet, teacher: Prediction, ref: str) -> Denoiser:
+    """The teacher, guided as it was when the set was made."""
+    from dsno.denoise import Guided
+
+    found = data.manifest["teacher"]
+    if found["class"] != "Guided":
+        return teacher
+    null = found["null"]
+    if isinstance(null, int):
+        return Guided(teacher, torch.tensor(null), found["weight"])
+    if isinstance(null, dict) and isinstance(null.get("label"), int):
+        return Guided(teacher, {"label": torch.tensor(null["label"])}, found["weight"])
+    given = null_of(ref, teacher, None)
+    return Guided(teacher, {"text": given} if isinstance(given, torch.Tensor) else given, found["weight"])
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Draw samples in one forward pass and write them as a picture.
+
+    In Python:
+
+        from dsno import load_student
+        from dsno.noise import noise, seed_range
+        student = load_student("runs/student")
+        images = student.sample(noise(seed_range(0, 64), (1, 8, 8)))
+    """
+
+    student: Path | None = None
+    """Folder of the student; the digits student that ships with the package by default."""
+    out: Path = Path("samples.png")
+    """The picture."""
+    count: int = 64
+    """Samples."""
+    seed: int = 0
+    """Sample i starts from the noise of seed + i."""
+    label: int | None = None
+    """The class of all samples of a class-conditional student; each one's drawn from its seed by default."""
+    guidance: float | None = None
+    """The guidance weight, of a student that is told one."""
+    prompts: Path | None = None
+    """Text file of a text-to-image student's prompts, one a line, taken by turns; needs --teacher."""
+    teacher: str | None = None
+    """Its teacher, a diffusers model: encodes --prompts, and decodes latents."""
+    device: str | None = None
+    """Where to run it; the accelerator if there is one, else the CPU."""
+    overwrite: bool = False
+    """Replace --out if it exists."""
+
+    def run(self) -> None:
+        from dsno.checkpoint import write_atomically
+        from dsno.denoise import map_cond
+        from dsno.noise import noise, seed_range
+        from dsno.recipes import shipped
+        from dsno.report import image_grid
+        from dsno.students.flowmap import load_student
+
+        if self.count < 1:
+            raise ValueError(f"count must be at least 1, got {self.count}")
+        new_file(self.out, self.overwrite)
+        device = device_of(self.device)
+        folder = self.student or shipped() / "student"
+        student = load_student(folder).to(device)
+        seeds = seed_range(self.seed, self.count)
+        cond = map_cond(lambda c: c.to(device), self._told(student, seeds, folder))
+        z = noise(seeds, student.shape, device=device)
+        began = time.perf_counter()
+        samples = student.sample(z, cond).cpu()
+        seconds = time.perf_counter() - began
+        png = image_grid(self._decoded(samples).clamp(-1, 1))
+        write_atomically(self.out, lambda path: path.write_bytes(png))
+        given = {name: folder.parent / name for name in ("teacher", "features")} | {"student": folder}
+        options = [f"--{name} {path}" for name, path in given.items() if self.student is not None and path.is_dir()]
+        say(f"{self.count} samples in one pass, {seconds:.2f} s: {self.out}", " ".join(["dsno evaluate", *options]))
+
+    def _told(self, student: TrajectoryStudent, seeds: Tensor, folder: Path) -> Cond | None:
+        from dsno.recipes import uniform_labels
+
+        K = student.classes
+        if self.label is not None and (K is None or not 0 <= self.label < K):
+            expected = "it has no classes" if K is None else f"expected 0 to {K - 1}"
+            raise ValueError(f"label {self.label} is outside the classes of {folder}: {expected}")
+        if student.guided != (self.guidance is not None):
+            wanted = "is told a guidance weight: give --guidance" if student.guided else "is told no guidance weight"
+            raise ValueError(f"{folder} {wanted}")
+        told: dict[str, Tensor] = {}
+        if self.prompts is not None:
+            if self.teacher is None:
+                raise ValueError("--prompts needs --teacher, whose text encoder reads them")
+            told |= prompts_by_seed(self.teacher, self.prompts)(seeds)
+        if K is not None:
+            told["label"] = uniform_labels(K)(seeds) if self.label is None else torch.full_like(seeds, self.label)
+        if self.guidance is not None:
+            told["weight"] = torch.full((len(seeds),), self.guidance)
+        return told["label"] if [*told] == ["label"] else told or None
+
+    def _decoded(self, samples: Tensor) -> Tensor:
+        if self.teacher is None:
+            return samples
+        from dsno.teachers.diffusers import load_decoder
+
+        latents = load_decoder(self.teacher)
+        return samples if latents is None else latents.decode(samples)
+
+
+@dataclass(frozen=True)
+class Export:
+    """Write the one-pass sampler as ONNX or as a torch.export program, checked against the student.
+
+    In Python:
+
+        from dsno import load_student
+        from dsno.export import export_onnx, export_program
+        student = load_student("runs/student")
+        export_onnx(student, "runs/student.onnx")
+        export_program(student, "runs/student.pt2")
+    """
+
+    student: Path | None = None
+    """Folder of the student; the digits student that ships with the package by default."""
+    out: Path = Path("student.onnx")
+    """The file: .onnx, or .pt2 for torch.export; a .json beside it says what it takes."""
+    batch: int = 2
+    """Batch to trace with, and the only one allowed if --no-dynamic."""
+    dynamic: bool = True
+    """Allow any batch."""
+    tolerance: float = 1e-3
+    """Largest difference from the student, relative to its largest value."""
+    overwrite: bool = False
+    """Replace --out if it exists."""
+
+    def run(self) -> None:
+        from dsno.export import export_onnx, export_program
+        from dsno.recipes import shipped
+        from dsno.students.flowmap import load_student
+
+        writers = {".onnx": export_onnx, ".pt2": export_program}
+        if self.out.suffix not in writers:
+            raise ValueError(f"{self.out} is neither .onnx nor .pt2: the name says what is written")
+        new_file(self.out, self.overwrite)
+        student = load_student(self.student or shipped() / "student")
+        writers[self.out.suffix](student, self.out, self.batch, dynamic=self.dynamic, tolerance=self.tolerance)
+        say(f"sampler in {self.out}, described in {self.out.with_suffix('.json')}", "dsno sample")
+
+
+@dataclass(frozen=True)
+class Evaluate:
+    """Measure a student beside its teacher's solvers, with the protocol stored next to every number.
+
+    In Python:
+
+        from dsno.report import compare
+        results = compare("runs/teacher", "runs/student", "runs/features", "digits", count=2048)
+    """
+
+    student: Path | None = None
+    """Folder of the student; the shipped one by default."""
+    teacher: str | None = None
+    """Its teacher, as `generate --teacher` takes it; the shipped one by default."""
+    features: Path | None = None
+    """Folder of the feature network; the shipped one by default."""
+    data: str = "digits"
+    """Image set to compare with."""
+    count: int = 2048
+    """Held-out noises."""
+    out: Path = Path("runs/evaluation")
+    """Folder for results.json and report.html."""
+    overwrite: bool = False
+    """Throw away what is in --out."""
+
+    def run(self) -> None:
+        from dsno.checkpoint import prepare_folder
+        from dsno.recipes import shipped
+        from dsno.report import compare
+
+        prepare_folder(self.out, overwrite=self.overwrite)
+        with progress() as report:
+            results = compare(
+                self.teacher or shipped() / "teacher", self.student or shipped() / "student",
+                self.features or shipped() / "features", self.data, self.count, self.out, report,
+            )  # fmt: skip
+        show(results)
+        print(f"numbers in {self.out / 'results.json'}, pictures in {self.out / 'report.html'}")
+
+
+@dataclass(frozen=True)
+class Demo:
+    """The shipped digits student beside its teacher: a table, and report.html to look at.
+
+    In Python:
+
+        from dsno.recipes import shipped
+        from dsno.report import compare
+        w = shipped("digits")
+        compare(w / "teacher", w / "student", w / "features", "digits", count=320, page="report.html")
+    """
+
+    out: Path = Path("report.html")
+    """The report."""
+    count: int = 320
+    """Noises."""
+
+    def run(self) -> None:
+        from dsno.checkpoint import prepare_folder
+        from dsno.recipes import shipped
+        from dsno.report import compare
+
+        folder = shipped()
+        prepare_folder(self.out.parent, resume=True)
+        with progress() as report:
+            results = compare(
+                folder / "teacher",
+                folder / "student",
+                folder / "features",
+                "digits",
+                self.count,
+                None,
+                report,
+                self.out,
+            )
+        show(results)
+        say(f"report: {self.out.resolve()}", "dsno reproduce digits   (trains all of this from nothing, resumable)")
