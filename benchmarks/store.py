@@ -1,8 +1,8 @@
-"""What storing trajectories costs: generating against the bare network, fetching a batch against a training step.
+"""What storing trajectories costs: generating against the bare network, fetching or streaming a batch against a training step.
 
     python benchmarks/store.py [--quick]
 
-Both claims are ratios of times taken in turn in one run, medians over the repeats. The network is the recipes' U-Net on
+All claims are ratios of times taken in turn in one run, medians over the repeats. The network is the recipes' U-Net on
 8x8 images. Writes benchmarks/results/store.json.
 """
 
@@ -20,7 +20,8 @@ from _common import claim, write
 from torch import nn
 
 from dsno import Cosine, Gaussian, Prediction, SolverSampler, schedule
-from dsno.store import batches, generate
+from dsno.share import push
+from dsno.store import TrajectorySet, batches, generate
 from dsno.teachers.unet import UNet
 
 SHAPE, KEEP = (1, 8, 8), schedule.quadratic(4)
@@ -61,12 +62,14 @@ def generation(folder: Path, steps: int, batch: int, calls: int, repeats: int) -
     return ratios(bare, stored, repeats)
 
 
-def fetching(folder: Path, rows: int, batch: int, repeats: int) -> list[float]:
-    """Time to fetch a shuffled batch (noise and four frames) over the time of a training step of the same batch."""
+def trajectories(folder: Path, rows: int) -> TrajectorySet:
     exact = Gaussian(Cosine(), torch.zeros(SHAPE), 0.5)
-    sampler = SolverSampler(exact, Cosine(), KEEP, keep=KEEP)
-    data = generate(sampler, SHAPE, folder / "fetching", rows, batch=4096)
-    data.__getitems__(range(rows))  # the page cache is warm
+    return generate(SolverSampler(exact, Cosine(), KEEP, keep=KEEP), SHAPE, folder / "set", rows, batch=4096)
+
+
+def fetching(data: TrajectorySet, batch: int, repeats: int) -> list[float]:
+    """Time to fetch a shuffled batch (noise and four frames) over the time of a training step of the same batch."""
+    data.__getitems__(range(len(data)))  # the page cache, and that of a stream, is warm
     stream = batches(data, batch, seed=0)
     net, t = network(), torch.full((batch,), 0.5)
 
@@ -86,10 +89,16 @@ def main() -> None:
     torch.set_num_threads(1)
     steps, batch, calls, rows, repeats = (16, 32, 1, 2000, 3) if quick else (16, 256, 2, 20_000, 9)
     with tempfile.TemporaryDirectory() as folder:
-        fetched = fetching(Path(folder), rows, batch, 5 * repeats)
+        data = trajectories(Path(folder), rows)
+        fetched = fetching(data, batch, 5 * repeats)
+        url = push(data.folder, f"file://{folder}/far")
+        streamed = fetching(TrajectorySet(url, window=2, cache=Path(folder) / "cache"), batch, 5 * repeats)
         generated = generation(Path(folder), steps, batch, calls, repeats)
     claims = [
         claim("fetching a batch over a training step, time", statistics.median(fetched), 0.10, "<="),
+        claim(
+            "streaming a batch from a warm cache over a training step, time", statistics.median(streamed), 0.10, "<="
+        ),
         claim("generating over the bare network, rows per second", statistics.median(generated), 0.90, ">="),
     ]
     for c in claims:
@@ -98,11 +107,13 @@ def main() -> None:
         write(
             "store",
             f"one thread; U-Net (32, 64) on 8x8, batch {batch}; medians of {repeats} alternating repeats for generating "
-            f"({calls * batch} trajectories of {steps} DDIM steps, M = 4, float16, fsync) and {5 * repeats} for fetching "
-            f"(from {rows} trajectories in shards of 4096, page cache warm, forward and backward as the step)",
+            f"({calls * batch} trajectories of {steps} DDIM steps, M = 4, float16, fsync) and {5 * repeats} for fetching and "
+            f"streaming (from {rows} trajectories in shards of 4096, page cache warm, windows of two shards for the stream; "
+            "forward and backward as the step)",
             claims,
             quartiles={
                 "fetching": statistics.quantiles(fetched, n=4),
+                "streaming": statistics.quantiles(streamed, n=4),
                 "generating": statistics.quantiles(generated, n=4),
             },
         )

@@ -1,5 +1,6 @@
 """Trajectories on disk: exact, complete or refused, whatever happens while they are made."""
 
+import contextlib
 import copy
 import dataclasses
 import errno
@@ -12,6 +13,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -26,8 +28,8 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from dsno import schedule as schedules
-from dsno import store
-from dsno.denoise import Gaussian, GaussianMixture, Meter, Prediction
+from dsno import shards, store
+from dsno.denoise import Gaussian, GaussianMixture, Guided, Meter, Prediction, Threshold
 from dsno.noise import noise, seed_range
 from dsno.schedule import Cosine, RectifiedFlow
 from dsno.solve import DDIM, Ancestral, DPMSolverPP, SolverSampler
@@ -90,6 +92,14 @@ class Net(nn.Module):
         return self.net(x)
 
 
+class LabelledNet(Net):
+    """That is told a label, alone or by name."""
+
+    def forward(self, x: Tensor, t: Tensor, cond: Any = None) -> Tensor:
+        label = cond["label"] if isinstance(cond, dict) else cond
+        return self.net(x) + label[:, None, None, None] / 10
+
+
 # What is stored
 
 
@@ -150,6 +160,46 @@ def test_a_label_may_be_a_vector(tmp_path: Path) -> None:
     solver = dataclasses.replace(solver, denoiser=lambda x, t, cond=None: net(x, t) + cond.mean())
     data = make(tmp_path / "set", sampler=solver, label=lambda s: torch.stack([s.float(), 2 * s.float()], 1).half())
     assert data[3]["cond"].tolist() == [3.0, 6.0]
+
+
+def told(seeds: Tensor) -> dict[str, Tensor]:
+    return {"label": seeds % 3, "weight": seeds.float() / 2}
+
+
+def test_a_condition_may_have_names(tmp_path: Path) -> None:
+    heard: list[dict[str, Tensor]] = []
+
+    def hears(x: Tensor, t: Tensor, cond: Any = None) -> Tensor:
+        heard.append(cond)
+        return mixture()(x, t, cond)
+
+    data = make(tmp_path / "set", label=told, sampler=sampler(hears))
+    assert {name: x.tolist() for name, x in heard[0].items()} == {"label": [0, 1, 2], "weight": [0, 0.5, 1]}
+    rows = data.__getitems__([17, 0, 9])
+    assert rows["cond"]["label"].tolist() == [2, 0, 0]
+    assert rows["cond"]["weight"].tolist() == [8.5, 0, 4.5]
+    assert {name: x.tolist() for name, x in data[17]["cond"].items()} == {"label": 2, "weight": 8.5}
+    assert data.manifest["format"] == 2
+    assert {k: (v["shape"], v["dtype"]) for k, v in data.manifest["cond"].items()} == {
+        "label": ([], "int64"), "weight": ([], "float32"),
+    }  # fmt: skip
+    stored = load_file(tmp_path / "set" / "shard-00001.safetensors")
+    assert torch.equal(stored["cond.label"], torch.arange(8, 16) % 3)
+    assert torch.equal(stored["cond.weight"], torch.arange(8, 16) / 2)
+    (tmp_path / "set" / "shard-00001.safetensors").unlink()
+    before = contents(tmp_path / "set")
+    make(tmp_path / "set", label=told, sampler=sampler(hears), resume=True)
+    assert contents(tmp_path / "set").items() > before.items()
+    with pytest.raises(ValueError, match=r"cond\.weight\.sha256: expected"):
+        make(tmp_path / "set", label=lambda s: told(s) | {"weight": s * 0.25}, sampler=sampler(hears), resume=True)
+    loaded = next(iter(DataLoader(data, batch_size=4, collate_fn=dict)))
+    assert loaded["cond"]["label"].tolist() == [0, 1, 2, 0]
+    assert next(batches(data, 4, seed=0))["cond"]["weight"].shape == (4,)
+
+
+def test_a_label_is_alike_for_all_seeds(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="label must return the like for all seeds"):
+        make(tmp_path / "set", label=lambda s: told(s) if int(s[0]) < 8 else {"label": s % 3})
 
 
 def test_safetensors_reads_the_shards(tmp_path: Path) -> None:
@@ -245,10 +295,152 @@ def test_the_manifest_is_a_format(tmp_path: Path) -> None:
     ]  # fmt: skip
     assert made["solver"] == {"name": "DPMSolverPP", "order": 2}
     made["teacher"]["sha256"] = ""  # linspace may differ in the last bit between machines
-    assert store._fingerprint(made) == FINGERPRINT
+    assert shards.fingerprint(made) == FINGERPRINT
 
 
 FINGERPRINT = "1e83e52cf2b76253416e1e6596c7b0d803cd6e0e5e6afef7bd999e8bd1dbe40e"
+
+
+def test_what_is_new_leaves_old_fingerprints_alone(tmp_path: Path) -> None:
+    plain = store.describe(Prediction(Net(), COSINE, clip=1.0), {})
+    assert plain == {"class": "Prediction", "kind": "x0", "clip": 1.0, "sha256": plain["sha256"], "description": {}}
+    scaled = store.describe(Prediction(Net(), COSINE, "edm", clip=Threshold(0.9, 2.0), data_std=0.5), {})
+    assert scaled["clip"] == {"ratio": 0.9, "maximum": 2.0}
+    assert scaled["data_std"] == 0.5
+    assert scaled["sha256"] == plain["sha256"]
+    assert "compute" not in make(tmp_path / "set").manifest
+
+
+def test_guided_trajectories_know_their_teacher(tmp_path: Path) -> None:
+    def guided(weight: float | None = 2.0, null: Any = 2, clip: float | None = None) -> Guided:
+        absent = {name: torch.tensor(v) for name, v in null.items()} if isinstance(null, dict) else torch.tensor(null)
+        return Guided(Prediction(LabelledNet(), COSINE, clip=clip), absent, weight)
+
+    data = make(tmp_path / "set", sampler=sampler(Meter(guided())), label=labels, resume=True)
+    teacher = data.manifest["teacher"]
+    assert (teacher["class"], teacher["weight"], teacher["null"]) == ("Guided", 2.0, 2)
+    assert (teacher["denoiser"]["class"], teacher["denoiser"]["kind"]) == ("Prediction", "x0")
+    data.check_teacher(guided())
+    for other, difference in (
+        (guided(1.0), "teacher.weight: expected 1.0, found 2.0"),
+        (guided(null=1), "teacher.null: expected 1, found 2"),
+        (guided(clip=1.0), "teacher.denoiser.clip: expected 1.0, found null"),
+        (guided().denoiser, 'teacher.class: expected "Prediction", found "Guided"'),
+    ):
+        with pytest.raises(ValueError, match="holds trajectories of another teacher") as caught:
+            data.check_teacher(other)
+        assert difference in str(caught.value)
+    # A weight per row, in the condition: the null condition is told without it.
+    free = guided(None, {"label": 2})
+    varied = make(tmp_path / "varied", sampler=sampler(free), label=told)
+    assert varied.manifest["teacher"]["null"] == {"label": 2}
+    assert varied.manifest["teacher"]["weight"] is None
+    varied.check_teacher(free)
+
+
+# How the network is evaluated
+
+
+def test_mixed_precision_is_part_of_the_manifest(tmp_path: Path) -> None:
+    net = Prediction(Net(), COSINE)
+    exact = make(tmp_path / "exact", sampler=sampler(net), dtype=torch.float32)
+    mixed = make(tmp_path / "mixed", sampler=sampler(net), dtype=torch.float32, autocast=torch.bfloat16)
+    assert mixed.manifest["compute"] == {"autocast": "bfloat16"}
+    a, b = (data.__getitems__(range(20))["state"] for data in (exact, mixed))
+    assert not torch.equal(a, b)
+    torch.testing.assert_close(a, b, atol=0.03, rtol=0.03)
+    with pytest.raises(ValueError, match=r'compute: expected null, found \{"autocast": "bfloat16"\}'):
+        make(tmp_path / "mixed", sampler=sampler(net), dtype=torch.float32, resume=True)
+
+
+@pytest.mark.parametrize("option", ["channels_last", "compile"])
+def test_what_is_done_to_the_network_is_undone(tmp_path: Path, option: str) -> None:
+    net = Prediction(Net(), COSINE)
+    seen: list[tuple[bool, bool]] = []
+
+    def look(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        last = inputs[0].is_contiguous(memory_format=torch.channels_last)
+        seen.append((last, net.net._compiled_call_impl is not None))
+
+    hook = net.net.net[2].register_forward_pre_hook(look)  # behind a layer of eight channels
+    # The call goes through the compiled entry, without the compiler.
+    eager = torch.compiler.set_stance("force_eager") if option == "compile" else contextlib.nullcontext()
+    with eager:
+        data = make(tmp_path / "set", sampler=sampler(net), **{option: True})
+    hook.remove()
+    assert set(seen) == {(option == "channels_last", option == "compile")}
+    assert data.manifest["compute"] == {option: True}
+    assert net.net._compiled_call_impl is None
+    assert all(p.is_contiguous() for p in net.parameters())
+    plain = make(tmp_path / "plain", sampler=sampler(net))
+    torch.testing.assert_close(data[7]["state"], plain[7]["state"], atol=2e-3, rtol=2e-3)
+
+
+def test_the_next_shard_is_solved_while_one_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make(tmp_path / "whole")
+    calls, original = 0, os.fsync
+    further = threading.Event()
+
+    def denoiser(x: Tensor, t: Tensor, cond: Any = None) -> Tensor:
+        nonlocal calls
+        calls += 1
+        if calls > 3 * 8:  # three batches of eight steps make the first shard
+            further.set()
+        return mixture()(x, t, cond)
+
+    denoiser.__name__ = "GaussianMixture"
+
+    def waits(handle: int) -> None:
+        if threading.current_thread().name.startswith("dsno-write"):
+            assert further.wait(20), "nothing was solved meanwhile"
+        original(handle)
+
+    monkeypatch.setattr(os, "fsync", waits)
+    solver = sampler(denoiser)
+    make(tmp_path / "set", sampler=solver)
+    for k in range(3):
+        a, b = (load_file(tmp_path / name / f"shard-0000{k}.safetensors") for name in ("set", "whole"))
+        assert all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_an_error_of_the_disk_is_told_soon(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    failed = threading.Event()
+
+    def full(*_: Any) -> None:
+        failed.set()
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    done: list[int] = []
+
+    def progress(rows: int, total: int) -> None:
+        done.append(rows)
+        if rows == 11:  # the batch after the first shard
+            assert failed.wait(20)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(store, "write_shard", full)
+        with pytest.raises(OSError, match="No space left"):
+            make(tmp_path / "set", count=800, progress=progress)
+    assert done[-1] <= 16, "shards were solved that could not be written"
+    assert sorted(contents(tmp_path / "set")) == ["manifest.json"]
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("options", [{}, {"autocast": torch.bfloat16, "channels_last": True}])
+def test_a_gpu_makes_the_trajectories_of_a_cpu(tmp_path: Path, options: dict[str, Any]) -> None:
+    net = Prediction(LabelledNet(), COSINE)
+    here = make(tmp_path / "here", sampler=sampler(net), label=told, **options)
+    there = make(tmp_path / "there", sampler=sampler(net.cuda()), label=told, **options)
+    again = make(tmp_path / "again", sampler=sampler(net.cuda()), label=told, **options)
+    assert contents(tmp_path / "there") == contents(tmp_path / "again")
+    a, b = here.__getitems__(range(20)), there.__getitems__(range(20))
+    assert torch.equal(a["cond"]["weight"], b["cond"]["weight"])
+    for name in ("noise", "x0", "state"):
+        torch.testing.assert_close(a[name], b[name], atol=0.03, rtol=0.03)
+    assert len(again) == len(there)
+    with pytest.raises(FloatingPointError, match=r"x0 at t = 0\.25 of seeds 1 is not finite"):
+        make(tmp_path / "bad", sampler=sampler(Diverging(float("nan"), 0.25)), device="cuda")
 
 
 # Resuming
@@ -618,7 +810,7 @@ DAMAGE: list[tuple[Callable[[Path], None], str]] = [
     (cut_manifest, r"manifest\.json is not valid JSON .*Delete .*manifest\.json and call"),
     (edit_manifest, r"manifest\.json was changed after it was written.*Delete .*manifest\.json and call"),
     (empty_manifest, r"manifest\.json is not the manifest of a trajectory folder\. Delete .*manifest\.json and call"),
-    (future_manifest, r"manifest\.json: format: expected 1, found 9"),
+    (future_manifest, r"manifest\.json: format: expected 1 or 2, found 9"),
 ]
 
 
@@ -727,6 +919,10 @@ def test_a_write_that_really_fails_halfway(tmp_path: Path) -> None:
         ({"teacher": {"fid": float("nan")}}, "must be JSON"),
         ({"label": lambda seeds: seeds[:1]}, "one row per seed"),
         ({"label": lambda seeds: seeds.to(torch.complex64)}, "one row per seed"),
+        ({"label": lambda seeds: {"label": seeds, "weight": seeds[:1]}}, r"one row per seed.*got cond\.weight \(1,\)"),
+        ({"label": lambda seeds: {}}, "or several such by name: got none"),
+        ({"autocast": torch.float32}, "autocast must be torch.bfloat16, torch.float16 or None"),
+        ({"compile": True}, "need a network, a torch module: GaussianMixture has none"),
         ({"sampler": sampler(step=DDIM().__call__)}, "must be a dataclass"),
         ({"sampler": sampler(keep=torch.tensor([1.0]))}, "no frame to store"),
         ({"sampler": sampler(keep=torch.tensor([0.3]))}, "not on the grid"),
@@ -755,6 +951,16 @@ class Range:
         return {"i": torch.tensor(indices)}
 
 
+class Windowed(TrajectorySet):
+    """The like of a set whose shards are shuffled by windows."""
+
+    def __init__(self, length: int, shard: int, window: int) -> None:
+        self._count, self.manifest, self.window, self._shelf = length, {"shard": shard}, window, None
+
+    def __getitems__(self, indices: Any) -> dict[str, Any]:
+        return {"i": torch.tensor(indices)}
+
+
 def take(steps: int, *arguments: Any, **options: Any) -> list[list[int]]:
     stream = batches(*arguments, **options)
     return [next(stream)["i"].tolist() for _ in range(steps)]
@@ -778,6 +984,46 @@ def test_epochs_and_seeds_differ() -> None:
     orders = [take(1, Range(100), 100, seed, epoch)[0] for seed in range(3) for epoch in range(3)]
     assert len({tuple(order) for order in orders}) == 9
     assert all(sorted(order) == list(range(100)) for order in orders)
+
+
+@settings(max_examples=40)
+@given(
+    st.integers(1, 40), st.integers(1, 9), st.integers(1, 5), st.integers(1, 4), st.integers(1, 3), st.integers(0, 3),
+    st.integers(0, 9),
+)  # fmt: skip
+def test_windows_keep_the_order_a_function(
+    length: int, shard: int, window: int, share: int, world: int, seed: int, start: int
+) -> None:
+    size = share * world
+    length = max(length, size)
+    rows = Windowed(length, shard, window)
+    whole = take(start + 6, rows, size, seed)
+    assert take(6, rows, size, seed, start) == whole[start:]
+    ranks = [take(start + 6, rows, size, seed, 0, rank, world) for rank in range(world)]
+    assert [[*itertools.chain(*parts)] for parts in zip(*ranks, strict=True)] == whole
+    epoch = [*itertools.chain(*take(length // size, rows, size, seed))]
+    assert len(set(epoch)) == len(epoch) == length // size * size
+    # The rows come window by window: each is used up before the next begins, but for the tail of the epoch.
+    shards = [i // shard for i in epoch]
+    first = [*dict.fromkeys(shards)]
+    last = {k: len(shards) - 1 - shards[::-1].index(k) for k in first}
+    alive = [sum(first.index(j) <= first.index(k) and last[j] >= i for j in first) for i, k in enumerate(shards)]
+    assert max(alive) <= window
+
+
+def test_windows_shuffle(tmp_path: Path) -> None:
+    data = make(tmp_path / "set", count=64)
+    plain = [next(batches(data, 64, seed))["seeds"].tolist() for seed in (0, 1)]
+    windowed = TrajectorySet(tmp_path / "set", window=2)
+    orders = [b["seeds"].tolist() for seed in (0, 1) for b in itertools.islice(batches(windowed, 64, seed), 2)]
+    assert len({tuple(order) for order in (*plain, *orders)}) == 6
+    assert all(sorted(order) == list(range(64)) for order in orders)
+    inside = [i % 8 for i in orders[0][:16]]
+    assert inside != sorted(inside), "the rows of a window are in order"
+    assert len({i // 8 for i in orders[0][:16]}) == 2
+    assert next(batches(windowed.head(12), 12, 0))["seeds"].sort().values.tolist() == list(range(12))
+    with pytest.raises(ValueError, match="window must be at least 1 shard, got 0"):
+        TrajectorySet(tmp_path / "set", window=0)
 
 
 def test_batches_of_trajectories(tmp_path: Path) -> None:

@@ -62,9 +62,10 @@ def noise(
     Raises:
         ValueError: if a seed or the stream is negative or too large.
     """
-    keys = torch.as_tensor(seeds, dtype=torch.int64, device=device).reshape(-1, 1)
+    keys = torch.as_tensor(seeds, dtype=torch.int64).reshape(-1, 1)
     if len(keys) and int(keys.min()) < 0:
         raise ValueError(f"seeds must be integers in [0, 2^63), got {int(keys.min())}")
+    keys = keys.to(device, non_blocking=True)  # checked where they are: seeds of the host do not wait for the device
     if not 0 <= stream <= _MASK:
         raise ValueError(f"stream must be an integer in [0, 2^32), got {stream}")
     size = math.prod(shape)

@@ -1,0 +1,388 @@
+r"""Sets of trajectories, read: rows by index from memory-mapped shards, here or elsewhere, in shuffled batches.
+
+An order that training can resume at any step is a function, not a state. With all rows at hand it is one permutation an
+epoch. Shards that are fetched when they are needed ask for one that stays among a few at a time: let $\sigma_e$ permute the
+shards in epoch $e$, cut it into windows of W shards, and shuffle the rows of each window,
+
+$$ \pi_e = \big( \tau_{e, 0}(R_{\sigma_e(0)} \cup \dots \cup R_{\sigma_e(W - 1)}), \;
+                 \tau_{e, 1}(R_{\sigma_e(W)} \cup \dots), \; \dots \big), $$
+
+with $R_k$ the rows of shard $k$ and $\sigma_e$, $\tau_{e, w}$ drawn from (seed, $e$) and (seed, $e$, $w$) alone. As rows
+are independent draws to begin with, the windows lose little.
+"""
+
+from __future__ import annotations
+
+import bisect
+import copy
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils.data import Dataset
+
+from dsno.denoise import Denoiser, Guided, Meter, Prediction, Threshold, map_cond
+from dsno.schedule import Schedule, schedule_from_config
+from dsno.shards import (
+    Manifest,
+    check_foreign,
+    check_shard,
+    differences,
+    digest,
+    find_times,
+    flat,
+    join,
+    map_shard,
+    nested,
+    read_manifest,
+    shard_count,
+    shard_path,
+)
+
+if TYPE_CHECKING:
+    from dsno.stream import Shelf
+
+__all__ = ["Rows", "TrajectorySet", "batches", "describe", "modules_of", "tensors_of"]
+
+WINDOW = 8
+
+
+class TrajectorySet(Dataset[dict[str, Any]]):
+    r"""The trajectories of a folder, or of a URL, read lazily: a row is read when it is asked for.
+
+    An item is a dict of float32 `noise` (*shape), `x0` and/or `state` (M, *shape), of `seeds` () int64, and of `cond`
+    as stored, if any: (...), or several such by name. `__getitems__` gives the same with a batch dimension in front,
+    gathered at once (which a `DataLoader` understands with `collate_fn=dict`).
+
+    Files are memory-mapped; opening a folder reads headers only. Opening a URL (`hf://datasets/org/name`,
+    `s3://bucket/name`, ...) reads the manifest only: a shard is fetched, checked and kept in a cache when it is first
+    needed, and `batches` has the next ones fetched meanwhile.
+
+    Arguments:
+        folder: What `generate` or `pull` wrote, or a URL that `push` wrote to.
+        times: The frames to read, a subset of the stored times; all by default.
+        verify: Read everything once and compare checksums; of a URL, what the cache has of it.
+        window: How many shards `batches` shuffles together; by default 8 for a URL, and all rows at once for a folder.
+        cache: Of a URL: the folder of the cache; by default `$DSNO_CACHE`, else `~/.cache/dsno`.
+        cache_bytes: Of a URL: how large the cache of this set may grow, None for no bound. To fetch ahead it needs room for
+            two windows.
+
+    Attributes:
+        manifest: What determined the trajectories.
+        times: The frames, (M,), decreasing float64.
+        shape: The shape of one sample.
+        targets: Which of `x0` and `state` are stored.
+        folder: Where the shards are; of a URL, in the cache.
+        window: See above.
+
+    Raises:
+        ConnectionError: if a URL cannot be reached; also when a shard is needed, like the next three.
+        FileNotFoundError: if the folder, its manifest or a shard is missing.
+        OSError: if the disk of the cache is full.
+        PermissionError: if a URL may not be read.
+        ValueError: if the manifest or a shard is damaged or foreign, or a time is not stored; says how to mend it.
+    """
+
+    def __init__(
+        self,
+        folder: Path | str,
+        times: Sequence[float] | Tensor | None = None,
+        verify: bool = False,
+        *,
+        window: int | None = None,
+        cache: Path | str | None = None,
+        cache_bytes: int | None = None,
+    ) -> None:
+        if window is not None and window < 1:
+            raise ValueError(f"window must be at least 1 shard, got {window}")
+        self.window = window
+        self._shelf: Shelf | None = None
+        if "://" in str(folder):
+            from dsno.stream import Shelf
+
+            self._shelf = Shelf(str(folder), cache, cache_bytes)
+            self.source, self.folder, self.manifest = self._shelf.url, self._shelf.folder, self._shelf.manifest
+            self.window = WINDOW if window is None else window
+            self._count = int(self.manifest["count"])
+            if verify:
+                self._shelf.verify()
+        else:
+            self.folder = Path(folder)
+            self.source, self.manifest = str(folder), read_manifest(self.folder)
+            self._count = int(self.manifest["made"].get("pulled", self.manifest)["count"])
+            self._check_shards(verify)
+        self.times = torch.tensor(self.manifest["times"], dtype=torch.float64)
+        self._frames: Tensor | None = None
+        if times is not None:
+            self._frames = torch.tensor(find_times(self.times, times, f"stored in {self.source}"), dtype=torch.int64)
+            self.times = self.times[self._frames]
+        self.shape: tuple[int, ...] = tuple(self.manifest["shape"])
+        self.targets: tuple[str, ...] = tuple(self.manifest["targets"])
+        self._mapped: dict[int, dict[str, Tensor]] = {}
+
+    def _check_shards(self, verify: bool) -> None:
+        names = {k: shard_path(self.folder, k) for k in range(shard_count(self.manifest, self._count))}
+        if missing := [p.name for p in names.values() if not p.exists()]:
+            pulled = "pulled" in self.manifest["made"]
+            mend = "Pull it again to fetch" if pulled else "Call generate(..., resume=True) to make"
+            raise FileNotFoundError(
+                f"{self.folder} is incomplete: {len(missing)} of {len(names)} shards are missing "
+                f"({join(missing, ', ')}). {mend} them"
+            )
+        check_foreign(self.folder, self.manifest)
+        for k in names:
+            check_shard(self.folder, self.manifest, k, verify)
+
+    @property
+    def schedule(self) -> Schedule:
+        """The schedule the trajectories were solved on.
+
+        Raises:
+            ValueError: if it is not one of dsno's own.
+        """
+        return schedule_from_config(self.manifest["schedule"])
+
+    def check_teacher(self, teacher: Denoiser) -> None:
+        """Make sure that these are the trajectories of `teacher`.
+
+        Raises:
+            ValueError: if they are another's; names what differs.
+        """
+        found = self.manifest["teacher"]
+        if wrong := differences(describe(teacher, found["description"]), found, "teacher"):
+            raise ValueError(
+                f"{self.source} holds trajectories of another teacher: {join(wrong)}. Give theirs, or call "
+                "generate() with this one"
+            )
+
+    def head(self, count: int) -> TrajectorySet:
+        """The first `count` trajectories as a set of their own.
+
+        Raises:
+            ValueError: if there are not as many.
+        """
+        if not 1 <= count <= len(self):
+            raise ValueError(f"cannot take the first {count} of {len(self)} trajectories")
+        first = copy.copy(self)
+        first._count = count
+        return first
+
+    def prefetch(self, used: Sequence[int], then: Sequence[int] = ()) -> None:
+        """Fetch shards in the background: those that are `used` now, and if the cache has room those needed `then`.
+
+        Of a folder, where all of them are at hand, this does nothing.
+        """
+        if self._shelf is not None:
+            self._shelf.ahead(used, then)
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return {name: map_cond(lambda x: x[0], rows) for name, rows in self.__getitems__([index]).items()}
+
+    def __getitems__(self, indices: Sequence[int]) -> dict[str, Any]:
+        """The rows `indices`, in any order: `noise` (B, *shape), `x0`/`state` (B, M, *shape), `seeds` (B,), `cond`.
+
+        Raises:
+            IndexError: if an index is out of range.
+        """
+        index = torch.as_tensor(indices, dtype=torch.int64)
+        if not len(index) or int(index.min()) < -len(self) or int(index.max()) >= len(self):
+            raise IndexError(f"expected indices of {len(self)} trajectories, got {indices!r:.80}")
+        index = index % len(self)
+        shard, row = index // self.manifest["shard"], index % self.manifest["shard"]
+        batch: dict[str, Tensor] = {}
+        for k in shard.unique().tolist():
+            where = (shard == k).nonzero().squeeze(1)
+            for name, stored in self._shard(k).items():
+                if name in self.targets and self._frames is not None:
+                    found = stored[row[where][:, None], self._frames]
+                else:
+                    found = stored[row[where]]
+                if name not in batch:
+                    dtype = torch.float32 if name in ("noise", *self.targets) else stored.dtype
+                    batch[name] = torch.empty(len(index), *found.shape[1:], dtype=dtype)
+                batch[name][where] = found.to(batch[name].dtype)
+        return nested(batch)
+
+    def _shard(self, k: int) -> dict[str, Tensor]:
+        if k in self._mapped:
+            if self._shelf is not None:
+                self._shelf.touch(k)
+        elif self._shelf is None:
+            self._mapped[k] = map_shard(shard_path(self.folder, k), self.manifest, k)
+        else:
+            rows = self._shelf.map(k)
+            # What the cache has dropped takes room on the disk for as long as it is mapped.
+            self._mapped = {j: held for j, held in self._mapped.items() if self._shelf.holds(j)} | {k: rows}
+        return self._mapped[k]
+
+    def __getstate__(self) -> dict[str, Any]:
+        # A worker process maps the files itself instead of receiving their contents.
+        return {**self.__dict__, "_mapped": {}}
+
+
+# What a manifest says of a teacher.
+
+
+def describe(denoiser: Denoiser, description: Mapping[str, object]) -> Manifest:
+    """What a manifest says of the teacher: what it is, the checksum of its weights, and a description in words."""
+    return {**_described(denoiser), "description": dict(description)}
+
+
+def _described(denoiser: Denoiser) -> Manifest:
+    """What a denoiser is, as far as it can be told: names, numbers and checksums."""
+    while isinstance(denoiser, Meter):
+        denoiser = denoiser.denoiser
+    known: Manifest = {"class": getattr(denoiser, "__name__", type(denoiser).__name__)}
+    if isinstance(denoiser, Guided):
+        null = nested({k: _noted(x) for k, x in flat(denoiser.null).items()})["cond"]
+        return {**known, "weight": denoiser.weight, "null": null, "denoiser": _described(denoiser.denoiser)}
+    if isinstance(denoiser, Prediction):
+        clip = dataclasses.asdict(denoiser.clip) if isinstance(denoiser.clip, Threshold) else denoiser.clip
+        known |= {"kind": denoiser.kind, "clip": clip}
+        # Left out where it has no effect: manifests from before it existed stay as they are.
+        known |= {"data_std": denoiser.data_std} if denoiser.data_std != 1 else {}
+    state = tensors_of(denoiser)
+    return {**known, "sha256": digest(state) if state else None}
+
+
+def _noted(x: Tensor) -> Any:
+    """A number as it is, a larger tensor by its checksum."""
+    if x.ndim == 0:
+        return x.item()
+    return {"shape": list(x.shape), "dtype": str(x.dtype).removeprefix("torch."), "sha256": digest({"": x})}
+
+
+def modules_of(denoiser: Denoiser) -> dict[str, nn.Module]:
+    """The denoiser if it is a module, else the modules among its attributes, under their prefix."""
+    if isinstance(denoiser, nn.Module):
+        return {"": denoiser}
+    return {f"{k}.": v for k, v in getattr(denoiser, "__dict__", {}).items() if isinstance(v, nn.Module)}
+
+
+def tensors_of(denoiser: Denoiser) -> dict[str, Tensor]:
+    """The weights of a denoiser: its state dict if it is a module, else those and the tensors among its attributes."""
+    state = {} if isinstance(denoiser, nn.Module) else dict(getattr(denoiser, "__dict__", {}))
+    for prefix, module in modules_of(denoiser).items():
+        state |= module.state_dict(prefix=prefix)
+    return {k: v for k, v in state.items() if isinstance(v, Tensor)}
+
+
+# Batches.
+
+
+class Rows(Protocol):
+    """Anything that gives many rows at once as a dict of tensors."""
+
+    def __len__(self) -> int: ...
+
+    def __getitems__(self, indices: list[int], /) -> dict[str, Any]: ...
+
+
+class _Order:
+    """The order of the rows in one epoch, made window by window.
+
+    Arguments:
+        n: Rows.
+        shard: Rows of a shard.
+        window: Shards of a window, or None: all rows are one window.
+        seed: With `epoch`, determines the order.
+        epoch: Which epoch.
+    """
+
+    def __init__(self, n: int, shard: int, window: int | None, seed: int, epoch: int) -> None:
+        self.key, self.windows, sizes = (seed, epoch), [np.arange(0)], [n]
+        self._n, self._shard, self._made = n, shard, {} if window else {0: self._draw().permutation(n)}
+        if window:
+            shards = self._draw().permutation(-(-n // shard))
+            self.windows = [shards[i : i + window] for i in range(0, len(shards), window)]
+            sizes = [sum(len(self._rows(k)) for k in shards.tolist()) for shards in self.windows]
+        self.ends = np.cumsum(sizes).tolist()
+
+    def _draw(self, *stream: int) -> np.random.Generator:
+        return np.random.default_rng((*self.key, *stream))
+
+    def _rows(self, k: int) -> range:
+        return range(k * self._shard, min((k + 1) * self._shard, self._n))
+
+    def at(self, position: int) -> int:
+        """The window of a position."""
+        return bisect.bisect_right(self.ends, position)
+
+    def rows(self, first: int, last: int) -> list[int]:
+        """The rows at the positions from `first` to `last`, which is not one of them."""
+        found: list[int] = []
+        for w in range(self.at(first), self.at(last - 1) + 1):
+            start = self.ends[w - 1] if w else 0
+            found += self._window(w)[max(first - start, 0) : last - start].tolist()
+        return found
+
+    def _window(self, w: int) -> np.ndarray[Any, np.dtype[np.int64]]:
+        if w not in self._made:
+            rows = np.concatenate([np.arange(r.start, r.stop) for r in map(self._rows, self.windows[w].tolist())])
+            # numpy takes (seed, epoch, 0) for (seed, epoch), which permuted the shards.
+            self._made = {v: held for v, held in self._made.items() if v == w - 1}
+            self._made[w] = self._draw(w + 1).permutation(rows)
+        return self._made[w]
+
+
+def batches(
+    dataset: Rows, batch_size: int, seed: int, start_step: int = 0, rank: int = 0, world: int = 1
+) -> Iterator[dict[str, Any]]:
+    r"""Shuffled batches without end and without state: step $k$'s batch is a function of `seed` and $k$ alone.
+
+    With $S = \lfloor n / B \rfloor$ steps per epoch and $\pi_e$ the permutation of the $n$ rows drawn from `(seed, e)`,
+
+    $$ \mathrm{batch}_k = \pi_e[jB : (j + 1)B], \qquad e = \lfloor k / S \rfloor, \; j = k \bmod S, $$
+
+    of which each rank takes its contiguous share of $B$ / `world` rows. So training resumes exactly at any step, and the
+    ranks together see the rows that one process would. The ragged tail of an epoch is dropped. For a `TrajectorySet` with
+    a `window`, $\pi_e$ is the one of this module's beginning, and the shards of the next window are fetched meanwhile.
+
+    Arguments:
+        dataset: A `TrajectorySet`, or anything with `__len__` and `__getitems__`.
+        batch_size: The global batch size $B$.
+        seed: Determines the order; non-negative.
+        start_step: The first step.
+        rank: Which share.
+        world: How many shares.
+
+    Raises:
+        ValueError: if there are fewer rows than one batch, or the batch cannot be shared evenly.
+    """
+    if batch_size < 1 or start_step < 0 or seed < 0 or not 0 <= rank < world:
+        raise ValueError(
+            "expected batch_size >= 1, start_step >= 0, seed >= 0 and 0 <= rank < world, "
+            f"got {batch_size}, {start_step}, {seed}, {rank} and {world}"
+        )
+    if batch_size % world:
+        raise ValueError(f"a batch of {batch_size} cannot be shared evenly by {world} processes: use a multiple")
+    n = len(dataset)
+    if n < batch_size:
+        raise ValueError(f"{n} rows do not fill one batch of {batch_size}: use a smaller batch or more rows")
+    held = dataset if isinstance(dataset, TrajectorySet) else None
+    shard, window = (held.manifest["shard"], held.window) if held is not None else (n, None)
+
+    def stream() -> Iterator[dict[str, Any]]:
+        share, steps = batch_size // world, n // batch_size
+        epoch, j = divmod(start_step, steps)
+        order = _Order(n, shard, window, seed, epoch)
+        while True:
+            following, now = _Order(n, shard, window, seed, epoch + 1) if window else None, -1
+            for i in range(j, steps):
+                first = i * batch_size
+                if held is not None and following is not None and now != order.at(first):
+                    now = order.at(first)
+                    then = [*order.windows, *following.windows][now + 1]
+                    held.prefetch(order.windows[now].tolist(), then.tolist())
+                yield dataset.__getitems__(order.rows(first + rank * share, first + (rank + 1) * share))
+            epoch, j = epoch + 1, 0
+            order = following or _Order(n, shard, window, seed, epoch)
+
+    return stream()
