@@ -1,7 +1,7 @@
 """Fast sampling of diffusion models: learn the whole trajectory, emit it in one forward pass."""
 
 from dsno.denoise import Denoiser, Gaussian, GaussianMixture, Guided, Meter, Prediction
-from dsno.schedule import VE, Cosine, RectifiedFlow, Schedule, Tabulated, linear_beta
+from dsno.schedule import VE, Cosine, RectifiedFlow, Schedule, Tabulated, VPLinear, linear_beta
 from dsno.solve import DDIM, Ancestral, Chain, DPMSolverPP, Heun, Sampler, SolverSampler, UniPC
 from dsno.students.flowmap import OnePass, TrajectoryStudent, load_student, save_student, student_from_teacher
 from dsno.students.lift import lift
@@ -34,6 +34,7 @@ __all__ = [
     "Trajectory",
     "TrajectoryStudent",
     "UniPC",
+    "VPLinear",
     "lift",
     "linear_beta",
     "load_student",

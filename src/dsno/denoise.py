@@ -262,6 +262,8 @@ class Guided(nn.Module):
         if cond is None:
             raise ValueError("guidance needs a condition: pass labels or embeddings as cond")
         w, cond = self._weight(x_t, cond)
+        # Kept where it is needed: a copy to a GPU at every call would make the host wait each time.
+        self.null = map_cond(lambda n: n.to(x_t.device), self.null)
         null = _rows_like(self.null, cond)
         both = {name: torch.cat([c, null[name]]) for name, c in _named(cond).items()}
         told: Cond = both.get("", both)

@@ -253,7 +253,8 @@ PUBLISHED: dict[str, Any] = {
 RECIPES: dict[str, Recipe] = {
     "digits": Recipe(),
     "fashion": Recipe(
-        data="hf:zalando-datasets/fashion_mnist:train", size=16, net={"channels": [32, 64], "patch": 2}, count=102_400,
+        data="hf:zalando-datasets/fashion_mnist:train", size=16, net={"channels": [32, 64], "patch": 2},
+        features_steps=2000, count=102_400,
         teach=TrainConfig(steps=12_000, lr=1e-3, warmup=200, precision="bf16", checkpoint_every=500),
         distill=TrainConfig(steps=12_000, lr=1e-3, warmup=200, precision="bf16", checkpoint_every=500),
     ),
@@ -264,9 +265,15 @@ RECIPES: dict[str, Recipe] = {
         distill=TrainConfig(steps=30_000, lr=5e-4, warmup=500, precision="bf16", checkpoint_every=2000),
     ),
     "sprites": Recipe(
-        data="crawl_cc0_32.npz", size=32, net={"channels": [48, 96], "patch": 4}, count=51_200,
-        teach=TrainConfig(steps=8000, lr=1e-3, warmup=200, precision="bf16", checkpoint_every=500),
-        distill=TrainConfig(steps=8000, lr=1e-3, warmup=200, precision="bf16", checkpoint_every=500),
+        data="crawl_cc0_32.npz", net={"channels": [32, 64], "patch": 4}, features_steps=1500, count=16_384,
+        teach=TrainConfig(steps=3000, lr=1e-3, warmup=200, precision="bf16", checkpoint_every=500),
+        distill=TrainConfig(steps=2000, lr=1e-3, warmup=200, precision="bf16", checkpoint_every=500),
+    ),
+    "sprites-gpu": Recipe(
+        data="crawl_cc0_32.npz", net={"channels": [64, 128, 128], "attention": [1, 2], "dropout": 0.1},
+        features_steps=3000, count=204_800, teach_batch=256, distill_batch=256,
+        teach=TrainConfig(steps=20_000, lr=5e-4, warmup=500, precision="bf16", checkpoint_every=2000),
+        distill=TrainConfig(steps=30_000, lr=5e-4, warmup=500, precision="bf16", checkpoint_every=2000),
     ),
     # The paper's own (Zheng et al., 2023, arXiv 2211.13449, and its code), with the L1 distance of its objective: the VGG
     # features of its last CIFAR-10 figure are not ours to ship. Its teachers are those of progressive distillation; pass
