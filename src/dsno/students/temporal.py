@@ -135,27 +135,36 @@ class TemporalFourier(nn.Module):
         return f"{self.channels}, frames={self.frames}, modes={self.modes}, activation={self.activation}"
 
     def forward(self, u: Tensor) -> Tensor:
-        x = u.movedim(self.channel_dim, 1)
+        rows = u.movedim(self.channel_dim, -1)
+        # Channels lie last in the memory of tokens and of `channels_last` images, first in that of others: either way
+        # the features are mixed where they are, without a copy.
+        last = rows.is_contiguous()
+        x = rows if last else u.movedim(self.channel_dim, 1)
+        pixels = (-1, self.channels) if last else (self.channels, -1)
         c = self.analysis.to(x.dtype) @ x.unflatten(0, (-1, self.frames)).flatten(2)
-        v = self.synthesis.to(c.dtype) @ self._mix(c.unflatten(2, (self.channels, -1))).flatten(2)
+        v = self.synthesis.to(c.dtype) @ self._mix(c.unflatten(2, pixels), last).flatten(2)
         if self.offset is not None:
-            v = v.unflatten(2, (self.channels, -1)) + self.offset.to(v.dtype).transpose(1, 2)
-        v = v.reshape(x.shape).movedim(1, self.channel_dim)
+            v = v.unflatten(2, pixels) + (self.offset if last else self.offset.mT).to(v.dtype)
+        v = v.reshape(x.shape).movedim(-1 if last else 1, self.channel_dim)
         if self.activation == "silu":
             v = nn.functional.silu(v)
         elif self.activation == "leaky_relu":
             v = nn.functional.leaky_relu(v, 0.01)
         return u + v
 
-    def _mix(self, c: Tensor) -> Tensor:
-        """Apply $R_k$ to the real coefficients, shape (B, K, C, space)."""
-        mixed = [self.real[0].T @ c[:, 0]]
+    def _mix(self, c: Tensor, last: bool) -> Tensor:
+        """Apply $R_k$ to the real coefficients, shape (B, K, space, C) if the channels come `last`, else (B, K, C, space)."""
+
+        def apply(R: Tensor, c_k: Tensor) -> Tensor:
+            return c_k @ R if last else R.T @ c_k
+
+        mixed = [apply(self.real[0], c[:, 0])]
         for k in range(self.pairs):
-            re, im = self.real[k + 1].T, self.imag[k].T  # type: ignore[index]
+            re, im = self.real[k + 1], self.imag[k]  # type: ignore[index]
             a, b = c[:, 2 * k + 1], c[:, 2 * k + 2]
             # A complex product in three real ones (Gauss) instead of the block matrix's four.
-            shared = re @ (a + b)
-            mixed += [shared - (re + im) @ b, shared + (im - re) @ a]
+            shared = apply(re, a + b)
+            mixed += [shared - apply(re + im, b), shared + apply(im - re, a)]
         if self.nyquist:
-            mixed.append(self.real[-1].T @ c[:, -1])
+            mixed.append(apply(self.real[-1], c[:, -1]))
         return torch.stack(mixed, 1)

@@ -73,7 +73,7 @@ def _groups(channels: int) -> int:
 
 def _heads_apart(qkv: Tensor, heads: int) -> Tensor:
     """(B, 3C, H, W), with query, key and value side by side for every channel, as (3, B, heads, H W, C / heads)."""
-    return qkv.reshape(len(qkv), heads, -1, 3, qkv.shape[2] * qkv.shape[3]).permute(3, 0, 1, 4, 2)
+    return qkv.reshape(qkv.shape[0], heads, -1, 3, qkv.shape[2] * qkv.shape[3]).permute(3, 0, 1, 4, 2)
 
 
 def _attend(qkv: Tensor, shape: torch.Size) -> Tensor:
@@ -770,7 +770,7 @@ class PreconditionedUNet(nn.Module):
 
     def forward(self, x: Tensor, t: Tensor, cond: Cond | None = None) -> Tensor:
         dtype = next(self.model.parameters()).dtype
-        label = self._one_hot(cond.get("label") if isinstance(cond, Mapping) else cond, len(x), x.device)
+        label = self._one_hot(cond.get("label") if isinstance(cond, Mapping) else cond, x.shape[0], x.device)
         output = self.model(x.to(dtype), self.noise_label(t), label)[:, : self.shape[0]].to(x.dtype)
         return -output if self.precond == "ve" else output
 
