@@ -246,7 +246,9 @@ def test_what_a_student_cannot_be() -> None:
         TrajectoryStudent(Oracle(None), Cosine(), TIMES, "image")
     with pytest.raises(ValueError, match="no head for a teacher that predicts 'score'"):
         TrajectoryStudent(Oracle(None), Cosine(), TIMES, kind="score")
-    with pytest.raises(ValueError, match="a Linear does not say which of its modules are blocks: use `lift`"):
+    with pytest.raises(
+        ValueError, match="a Linear does not say which of its modules are blocks: pass `blocks`, or use `lift`"
+    ):
         student_from_teacher(Prediction(nn.Linear(1, 1), Cosine()), TIMES)
 
 

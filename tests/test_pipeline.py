@@ -19,6 +19,7 @@ from dsno.pipeline import DSNOModel, DSNOPipeline, DSNOPipelineOutput
 from dsno.schedule import Cosine, quadratic
 from dsno.students.flowmap import OnePass, TrajectoryStudent, save_student, student_from_teacher
 from dsno.students.lift import lift
+from dsno.teachers.diffusers import DiffusersNet
 from dsno.teachers.unet import UNet
 from dsno.trajectory import Trajectory
 
@@ -128,7 +129,7 @@ def test_how_many_images(pipe: DSNOPipeline) -> None:
         ({"num_images": 3, "generator": [torch.Generator()]}, "there are 1 generators for 3 images"),
         ({"seeds": [1], "generator": torch.Generator()}, "a generator or seeds, not both"),
         ({"seeds": [-1]}, r"seeds must be integers in \[0, 2\^63\)"),
-        ({"output_type": "latent"}, "unknown output_type 'latent': expected 'pil', 'np' or 'pt'"),
+        ({"output_type": "jpg"}, "unknown output_type 'jpg': expected 'pil', 'np', 'pt' or 'latent'"),
     ]:
         with pytest.raises(ValueError, match=message):
             pipe(**wrong)
@@ -307,3 +308,81 @@ def test_the_base_class_cannot_load_it(folder: Path) -> None:
     # Documented, and measured with diffusers 0.42.1: once this passes, the note in the module can go.
     with pytest.raises(AttributeError, match="DSNOPipeline"):
         diffusers.DiffusionPipeline.from_pretrained(folder)
+
+
+# Real backbones
+
+
+def dit(guidance: bool = False) -> TrajectoryStudent:
+    options = dict(
+        num_attention_heads=2, attention_head_dim=8, in_channels=4, out_channels=8, num_layers=2, norm_num_groups=4,
+        sample_size=8, patch_size=2, num_embeds_ada_norm=5,
+    )  # fmt: skip
+    net = DiffusersNet("DiTTransformer2DModel", options)
+    for p in net.parameters():
+        nn.init.normal_(p, std=0.2)
+    made = student_from_teacher(Prediction(net, Cosine(), "v"), quadratic(4)[1:], init="normal", guidance=guidance)
+    for p in made.net.added().parameters():
+        nn.init.normal_(p, std=0.2)
+    return made.eval()
+
+
+def autoencoder() -> diffusers.AutoencoderKL:
+    return diffusers.AutoencoderKL(
+        block_out_channels=(4, 8), norm_num_groups=2, latent_channels=4, sample_size=16, scaling_factor=0.5,
+        shift_factor=0.1, down_block_types=("DownEncoderBlock2D",) * 2, up_block_types=("UpDecoderBlock2D",) * 2,
+    ).eval()  # fmt: skip
+
+
+def test_latents_are_decoded_once_at_the_end(tmp_path: Path) -> None:
+    pipe = DSNOPipeline.from_student(dit(), autoencoder())
+    pipe.save_pretrained(tmp_path)
+    loaded = DSNOPipeline.from_pretrained(tmp_path)
+    latents = loaded(class_labels=[0, 4], seeds=[1, 2], output_type="latent").images
+    assert torch.equal(latents, pipe.student.sample(noise([1, 2], (4, 8, 8)), torch.tensor([0, 4])))
+    with torch.no_grad():
+        decoded = pipe.vae.decode(latents / 0.5 + 0.1).sample
+    found = images(loaded, class_labels=[0, 4], seeds=[1, 2])
+    assert found.shape == (2, 3, 16, 16)
+    torch.testing.assert_close(found, (decoded / 2 + 0.5).clamp(0, 1), rtol=1e-5, atol=1e-5)
+    whole = loaded(class_labels=[0, 4], seeds=[1, 2], output_type="pt", return_trajectory=True)
+    assert whole.trajectory.x.shape == (2, 5, 4, 8, 8)
+    torch.testing.assert_close(whole.images, found, rtol=1e-4, atol=1e-4)
+    assert loaded(class_labels=3).images[0].size == (16, 16)
+
+
+def test_a_student_with_guidance_is_told_the_weight(tmp_path: Path) -> None:
+    pipe = DSNOPipeline.from_student(dit(guidance=True))
+    pipe.save_pretrained(tmp_path)
+    loaded = DSNOPipeline.from_pretrained(tmp_path)
+
+    def latents(**arguments: object) -> Tensor:
+        return loaded(class_labels=2, seeds=[1, 1], output_type="latent", **arguments).images
+
+    low, high = latents(guidance_weight=0), latents(guidance_weight=4.0)
+    assert not torch.allclose(low, high, atol=1e-4)
+    torch.testing.assert_close(latents(guidance_weight=[0.0, 4.0]), torch.stack([low[0], high[1]]))
+    torch.testing.assert_close(pipe(
+        class_labels=2, seeds=[1, 1], output_type="latent", guidance_weight=4.0
+    ).images, high)  # fmt: skip
+    for weight, message in [(None, "is told a guidance weight"), (-1, "at least 0"), ([1, 2, 3], "3 guidance weights")]:
+        with pytest.raises(ValueError, match=message):
+            latents(guidance_weight=weight)
+    with pytest.raises(ValueError, match="takes no guidance weight"):
+        DSNOPipeline.from_student(student())(guidance_weight=1.0)
+
+
+def test_embeddings_are_told() -> None:
+    options = dict(
+        in_channels=4, out_channels=4, cross_attention_dim=6, block_out_channels=(4, 8), norm_num_groups=2,
+        layers_per_block=1, sample_size=8, attention_head_dim=4,
+        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"), up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+    )  # fmt: skip
+    net = DiffusersNet("UNet2DConditionModel", options, text_length=3)
+    pipe = DSNOPipeline.from_student(student_from_teacher(Prediction(net, Cosine(), "v"), quadratic(4)[1:]))
+    text = torch.randn(2, 3, 6)
+    made = pipe(cond={"text": text}, seeds=[1, 1], output_type="latent").images
+    assert not torch.allclose(made[0], made[1], atol=1e-5)
+    torch.testing.assert_close(pipe(cond=text[:1], seeds=[1, 1], output_type="latent").images, made[[0, 0]])
+    with pytest.raises(ValueError, match="there are 2 rows of text for 3 images"):
+        pipe(num_images=3, cond={"text": text}, output_type="latent")

@@ -8,7 +8,8 @@ pipe = DSNOPipeline.from_pretrained("digits").to("cuda")  # or the name of a rep
 pipe(seeds=range(16)).images  # 16 PIL images; image i is the same in any batch
 ```
 
-A call is one pass of the network, $z \mapsto (x_{t_1}, \dots, x_{t_M})$. There is no scheduler and no number of steps.
+A call is one pass of the network, $z \mapsto (x_{t_1}, \dots, x_{t_M})$. There is no scheduler and no number of steps. The
+student of a latent model comes with its autoencoder (`vae`), which decodes the sample once, at the end.
 
 On disk: `model_index.json`, `student/config.json` and `student/diffusion_pytorch_model.safetensors`; no pickle. Load it
 with `DSNOPipeline.from_pretrained`. `diffusers.DiffusionPipeline.from_pretrained` cannot: it looks for the class inside
@@ -33,12 +34,14 @@ from diffusers.utils.constants import SAFETENSORS_WEIGHTS_NAME
 from diffusers.utils.outputs import BaseOutput
 from diffusers.utils.torch_utils import randn_tensor
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 
 from dsno.checkpoint import CONFIG, build, compare, read_json, read_tensors
 from dsno.data import to_uint8, to_unit
+from dsno.denoise import Cond, map_cond
 from dsno.noise import noise
 from dsno.students.flowmap import OnePass, TrajectoryStudent, build_student
+from dsno.teachers.diffusers import Latents
 from dsno.teachers.nets import Backbone
 from dsno.trajectory import Trajectory
 
@@ -126,7 +129,8 @@ class DSNOPipelineOutput(BaseOutput):
     """What a pipeline returns.
 
     Attributes:
-        images: A list of PIL images (mode L or RGB), an array (N, H, W, C) or a tensor (N, C, H, W), both in [0, 1].
+        images: A list of PIL images (mode L or RGB), an array (N, H, W, C) or a tensor (N, C, H, W), both in [0, 1]; or the
+            samples as they are.
         trajectory: The whole trajectory, not clamped, in [-1, 1] at t = 0; None unless it was asked for.
     """
 
@@ -139,21 +143,24 @@ class DSNOPipeline(DiffusionPipeline):
 
     Arguments:
         student: A `DSNOModel`, or a `TrajectoryStudent`, which is then wrapped (`DSNOModel.from_student`).
+        vae: The autoencoder whose latents the student makes; None where it makes the images.
     """
 
     student: DSNOModel
-    model_cpu_offload_seq = "student"  # type: ignore[assignment]
+    vae: Any
+    model_cpu_offload_seq = "student->vae"  # type: ignore[assignment]
+    _optional_components = ["vae"]  # noqa: RUF012
 
-    def __init__(self, student: DSNOModel | TrajectoryStudent) -> None:
+    def __init__(self, student: DSNOModel | TrajectoryStudent, vae: nn.Module | None = None) -> None:
         super().__init__()
         if not isinstance(student, DSNOModel):
             student = DSNOModel.from_student(student)
-        self.register_modules(student=student)
+        self.register_modules(student=student, vae=vae)
 
     @classmethod
-    def from_student(cls, student: TrajectoryStudent) -> Self:
+    def from_student(cls, student: TrajectoryStudent, vae: nn.Module | None = None) -> Self:
         """A pipeline around a student, sharing its weights, in evaluation mode."""
-        return cls(DSNOModel.from_student(student))
+        return cls(DSNOModel.from_student(student), vae)
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike[str], **kwargs: Any) -> Self:
@@ -186,9 +193,11 @@ class DSNOPipeline(DiffusionPipeline):
         class_labels: int | Sequence[int] | Tensor | None = None,
         generator: torch.Generator | list[torch.Generator] | None = None,
         seeds: int | Sequence[int] | Tensor | None = None,
-        output_type: Literal["pil", "np", "pt"] = "pil",
+        output_type: Literal["pil", "np", "pt", "latent"] = "pil",
         return_trajectory: bool = False,
         return_dict: bool = True,
+        cond: Cond | None = None,
+        guidance_weight: float | Sequence[float] | Tensor | None = None,
     ) -> DSNOPipelineOutput | tuple[Any, ...]:
         r"""Draw images.
 
@@ -199,27 +208,37 @@ class DSNOPipeline(DiffusionPipeline):
                 own generator alone.
             seeds: One integer in $[0, 2^{63})$ for each image instead (`dsno.noise.noise`): the same noise in any batch and
                 on any device, so the same image up to rounding.
-            output_type: `pil`, `np` (N, H, W, C) or `pt` (N, C, H, W); the latter two in [0, 1].
+            output_type: `pil`, `np` (N, H, W, C) or `pt` (N, C, H, W); the latter two in [0, 1]. `latent` is the sample
+                itself, neither decoded nor clamped.
             return_trajectory: Also return the trajectory. Without it the last blocks run for the sample alone.
             return_dict: Return a `DSNOPipelineOutput`, else a tuple of what it would hold.
+            cond: What else the student is told: embeddings, alone or by name (`text` (N, L, D), `pooled` (N, P)); one row is
+                for all images. `dsno.teachers.diffusers.encode_prompts` makes them from prompts.
+            guidance_weight: One w for all images, or one for each; for a student with guidance. The `guidance_scale` of
+                diffusers is 1 + w.
 
         Raises:
-            ValueError: if the numbers of labels, generators or seeds differ, labels are missing, superfluous or out of
-                range, both a generator and seeds are given, or the output type does not exist.
+            ValueError: if the numbers of labels, generators, seeds, embeddings or weights differ, labels are missing,
+                superfluous or out of range, a weight is missing or superfluous, both a generator and seeds are given, or the
+                output type does not exist.
         """
         student = self.student
-        if output_type not in ("pil", "np", "pt"):
-            raise ValueError(f"unknown output_type {output_type!r}: expected 'pil', 'np' or 'pt'")
-        if output_type == "pil" and student.shape[0] not in (1, 3):
+        if output_type not in ("pil", "np", "pt", "latent"):
+            raise ValueError(f"unknown output_type {output_type!r}: expected 'pil', 'np', 'pt' or 'latent'")
+        if output_type == "pil" and self.vae is None and student.shape[0] not in (1, 3):
             raise ValueError(f"PIL has no images of {student.shape[0]} channels: ask for output_type 'np' or 'pt'")
         if generator is not None and seeds is not None:
             raise ValueError("pass a generator or seeds, not both")
         seed = None if seeds is None else torch.as_tensor(seeds, dtype=torch.int64).reshape(-1)
         label = None if class_labels is None else torch.as_tensor(class_labels, dtype=torch.int64)
+        w = None if guidance_weight is None else torch.as_tensor(guidance_weight, dtype=torch.float32)
+        told = {} if cond is None else {"": cond} if isinstance(cond, Tensor) else dict(cond)
         given = {
             "class_labels": None if label is None or label.ndim == 0 else len(label),
             "generators": len(generator) if isinstance(generator, list) else None,
             "seeds": None if seed is None else len(seed),
+            "guidance weights": None if w is None or w.ndim == 0 else len(w),
+            **{f"rows of {name or 'cond'}": len(c) if len(c) != 1 else None for name, c in told.items()},
         }
         count = _agree(num_images, {name: size for name, size in given.items() if size is not None})
 
@@ -228,10 +247,21 @@ class DSNOPipeline(DiffusionPipeline):
         else:
             z = randn_tensor((count, *student.shape), generator, self._execution_device, torch.float32)
         z = z.to(self._execution_device, student.dtype)
-        cond = None if label is None else label.expand(count).to(z.device)
-        _check_labels(cond, student.classes)
+        label = None if label is None else label.expand(count)
+        _check_labels(label if label is not None or "label" not in told else told["label"], student.classes)
+        _check_weight(w, student.guided)
+        whole = {
+            **{name: c.expand(count, *c.shape[1:]) for name, c in told.items()},
+            **({} if label is None else {"label": label}), **({} if w is None else {"weight": w.expand(count)}),
+        }  # fmt: skip
+        # A single condition is told without its name, as everywhere.
+        alone = len(whole) == 1 and not student.guided
+        cond = None if not whole else next(iter(whole.values())) if alone else whole
+        cond = map_cond(lambda c: c.to(z.device, z.dtype) if c.is_floating_point() else c.to(z.device), cond)
         trajectory = OnePass(student)(z, cond, seed) if return_trajectory else None
         sample = student.sample(z, cond) if trajectory is None else trajectory.sample
+        if self.vae is not None and output_type != "latent":
+            sample = Latents(self.vae).decode(sample)
         output = DSNOPipelineOutput(_images(sample.float(), output_type), trajectory)
         return output if return_dict else output.to_tuple()
 
@@ -266,7 +296,18 @@ def _check_labels(cond: Tensor | None, classes: int | None) -> None:
         raise ValueError(f"this student is class conditional: class_labels must be in [0, {classes}), got {shown}")
 
 
+def _check_weight(w: Tensor | None, guided: bool) -> None:
+    if guided and w is None:
+        raise ValueError("this student is told a guidance weight: pass guidance_weight (0 is the conditional model)")
+    if w is not None and not guided:
+        raise ValueError("this student takes no guidance weight: leave guidance_weight out")
+    if w is not None and not bool((w >= 0).all()):
+        raise ValueError(f"a guidance weight is at least 0, got {w.tolist()}")
+
+
 def _images(x: Tensor, output_type: str) -> list[Image.Image] | np.ndarray | Tensor:
+    if output_type == "latent":
+        return x
     if output_type == "pt":
         return to_unit(x)
     if output_type == "np":

@@ -23,7 +23,8 @@ The network's raw output $F$ is read as the teacher's prediction at the input's 
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -31,11 +32,11 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from dsno.checkpoint import build, load_model, save_model
+from dsno.checkpoint import CONFIG, build, load_model, read_json, save_model
 from dsno.denoise import Cond, Kind, Prediction, expand_like, scale_input, x0_from
 from dsno.schedule import Schedule, schedule_from_config
 from dsno.solve import initial_state
-from dsno.students.lift import Lifted, Told, Where, lift
+from dsno.students.lift import Blocks, Lifted, Plan, Told, Where, install, lift
 from dsno.students.temporal import Activation, Init
 from dsno.teachers.nets import Backbone, example, net_from_config
 from dsno.trajectory import Trajectory
@@ -63,6 +64,8 @@ class TrajectoryStudent(nn.Module):
         target: What the frames are trained on.
         kind: What the backbone's teacher predicts, so how its raw output is read.
         data_std: $\sigma_d$ of the kind `edm`.
+        shape: The shape of one sample, (C, *spatial), of a backbone that does not say.
+        classes: The number of classes it may be told, of a backbone that does not say.
 
     Raises:
         ValueError: if the times do not fit the network's frames or do not decrease.
@@ -76,6 +79,8 @@ class TrajectoryStudent(nn.Module):
         target: Target = "x0",
         kind: Kind = "v",
         data_std: float = 1.0,
+        shape: Sequence[int] | None = None,
+        classes: int | None = None,
     ) -> None:
         super().__init__()
         t = torch.as_tensor(times, dtype=torch.float64)
@@ -88,7 +93,8 @@ class TrajectoryStudent(nn.Module):
         if kind not in ("x0", "eps", "v", "flow", "edm"):
             raise ValueError(f"no head for a teacher that predicts {kind!r}: expected x0, eps, v, flow or edm")
         self.net, self.schedule, self.times, self.target, self.kind = net, schedule, t, target, kind
-        self.data_std = data_std
+        self.data_std, self.own_shape, self.own_classes = data_std, None if shape is None else tuple(shape), classes
+        self.affine = self._affine()
 
     @property
     def frames(self) -> int:
@@ -102,22 +108,23 @@ class TrajectoryStudent(nn.Module):
         Raises:
             ValueError: if the backbone does not say.
         """
-        return self._backbone.shape
+        if isinstance(self.net.backbone, Backbone):
+            return self.net.backbone.shape
+        if self.own_shape is None:
+            raise ValueError(
+                f"a {type(self.net.backbone).__name__} does not say what it makes: pass shape=(C, ...) to TrajectoryStudent"
+            )
+        return self.own_shape
 
     @property
     def classes(self) -> int | None:
-        """The number of classes of a class-conditional student, or None.
-
-        Raises:
-            ValueError: if the backbone does not say.
-        """
-        return self._backbone.classes
+        """The number of classes of a class-conditional student, or None."""
+        return self.net.backbone.classes if isinstance(self.net.backbone, Backbone) else self.own_classes
 
     @property
-    def _backbone(self) -> Backbone:
-        if not isinstance(self.net.backbone, Backbone):
-            raise ValueError(f"a {type(self.net.backbone).__name__} does not say what it makes: it is no `Backbone`")
-        return self.net.backbone
+    def guided(self) -> bool:
+        """Whether it is told a guidance weight, `weight` in its condition."""
+        return self.net.guidance is not None
 
     def forward(
         self,
@@ -132,7 +139,10 @@ class TrajectoryStudent(nn.Module):
         """
         t = torch.as_tensor(start, dtype=x_t.dtype, device=x_t.device)
         shown = scale_input(self.kind, x_t, t, self.schedule, self.data_std)
-        F = self.net(shown, self.times, cond, start, select)
+        return self._read(x_t, self.net(shown, self.times, cond, start, select), t)
+
+    def _read(self, x_t: Tensor, F: Tensor, t: Tensor) -> Tensor:
+        """$h$ from raw outputs (B, K, *shape), the table above."""
         B, K = F.shape[:2]
         if self.kind == "eps":
             _, sigma_t = self.schedule(t)
@@ -151,19 +161,34 @@ class TrajectoryStudent(nn.Module):
         alpha_t, sigma_t = (expand_like(c, h) for c in self.schedule(t))
         return alpha_m * h + sigma_m * (x_t.unsqueeze(1) - alpha_t * h) / sigma_t
 
+    def _affine(self) -> tuple[float, float, float]:
+        r"""$(a, b, c)$ of a sample from noise, $a z + b F(c z)$, computed in float64 on the host."""
+        one, zero = torch.ones(1, 1, dtype=torch.float64), torch.zeros(1, 1, dtype=torch.float64)
+        t = torch.ones((), dtype=torch.float64)
+
+        def last(z: Tensor, F: Tensor) -> float:
+            x_1 = initial_state(self.schedule, z)
+            h = self._read(x_1, F.unsqueeze(1), t)
+            return float(self.states(x_1, h, select=(-1,)) if self.target == "state" else h)
+
+        shown = scale_input(self.kind, initial_state(self.schedule, one), t, self.schedule, self.data_std)
+        return last(one, zero), last(zero, one), float(shown)
+
     @torch.no_grad()
     def sample(self, z: Tensor, cond: Cond | None = None) -> Tensor:
         """The sample alone, (B, *shape) from noise (B, *shape): blocks behind the last temporal layer run once."""
-        x_1 = initial_state(self.schedule, z)
-        h = self(x_1, cond, select=(-1,))
-        return (self.states(x_1, h, select=(-1,)) if self.target == "state" else h)[:, 0]
+        a, b, c = self.affine
+        return a * z + b * self.net(c * z, self.times, cond, 1.0, (-1,))[:, 0]
 
     @property
     def config(self) -> dict[str, object]:
-        """Everything but the weights, JSON-able."""
+        """Everything but the weights, JSON-able; `backbone` is None where it cannot be rebuilt."""
+        known = isinstance(self.net.backbone, Backbone)
+        own = {} if known else {"shape": self.own_shape, "classes": self.own_classes}
         return {
             "schedule": self.schedule.config, "times": self.times.tolist(), "target": self.target, "kind": self.kind,
-            "data_std": self.data_std, "backbone": self._backbone.config, "lift": self.net.config,
+            "data_std": self.data_std, "backbone": self.net.backbone.config if known else None, "lift": self.net.config,
+            **own,
         }  # fmt: skip
 
 
@@ -198,58 +223,156 @@ def student_from_teacher(
     times: Sequence[float] | Tensor,
     target: Target = "x0",
     modes: int | None = None,
-    where: Where = "mid",
+    where: Where | Callable[[str, torch.Size], bool] = "mid",
     once: bool = True,
     activation: Activation = "silu",
     init: Init = "zero",
     told: Told = "input",
+    guidance: bool = False,
+    train_only: Literal["all", "temporal"] = "all",
+    blocks: Blocks | None = None,
 ) -> TrajectoryStudent:
     """A student of `len(times)` frames around a copy of a teacher, its weights included.
 
-    `modes` is 2 by default, 1 of one frame. The other arguments are those of `lift`; the defaults are what did best on
-    the digits (`benchmarks/digits.py`). The published operator is `where="every", once=False, told="output"`.
+    `modes` is 2 by default, 1 of one frame. `guidance` makes the guidance weight an input, `weight` in the condition.
+    `train_only="temporal"` freezes what came from the teacher. A network that is no `Backbone` needs `blocks`, its
+    blocks as in `lift`, and a teacher that says its `shape`. The other arguments are those of `lift`; the defaults are
+    what did best on the digits (`benchmarks/digits.py`). The published operator is
+    `where="every", once=False, told="output"`.
 
     Raises:
-        ValueError: if the teacher's network is no `Backbone` (lift other modules with `lift`), or as `lift` does.
+        ValueError: if the teacher's network does not say which of its modules are blocks (or time embeddings, for
+            guidance) or has its own time units, or as `lift` does.
     """
-    if not isinstance(teacher.net, Backbone):
+    if train_only not in ("all", "temporal"):
+        raise ValueError(f"unknown train_only {train_only!r}: expected all or temporal")
+    net = copy.deepcopy(teacher.net)
+    embedding: Sequence[str] = ()
+    if isinstance(net, Backbone):
+        blocks, embedding = net.blocks if blocks is None else blocks, net.embedding
+    if blocks is None:
         raise ValueError(
-            f"a {type(teacher.net).__name__} does not say which of its modules are blocks: use `lift` and TrajectoryStudent"
+            f"a {type(net).__name__} does not say which of its modules are blocks: pass `blocks`, or use `lift` and "
+            "TrajectoryStudent"
         )
-    modes = min(2, len(times) // 2 + 1) if modes is None else modes
-    config = {"frames": len(times), "modes": modes, "once": once, "activation": activation}
-    net = _lift(copy.deepcopy(teacher.net), {**config, "where": where, "init": init, "told": told})
-    return TrajectoryStudent(net, teacher.schedule, times, target, teacher.kind, teacher.data_std)
+    if guidance and not embedding:
+        raise ValueError(
+            f"a {type(net).__name__} does not say which of its modules return the time embedding: use `lift` with "
+            "`guidance` and TrajectoryStudent"
+        )
+    if teacher.time is not None:
+        raise ValueError("a student's network is told t in [0, 1]: put the teacher's `time` into its network's forward")
+    if not any(p.requires_grad for p in net.parameters()):
+        net.requires_grad_()
+    made = lift(
+        net, _example(teacher, net), blocks, len(times), min(2, len(times) // 2 + 1) if modes is None else modes,
+        where, once, activation, init, told=told, guidance=embedding if guidance else (),
+    )  # fmt: skip
+    if train_only == "temporal":
+        made.freeze_backbone()
+    return TrajectoryStudent(
+        made, teacher.schedule, times, target, teacher.kind, teacher.data_std, teacher.shape, teacher.classes
+    )
 
 
-def _lift(net: nn.Module, arguments: dict[str, Any]) -> Lifted:
-    assert isinstance(net, Backbone)
-    return lift(net, example(net, next(net.parameters())), net.blocks, **arguments)
+def _example(teacher: Prediction, net: nn.Module) -> tuple[Cond, ...]:
+    like = next(net.parameters())
+    if isinstance(net, Backbone):
+        return example(net, like)
+    if teacher.shape is None:
+        raise ValueError(f"a {type(net).__name__} does not say what shape it makes: pass shape=(C, ...) to Prediction")
+    x, t = like.new_zeros(1, *teacher.shape), like.new_zeros(1)
+    label = torch.zeros(1, dtype=torch.int64, device=like.device)
+    return (x, t) if teacher.classes is None else (x, t, label)
 
 
-def save_student(folder: Path | str, student: TrajectoryStudent, **notes: object) -> Path:
-    """Write a student whose backbone is a `Backbone`: `config.json` and `model.safetensors`; `notes` go into the former."""
-    return save_model(folder, {"type": "student", **student.config, "notes": notes}, student)
+# On disk
 
 
-def load_student(folder: Path | str) -> TrajectoryStudent:
+def save_student(folder: Path | str, student: TrajectoryStudent, adapter_only: bool = False, **notes: object) -> Path:
+    """Write a student: `config.json` and `model.safetensors`; `notes` go into the former.
+
+    With `adapter_only`, only what lifting added to the teacher, and a fingerprint of the teacher's weights.
+
+    Raises:
+        ValueError: if only the adapter is to be written of a student whose backbone is trained, too.
+    """
+    config = {"type": "student", **student.config, "notes": notes}
+    if not adapter_only:
+        return save_model(folder, config, student)
+    added = student.net.added()
+    own = set(added.parameters())
+    for name, parameter in student.named_parameters():
+        if parameter.requires_grad and parameter not in own:
+            raise ValueError(
+                f"{name} is trained, too: freeze the backbone before training (`freeze_backbone`), or save the whole student"
+            )
+    return save_model(folder, {**config, "type": "adapter", "teacher": _fingerprint(student.net)}, added)
+
+
+def load_student(
+    folder: Path | str, backbone: nn.Module | None = None, teacher: Prediction | None = None
+) -> TrajectoryStudent:
     """Read what `save_student` wrote.
+
+    Arguments:
+        folder: What `save_student` wrote.
+        backbone: A network like the one that was lifted, where that was no `Backbone`; lifted in place.
+        teacher: The teacher that an adapter belongs to; its network is copied.
 
     Raises:
         FileNotFoundError: if a file is missing.
-        ValueError: if the folder holds something else, or damaged or foreign weights.
+        ValueError: if the folder holds something else, or damaged or foreign weights; if it needs a backbone or a teacher
+            and there is none, or the teacher is another.
     """
-    return load_model(folder, "student", lambda config: (student := build_student(config), student)).eval()
+    folder = Path(folder)
+    if teacher is None:
+        config = read_json(folder / CONFIG)
+        if isinstance(config, dict) and config.get("type") == "adapter":
+            raise ValueError(f"{folder} holds an adapter: pass the teacher it belongs to, load_student(..., teacher=)")
+
+        def whole(config: dict[str, Any]) -> tuple[TrajectoryStudent, nn.Module]:
+            student = build_student(config, backbone)
+            return student, student
+
+        return load_model(folder, "student", whole).eval()
+    net = copy.deepcopy(teacher.net)
+
+    def adapter(config: dict[str, Any]) -> tuple[TrajectoryStudent, nn.Module]:
+        expected = config.pop("teacher", None)
+        student = build_student(config, net)
+        if _fingerprint(student.net) != expected:
+            raise ValueError(f"{folder} is the adapter of another teacher: the weights of the one given differ")
+        student.net.freeze_backbone()
+        return student, student.net.added()
+
+    return load_model(folder, "adapter", adapter).eval()
 
 
-def build_student(config: Mapping[str, Any]) -> TrajectoryStudent:
-    """The student a configuration describes, with fresh weights.
+def _fingerprint(net: Lifted) -> str:
+    """sha256 of the backbone's weights: names, types, shapes and bytes."""
+    digest = hashlib.sha256()
+    added = tuple(f"{name}." for name in net.temporal_layers())
+    for name, value in sorted(net.backbone.state_dict().items()):
+        if not name.startswith(added):
+            digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+            digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def build_student(config: Mapping[str, Any], backbone: nn.Module | None = None) -> TrajectoryStudent:
+    """The student a configuration describes, with fresh weights, or around the given backbone, lifted in place.
 
     Raises:
-        ValueError: for an unknown key, with the nearest known one, or a missing one.
+        ValueError: for an unknown key, with the nearest known one, or a missing one; or if it needs a backbone.
     """
     described = {k: v for k, v in config.items() if k not in ("type", "notes")}
-    return build(_student, described, "the configuration of a student")
+    if backbone is None and "backbone" in config and config["backbone"] is None:
+        raise ValueError(
+            "the backbone of this student is no `Backbone` and cannot be rebuilt from a configuration: pass one like it, "
+            "load_student(..., backbone=)"
+        )
+    return build(_student, {**described, "net": backbone}, "the configuration of a student")
 
 
 def _student(
@@ -260,12 +383,22 @@ def _student(
     backbone: dict[str, Any],
     lift: dict[str, Any],
     data_std: float = 1.0,
+    shape: Sequence[int] | None = None,
+    classes: int | None = None,
+    net: nn.Module | None = None,
 ) -> TrajectoryStudent:
-    net = build(_lift_again, {"net": net_from_config(backbone), **lift}, "the configuration of a lift")
-    return TrajectoryStudent(net, schedule_from_config(schedule), times, target, kind, data_std)
+    lifted = _lift_again(net_from_config(backbone) if net is None else net, lift)
+    return TrajectoryStudent(lifted, schedule_from_config(schedule), times, target, kind, data_std, shape, classes)
 
 
-def _lift_again(
+def _lift_again(net: nn.Module, config: Mapping[str, Any]) -> Lifted:
+    if "phases" in config or not isinstance(net, Backbone):
+        return install(net, build(Plan, config, "the configuration of a lift"))
+    # Students of version 0.1 name the blocks with temporal layers alone.
+    return build(_lift_named, {"net": net, **config}, "the configuration of a lift")
+
+
+def _lift_named(
     net: nn.Module,
     temporal: Sequence[str],
     frames: int,
@@ -275,8 +408,7 @@ def _lift_again(
     channel_dim: int,
     told: Told,
 ) -> Lifted:
-    arguments = {
-        "frames": frames, "modes": modes, "once": once, "activation": activation, "channel_dim": channel_dim,
-        "told": told,
-    }  # fmt: skip
-    return _lift(net, {**arguments, "where": (lambda name, shape: name in temporal) if temporal else "none"})
+    assert isinstance(net, Backbone)
+    where: Any = (lambda name, shape: name in temporal) if temporal else "none"
+    arguments = example(net, next(net.parameters()))
+    return lift(net, arguments, net.blocks, frames, modes, where, once, activation, channel_dim=channel_dim, told=told)

@@ -15,84 +15,51 @@ Frames only meet in the temporal layers, which splits a pass in three:
 | after the last temporal layer | the frames asked for: the last alone when only the sample is wanted |
 
 The split is exact. It is done by the same hooks: each block is handed the rows of every tensor argument (features,
-embeddings, skips) that its place in the pass calls for.
+embeddings, skips) that its place in the pass calls for. That needs blocks that do their own joining: a network that adds
+or concatenates features of different blocks outside of them would meet different numbers of rows there. `lift` tries one
+pass and, where that fails, runs all blocks on all frames and selects at the end, which is the same function.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from typing import Literal, cast
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from dsno.denoise import Cond, map_cond
+from dsno.students.blocks import Blocks, Told, Where, embedding_dim, evaluating, find_blocks, phases, place, site
+from dsno.students.guidance import WeightEmbedding, split_weight
+from dsno.students.rows import AddWeight, After, Before, Call, Checkpointed, Rows
 from dsno.students.temporal import Activation, Init, TemporalFourier
 
-__all__ = ["Lifted", "find_blocks", "lift"]
+__all__ = ["Blocks", "Lifted", "Plan", "Told", "Where", "install", "lift"]
 
-Where = Literal["every", "low", "mid", "none"]
-Told = Literal["output", "input"]
-
-
-class _Rows:
-    """Which rows of a folded batch a block sees. Shared by the hooks of one lifted network."""
-
-    def __init__(self, frames: int, once: bool) -> None:
-        self.frames, self.once = frames, once
-        self.batch = 1
-        self.select: tuple[int, ...] = tuple(range(frames))
-
-    def pick(self, value: object, phase: int) -> object:
-        if not isinstance(value, Tensor) or value.ndim == 0:
-            return value
-        M, B = self.frames, self.batch
-        rows = value.shape[0] // B
-        given = M + 1 if self.once else M
-        wanted: tuple[int, ...]
-        if phase == 0:
-            wanted = (0,)
-        elif phase == 1:
-            wanted = tuple(range(M))
-        else:
-            wanted = self.select
-        if rows == 1 or (phase == 2 and rows == len(wanted) < M):
-            source = None if rows == len(wanted) else (0,) * len(wanted)
-        elif self.once and rows == given:
-            source = wanted if phase == 0 else tuple(m + 1 for m in wanted)
-        else:
-            source = None if wanted == tuple(range(rows)) else wanted
-        if source is None:
-            return value
-        folded = value.reshape(B, rows, *value.shape[1:])
-        if len(set(source)) == 1 and len(source) > 1:
-            return folded.expand(B, len(source), *value.shape[1:]).reshape(-1, *value.shape[1:])
-        if source == tuple(range(source[0], source[0] + len(source))):
-            return folded[:, source[0] : source[0] + len(source)].reshape(-1, *value.shape[1:])
-        return folded[:, list(source)].reshape(-1, *value.shape[1:])
+logger = logging.getLogger(__name__)
 
 
-class _Before:
-    """Forward pre-hook; an object, not a closure, so that `deepcopy` of a lifted network copies its state with it."""
+@dataclass(frozen=True)
+class Plan:
+    """What `lift` decided, JSON-able: enough to lift the same backbone again without running it.
 
-    def __init__(self, rows: _Rows, phase: int) -> None:
-        self.rows, self.phase = rows, phase
+    Attributes:
+        temporal: The blocks with a temporal layer in the order they run, with its `channels` and `channel_dim`, and the
+            `index` of the features where the block returns a tuple.
+        phases: The hooked blocks: 0 before the first temporal layer, 1 between, 2 after the last.
+        guidance: The modules that return time embeddings (B, D) to which a weight embedding is added, with D.
+    """
 
-    def __call__(
-        self, block: nn.Module, args: tuple[object, ...], kwargs: dict[str, object]
-    ) -> tuple[tuple[object, ...], dict[str, object]]:
-        pick, phase = self.rows.pick, self.phase
-        return tuple(pick(a, phase) for a in args), {k: pick(a, phase) for k, a in kwargs.items()}
-
-
-class _After:
-    """Forward hook: the temporal layer, on all frames."""
-
-    def __init__(self, rows: _Rows) -> None:
-        self.rows = rows
-
-    def __call__(self, block: nn.Module, args: tuple[object, ...], output: Tensor) -> Tensor:
-        return block.temporal(self.rows.pick(output, 1))  # type: ignore[operator]
+    temporal: Mapping[str, Mapping[str, int | None]]
+    phases: Mapping[str, int]
+    frames: int
+    modes: int
+    once: bool
+    activation: Activation
+    told: Told
+    guidance: Mapping[str, int] = field(default_factory=dict)
 
 
 class Lifted(nn.Module):
@@ -100,17 +67,53 @@ class Lifted(nn.Module):
 
     Call: `lifted(x, times, cond, start, select)` with x (B, *shape) the noise, `times` (M,) the frames' output times,
     `start` () or (B,) the input's time (told to the blocks that run once, or to all), `cond` with first dimension B, and `select`
-    the indices of the frames wanted (all by default). Returns (B, len(select), *shape), raw network outputs.
+    the indices of the frames wanted (all by default). Returns (B, len(select), *shape), raw network outputs. A network
+    with guidance reads its weight from `cond["weight"]`; the backbone is told the rest.
     """
 
-    def __init__(self, backbone: nn.Module, rows: _Rows, config: dict[str, object], told: Told = "output") -> None:
+    def __init__(self, backbone: nn.Module, rows: Rows, plan: Plan) -> None:
         super().__init__()
-        self.backbone, self.rows, self.config, self.told = backbone, rows, config, told
-        self.frames, self.once = rows.frames, rows.once
+        self.backbone, self.rows, self.plan = backbone, rows, plan
+        self.frames, self.once, self.told = plan.frames, plan.once, plan.told
+        self.guidance = WeightEmbedding(list(plan.guidance.values())) if plan.guidance else None
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """The plan, JSON-able."""
+        return asdict(self.plan)
 
     def temporal_layers(self) -> dict[str, TemporalFourier]:
         """The temporal layers by name, in the order of the modules."""
         return {n: m for n, m in self.backbone.named_modules() if isinstance(m, TemporalFourier)}
+
+    def added(self) -> nn.ModuleList:
+        """What lifting added: the temporal layers and the weight embedding."""
+        return nn.ModuleList([*self.temporal_layers().values(), *([] if self.guidance is None else [self.guidance])])
+
+    def freeze_backbone(self) -> None:
+        """Leave only what lifting added to train."""
+        self.requires_grad_(False)
+        self.added().requires_grad_(True)
+
+    def enable_gradient_checkpointing(self) -> None:
+        """Keep only the input of each block and temporal layer for the backward pass, and compute the rest again.
+
+        The gradients are the same; a step costs one more forward pass. Copies made later have it too.
+        """
+        self.disable_gradient_checkpointing()
+        for module in self._checkpointed():
+            module.forward = Checkpointed(self.rows, module.forward)
+
+    def disable_gradient_checkpointing(self) -> None:
+        """Undo `enable_gradient_checkpointing`."""
+        for module in self._checkpointed():
+            module.__dict__.pop("forward", None)
+
+    def _checkpointed(self) -> list[nn.Module]:
+        # A temporal layer inside a hooked block is computed again with it.
+        blocks = [self.backbone.get_submodule(n) for n in self.plan.phases]
+        layers = [self.backbone.get_submodule(f"{n}.temporal") for n in self.plan.temporal if n in self.plan.phases]
+        return blocks + layers
 
     def forward(
         self,
@@ -121,157 +124,174 @@ class Lifted(nn.Module):
         select: Sequence[int] | None = None,
     ) -> Tensor:
         B, M = x.shape[0], self.frames
-        self.rows.batch = B
+        weight, cond = split_weight(cond, self.guidance is not None)
         wanted = range(M) if select is None else [range(M)[m] for m in select]
-        self.rows.select = tuple(sorted(set(wanted)))
+        chosen = tuple(sorted(set(wanted)))
+        embedded = () if self.guidance is None or weight is None else self.guidance(weight)
         # Half precision tells only a few hundred times apart, so times never go below float32.
-        t = times.to(x.device, torch.promote_types(x.dtype, torch.float32)).reshape(1, M).expand(B, M)
-        first = torch.as_tensor(start, device=t.device, dtype=t.dtype).reshape(-1, 1).expand(B, 1)
+        dtype = torch.promote_types(x.dtype, torch.float32)
+        if isinstance(start, Tensor):
+            first = start.to(x.device, dtype).reshape(-1, 1).expand(B, 1)
+        else:
+            first = x.new_full((1, 1), start, dtype=dtype).expand(B, 1)
         if self.told == "input":
-            t = first.expand(B, M)
-        if self.once:
-            t = torch.cat([first, t], 1)
+            # Until they meet, frames told the same are the same.
+            t = first.expand(B, 1 if self.once else M)
+        else:
+            t = times.to(x.device, dtype).reshape(1, M).expand(B, M)
+            t = torch.cat([first, t], 1) if self.once else t
         R = t.shape[1]
 
         def fold(value: Tensor) -> Tensor:
-            return value.unsqueeze(1).expand(B, R, *value.shape[1:]).reshape(-1, *value.shape[1:])
+            if R == 1:
+                return value
+            return value.unsqueeze(1).expand(B, R, *value.shape[1:]).reshape(-1, *value.shape[1:]).contiguous()
 
-        x_rows, t_rows = fold(x), t.reshape(-1)
-        output = self.backbone(x_rows, t_rows) if cond is None else self.backbone(x_rows, t_rows, map_cond(fold, cond))
-        output = cast(Tensor, self.rows.pick(output, 2))
-        frames = output.reshape(B, len(self.rows.select), *output.shape[1:])
-        if tuple(wanted) != self.rows.select:
-            frames = frames[:, [self.rows.select.index(m) for m in wanted]]
-        return frames
-
-
-def find_blocks(
-    backbone: nn.Module, example: Sequence[Cond], blocks: Iterable[str] | type | tuple[type, ...]
-) -> dict[str, torch.Size]:
-    """The blocks of a backbone in the order they run, with the shape of each one's output.
-
-    One forward pass on `example` (the backbone's positional arguments, a batch of one) finds the order. `blocks` are
-    module names, or the classes whose instances are blocks.
-
-    Raises:
-        ValueError: if a named block does not exist or none of the blocks runs.
-    """
-    modules = dict(backbone.named_modules())
-    if isinstance(blocks, type | tuple):
-        names = [n for n, m in modules.items() if isinstance(m, blocks)]
-    else:
-        names = list(blocks)
-    for name in names:
-        if name not in modules:
-            raise ValueError(f"the backbone has no module {name!r}")
-    order: dict[str, torch.Size] = {}
-
-    def record(name: str) -> Callable[[nn.Module, object, Tensor], None]:
-        def hook(module: nn.Module, args: object, output: Tensor) -> None:
-            order[name] = output.shape
-
-        return hook
-
-    handles = [modules[n].register_forward_hook(record(n)) for n in names]
-    training = backbone.training
-    try:
-        with torch.no_grad():
-            backbone.eval()(*example)
-    finally:
-        backbone.train(training)
-        for handle in handles:
-            handle.remove()
-    if not order:
-        raise ValueError("none of the blocks runs in the backbone's forward pass")
-    return order
+        self.rows.call = Call(B, chosen, embedded)
+        try:
+            x_rows, t_rows = fold(x), t.reshape(-1)
+            output = (
+                self.backbone(x_rows, t_rows) if cond is None else self.backbone(x_rows, t_rows, map_cond(fold, cond))
+            )
+            output = self.rows.pick(output, 2)
+        finally:
+            # The embeddings belong to this pass, and so does its graph.
+            self.rows.call = Call(B, chosen)
+        frames = output.reshape(B, len(chosen), *output.shape[1:])
+        if tuple(wanted) != chosen:
+            frames = frames[:, [chosen.index(m) for m in wanted]]
+        return cast(Tensor, frames)
 
 
 def lift(
     backbone: nn.Module,
     example: Sequence[Cond],
-    blocks: Iterable[str] | type | tuple[type, ...],
+    blocks: Blocks,
     frames: int = 4,
     modes: int = 2,
     where: Where | Callable[[str, torch.Size], bool] = "every",
     once: bool = False,
     activation: Activation = "silu",
     init: Init = "zero",
-    channel_dim: int = 1,
+    channel_dim: int | None = None,
     told: Told = "output",
+    output: int | None = None,
+    guidance: Sequence[str] = (),
 ) -> Lifted:
     r"""Add temporal layers to a backbone, in place, and return it as a network of M frames.
 
     Arguments:
-        backbone: Called as `net(x, t)` or `net(x, t, cond)`.
+        backbone: Called as `net(x, t)` or `net(x, t, cond)`, t in [0, 1].
         example: Arguments of one such call with a batch of one; finds the order and widths of the blocks.
-        blocks: All blocks, by name or class, including those without a temporal layer.
+        blocks: All blocks, including those without a temporal layer: classes whose instances are blocks, or names. Names
+            beside classes are modules that only need their rows (a stem, a head). Of blocks inside blocks the outermost
+            gets the rows; any may get a layer.
         frames: M.
         modes: J, at most M // 2 + 1.
         where: Which blocks get a layer: `every` (the paper; not the resampling blocks, the stem or the head), `low`
-            (those below the highest resolution), `mid` (those whose name starts with `mid`, as the bottleneck of a U-Net
-            is called), `none`, or a function of name and output shape.
+            (those below the highest resolution), `mid` (those with a part of their name that starts with `mid`, as the
+            bottleneck of a U-Net is called; where there are none, the middle third of the blocks at the lowest
+            resolution, of a transformer that of all), `none`, or a function of name and output shape.
         once: Run the blocks before the first temporal layer once per sample, told the input's time.
         activation: See `TemporalFourier`.
         init: See `TemporalFourier`.
-        channel_dim: See `TemporalFourier`.
+        channel_dim: See `TemporalFourier`; by default 1, and -1 for features of fewer dimensions than x, that is tokens.
         told: Which time a frame's blocks are told: its own `output` time (the paper), or the `input`'s, where the lifted
             network starts as the teacher at the noise it is given and the temporal layers tell the frames apart.
+        output: Of blocks that return tuples, the place of the features; by default that of the tensor shaped like the
+            block's first argument.
+        guidance: Names of modules whose output (B, D) is a time embedding, to which an embedding of the guidance weight is
+            added (`WeightEmbedding`).
 
     Raises:
         ValueError: if the backbone is lifted already, a block is unknown, no block gets a layer though `where` is not
-            `none`, or the modes do not fit the frames. The backbone is untouched then.
+            `none`, the modes do not fit the frames, or blocks cannot run once. The backbone is untouched then.
     """
-    if any(isinstance(hook, _Before) for m in backbone.modules() for hook in m._forward_pre_hooks.values()):
+    if any(isinstance(hook, Before) for m in backbone.modules() for hook in m._forward_pre_hooks.values()):
         raise ValueError("this backbone is lifted already: lift a fresh copy")
-    order = find_blocks(backbone, example, blocks)
+    listed = [blocks] if isinstance(blocks, type) else list(blocks)
+    found = find_blocks(backbone, example, listed)
+    x = cast(Tensor, example[0])
+    dims = {n: channel_dim or (-1 if len(b.shape) < x.ndim else 1) for n, b in found.items()}
+    temporal = place(backbone, found, listed, where, dims, x.ndim)
+    sites = {n: site(n, found, dims[n], output) for n in temporal}
     modules = dict(backbone.named_modules())
-    names = list(order)
-    widest = max(_pixels(shape, channel_dim) for shape in order.values())
-
-    def chosen(name: str) -> bool:
-        module, shape = modules[name], order[name]
-        if callable(where):
-            return where(name, shape)
-        if where == "none" or not hasattr(module, "out_channels") or getattr(module, "resample", "") != "":
-            return False
-        if where == "mid":
-            return name.startswith("mid")
-        return where == "every" or _pixels(shape, channel_dim) < widest
-
-    temporal = [n for n in names if chosen(n)]
-    if not temporal and where != "none":
+    for name in sites:
+        if hasattr(modules[name], "temporal"):
+            raise ValueError(f"the block {name!r} has a module called `temporal` of its own: rename it")
+    plan = Plan(
+        sites, phases(found, temporal, once, told), frames, modes, once, activation, told,
+        {n: embedding_dim(n, b) for n, b in find_blocks(backbone, example, guidance).items()} if guidance else {},
+    )  # fmt: skip
+    made = install(backbone, plan, init, x)
+    if all(block.runs == 1 for block in found.values()) and _separable(made, example):
+        return made
+    _uninstall(backbone, plan)
+    if once and told == "output":
         raise ValueError(
-            f"no block gets a temporal layer with where={where!r}: it takes blocks that have `out_channels` and do not "
-            "resample; choose others by a function of name and output shape, or ask for 'none'"
+            "this backbone joins features of different blocks outside of them, so its first blocks cannot run once: "
+            "pass once=False, told='input', or name as blocks modules that do their own joining"
         )
-    layers = {
-        n: TemporalFourier(
-            order[n][channel_dim], frames, modes, activation, init, channel_dim, offset=told == "input"
-        ).to(cast(Tensor, example[0]))
-        for n in temporal
-    }
-    first = names.index(temporal[0]) if temporal else len(names)
-    last = names.index(temporal[-1]) if temporal else -1
-    rows = _Rows(frames, once)
-    for i, name in enumerate(names):
-        # Without temporal layers the frames never meet, so each one can run alone from the start. Frames told the same
-        # time are the same until the first layer, so its block runs once, too.
-        if i < first or (i == first and once and told == "input"):
-            phase = 0 if once else (1 if temporal else 2)
-        else:
-            phase = 1 if i <= last else 2
-        modules[name].register_forward_pre_hook(_Before(rows, phase), with_kwargs=True)
+    logger.info("a %s joins features outside its blocks: all of them run on all frames", type(backbone).__name__)
+    return install(backbone, replace(plan, once=False, phases=dict.fromkeys(plan.phases, 1)), init, x)
+
+
+def install(backbone: nn.Module, plan: Plan, init: Init = "zero", like: Tensor | None = None) -> Lifted:
+    """Lift a backbone, in place, as a plan says; the new layers are of the dtype and on the device of `like`.
+
+    Raises:
+        ValueError: if the backbone has no such module, or the modes do not fit the frames. It is untouched then.
+    """
+    modules = dict(backbone.named_modules())
+    for name in (*plan.phases, *plan.temporal, *plan.guidance):
+        if name not in modules:
+            raise ValueError(f"the backbone has no module {name!r}")
+    like = next(backbone.parameters()) if like is None else like
+    layers = {}
+    for name, at in plan.temporal.items():
+        channels, dim = cast(int, at["channels"]), cast(int, at["channel_dim"])
+        layers[name] = TemporalFourier(
+            channels, plan.frames, plan.modes, plan.activation, init, dim, offset=plan.told == "input"
+        ).to(like)
+    rows = Rows(plan.frames, plan.once)
+    for name, phase in plan.phases.items():
+        modules[name].register_forward_pre_hook(Before(rows, phase), with_kwargs=True)
     for name, layer in layers.items():
         modules[name].add_module("temporal", layer)
-        modules[name].register_forward_hook(_After(rows))
-    config: dict[str, object] = {
-        "frames": frames, "modes": modes, "once": once, "activation": activation, "temporal": temporal,
-        "channel_dim": channel_dim, "told": told,
-    }  # fmt: skip
-    return Lifted(backbone, rows, config, told)
+        modules[name].register_forward_hook(After(rows, plan.temporal[name]["index"]))
+    for i, name in enumerate(plan.guidance):
+        modules[name].register_forward_hook(AddWeight(rows, i))
+    made = Lifted(backbone, rows, plan)
+    if made.guidance is not None:
+        made.guidance.to(like)
+    return made
 
 
-def _pixels(shape: torch.Size, channel_dim: int) -> int:
-    spatial = list(shape[1:])
-    del spatial[channel_dim - 1 if channel_dim > 0 else channel_dim]
-    return int(torch.Size(spatial).numel())
+def _uninstall(backbone: nn.Module, plan: Plan) -> None:
+    for name in plan.temporal:
+        del backbone.get_submodule(name).temporal
+    for module in backbone.modules():
+        for hooks in (module._forward_pre_hooks, module._forward_hooks):
+            for key in [k for k, hook in hooks.items() if isinstance(hook, Before | After | AddWeight)]:
+                del hooks[key]
+                module._forward_pre_hooks_with_kwargs.pop(key, None)
+
+
+def _separable(made: Lifted, example: Sequence[Cond]) -> bool:
+    """Whether a pass runs with different numbers of rows: what was joined outside the blocks would not fit."""
+    x, cond = example[0], example[2] if len(example) > 2 else None
+    two = [None if c is None else map_cond(lambda v: v.expand(2, *v.shape[1:]), c) for c in (x, cond)]
+    told: dict[str, Tensor] | Cond | None = two[1]
+    if made.guidance is not None:
+        named = {"": told} if isinstance(told, Tensor) else dict(told or {})
+        told = {**named, "weight": cast(Tensor, two[0]).new_zeros(2)}
+    times = torch.zeros(made.frames, device=cast(Tensor, x).device)
+    try:
+        with evaluating(made):
+            for select in (None, (-1,)):
+                made(two[0], times, told, 1.0, select)
+            return True
+    except torch.OutOfMemoryError:
+        raise
+    except Exception:
+        return False

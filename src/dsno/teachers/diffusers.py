@@ -220,7 +220,9 @@ _STAGES = r"(down|up)_blocks\.\d+|mid_block\.attentions\.\d+|conv_(in|norm_out|o
 _FAMILIES = {
     "UNet2DModel": _Family("sample", "resnet:ResnetBlock2D", _STAGES),
     "UNet2DConditionModel": _Family("sample", "resnet:ResnetBlock2D", _STAGES),
-    "DiTTransformer2DModel": _Family("hidden_states", "attention:BasicTransformerBlock", "pos_embed|norm_out|proj_out_1"),
+    "DiTTransformer2DModel": _Family(
+        "hidden_states", "attention:BasicTransformerBlock", "pos_embed|norm_out|proj_out_1"
+    ),
     "SD3Transformer2DModel": _Family("hidden_states", "attention:JointTransformerBlock", "pos_embed|norm_out"),
 }
 
