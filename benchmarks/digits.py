@@ -26,7 +26,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from dsno import schedule
 from dsno.checkpoint import read_tensors, write_tensors
-from dsno.data import load_images
+from dsno.data import load_data
 from dsno.distill.trajectory import TrajectoryDistillation, distance
 from dsno.evaluate import fine_solution
 from dsno.metrics import extract, frechet_distance, load_feature_net
@@ -182,7 +182,7 @@ def main() -> None:
 
     teacher = load_teacher(arguments.source / "teacher")
     extractor = load_feature_net(arguments.source / "features")
-    real = load_images("digits").x
+    real = load_data("digits").x
     real_features = extract(extractor, real)
     # Every time and both targets that any student needs, which the recipe's own trajectories do not hold.
     make_trajectories(

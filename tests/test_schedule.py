@@ -15,6 +15,7 @@ from dsno.schedule import (
     RectifiedFlow,
     Schedule,
     Tabulated,
+    VPLinear,
     check_grid,
     karras,
     linear_beta,
@@ -39,7 +40,9 @@ def test_time_inverts_log_snr(schedule: Schedule) -> None:
     torch.testing.assert_close(schedule.time(schedule.log_snr(t)), t, **EXACT)
 
 
-@pytest.mark.parametrize("schedule_", [Cosine(), Cosine(-8, 12), LINEAR, VE(), VE(3), RectifiedFlow()], ids=repr)
+@pytest.mark.parametrize(
+    "schedule_", [Cosine(), Cosine(-8, 12), LINEAR, VPLinear(), VPLinear(2, 2), VE(), VE(3), RectifiedFlow()], ids=repr
+)
 @given(t=st.floats(1e-3, 1 - 1e-3))
 def test_time_inverts_log_snr_of_any_inner_time(schedule_: Schedule, t: float) -> None:
     assert float(schedule_.time(schedule_.log_snr(f64(t)))) == pytest.approx(t, abs=1e-11)
@@ -65,7 +68,7 @@ def test_log_snr_decreases(schedule: Schedule) -> None:
     assert (schedule.log_snr(torch.linspace(0, 1, 2001, dtype=torch.float64)).diff() < 0).all()
 
 
-@pytest.mark.parametrize("schedule_", [Cosine(), LINEAR], ids=repr)
+@pytest.mark.parametrize("schedule_", [Cosine(), LINEAR, VPLinear()], ids=repr)
 def test_variance_is_preserved(schedule_: Schedule) -> None:
     alpha_t, sigma_t = schedule_(torch.linspace(0, 1, 997, dtype=torch.float64))
     torch.testing.assert_close(alpha_t**2 + sigma_t**2, torch.ones_like(alpha_t), rtol=0, atol=1e-15)
@@ -87,6 +90,16 @@ def test_linear_beta_is_diffusers_table_at_integer_steps() -> None:
 
 def test_a_tabulated_model_starts_from_clean_data() -> None:
     assert LINEAR.at(0.0) == (1.0, 0.0)
+
+
+def test_vp_linear_is_edms_formula_and_the_limit_of_linear_beta() -> None:
+    t = torch.linspace(0.01, 1, 100, dtype=torch.float64)
+    alpha_t, sigma_t = VPLinear(0.1, 20)(t)
+    # Karras et al., 2022, table 1: sigma(t) = sqrt(exp(beta_d t^2 / 2 + beta_min t) - 1), s(t) = 1 / sqrt(1 + sigma^2).
+    sigma = torch.sqrt(torch.exp(19.9 * t**2 / 2 + 0.1 * t) - 1)
+    torch.testing.assert_close(sigma_t / alpha_t, sigma, rtol=1e-12, atol=0)
+    torch.testing.assert_close(alpha_t, 1 / torch.sqrt(1 + sigma**2), rtol=1e-12, atol=0)
+    torch.testing.assert_close(alpha_t, LINEAR(t)[0], rtol=0, atol=2e-3)
 
 
 def test_ve_is_edm_time() -> None:
@@ -127,6 +140,8 @@ def test_config_rebuilds_the_schedule(schedule: Schedule) -> None:
     [
         (lambda: Cosine(5, 5), "log_snr_min must be below"),
         (lambda: VE(0), "sigma_max must be positive"),
+        (lambda: VPLinear(0), "beta_min must be positive and at most beta_max, got 0 and 20"),
+        (lambda: VPLinear(3, 2), "beta_min must be positive and at most beta_max, got 3 and 2"),
         (lambda: Tabulated([]), "non-empty"),
         (lambda: Tabulated([0.9, 1.0]), "strictly between 0 and 1"),
         (lambda: Tabulated([0.5, 0.9]), "must decrease"),

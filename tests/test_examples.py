@@ -1,0 +1,64 @@
+"""The worked examples run, resume, and say what is true of their data."""
+
+import importlib.util
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pytest
+import torch
+
+from dsno.checkpoint import read_json
+from dsno.noise import noise
+from dsno.schedule import log_snr_uniform
+from dsno.solve import DPMSolverPP, SolverSampler
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+
+
+def load(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(name, EXAMPLES / f"{name}.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize("name, sets", [("signals", 3), ("fields", 5)])
+def test_an_example_runs_and_resumes(name: str, sets: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    main = load(name).main
+    errors = main(quick=True, out=tmp_path)
+    assert len(errors) == sets and all(np.isfinite(error) for error in errors.values())
+    assert (tmp_path / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+    spatial, steps = {"signals": ([64], "8/8"), "fields": (32, "4/4")}[name]
+    assert read_json(tmp_path / "teacher" / "config.json")["net"]["image_size"] == spatial
+    first = capsys.readouterr().out
+    assert all(f"{stage} {steps}" in first for stage in ("teach", "distill"))
+    if name == "signals":
+        assert main(quick=True, out=tmp_path) == errors
+        assert steps not in capsys.readouterr().out  # nothing is trained twice
+
+
+def test_the_covariance_of_the_signals_is_the_formula() -> None:
+    signals = load("signals")
+    exact, measured = signals.covariance(), np.cov(signals.signals(40_000).T)
+    assert np.linalg.norm(measured - exact) < 0.02 * np.linalg.norm(exact)
+    assert np.allclose(exact, exact.T) and np.linalg.eigvalsh(exact).min() > -1e-9
+    # All the power, once: Parseval over the frequencies and their negatives.
+    power = signals.spectrum(exact)
+    assert 2 * power.sum() - power[0] - power[-1] == pytest.approx(np.trace(exact))
+
+
+def test_the_fields_and_their_denoiser_are_exact() -> None:
+    fields = load("fields")
+    z = noise(range(512), (1, fields.SIZE, fields.SIZE), dtype=torch.float64)
+    exact = fields.ExactDenoiser(fields.Cosine(), fields.POWER)
+    x, truth = exact.solution(z), fields.radial(fields.POWER)
+    assert float((fields.spectrum(x) / truth - 1)[1:].abs().max()) < 0.1
+    assert float(x.var()) == pytest.approx(1, abs=0.05)
+    solver = SolverSampler(exact, exact.schedule, log_snr_uniform(exact.schedule, 64), DPMSolverPP(3))
+    assert float((solver(z[:4]).sample - x[:4]).abs().max()) < 1e-3
+    # A noisy field denoised is the mean of what it may have been: the error is orthogonal to the estimate.
+    alpha_t, sigma_t = exact.schedule.at(0.5)
+    guess = exact(alpha_t * x + sigma_t * noise(range(512), x.shape[1:], 1, dtype=torch.float64), torch.tensor(0.5))
+    assert abs(float((guess * (x - guess)).mean())) < 0.01 * float(guess.square().mean())
