@@ -25,7 +25,9 @@ from dsno import Cosine, Gaussian, OnePass, Prediction, SolverSampler, student_f
 from dsno.checkpoint import read_tensors
 from dsno.distill.denoising import Denoising
 from dsno.distill.trajectory import TrajectoryDistillation
-from dsno.evaluate import Result, evaluate
+from dsno.evaluate import Result, evaluate, load_results
+from dsno.recipes import shipped
+from dsno.report import compare
 from dsno.schedule import quadratic
 from dsno.store import TrajectorySet, generate
 from dsno.teachers.unet import UNet
@@ -343,6 +345,31 @@ def test_an_evaluation_is_shared_out(count: int, batch: int, world: int, tmp_pat
         found = json.loads((tmp_path / "run" / f"result-{rank}.json").read_text())
         for key, value in one.items():
             assert found[key] == (pytest.approx(value, rel=1e-4) if key in ("quality", "path") else value)
+
+
+def compared(out: Path, count: int) -> None:
+    from accelerate import Accelerator
+
+    _compared(out, count, Accelerator(cpu=True))
+
+
+def _compared(out: Path, count: int, accelerator: Any = None) -> None:
+    part = shipped("digits")
+    compare(
+        part / "teacher", part / "student", part / "features", "digits", count, out, ddim=(2,), multistep=(2,),
+        fine_steps=8, repeats=1, accelerator=accelerator,
+    )  # fmt: skip
+
+
+def test_processes_share_a_comparison_and_one_of_them_writes_it(tmp_path: Path) -> None:
+    succeed(compared, tmp_path / "two", 15)
+    _compared(tmp_path / "one", 15)
+    assert (tmp_path / "two" / "report.html").is_file()
+    one, two = (load_results(tmp_path / name / "results.json") for name in ("one", "two"))
+    assert [r.name for r in one] == [r.name for r in two]
+    for a, b in zip(one, two, strict=True):
+        assert vars(b.quality) == pytest.approx(vars(a.quality), rel=1e-4, abs=1e-6)
+        assert b.path_error == (None if a.path_error is None else pytest.approx(a.path_error, rel=1e-5))
 
 
 def refuse(out: Path) -> None:

@@ -480,6 +480,7 @@ def compare(
     multistep: Sequence[int] = (4, 8, 16),
     fine_steps: int = 64,
     repeats: int = 3,
+    accelerator: Any = None,
 ) -> list[Result]:
     """An unconditional student beside its teacher's solvers on the same held-out noises: numbers, and a report.
 
@@ -498,6 +499,7 @@ def compare(
             (sum(ddim) + 2 sum(multistep) + fine_steps) network evaluations are most of the work.
         fine_steps: Steps of the fine solution.
         repeats: Calls behind each latency, 0 to leave latencies out.
+        accelerator: An `accelerate.Accelerator`: its processes share the noises and the first one writes; or None.
 
     Returns:
         The results: the student, the solvers at several numbers of steps, and the fine solution's own quality.
@@ -511,6 +513,9 @@ def compare(
     shape = images.shape
     if learned.shape != shape:
         raise ValueError(f"the student makes {learned.shape}, {images.name} has {shape}: choose its own data")
+    device = torch.device("cpu") if accelerator is None else accelerator.device
+    for model in (solved, learned, net):
+        model.to(device)
     seeds = seed_range(first_seed, count)
     samplers: dict[str, Sampler] = {"DSNO": OnePass(learned, whole=False)}
     solvers = (("DDIM", DDIM(), ddim), ("DPM-Solver++", DPMSolverPP(), multistep), ("UniPC", UniPC(), multistep))
@@ -523,21 +528,24 @@ def compare(
             report("evaluate", done, len(samplers) + 1, text)
 
     say(0, f"fine solution of {count} noises in {fine_steps} steps")
-    z = noise(seeds, shape)
+    z = noise(seeds, shape, device=device)
     fine = fine_solution(solved, solved.schedule, z, fine_steps).sample
     reference = Reference.of(images.x, net)
-    per_row = flops(solved, z[:1], torch.ones(1))
+    per_row = flops(solved, z[:1], torch.ones(1, device=device))
     results = []
     for n, (name, sampler) in enumerate(samplers.items()):
         say(n + 1, name)
         results.append(
             evaluate(
                 sampler, name=name, shape=shape, seeds=seeds, reference=reference, extractor=net, fine=fine,
-                flops_per_row=None if name == "DSNO" else per_row, repeats=repeats,
+                flops_per_row=None if name == "DSNO" else per_row, repeats=repeats, device=device,
+                accelerator=accelerator,
             )
         )  # fmt: skip
     results.append(measure(fine.clamp(-1, 1), name="teacher, fine", reference=reference, extractor=net))
     say(len(samplers) + 1, "done")
+    if accelerator is not None and not accelerator.is_main_process:
+        return results
     if out is not None:
         save_results(results, Path(out) / "results.json")
     if out is not None or page is not None:

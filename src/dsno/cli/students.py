@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -265,6 +266,8 @@ class Evaluate:
     """Folder of the feature network; the shipped one by default."""
     data: str = "digits"
     """Image set to compare with."""
+    size: int | None = None
+    """Resize its images to this many pixels a side."""
     count: int = 2048
     """Held-out noises."""
     out: Path = Path("runs/evaluation")
@@ -274,17 +277,26 @@ class Evaluate:
 
     def run(self) -> None:
         from dsno.checkpoint import prepare_folder
+        from dsno.data import load_data
         from dsno.recipes import shipped
         from dsno.report import compare
 
-        prepare_folder(self.out, overwrite=self.overwrite)
+        accelerator = None
+        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+            from accelerate import Accelerator
+
+            accelerator = Accelerator(cpu=not torch.cuda.is_available())
+        if accelerator is None or accelerator.is_main_process:
+            prepare_folder(self.out, overwrite=self.overwrite)
+        data = load_data(self.data, size=self.size)
         with progress() as report:
             results = compare(
                 self.teacher or shipped() / "teacher", self.student or shipped() / "student",
-                self.features or shipped() / "features", self.data, self.count, self.out, report,
+                self.features or shipped() / "features", data, self.count, self.out, report, accelerator=accelerator,
             )  # fmt: skip
-        show(results)
-        print(f"numbers in {self.out / 'results.json'}, pictures in {self.out / 'report.html'}")
+        if accelerator is None or accelerator.is_main_process:
+            show(results)
+            print(f"numbers in {self.out / 'results.json'}, pictures in {self.out / 'report.html'}")
 
 
 @dataclass(frozen=True)
