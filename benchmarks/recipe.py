@@ -1,9 +1,9 @@
 """A recipe against its targets: quality and latency of one pass beside the teacher's solvers.
 
-    python benchmarks/recipe.py [digits|fashion|sprites|...] [--data SOURCE] [--out runs/NAME] [--count 2048]
+    python benchmarks/recipe.py [digits|fashion|sprites|...] [--data SOURCE] [--reference SOURCE] [--out runs/NAME]
 
 Runs the recipe if --out is not complete, then compares its student with the teacher's solvers on --count held-out noises
-(or reads the comparison that `dsno reproduce` left there). Minutes are the sum of what the stages took, each by its own
+(or reads the comparison that `dsno reproduce` left there), against --reference, the recipe's own data by default. Minutes are the sum of what the stages took, each by its own
 clock. Writes benchmarks/results/NAME.json (recipe.json for the digits) and the pictures of the docs.
 """
 
@@ -31,6 +31,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("name", nargs="?", choices=sorted(RECIPES), default="digits")
     parser.add_argument("--data", help="where the recipe's data is on this machine")
+    parser.add_argument("--reference", help="images to compare with; the recipe's data by default")
     parser.add_argument("--out", type=Path)
     parser.add_argument("--count", type=int, default=2048)
     arguments = parser.parse_args()
@@ -44,7 +45,7 @@ def main() -> None:
     if held.is_file():
         results = load_results(held)
     else:
-        data = load_data(recipe.data, size=recipe.size)
+        data = load_data(arguments.reference or recipe.data, size=recipe.size)
         results = compare(
             out / "teacher", out / "student", out / "features", data, arguments.count, out / "evaluation", repeats=30
         )
@@ -53,10 +54,11 @@ def main() -> None:
     for c in claims:
         print(f"{'ok  ' if c['holds'] else 'FAIL'} {c['name']}: {c['value']:.3f} ({c['direction']} {c['bound']})")
     pictures(out, results, "" if name == "digits" else f"{name}-")
-    count, extractor = results[0].protocol.count, results[0].protocol.extractor
+    protocol = results[0].protocol
     write(
         "recipe" if name == "digits" else name,
-        f"dsno reproduce {name}; {count} held-out noises, seeds 2^40..; features {extractor}; see each result's protocol",
+        f"dsno reproduce {name}; {protocol.count} held-out noises, seeds 2^40..; {protocol.reference_count} reference images; "
+        f"features {protocol.extractor}; see each result's protocol",
         claims, timings=timings, results=[asdict(r) for r in results],
     )  # fmt: skip
 

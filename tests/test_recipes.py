@@ -244,14 +244,14 @@ def test_the_shipped_digits() -> None:
 
 @pytest.mark.parametrize(
     "name, small, size",
-    [("cifar10", {"channels": 16}, 32), ("imagenet64", {"channels": 16, "head_dim": 8, "classes": 7}, 64)],
+    [("cifar10", {"channels": 16}, 32), ("imagenet64", {"channels": 8, "head_dim": 4, "classes": 7}, 64)],
 )
 def test_the_papers_recipes_take_ten_steps(name: str, small: dict, size: int, tmp_path: Path) -> None:
     """The exact settings on random data of the right shape; only the widths, the sizes and the lengths are reduced."""
     recipe = RECIPES[name]
     tiny = replace(
-        recipe, net={**recipe.net, **small}, teach=replace(recipe.teach, steps=1, **SMALL), teach_batch=2, count=4,
-        features_steps=1, distill=replace(recipe.distill, steps=10, precision="no", **SMALL), distill_batch=2,
+        recipe, net={**recipe.net, **small}, teach=replace(recipe.teach, steps=1, precision="no", **SMALL), teach_batch=2, count=4,
+        features_steps=1, distill=replace(recipe.distill, steps=10, precision="no", accumulate=1, **SMALL), distill_batch=1,
         solver_steps=16,
     )  # fmt: skip
     x = torch.rand(8, 3, size, size, generator=torch.Generator().manual_seed(0)) * 2 - 1

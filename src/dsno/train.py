@@ -174,7 +174,9 @@ def train(
         prepare_folder(folder, resume, overwrite)
     accelerator.wait_for_everyone()
     if config.tracker:
-        accelerator.init_trackers("dsno", config=asdict(config))
+        # Trackers take plain values only.
+        plain = {k: str(v) if isinstance(v, tuple) else v for k, v in asdict(config).items()}
+        accelerator.init_trackers("dsno", config=plain)
 
     _unprepare(model)
     inner = copy.deepcopy(model) if sharded else model
