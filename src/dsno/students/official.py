@@ -7,13 +7,13 @@ The file holds `model` and `ema`, state dicts that address every layer by its pl
 |---|---|
 | a map over channels `W` (C_in, C_out) | its transpose |
 | temporal weights (C_in, C_out, J, 2), complex | `real` (J, C_in, C_out) and `imag` of the modes that have one |
-| attention rows in the order [head][q, k, v][channel] | [q, k, v][head][channel] |
+| attention rows in the order `[head][q, k, v][channel]` | `[q, k, v][head][channel]` |
 
 The imaginary part of mode 0 (and of the Nyquist mode) is **dropped**: an inverse real FFT ignores it, so it never had
 a gradient and never reached an output. The official parameter counts include it (`official_parameters`).
 
 The order of the attention rows is what the official *modules compute*. The official *loader* of teacher weights fills them
-in the teacher's order, [q, k, v][head][channel], which is the same for one head (CIFAR-10) and scrambles the teacher's
+in the teacher's order, `[q, k, v][head][channel]`, which is the same for one head (CIFAR-10) and scrambles the teacher's
 attention for more (ImageNet-64). A file that was trained on has learnt with the order of the modules,
 `attention="official"`; for a file that still holds a teacher's rows as they were copied, or was made by code that
 computes in that order, say `attention="teacher"`.
