@@ -77,7 +77,7 @@ def main() -> None:
     given = parser.parse_args()
     if given.work:
         return work(Path(given.work[0]), int(given.work[1]), int(given.work[2]))
-    batches, batch, repeats = (6, 16, 1) if given.quick else (20, 64, 5)
+    batches, batch, repeats = (6, 16, 1) if given.quick else (20, 64, 3)
     one, two = [], []
     for _ in range(repeats):
         one.append(rate(1, batches, batch))
