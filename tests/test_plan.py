@@ -170,3 +170,10 @@ def test_what_cannot_be_planned_is_refused() -> None:
             Workload("small", small, **change)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="must be positive"):
         plan(Workload("small", small), budget_hours=0)
+
+
+@pytest.mark.parametrize("name, layers", [("cifar10", 22), ("imagenet64", 29)])
+def test_a_plan_counts_the_student_that_the_recipe_would_train(name: str, layers: int) -> None:
+    work = RECIPES[name].workload()
+    student = planning._student(work, planning._counted(work))
+    assert len(student.net.temporal_layers()) == layers and student.net.told == "output" and not student.net.once

@@ -177,18 +177,24 @@ class Recipe:
 
     def student(self, teacher: Prediction) -> TrajectoryStudent:
         """The student before it is trained."""
+        torch.manual_seed(self.seed)
+        return student_from_teacher(teacher, self.times, **self._student())
+
+    def _student(self) -> dict[str, Any]:
+        """The options of `student_from_teacher`."""
         where: Where | Callable[[str, torch.Size], bool]
         if self.where == "published":
-            assert isinstance(teacher.net, IDDPMUNet)
-            names = published_blocks(teacher.net)
+            with torch.device("meta"):
+                net = net_from_config(self.net)
+            assert isinstance(net, IDDPMUNet)
+            names = published_blocks(net)
             where = lambda name, shape: name in names  # noqa: E731
         else:
             where = self.where
-        torch.manual_seed(self.seed)
-        return student_from_teacher(
-            teacher, self.times, self.target, where=where, once=self.once, activation=self.activation, init=self.init,
-            told=self.told,
-        )  # fmt: skip
+        return {
+            "target": self.target, "where": where, "once": self.once, "activation": self.activation, "init": self.init,
+            "told": self.told,
+        }  # fmt: skip
 
     def workload(self, shape: tuple[int, ...] | None = None, classes: int | None = None) -> Workload:
         """What the run costs, for `dsno.plan.plan`; the shape of a sample and the classes are the data's by default."""
@@ -206,13 +212,9 @@ class Recipe:
                 net = UNet(shape[0], shape[1:], **{**self.net, "classes": classes})
             return Prediction(net, schedule.Cosine(), self.kind, clip=self.clip, shape=shape, classes=classes)
 
-        student = {
-            "where": self.where, "once": self.once, "activation": self.activation, "init": self.init, "told": self.told,
-            "target": self.target,
-        }  # fmt: skip
         return Workload(
             self.data, teacher, self.times, self.count, self.solver, self.solver_steps, targets=(self.target,),
-            student=student, train=self.distill, train_batch=self.distill_batch, others=self.others, teach=self.teach,
+            student=self._student(), train=self.distill, train_batch=self.distill_batch, others=self.others, teach=self.teach,
             teach_batch=self.teach_batch,
         )  # fmt: skip
 
