@@ -6,7 +6,7 @@ import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from dsno.plan import Plan
     from dsno.recipes import Report
 
-__all__ = ["counted", "progress", "say", "show", "show_plan", "show_verdict", "speaks"]
+__all__ = ["counted", "launched", "progress", "say", "show", "show_plan", "show_verdict", "speaks"]
 
 
 @contextmanager
@@ -127,6 +127,16 @@ def _table(rows: Sequence[Mapping[str, str]]) -> Table:
     for row in rows:
         made.add_row(*map(Text, row.values()))
     return made
+
+
+def launched() -> Any:
+    """The `accelerate.Accelerator` of a process that `accelerate launch` started beside others, or None."""
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        return None
+    import torch
+    from accelerate import Accelerator
+
+    return Accelerator(cpu=not torch.cuda.is_available())
 
 
 def speaks() -> bool:

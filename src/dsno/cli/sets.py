@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -10,7 +9,7 @@ from typing import TYPE_CHECKING, Literal
 import torch
 from tyro.conf import Positional
 
-from dsno.cli.console import counted, progress, say
+from dsno.cli.console import counted, launched, progress, say
 from dsno.cli.teachers import Teacher, device_of, null_of
 
 if TYPE_CHECKING:
@@ -89,11 +88,7 @@ class Generate(Teacher):
             raise ValueError(
                 f"--guidance is a weight of 0 or more, or LOW HIGH, got {' '.join(map(str, self.guidance))}"
             )
-        accelerator = None
-        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-            from accelerate import Accelerator
-
-            accelerator = Accelerator(cpu=not torch.cuda.is_available())
+        accelerator = launched()
         teacher = self.load()
         if accelerator is not None:
             teacher.to(accelerator.device)

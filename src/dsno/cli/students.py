@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import TYPE_CHECKING, Literal
 
 import torch
 
-from dsno.cli.console import progress, say, show
+from dsno.cli.console import launched, progress, say, show
 from dsno.cli.sets import prompts_by_seed
 from dsno.cli.teachers import device_of, new_file, null_of
 from dsno.train import TrainConfig
@@ -281,11 +280,7 @@ class Evaluate:
         from dsno.recipes import shipped
         from dsno.report import compare
 
-        accelerator = None
-        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-            from accelerate import Accelerator
-
-            accelerator = Accelerator(cpu=not torch.cuda.is_available())
+        accelerator = launched()
         if accelerator is None or accelerator.is_main_process:
             prepare_folder(self.out, overwrite=self.overwrite)
         data = load_data(self.data, size=self.size)
