@@ -8,7 +8,28 @@ from torch import Tensor
 
 from dsno.denoise import Cond
 
-__all__ = ["Trajectory"]
+__all__ = ["Trace", "Trajectory"]
+
+
+@dataclass(frozen=True)
+class Trace:
+    """What each sample cost, of a sampler whose samples finish apart.
+
+    Attributes:
+        rounds: Serial rounds: batched calls that evaluated the sample, (B,) int64.
+        rows: Network evaluations, (B,) int64.
+        draft_rounds: Serial calls of the draft's network, (B,) int64.
+        draft_rows: Its evaluations, (B,) int64.
+        history: What the sampler watches, by round, (R, B) float64, NaN where a sample was not in the round: the largest
+            residual of Picard, ParaTAA and the receding loop, the last state's mean change of SRDS, the accepted share of
+            the window of speculative sampling.
+    """
+
+    rounds: Tensor
+    rows: Tensor
+    draft_rounds: Tensor
+    draft_rows: Tensor
+    history: Tensor
 
 
 @dataclass(frozen=True)
@@ -24,6 +45,7 @@ class Trajectory:
         seeds: The seeds of the initial noise, shape (B,), or None.
         nfe: Network evaluations per sample (the total cost).
         rounds: Serial network calls (the latency).
+        trace: The cost of each sample apart, and how it converged, from samplers that know.
     """
 
     x: Tensor
@@ -33,6 +55,7 @@ class Trajectory:
     seeds: Tensor | None = None
     nfe: int = 0
     rounds: int = 0
+    trace: Trace | None = None
 
     @property
     def noise(self) -> Tensor:

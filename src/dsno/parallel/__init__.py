@@ -1,0 +1,1 @@
+"""Exact samples of the teacher's chain in few serial rounds: Picard, triangular Anderson, parareal, speculative."""

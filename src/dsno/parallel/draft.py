@@ -1,0 +1,108 @@
+r"""Drafts: a guess at the trajectory, from which an exact sampler starts.
+
+A draft changes what a sample costs and never the sample. It is taken as $\hat x_0$ at every step of the chain, and the
+states follow from the chain's own recursion, so a draft that is right about $\hat x_0$ is right about the states whatever
+lies between its times. Where it comes from:
+
+| a draft gives | $\hat x_0$ at step $n$ |
+|---|---|
+| $\hat x_0$ at its times | interpolated linearly in $t$, constant before the first |
+| states at all the chain's times | the value for which the chain's step leads from $x_n$ to $x_{n+1}$ |
+| states at some times | between two neighbours $t > s$ the constant of the ODE's step (DDIM), $\frac{x_s - (\sigma_s/\sigma_t) x_t}{\alpha_s - (\sigma_s/\sigma_t) \alpha_t}$ |
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from dsno.denoise import Cond
+from dsno.parallel.rounds import Rounds, System
+from dsno.solve import Chain, Sampler
+from dsno.students.flowmap import OnePass, TrajectoryStudent
+from dsno.trajectory import Trajectory
+
+__all__ = ["Draft", "fill", "guess"]
+
+Draft = Trajectory | TrajectoryStudent | Sampler
+"""A trajectory of the same samples on times of the chain, or a student or another sampler that makes one from the noise."""
+
+
+def guess(
+    draft: Draft | None, system: System, x: Tensor, cond: Cond | None, seeds: Tensor | None, rounds: Rounds
+) -> Tensor | None:
+    r"""What a draft says of $\hat x_0$ at every step, (B, N, *shape), or None; a student's calls are counted in `rounds`.
+
+    Raises:
+        ValueError: for a draft of another shape, or on other times.
+    """
+    if draft is None:
+        return None
+    chain, every = system.chain, torch.arange(len(x), device=x.device)
+    if isinstance(draft, Trajectory):
+        known = (draft.t[:, None] - chain.grid).abs().amin(1) < 1e-9
+        if not bool(known.all()):
+            raise ValueError(
+                f"the draft has a state at t = {float(draft.t[~known][0]):g}, which is no time of the chain: give states "
+                "at times of the chain, or the student itself"
+            )
+        return fill(draft, system, x)
+    if isinstance(draft, TrajectoryStudent):
+        draft = OnePass(draft)
+    start = float(chain.grid[0])
+    if start != 1:
+        raise ValueError(
+            f"a student drafts from pure noise, the chain starts at t = {start:g}: start it at 1, or draft None"
+        )
+    made = draft(x / chain.schedule.at(start)[1], cond, seeds)
+    rounds.tally(every, made.rounds, made.nfe)
+    return fill(made, system, x)
+
+
+def fill(draft: Trajectory, system: System, x: Tensor) -> Tensor:
+    r"""$\hat x_0$ at every step from a trajectory of states or of $\hat x_0$, the table above: (B, N, *shape).
+
+    Raises:
+        ValueError: for another shape, or times that do not reach from the chain's first to its last.
+    """
+    chain, t = system.chain, draft.t
+    for name, y in (("states", draft.x), ("x0", draft.x0)):
+        if y is not None and y.shape != (len(x), len(t), *x.shape[1:]):
+            raise ValueError(
+                f"the draft's {name} have shape {tuple(y.shape)}, expected {(len(x), len(t), *x.shape[1:])}: samples, times, "
+                "and the shape of one sample"
+            )
+    first, last = float(chain.grid[0]), float(chain.grid[-1])
+    if len(t) < 2 or abs(float(t[0]) - first) > 1e-9 or abs(float(t[-1]) - last) > 1e-9:
+        raise ValueError(
+            f"the draft has times {t.tolist()}, expected some from {first:g} to {last:g}, the chain's ends"
+        )
+    if draft.x0 is not None:
+        return _interpolated(draft.x0.to(x), t, chain.grid[:-1])
+    states = draft.x.to(x)
+    if len(t) == len(chain.grid):
+        return _between_all(states, system)
+    steps = torch.searchsorted(-t, -chain.grid[:-1] + 1e-12, right=True).sub(1).clamp(0, len(t) - 2)
+    return _between(states, t, chain)[:, steps.to(x.device)]
+
+
+def _interpolated(x0: Tensor, t: Tensor, times: Tensor) -> Tensor:
+    """Linear in t; (B, T, *shape) at `t` (T,), decreasing, to (B, N, *shape) at `times` (N,)."""
+    m = (torch.searchsorted(-t, -times, right=True) - 1).clamp(0, len(t) - 2)
+    weight = ((t[m] - times) / (t[m] - t[m + 1])).clamp(0, 1)
+    m, w = m.to(x0.device), weight.to(x0).reshape(1, -1, *[1] * (x0.ndim - 2))
+    return torch.lerp(x0[:, m], x0[:, m + 1], w.expand(len(x0), -1, *x0.shape[2:]))
+
+
+def _between_all(x: Tensor, system: System) -> Tensor:
+    every, zero = torch.arange(len(x), device=x.device), torch.zeros_like(x[:, 0])
+    rest = [x[:, n + 1] - system.step(x[:, n], zero, n, every) for n in range(len(system))]
+    b = system.b
+    return torch.stack([r / b[n] if b[n] != 0 else zero for n, r in enumerate(rest)], 1)
+
+
+def _between(x: Tensor, t: Tensor, chain: Chain) -> Tensor:
+    (alpha, sigma) = (c.to(x) for c in chain.schedule(t))
+    ratio = (sigma[1:] / sigma[:-1]).reshape(1, -1, *[1] * (x.ndim - 2))
+    gain = (alpha[1:] - sigma[1:] / sigma[:-1] * alpha[:-1]).reshape_as(ratio)
+    return (x[:, 1:] - ratio * x[:, :-1]) / gain
