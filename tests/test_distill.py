@@ -14,7 +14,8 @@ from dsno.distill.trajectory import TrajectoryDistillation, distance, frame_weig
 from dsno.schedule import VE, Cosine, RectifiedFlow, Schedule, quadratic, uniform
 from dsno.solve import SolverSampler, initial_state
 from dsno.store import TrajectorySet, generate
-from dsno.students.flowmap import TrajectoryStudent, student_from_teacher
+from dsno.students.flowmap import MultiPass, OnePass, TrajectoryStudent, student_from_teacher
+from dsno.students.lift import Told
 from dsno.teachers.unet import UNet
 
 SHAPE, TIMES = (1, 4, 4), quadratic(4)[1:]
@@ -56,7 +57,7 @@ class Exact(nn.Module):
 
 
 def exact(target: str) -> TrajectoryStudent:
-    return TrajectoryStudent(Exact(target), Cosine(), TIMES, target, "x0")
+    return TrajectoryStudent(Exact(target), Cosine(), TIMES, target, "x0", restarts=True)
 
 
 def first(objective: TrajectoryDistillation, count: int, **where: int) -> list[dict]:
@@ -213,16 +214,79 @@ def test_what_does_not_fit_is_refused(data: TrajectorySet, tmp_path: Path) -> No
     with pytest.raises(ValueError, match="batch must be at least 1, got 0"):
         Denoising(torch.zeros(4, 2), Cosine(), batch=0)
     with pytest.raises(
-        ValueError, match="inner starts need a student with once=True and trajectories that hold `state`"
+        ValueError, match=r"these hold \('x0',\): generate them with .* \(`dsno generate --targets x0 state`"
     ):
-        TrajectoryDistillation(only, exact("x0"), inner_starts=0.5)
+        TrajectoryDistillation(only, exact("x0"), batch=4, inner_starts=0.5)
+    for share in (-0.1, 1.5, float("nan")):
+        with pytest.raises(ValueError, match=rf"inner_starts is the share of steps .* in \[0, 1\], got {share}"):
+            TrajectoryDistillation(data, exact("x0"), batch=16, inner_starts=share)
+    with pytest.raises(ValueError, match="a student of one frame has none"):
+        alone = TrajectorySet(data.folder, times=[0.0])
+        TrajectoryDistillation(alone, student_from_teacher(small(), [0.0]), batch=16, inner_starts=0.5)
+
+
+def small() -> Prediction:
+    return Prediction(UNet(1, 4, (4, 8), attention=()), Cosine(), "v")
+
+
+@pytest.mark.parametrize("once, told", [(True, "input"), (False, "input"), (True, "output"), (False, "output")])
+def test_inner_starts_need_a_network_that_is_told_its_start(once: bool, told: Told, data: TrajectorySet) -> None:
+    student = student_from_teacher(small(), TIMES, once=once, told=told, init="normal")
+    assert (student.net.once, student.net.told) == (once, told)
+    for p in student.parameters():
+        nn.init.normal_(p, std=0.2)
+    x = torch.randn(2, *SHAPE)
+    hears = not torch.equal(student.net(x, TIMES, None, 1.0), student.net(x, TIMES, None, 0.25))
+    assert hears == (once or told == "input")
+    if hears:
+        objective = TrajectoryDistillation(data, student, batch=16, inner_starts=1.0)
+        assert all(objective(student, batch).isfinite() and batch["first"] for batch in first(objective, 3))
+    else:
+        with pytest.raises(
+            ValueError, match=r"told its start: make it with told='input' \(`--told input`\) or once=True"
+        ):
+            TrajectoryDistillation(data, student, batch=16, inner_starts=0.5)
+
+
+THROUGH = [1, 2, 3, 4, (), (0,), (2,), (0, 1), (1, 2)]
+
+
+@pytest.mark.parametrize("through", THROUGH, ids=str)
+def test_passes_of_an_exact_state_student_are_the_solution(through: int | tuple[int, ...]) -> None:
+    z = torch.randn(5, *SHAPE, dtype=torch.float64)
+    student, solved = exact("state"), SAMPLER(z)
+    sampler = MultiPass(student, through)
+    made = sampler(z)
+    assert torch.allclose(made.t, torch.cat([torch.ones(1), TIMES]).double()) and made.x0 is None
+    assert torch.allclose(made.x[:, 1:], solved.x, rtol=0, atol=1e-10) and torch.equal(made.noise, made.x[:, 0])
+    # Each pass starts where the one before it stopped, and makes no frame twice.
+    starts = [1.0, *(float(TIMES[j]) for j in sampler.inner)]
+    assert [start for start, _ in student.net.asked] == starts
+    assert [m for _, frames in student.net.asked for m in frames] == [0, 1, 2, 3]
+    assert made.nfe == made.rounds == sampler.passes == len(starts)
+
+
+@pytest.mark.parametrize("through", THROUGH, ids=str)
+def test_passes_of_an_exact_x0_student_are_exact_from_the_last_start(through: int | tuple[int, ...]) -> None:
+    z = torch.randn(5, *SHAPE, dtype=torch.float64)
+    student = exact("x0")
+    sampler = MultiPass(student, through)
+    made, once = sampler(z), OnePass(student)(z)
+    j = sampler.inner[-1] if sampler.inner else -1
+    start = float([*TIMES, 1.0][j])
+    grid = torch.tensor([t for t in uniform(16).tolist() if t <= start], dtype=torch.float64)
+    solved = SolverSampler(MIXTURE, Cosine(), grid)(made.x[:, j + 1] / Cosine().at(start)[1])
+    assert torch.allclose(made.sample, solved.sample, rtol=0, atol=1e-10)
+    # Up to the first restart it is the one pass.
+    i = sampler.inner[0] if sampler.inner else 3
+    assert torch.equal(made.x[:, : i + 2], once.x[:, : i + 2]) and made.x0 is not None and once.x0 is not None
+    assert torch.equal(made.x0[:, : i + 2], once.x0[:, : i + 2]) and made.x0.shape == made.x.shape
 
 
 @pytest.mark.parametrize("options", [{}, {"others": 1.0, "inner_starts": 0.5}], ids=str)
 @pytest.mark.parametrize("target", ["x0", "state"])
 def test_a_student_learns(target: str, options: dict, data: TrajectorySet) -> None:
-    net = UNet(1, 4, (4, 8), attention=())
-    student = student_from_teacher(Prediction(net, Cosine(), "v"), TIMES, target, init="normal")
+    student = student_from_teacher(small(), TIMES, target, init="normal")
     objective = TrajectoryDistillation(data, student, "uniform", "l2", batch=32, **options)
     optimizer = torch.optim.Adam(student.parameters(), lr=1e-2)
     losses = []

@@ -12,7 +12,14 @@ from dsno.checkpoint import read_json, read_tensors, write_json, write_tensors
 from dsno.denoise import Gaussian, Kind, Prediction, convert, expand_like, x0_from
 from dsno.schedule import Cosine, RectifiedFlow, Schedule, linear_beta, quadratic
 from dsno.solve import initial_state, solve
-from dsno.students.flowmap import OnePass, TrajectoryStudent, load_student, save_student, student_from_teacher
+from dsno.students.flowmap import (
+    MultiPass,
+    OnePass,
+    TrajectoryStudent,
+    load_student,
+    save_student,
+    student_from_teacher,
+)
 from dsno.students.lift import Told
 from dsno.teachers.load import load_teacher
 from dsno.teachers.native import save_teacher
@@ -144,6 +151,104 @@ def test_the_last_frame_can_be_the_only_one(target: str) -> None:
     alone, whole = OnePass(made, whole=False)(z), OnePass(made)(z)
     assert alone.t.tolist() == [1.0, 0.0] and alone.x.shape == (2, 2, 1, 8, 8)
     assert torch.allclose(alone.x, whole.x[:, [0, -1]], atol=1e-5)
+
+
+# Several passes
+
+
+def restartable(target: str = "x0", **arguments: object) -> TrajectoryStudent:
+    made = student(target, **arguments)
+    made.restarts = True
+    return made
+
+
+@pytest.mark.parametrize("whole", [True, False])
+@pytest.mark.parametrize("through", [1, ()])
+@pytest.mark.parametrize("target", ["x0", "state"])
+def test_one_of_many_passes_is_one_pass(target: str, through: int | tuple[int, ...], whole: bool) -> None:
+    # Any student makes one pass.
+    made, z = student(target), torch.randn(3, 1, 8, 8)
+    several, once = MultiPass(made, through, whole)(z), OnePass(made, whole)(z)
+    assert torch.equal(several.x, once.x) and torch.equal(several.t, once.t) and several.rounds == several.nfe == 1
+    x_1, frames = initial_state(made.schedule, z), range(4) if whole else (3,)
+    with torch.no_grad():
+        h = made(x_1, select=frames)
+        states = made.states(x_1, h, select=frames)
+    assert torch.equal(once.x[:, 1:-1], states[:, :-1])
+    assert torch.equal(once.sample, h[:, -1] if target == "x0" else states[:, -1])
+    assert (once.x0 is None) == (target == "state")
+
+
+@pytest.mark.parametrize("target", ["x0", "state"])
+def test_each_pass_starts_from_the_state_of_the_one_before(target: str) -> None:
+    made, z, seeds = restartable(target, classes=3), torch.randn(3, 1, 8, 8), torch.arange(3)
+    cond, calls = torch.tensor([0, 2, 1]), []
+    handle = made.register_forward_hook(lambda module, arguments, output: calls.append(arguments[2:]))
+    trajectory = MultiPass(made, (0, 2))(z, cond, seeds)
+    handle.remove()
+    assert calls == [(1.0, range(1)), (TIMES[0].item(), range(1, 3)), (TIMES[2].item(), range(3, 4))]
+    assert trajectory.nfe == trajectory.rounds == 3 and trajectory.seeds is seeds and trajectory.cond is cond
+    assert trajectory.t.tolist() == [1.0, *TIMES.tolist()] and not trajectory.x.requires_grad
+    for start, frames in ((0, (0,)), (1, (1, 2)), (3, (3,))):
+        t = float(trajectory.t[start])
+        h = made(trajectory.x[:, start], cond, t, frames)
+        states = made.states(trajectory.x[:, start], h, t, frames)
+        ends = h if target == "x0" and frames == (3,) else states
+        assert torch.allclose(trajectory.x[:, [m + 1 for m in frames]], ends, atol=1e-5)
+    # Which is another sample than that of one pass.
+    assert not torch.allclose(trajectory.sample, OnePass(made)(z, cond).sample, atol=1e-2)
+
+
+@pytest.mark.parametrize("target", ["x0", "state"])
+def test_the_frames_passed_through_can_be_the_only_ones(target: str) -> None:
+    made, z = restartable(target), torch.randn(2, 1, 8, 8)
+    whole, alone = MultiPass(made, (0, 2))(z), MultiPass(made, (0, 2), whole=False)(z)
+    assert alone.t.tolist() == [1.0, 0.5625, 0.0625, 0.0]
+    assert torch.allclose(alone.x, whole.x[:, [0, 1, 3, 4]], atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "frames, inner",
+    [
+        (1, [()]),
+        (2, [(), (0,)]),
+        (4, [(), (1,), (0, 2), (0, 1, 2)]),
+        (8, [(), (3,), (2, 4), (1, 3, 5), (1, 2, 4, 5), (0, 2, 3, 4, 6), (0, 1, 2, 4, 5, 6), (0, 1, 2, 3, 4, 5, 6)]),
+    ],
+)
+def test_passes_spread_evenly(frames: int, inner: list[tuple[int, ...]]) -> None:
+    times = torch.linspace(0.9, 0, frames) if frames > 1 else [0.0]
+    made = TrajectoryStudent(Oracle(None, frames), Cosine(), times, restarts=True)
+    for passes, expected in enumerate(inner, 1):
+        sampler = MultiPass(made, passes)
+        assert sampler.inner == expected and sampler.passes == passes
+    for passes in (0, frames + 1, -1):
+        with pytest.raises(ValueError, match=rf"a student of {frames} frames makes 1 to {frames} passes, got {passes}"):
+            MultiPass(made, passes)
+
+
+@pytest.mark.parametrize("through", [(3,), (1, 1), (2, 0), (-1,), (0, 4)])
+def test_only_inner_frames_are_passed_through(through: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match=r"must increase within \[0, 2\], the last of 4 being the sample: got \["):
+        MultiPass(restartable(), through)
+
+
+@pytest.mark.parametrize("through", [2, 4, (1,)])
+def test_a_student_of_noise_alone_makes_one_pass(through: int | tuple[int, ...]) -> None:
+    with pytest.raises(
+        ValueError, match=r"from noise alone, in one pass: for more, .*dsno distill --inner-starts 0\.5"
+    ):
+        MultiPass(student(), through)
+    restartable().check_restarts()
+
+
+def test_a_folder_says_that_a_student_restarts_and_else_nothing(tmp_path: Path) -> None:
+    for name, made in (("plain", student()), ("again", restartable())):
+        save_student(tmp_path / name, made)
+        loaded = load_student(tmp_path / name)
+        assert loaded.restarts == made.restarts == (name == "again") and loaded.config == made.config
+    plain, again = (read_json(tmp_path / name / "config.json") for name in ("plain", "again"))
+    assert "restarts" not in plain and again == {**plain, "restarts": True}
 
 
 def test_frames_can_be_chosen() -> None:

@@ -200,6 +200,14 @@ def test_it_comes_back_from_its_folder(classes: int | None, tmp_path: Path) -> N
     assert saved.keys() == read_tensors(tmp_path / "pipe" / "student" / WEIGHTS).keys()
 
 
+def test_that_it_restarts_comes_back_too(tmp_path: Path) -> None:
+    for restarts in (True, False):
+        made = student()
+        made.restarts = restarts
+        DSNOPipeline.from_student(made).save_pretrained(tmp_path / str(restarts))
+        assert DSNOPipeline.from_pretrained(tmp_path / str(restarts)).student.restarts == restarts
+
+
 def test_the_student_comes_back_alone(pipe: DSNOPipeline, folder: Path) -> None:
     for made in (DSNOModel.from_pretrained(folder, subfolder="student"), DSNOModel.from_pretrained(folder / "student")):
         assert torch.equal(images(DSNOPipeline(made)), images(pipe))

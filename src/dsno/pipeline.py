@@ -68,14 +68,17 @@ class DSNOModel(TrajectoryStudent, ModelMixin, ConfigMixin):  # type: ignore[mis
         backbone: dict[str, Any],
         lift: dict[str, Any],
         data_std: float = 1.0,
+        restarts: bool = False,
     ) -> None:
         student = build_student(
             {
                 "schedule": schedule, "times": times, "target": target, "kind": kind, "backbone": backbone,
-                "lift": lift, "data_std": data_std,
+                "lift": lift, "data_std": data_std, "restarts": restarts,
             }
         )  # fmt: skip
-        super().__init__(student.net, student.schedule, student.times, student.target, student.kind, data_std)
+        super().__init__(
+            student.net, student.schedule, student.times, student.target, student.kind, data_std, restarts=restarts
+        )
 
     @classmethod
     def from_student(cls, student: TrajectoryStudent) -> Self:

@@ -460,7 +460,7 @@ def distill(
 ) -> TrajectoryStudent:
     """Train a student on trajectories and write it to `out`; see `TrajectoryDistillation` and `train`.
 
-    `features` is the network of a perceptual `distance`.
+    `features` is the network of a perceptual `distance`. With `inner_starts` the student `restarts` afterwards.
     """
     maps = None if features is None else features.requires_grad_(False).maps
     objective = TrajectoryDistillation(
@@ -476,6 +476,7 @@ def distill(
         student, objective, config, Path(out) / "training", resume, overwrite, progress=_progress("distill", report),
         settings=settings,
     )  # fmt: skip
+    student.restarts = inner_starts > 0
     save_student(out, student, trajectories=len(data), training=dataclasses.asdict(config), weights=weights)
     return student
 

@@ -126,8 +126,8 @@ class TrajectoryDistillation:
         others: None to supervise every frame in every step. A number p in (0, 1]: a step supervises the last frame and,
             with probability p, one other, weighted so that the expected loss is the same; the blocks behind the last
             temporal layer then run 1 + p times per sample instead of M times.
-        inner_starts: The share of steps whose start is not the noise but a stored state $x_{t_j}$, drawn per step; the
-            frames up to j are then left out. Needs a student whose first blocks run once (`once`), told the start.
+        inner_starts: The share of steps, in [0, 1], whose start is not the noise but a stored state $x_{t_j}$, drawn per
+            step; the frames up to j are then left out. Needs a network that is told its start: `told="input"` or `once`.
 
     Raises:
         ValueError: if the trajectories do not fit the student.
@@ -152,8 +152,12 @@ class TrajectoryDistillation:
             raise ValueError(f"the trajectories have times {data.times.tolist()}, the student {student.times.tolist()}")
         if others is not None and not 0 < others <= 1:
             raise ValueError(f"others is a probability in (0, 1], or None for every frame in every step, got {others}")
-        if inner_starts and not (student.net.once and "state" in data.targets):
-            raise ValueError("inner starts need a student with once=True and trajectories that hold `state`")
+        if not 0 <= inner_starts <= 1:
+            raise ValueError(
+                f"inner_starts is the share of steps that start from an inner state, in [0, 1], got {inner_starts}"
+            )
+        if inner_starts:
+            _check_inner_starts(data, student)
         batches(data, batch, seed)  # Refuses sizes that do not fit now, before any work.
         self.data, self.target, self.schedule = data, student.target, student.schedule
         self.shares = self._shares = frame_weights(student.schedule, student.times, weights)
@@ -174,7 +178,7 @@ class TrajectoryDistillation:
             g = torch.Generator().manual_seed((self.seed << 32) + step)
             first = 0
             if self.inner_starts and float(torch.rand((), generator=g)) < self.inner_starts:
-                first = int(torch.randint(1, M, (), generator=g)) if M > 1 else 0
+                first = int(torch.randint(1, M, (), generator=g))
             *others, last = [m for m in range(first, M) if self.shares[m] > 0]
             boost = 1.0
             if self.others is not None and others:
@@ -205,6 +209,21 @@ class TrajectoryDistillation:
         w = torch.stack([self._shares[m] for m in frames])
         w = torch.cat([w[:-1] * batch["boost"], w[-1:]])
         return (d.mean(0) * w).sum()
+
+
+def _check_inner_starts(data: TrajectorySet, student: TrajectoryStudent) -> None:
+    if student.frames == 1:
+        raise ValueError("inner starts need inner states: a student of one frame has none")
+    if not (student.net.once or student.net.told == "input"):
+        raise ValueError(
+            "inner starts need a student whose network is told its start: make it with told='input' (`--told input`) or "
+            "once=True (`--once`)"
+        )
+    if "state" not in data.targets:
+        raise ValueError(
+            f"inner starts need trajectories that hold the states, these hold {data.targets}: generate them with the targets "
+            "x0 and state (`dsno generate --targets x0 state`)"
+        )
 
 
 _named = distance

@@ -26,6 +26,7 @@ import copy
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
 
@@ -42,6 +43,7 @@ from dsno.teachers.nets import Backbone, example, net_from_config
 from dsno.trajectory import Trajectory
 
 __all__ = [
+    "MultiPass",
     "OnePass",
     "Target",
     "TrajectoryStudent",
@@ -66,6 +68,7 @@ class TrajectoryStudent(nn.Module):
         data_std: $\sigma_d$ of the kind `edm`.
         shape: The shape of one sample, (C, *spatial), of a backbone that does not say.
         classes: The number of classes it may be told, of a backbone that does not say.
+        restarts: Whether it was trained to start from its inner states, too, not from noise alone (see `MultiPass`).
 
     Raises:
         ValueError: if the times do not fit the network's frames or do not decrease.
@@ -81,6 +84,7 @@ class TrajectoryStudent(nn.Module):
         data_std: float = 1.0,
         shape: Sequence[int] | None = None,
         classes: int | None = None,
+        restarts: bool = False,
     ) -> None:
         super().__init__()
         t = torch.as_tensor(times, dtype=torch.float64)
@@ -94,6 +98,7 @@ class TrajectoryStudent(nn.Module):
             raise ValueError(f"no head for a teacher that predicts {kind!r}: expected x0, eps, v, flow or edm")
         self.net, self.schedule, self.times, self.target, self.kind = net, schedule, t, target, kind
         self.data_std, self.own_shape, self.own_classes = data_std, None if shape is None else tuple(shape), classes
+        self.restarts = restarts
         self.affine = self._affine()
 
     @property
@@ -125,6 +130,18 @@ class TrajectoryStudent(nn.Module):
     def guided(self) -> bool:
         """Whether it is told a guidance weight, `weight` in its condition."""
         return self.net.guidance is not None
+
+    def check_restarts(self) -> None:
+        """Make sure that it can start from its inner states.
+
+        Raises:
+            ValueError: if it was trained from noise alone.
+        """
+        if not self.restarts:
+            raise ValueError(
+                "this student starts from noise alone, in one pass: for more, distil one with inner starts "
+                "(`dsno distill --inner-starts 0.5`, on trajectories generated with the targets x0 and state)"
+            )
 
     def forward(
         self,
@@ -184,7 +201,9 @@ class TrajectoryStudent(nn.Module):
     def config(self) -> dict[str, object]:
         """Everything but the weights, JSON-able; `backbone` is None where it cannot be rebuilt."""
         known = isinstance(self.net.backbone, Backbone)
-        own = {} if known else {"shape": self.own_shape, "classes": self.own_classes}
+        own: dict[str, object] = {} if known else {"shape": self.own_shape, "classes": self.own_classes}
+        # Left out of students that start from noise alone: their files stay as they were before there were others.
+        own |= {"restarts": True} if self.restarts else {}
         return {
             "schedule": self.schedule.config, "times": self.times.tolist(), "target": self.target, "kind": self.kind,
             "data_std": self.data_std, "backbone": self.net.backbone.config if known else None, "lift": self.net.config,
@@ -204,18 +223,83 @@ class OnePass:
     student: TrajectoryStudent
     whole: bool = True
 
+    def __call__(self, z: Tensor, cond: Cond | None = None, seeds: Tensor | None = None) -> Trajectory:
+        return MultiPass(self.student, 1, self.whole)(z, cond, seeds)
+
+
+@dataclass(frozen=True)
+class MultiPass:
+    r"""Draft, move to an inner frame, draft again: a student as a `Sampler` of one to M passes.
+
+    Pass $i$ starts from the state $x_{t_j}$ that the pass before it made, with noise ($t = 1$) the first, and makes the
+    frames up to the next inner one,
+
+    $$ x_{t_m} = \alpha_m h_m + \sigma_m (x_{t_j} - \alpha_j h_m) / \sigma_j, \qquad h_m = h_m(x_{t_j}, t_j), \quad m > j; $$
+
+    the last pass makes the rest. With the exact $h$ of `target="state"` this is the ODE's solution, whatever is passed
+    through; with `target="x0"` an inner state is DDIM's, one step from the last start with the $\hat x_0$ of its own time,
+    and the sample is exact for the state that the last pass starts from. One pass is `OnePass`.
+
+    Arguments:
+        student: A student that was trained from inner starts, if it is to make more than one pass.
+        through: The number of passes, 1 to M, whose inner frames are spread evenly; or the inner frames themselves,
+            indices increasing in [0, M - 2].
+        whole: Whether all frames are kept; else only those passed through and the last, and the blocks behind the last
+            temporal layer run for them alone.
+
+    Raises:
+        ValueError: for more passes than the student has frames, frames that do not increase or are not inner ones, or more
+            than one pass of a student that starts from noise alone.
+    """
+
+    student: TrajectoryStudent
+    through: Sequence[int] | int
+    whole: bool = True
+
+    def __post_init__(self) -> None:
+        M = self.student.frames
+        if isinstance(self.through, int) and not 1 <= self.through <= M:
+            raise ValueError(f"a student of {M} frames makes 1 to {M} passes, got {self.through}")
+        if any(not i < j < M - 1 for i, j in pairwise((-1, *self.inner))):
+            raise ValueError(
+                f"inner frames must increase within [0, {M - 2}], the last of {M} being the sample: got {list(self.inner)}"
+            )
+        if self.passes > 1:
+            self.student.check_restarts()
+
+    @property
+    def inner(self) -> tuple[int, ...]:
+        """The inner frames that passes start from."""
+        if not isinstance(self.through, int):
+            return tuple(self.through)
+        # Noise and the M frames are M + 1 places: i M / k, to the nearest, is the place of the i-th restart of k passes.
+        k, M = self.through, self.student.frames
+        return tuple((2 * i * M + k) // (2 * k) - 1 for i in range(1, k))
+
+    @property
+    def passes(self) -> int:
+        """Network calls: one more than inner frames."""
+        return len(self.inner) + 1
+
     @torch.no_grad()
     def __call__(self, z: Tensor, cond: Cond | None = None, seeds: Tensor | None = None) -> Trajectory:
-        student = self.student
-        frames = range(student.frames) if self.whole else (student.frames - 1,)
-        x_1 = initial_state(student.schedule, z)
-        h = student(x_1, cond, select=frames)
-        x = torch.cat([x_1.unsqueeze(1), student.states(x_1, h, select=frames)], 1)
+        student, first, start = self.student, 0, 1.0
+        x_t = initial_state(student.schedule, z)
+        x, hs, kept = [x_t.unsqueeze(1)], list[Tensor](), list[int]()
+        for last in (*self.inner, student.frames - 1):
+            frames = range(first, last + 1) if self.whole else (last,)
+            h = student(x_t, cond, start, frames)
+            states = student.states(x_t, h, start, frames)
+            x, hs, kept = [*x, states], [*hs, h], [*kept, *frames]
+            x_t, first, start = states[:, -1], last + 1, float(student.times[last])
+        h, states = torch.cat(hs, 1), torch.cat(x, 1)
         if student.target == "x0":
             # The sample is h itself; the formula would add sigma_M times the noise where a schedule is truncated.
-            x[:, -1] = h[:, -1]
-        t = torch.cat([torch.ones(1, dtype=torch.float64), student.times[list(frames)]])
-        return Trajectory(x, t, torch.cat([h[:, :1], h], 1), cond, seeds, nfe=1, rounds=1)
+            states[:, -1] = h[:, -1]
+        t = torch.cat([torch.ones(1, dtype=torch.float64), student.times[kept]])
+        # A state student's h is no prediction at the frame's state: it leads there from the start of its pass.
+        x0 = torch.cat([h[:, :1], h], 1) if student.target == "x0" else None
+        return Trajectory(states, t, x0, cond, seeds, nfe=self.passes, rounds=self.passes)
 
 
 def student_from_teacher(
@@ -385,10 +469,12 @@ def _student(
     data_std: float = 1.0,
     shape: Sequence[int] | None = None,
     classes: int | None = None,
+    restarts: bool = False,
     net: nn.Module | None = None,
 ) -> TrajectoryStudent:
     lifted = _lift_again(net_from_config(backbone) if net is None else net, lift)
-    return TrajectoryStudent(lifted, schedule_from_config(schedule), times, target, kind, data_std, shape, classes)
+    path = schedule_from_config(schedule)
+    return TrajectoryStudent(lifted, path, times, target, kind, data_std, shape, classes, restarts)
 
 
 def _lift_again(net: nn.Module, config: Mapping[str, Any]) -> Lifted:
