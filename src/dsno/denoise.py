@@ -299,7 +299,7 @@ def _rows_like(null: Cond, cond: Cond) -> dict[str, Tensor]:
     return {name: absent[name].to(c).expand_as(c) for name, c in named.items()}
 
 
-class Meter:
+class Meter(nn.Module):
     """Counts what a denoiser costs: `rounds` (calls, the serial cost) and `rows` (batch rows, the total cost).
 
     A guided denoiser evaluates two rows for each. `jvps` and `vjps` are counted by the samplers that differentiate,
@@ -307,6 +307,7 @@ class Meter:
     """
 
     def __init__(self, denoiser: Denoiser) -> None:
+        super().__init__()
         self.denoiser = denoiser
         self.evaluations: int = denoiser.evaluations if isinstance(denoiser, Guided | Meter) else 1
         self.reset()
@@ -318,7 +319,7 @@ class Meter:
         self.jvps += jvps
         self.vjps += vjps
 
-    def __call__(self, x_t: Tensor, t: Tensor, cond: Cond | None = None) -> Tensor:
+    def forward(self, x_t: Tensor, t: Tensor, cond: Cond | None = None) -> Tensor:
         self.rounds += 1
         self.rows += len(x_t) * self.evaluations
         return self.denoiser(x_t, t, cond)
