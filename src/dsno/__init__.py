@@ -1,9 +1,17 @@
 """Fast sampling of diffusion models: learn the whole trajectory, emit it in one forward pass."""
 
 from dsno.denoise import Denoiser, Gaussian, GaussianMixture, Guided, Meter, Prediction
+from dsno.parallel import SRDS, ParaTAA, Picard, Receding, Replicas, Speculative
 from dsno.schedule import VE, Cosine, RectifiedFlow, Schedule, Tabulated, VPLinear, linear_beta
 from dsno.solve import DDIM, Ancestral, Chain, DPMSolverPP, Heun, Sampler, SolverSampler, UniPC
-from dsno.students.flowmap import OnePass, TrajectoryStudent, load_student, save_student, student_from_teacher
+from dsno.students.flowmap import (
+    MultiPass,
+    OnePass,
+    TrajectoryStudent,
+    load_student,
+    save_student,
+    student_from_teacher,
+)
 from dsno.students.lift import lift
 from dsno.teachers.load import load_teacher
 from dsno.teachers.native import save_teacher
@@ -13,6 +21,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "DDIM",
+    "SRDS",
     "VE",
     "Ancestral",
     "Chain",
@@ -24,12 +33,18 @@ __all__ = [
     "Guided",
     "Heun",
     "Meter",
+    "MultiPass",
     "OnePass",
+    "ParaTAA",
+    "Picard",
     "Prediction",
+    "Receding",
     "RectifiedFlow",
+    "Replicas",
     "Sampler",
     "Schedule",
     "SolverSampler",
+    "Speculative",
     "Tabulated",
     "Trajectory",
     "TrajectoryStudent",

@@ -13,7 +13,7 @@ from dsno.cli.console import counted, launched, progress, say
 from dsno.cli.teachers import Teacher, device_of, null_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from torch import Tensor
 
@@ -92,51 +92,60 @@ class Generate(Teacher):
         teacher = self.load()
         if accelerator is not None:
             teacher.to(accelerator.device)
-        label = self._told(teacher)
+        label = told(self.teacher, teacher, self.labels, self.prompts, self.guidance)
         times = torch.tensor(self.times, dtype=torch.float64) if self.times else schedule.quadratic(self.frames)[1:]
         with progress() as report:
             data = make_trajectories(
-                self._guided(teacher), sample_shape(teacher), self.out, self.count, times, self.targets, self.solver,
+                guided(self.teacher, teacher, self.guidance, self.prompts is not None, self.null), sample_shape(teacher), self.out, self.count, times, self.targets, self.solver,
                 self.steps, self.resume, self.overwrite, report, batch=self.batch, shard=self.shard, label=label,
                 first_seed=self.first_seed, accelerator=accelerator, dtype=getattr(torch, self.store), autocast=autocast,
                 channels_last=self.channels_last, compile=self.compile,
             )  # fmt: skip
         say(f"{len(data)} trajectories in {self.out}", f"dsno distill --teacher {self.teacher} --data {self.out}")
 
-    def _guided(self, teacher: Prediction) -> Prediction | Guided:
-        from dsno.denoise import Guided
 
-        if not self.guidance:
-            return teacher
-        if not teacher.classes and self.prompts is None:
-            raise ValueError(f"--guidance needs a condition, and {self.teacher} is told none")
-        null = null_of(self.teacher, teacher, self.null)
-        if isinstance(null, torch.Tensor) and (self.prompts is not None or len(self.guidance) == 2):
-            # Beside a weight, or from an encoder, the condition has a name, and so has its absence.
-            null = {"text" if self.prompts is not None else "label": null}
-        if len(self.guidance) == 1:
-            return Guided(teacher, null, self.guidance[0])
-        return Guided(teacher, null)
+def guided(
+    ref: str, teacher: Prediction, weights: Sequence[float], prompted: bool = False, null: int | None = None
+) -> Prediction | Guided:
+    """The teacher under one weight of guidance, or under one that each row is told (two); itself under none.
 
-    def _told(self, teacher: Prediction) -> Callable[[Tensor], Cond] | None:
-        """The condition of each row, a function of its seed."""
-        from dsno.recipes import uniform_weights
+    Raises:
+        ValueError: if it is told nothing that it could be guided by.
+    """
+    from dsno.denoise import Guided
 
-        told: Callable[[Tensor], Cond] | None = None
-        if self.prompts is not None:
-            told = prompts_by_seed(self.teacher, self.prompts)
-        elif self.labels is not None or teacher.classes:
-            told = _labels(self.labels or "uniform", teacher.classes, self.teacher)
-        if len(self.guidance) < 2 or told is None:
-            return told
-        weights, rest = uniform_weights(*self.guidance), told
+    if not weights:
+        return teacher
+    if not teacher.classes and not prompted:
+        raise ValueError(f"--guidance needs a condition, and {ref} is told none")
+    absent = null_of(ref, teacher, null)
+    if isinstance(absent, torch.Tensor) and (prompted or len(weights) == 2):
+        # Beside a weight, or from an encoder, the condition has a name, and so has its absence.
+        absent = {"text" if prompted else "label": absent}
+    return Guided(teacher, absent, weights[0]) if len(weights) == 1 else Guided(teacher, absent)
 
-        def with_weights(seeds: Tensor) -> dict[str, Tensor]:
-            cond = rest(seeds)
-            named = {"label": cond} if isinstance(cond, torch.Tensor) else dict(cond)
-            return {**named, "weight": weights(seeds)}
 
-        return with_weights
+def told(
+    ref: str, teacher: Prediction, labels: str | None, prompts: Path | None, weights: Sequence[float] = ()
+) -> Callable[[Tensor], Cond] | None:
+    """The condition of each row, a function of its seed; two `weights` are the range of one more."""
+    from dsno.recipes import uniform_weights
+
+    rest: Callable[[Tensor], Cond] | None = None
+    if prompts is not None:
+        rest = prompts_by_seed(ref, prompts)
+    elif labels is not None or teacher.classes:
+        rest = _labels(labels or "uniform", teacher.classes, ref)
+    if len(weights) < 2 or rest is None:
+        return rest
+    drawn, known = uniform_weights(*weights), rest
+
+    def with_weights(seeds: Tensor) -> dict[str, Tensor]:
+        cond = known(seeds)
+        named = {"label": cond} if isinstance(cond, torch.Tensor) else dict(cond)
+        return {**named, "weight": drawn(seeds)}
+
+    return with_weights
 
 
 def _labels(labels: str, classes: int | None, teacher: str) -> Callable[[Tensor], Tensor]:

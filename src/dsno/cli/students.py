@@ -24,6 +24,10 @@ if TYPE_CHECKING:
 __all__ = ["Demo", "Distill", "Evaluate", "Export", "Sample"]
 
 
+EXACT_OPTIONS = ("tolerance", "window", "order", "memory", "blocks")
+"""What `sample` passes on to an exact sampler."""
+
+
 @dataclass(frozen=True)
 class Distill:
     """Distil a teacher's trajectories into a one-pass student.
@@ -64,7 +68,7 @@ class Distill:
     train_only: Literal["all", "temporal"] = "all"
     """Train everything, or only what was added to the teacher's network."""
     inner_starts: float = 0.0
-    """Share of steps started from a stored state instead of noise (needs targets x0 and state)."""
+    """Share of steps started from a stored state instead of noise (needs targets x0 and state): for `sample --passes`."""
     batch: int = 256
     """Trajectories per step."""
     train: TrainConfig = field(default_factory=lambda: TrainConfig(steps=4000, lr=1e-3))
@@ -120,14 +124,17 @@ def _as_generated(data: TrajectorySet, teacher: Prediction, ref: str) -> Denoise
 
 @dataclass(frozen=True)
 class Sample:
-    """Draw samples in one forward pass and write them as a picture.
+    """Draw samples and write them as a picture: a student's in one pass, or with --exact the teacher's in few rounds.
 
     In Python:
 
-        from dsno import load_student
+        from dsno import Chain, ParaTAA, load_student, load_teacher
         from dsno.noise import noise, seed_range
-        student = load_student("runs/student")
-        images = student.sample(noise(seed_range(0, 64), (1, 8, 8)))
+        from dsno.schedule import uniform
+        z = noise(seed_range(0, 64), (1, 8, 8))
+        images = load_student("runs/student").sample(z)
+        teacher = load_teacher("runs/teacher")
+        exact = ParaTAA(teacher, Chain(teacher.schedule, uniform(100)))(z).sample
     """
 
     student: Path | None = None
@@ -146,6 +153,30 @@ class Sample:
     """Text file of a text-to-image student's prompts, one a line, taken by turns; needs --teacher."""
     teacher: str | None = None
     """Its teacher, a diffusers model: encodes --prompts, and decodes latents."""
+    exact: Literal["picard", "taa", "srds", "speculative", "receding"] | None = None
+    """Solve --teacher's chain of --steps exactly instead, in parallel rounds; the shipped teacher by default."""
+    steps: int = 100
+    """Steps of the chain, on a uniform grid."""
+    eta: float | None = None
+    """Fresh noise of the chain: 0 is DDIM, 1 DDPM's ancestral sampler; 1 for speculative, else 0 by default."""
+    draft: str | None = None
+    """Folder of a student that drafts the exact sampler's first guess, or `shipped`."""
+    tolerance: float | None = None
+    """Error of a sample to the chain that is allowed, RMS over pixels; 1e-3 by default."""
+    window: int | None = None
+    """Steps in a round: of picard, taa, receding (all by default), speculative (20)."""
+    order: int | None = None
+    """Order of taa, 1 to --steps; --steps by default."""
+    memory: int | None = None
+    """Iterates that taa combines; 2 by default, 1 for none."""
+    blocks: int | None = None
+    """Blocks of srds; about the root of --steps by default."""
+    limit: int | None = None
+    """Most rows of one network call of an exact sampler: a round that has more is cut."""
+    verify: bool = True
+    """Run the exact sampler's chain sequentially, too, and report the difference."""
+    passes: int = 1
+    """Network passes, at most one a frame: draft, move to an inner frame, draft again (needs distill --inner-starts)."""
     device: str | None = None
     """Where to run it; the accelerator if there is one, else the CPU."""
     overwrite: bool = False
@@ -157,25 +188,33 @@ class Sample:
         from dsno.noise import noise, seed_range
         from dsno.recipes import shipped
         from dsno.report import image_grid
-        from dsno.students.flowmap import load_student
+        from dsno.students.flowmap import MultiPass, load_student
 
         if self.count < 1:
             raise ValueError(f"count must be at least 1, got {self.count}")
         new_file(self.out, self.overwrite)
+        if self.exact is not None:
+            from dsno.cli.exact import sample_exactly
+
+            return sample_exactly(self)
+        if foreign := [name for name in (*EXACT_OPTIONS, "draft", "eta", "limit") if getattr(self, name) is not None]:
+            raise ValueError(f"--{foreign[0]} is an option of exact samplers: say which, --exact taa for example")
         device = device_of(self.device)
         folder = self.student or shipped() / "student"
         student = load_student(folder).to(device)
+        several = MultiPass(student, self.passes, whole=False)
         seeds = seed_range(self.seed, self.count)
         cond = map_cond(lambda c: c.to(device), self._told(student, seeds, folder))
         z = noise(seeds, student.shape, device=device)
         began = time.perf_counter()
-        samples = student.sample(z, cond).cpu()
+        samples = (student.sample(z, cond) if self.passes == 1 else several(z, cond).sample).cpu()
         seconds = time.perf_counter() - began
-        png = image_grid(self._decoded(samples).clamp(-1, 1))
+        png = image_grid(self.decoded(samples).clamp(-1, 1))
         write_atomically(self.out, lambda path: path.write_bytes(png))
         given = {name: folder.parent / name for name in ("teacher", "features")} | {"student": folder}
         options = [f"--{name} {path}" for name, path in given.items() if self.student is not None and path.is_dir()]
-        say(f"{self.count} samples in one pass, {seconds:.2f} s: {self.out}", " ".join(["dsno evaluate", *options]))
+        passes = "one pass" if self.passes == 1 else f"{self.passes} passes"
+        say(f"{self.count} samples in {passes}, {seconds:.2f} s: {self.out}", " ".join(["dsno evaluate", *options]))
 
     def _told(self, student: TrajectoryStudent, seeds: Tensor, folder: Path) -> Cond | None:
         from dsno.recipes import uniform_labels
@@ -198,7 +237,7 @@ class Sample:
             told["weight"] = torch.full((len(seeds),), self.guidance)
         return told["label"] if [*told] == ["label"] else told or None
 
-    def _decoded(self, samples: Tensor) -> Tensor:
+    def decoded(self, samples: Tensor) -> Tensor:
         if self.teacher is None:
             return samples
         from dsno.teachers.diffusers import load_decoder

@@ -16,13 +16,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from dsno.denoise import Cond
+from dsno.denoise import Cond, map_cond
 from dsno.parallel.rounds import Rounds, System
 from dsno.solve import Chain, Sampler
-from dsno.students.flowmap import OnePass, TrajectoryStudent
+from dsno.students.flowmap import TrajectoryStudent
 from dsno.trajectory import Trajectory
 
-__all__ = ["Draft", "fill", "guess"]
+__all__ = ["Draft", "fill", "fill_from", "guess"]
 
 Draft = Trajectory | TrajectoryStudent | Sampler
 """A trajectory of the same samples on times of the chain, or a student or another sampler that makes one from the noise."""
@@ -47,13 +47,14 @@ def guess(
                 "at times of the chain, or the student itself"
             )
         return fill(draft, system, x)
-    if isinstance(draft, TrajectoryStudent):
-        draft = OnePass(draft)
     start = float(chain.grid[0])
     if start != 1:
         raise ValueError(
             f"a student drafts from pure noise, the chain starts at t = {start:g}: start it at 1, or draft None"
         )
+    if isinstance(draft, TrajectoryStudent):
+        rounds.tally(every, 1, 1)
+        return fill_from(draft, system, x, torch.zeros_like(every), cond, every)
     made = draft(x / chain.schedule.at(start)[1], cond, seeds)
     rounds.tally(every, made.rounds, made.nfe)
     return fill(made, system, x)
@@ -84,6 +85,32 @@ def fill(draft: Trajectory, system: System, x: Tensor) -> Tensor:
         return _between_all(states, system)
     steps = torch.searchsorted(-t, -chain.grid[:-1] + 1e-12, right=True).sub(1).clamp(0, len(t) - 2)
     return _between(states, t, chain)[:, steps.to(x.device)]
+
+
+def fill_from(
+    student: TrajectoryStudent, system: System, x: Tensor, n: Tensor, cond: Cond | None, sample: Tensor
+) -> Tensor:
+    r"""$\hat x_0$ at every step by a student that starts from inner states: one pass, (A, *shape) to (A, N, *shape).
+
+    Row i is the state `x[i]` at step `n[i]` of sample `sample[i]`. Only the frames behind its time are used, and what is
+    said of steps before `n[i]` means nothing.
+    """
+    grid, t, last = system.chain.grid[:-1], system.chain.grid[n.cpu()], student.frames - 1
+    told = map_cond(lambda c: c[sample.to(c.device)], cond)
+    start = t.to(x.device, torch.promote_types(x.dtype, torch.float32))
+    h = student(x, told, start)
+    # Before the first frame behind the start, h of that frame: of a state student it is the ODE's constant up to there.
+    first = (student.times < t[:, None] - 1e-9).int().argmax(1)
+    rows, before = torch.arange(len(x), device=x.device)[:, None], grid > student.times[first][:, None]
+    nearest = h[rows, first[:, None].to(x.device)].expand(-1, len(grid), *x.shape[1:])
+    if last == 0:
+        return nearest
+    m = (torch.searchsorted(-student.times, -grid + 1e-12, right=True) - 1).clamp(0, last - 1)
+    if student.target == "state":
+        behind = _between(student.states(x, h, start), student.times, system.chain)[:, m.to(x.device)]
+    else:
+        behind = _interpolated(h, student.times, grid)
+    return torch.where(before.to(x.device).reshape(*before.shape, *[1] * (x.ndim - 1)), nearest, behind)
 
 
 def _interpolated(x0: Tensor, t: Tensor, times: Tensor) -> Tensor:

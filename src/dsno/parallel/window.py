@@ -134,7 +134,9 @@ def first_guess(system: System, x: Tensor, drafted: Tensor | None, gain: Tensor)
     r"""All states by the chain's recursion with the draft's $\hat x_0$, or by its linear part, which has the right scale."""
     (B, N), like = (len(x), len(system)), x.unsqueeze(1)
     sample, zero = torch.arange(B, device=x.device), torch.zeros(B, dtype=torch.int64, device=x.device)
-    sweep = Sweep(system, sample, like.expand(-1, N + 1, *x.shape[1:]), torch.empty(0), zero, zero, False, gain.to(x), N)
+    sweep = Sweep(
+        system, sample, like.expand(-1, N + 1, *x.shape[1:]), torch.empty(0), zero, zero, False, gain.to(x), N
+    )
     if drafted is not None:
         sweep.x0 = drafted.clone()
         sweep.x = sweep.run(zero)
