@@ -69,17 +69,99 @@ def claims(record: dict[str, Any]) -> str:
     return rows(["claim", "measured", "bound", "holds"], body)
 
 
+def counted(entry: dict[str, Any], what: str) -> str:
+    """A mean, and the worst of the batch where it differs."""
+    mean, worst = entry[what], entry[f"{what}_max"]
+    return (
+        f"{mean:,.0f}"
+        if mean == worst
+        else f"{mean:,.1f} ({worst:,.0f})"
+        if mean < 100
+        else f"{mean:,.0f} ({worst:,.0f})"
+    )
+
+
+def parallel(record: dict[str, Any]) -> str:
+    """Exact samplers on mixtures."""
+    body = []
+    for r in record["rows"]:
+        if r["N"] == 500 or "order 8" in r["method"] or "m = 3" in r["method"]:
+            continue
+        residual = f"{r['residual_rounds']:.1f} ({r['residual_rounds_max']:.0f})" if "residual_rounds" in r else "-"
+        error = f"{r['max']:.0e}" if "max" in r else "in law"
+        chain = f"d = {r['d']}, N = {r['N']:,}, {'DDPM' if r['eta'] else 'DDIM'}"
+        method = f"{r['method']}, L = {r['L']}" if "L" in r else r["method"].replace("eps held", "noise held")
+        body.append([chain, method, counted(r, "rounds"), counted(r, "rows"), residual, error])
+    head = ["chain", "sampler", "rounds", "rows", "rounds to residual 1e-3", "worst error to the chain"]
+    return rows(head, body)
+
+
+def path(record: dict[str, Any]) -> str:
+    """Errors to the fine solution of the ODE against rounds and rows."""
+    chosen = {
+        "DDIM": "8 16 32 100",
+        "DPM-Solver++ 2": "8 16 32",
+        "DPM-Solver++ 3": "8 16 32",
+        "UniPC 3": "6 8 12 16 32",
+    }
+    body = []
+    for r in record["rows"]:
+        sequential = r["family"] in chosen
+        if (sequential and r["point"] not in chosen[r["family"]].split()) or r["family"] in (
+            "DPM-Solver++ 1",
+            "UniPC 2",
+        ):
+            continue
+        if r.get("N", 100) != 100:
+            continue
+        named = r["family"] if "N" not in r else f"{r['family']}, tolerance {r['tolerance']:g}"
+        name = (
+            f"{named}, {r['point']}" if "student" in r["family"] else f"{named}-{r['point']}" if sequential else named
+        )
+        passes = f"{r['draft_rounds']:.1f}" if r.get("draft_rounds") else "-"
+        body.append([
+            name, counted(r, "rounds"), passes, counted(r, "rows"), f"{r['fine_rmse']:.4f}", f"{r['fine_median']:.4f}",
+            f"{r['rmse']:.4f}" if "rmse" in r else "-",
+        ])  # fmt: skip
+    head = [
+        "sampler",
+        "rounds",
+        "of them the student's",
+        "rows",
+        "error to the fine solution",
+        "its median",
+        "error to the chain",
+    ]
+    return rows(head, body)
+
+
+def law(record: dict[str, Any]) -> str:
+    """Stochastic chains: Frechet distances against rounds and rows."""
+    body = [
+        [
+            f"{r['family']}-{r['point']}" if "N" not in r else f"{r['family']}, {r['point']}", counted(r, "rounds"),
+            counted(r, "rows"), f"{r['frechet']:.2f}" if "frechet" in r else "the chain's own samples",
+            f"{r['max']:.3f}" if "max" in r else "-",
+        ]
+        for r in record["law"]
+    ]  # fmt: skip
+    return rows(["sampler", "rounds", "rows", "Fréchet", "worst error to the chain's sample"], body)
+
+
 TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
-    "recipe": recipe, "fashion": recipe, "sprites": recipe, "digits": digits, "ablation": digits
+    "recipe": recipe, "fashion": recipe, "sprites": recipe, "digits": digits, "ablation": digits,
+    "parallel": parallel, "parallel_digits": path, "parallel_fashion": path,
 }  # fmt: skip
 
 
 def render(text: str) -> str:
     def fill(match: re.Match[str]) -> str:
         name = match.group(1)
-        source = name.removeprefix("claims ")
+        source = name.removeprefix("claims ").removeprefix("law ")
         record = json.loads((ROOT / "benchmarks/results" / f"{source}.json").read_text())
-        table = claims(record) if name.startswith("claims ") else TABLES[name](record)
+        kind = {"claims": claims, "law": law}.get(name.split()[0], TABLES.get(name))
+        assert kind is not None, f"no table named {name}"
+        table = kind(record)
         return f"<!-- table: {name} -->\n\n{table}\n\n<!-- end -->"
 
     return re.sub(r"<!-- table: ([\w ]+) -->.*?<!-- end -->", fill, text, flags=re.DOTALL)
