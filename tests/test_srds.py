@@ -69,6 +69,25 @@ def test_run_to_the_end_it_is_the_chain(schedule: Schedule, blocks: int | tuple[
         assert not pipelined or made.rounds <= 12
 
 
+def test_the_exact_rule_waits_for_the_last_bit() -> None:
+    chain, teacher = Chain(Cosine(), uniform(64)), mixture(64)
+    x, _ = start(chain, 8, (64,))
+    made = SRDS(teacher, chain, tolerance=None).solve(x)
+    assert error(made.sample, chain.run(teacher, x).sample) <= 1e-12
+    assert made.trace is not None
+    for change, k in zip(made.trace.history.T, iterations_of(made), strict=True):
+        assert k == 8 or change[k - 1] == 0
+
+    def steps(x_t: Tensor, t: Tensor, cond: Cond | None = None) -> Tensor:
+        return x_t.sign()
+
+    # The last state of such a teacher is a sign: it rests from the start, and the states before it do not.
+    made = SRDS(steps, chain, tolerance=None).solve(x[:, :1])
+    assert made.trace is not None
+    assert bool((made.trace.history[0] == 0).all()) and min(iterations_of(made)) > 1
+    assert error(made.x, chain.run(steps, x[:, :1]).x[:, ::8]) <= 1e-12
+
+
 def test_samples_of_any_shape_and_from_noise_and_seeds() -> None:
     chain = Chain(Cosine(), uniform(9), 1.0)
     means = torch.randn(3, 2, 3, dtype=torch.float64)
@@ -222,6 +241,14 @@ def test_each_sample_costs_its_own_iterations(blocks: int | tuple[int, ...], dra
     assert blocks != 10 or len(set(ks)) > 1, "the samples should stop apart, or this test says little"
 
 
+def test_plain_begins_nothing_it_may_not_need() -> None:
+    chain, teacher = Chain(Cosine(), uniform(36)), mixture(2)
+    x, _ = start(chain, 12, (2,))
+    made = SRDS(teacher, chain, 6, pipelined=False).solve(x)
+    assert made.trace is not None and len(set(iterations_of(made))) > 1
+    assert made.trace.rows.tolist() == [sum((6 - p) * 6 for p in range(k)) + 6 - k for k in iterations_of(made)]
+
+
 def test_a_sample_does_not_depend_on_the_others() -> None:
     chain, teacher = Chain(Cosine(), uniform(36), 1.0), mixture(2)
     x, tape = start(chain, 12, (2,))
@@ -274,7 +301,7 @@ def test_another_sampler_drafts_and_is_counted() -> None:
 @pytest.mark.parametrize("d, N", [(2, 100), (2, 256), (64, 100), (64, 256)])
 def test_the_tolerance_bounds_the_error_at_the_end(d: int, N: int, eta: float) -> None:
     chain, teacher = Chain(Cosine(), uniform(N), eta), mixture(d)
-    x, tape = start(chain, 16, (d,))
+    x, tape = start(chain, 8, (d,))
     exact = chain.run(teacher, x, tape).sample
     made = SRDS(teacher, chain).solve(x, tape)
     assert float((made.sample - exact).abs().mean(1).max()) < 1e-3

@@ -82,7 +82,9 @@ def sample_exactly(options: Sample) -> None:
     png = image_grid(options.decoded(samples).clamp(-1, 1))
     write_atomically(options.out, lambda path: path.write_bytes(png))
     text = _report(options, sampler, chain, made, torch.cat(references).cpu() if references else None, samples)
-    say(f"{text}\n{options.count} samples, {seconds:.2f} s: {options.out}", "dsno sample   (the student's, in one pass)")
+    say(
+        f"{text}\n{options.count} samples, {seconds:.2f} s: {options.out}", "dsno sample   (the student's, in one pass)"
+    )
 
 
 def _asked(options: Sample, kind: type[Exact]) -> dict[str, Any]:

@@ -1,0 +1,186 @@
+r"""Flow maps of two times: $(x_t, t, s) \mapsto x_s$ along the probability-flow ODE, for any $s \le t$.
+
+One network $h(x_t, t, s)$, read as the constant of the ODE's exact linear form between the two times,
+
+$$ X_{t \to s}(x) = \frac{\sigma_s}{\sigma_t} x + \Big( \alpha_s - \frac{\sigma_s}{\sigma_t} \alpha_t \Big) h(x, t, s), $$
+
+is the identity at $s = t$ whatever h is; $h(x, t, t)$ is the denoiser, and $h = D(x, t)$ for every s is DDIM's step, which is
+where a student made from a teacher starts. What a method wants of h is its loss: $s = 0$ alone is a consistency function,
+s on the next grid time progressive distillation, all of $s \le t$ a flow map (Boffi et al., 2024, arXiv 2406.07507), whose
+average velocity MeanFlow learns (Geng et al., 2025, arXiv 2505.13447).
+"""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from dsno.checkpoint import build, load_model, save_model
+from dsno.denoise import Cond, Kind, Prediction, expand_like, scale_input, x0_from
+from dsno.schedule import Schedule, check_grid, schedule_from_config
+from dsno.solve import initial_state
+from dsno.students.blocks import embedding_dim, find_blocks
+from dsno.students.guidance import WeightEmbedding, split_weight
+from dsno.students.rows import AddWeight, Call, Rows
+from dsno.teachers.nets import Backbone, example, net_from_config
+from dsno.trajectory import Trajectory
+
+__all__ = ["FlowMap", "FlowMapSampler", "TwoTime", "flow_map_from_teacher", "load_flow_map", "save_flow_map"]
+
+
+class TwoTime(nn.Module):
+    """A backbone that is told a second time: an embedding of s, zero at the start, is added to that of t.
+
+    Call: `net(x, t, s, cond)` with t and s (B,). With `guidance` it reads its weight from `cond["weight"]`.
+    """
+
+    def __init__(self, backbone: nn.Module, embedding: dict[str, int], guidance: bool = False) -> None:
+        super().__init__()
+        self.backbone, self.embedding, self.rows = backbone, dict(embedding), Rows(1, False)
+        self.later = WeightEmbedding(list(embedding.values()))
+        self.guidance = WeightEmbedding(list(embedding.values())) if guidance else None
+        for i, name in enumerate(embedding):
+            backbone.get_submodule(name).register_forward_hook(AddWeight(self.rows, i))
+
+    def forward(self, x: Tensor, t: Tensor, s: Tensor, cond: Cond | None = None) -> Tensor:
+        weight, cond = split_weight(cond, self.guidance is not None)
+        # The embedding's slowest wave is an eighth of a turn per unit; a time in [0, 1] needs to be told finer.
+        embedded = self.later(16 * s)
+        if self.guidance is not None and weight is not None:
+            embedded = tuple(a + b for a, b in zip(embedded, self.guidance(weight), strict=True))
+        self.rows.call = Call(len(x), (0,), embedded)
+        try:
+            return cast(Tensor, self.backbone(x, t) if cond is None else self.backbone(x, t, cond))
+        finally:
+            # The embeddings belong to this pass, and so does its graph.
+            self.rows.call = Call(len(x), (0,))
+
+
+class FlowMap(nn.Module):
+    r"""$X_{t \to s}$ of a network, the formula above.
+
+    Arguments:
+        net: Called as `net(x_t, t, s)` or `net(x_t, t, s, cond)`, t and s (B,) in [0, 1]; returns (B, *shape).
+        schedule: The teacher's path.
+        kind: How the raw output is read as h: as a prediction of this kind at $(x_t, t)$.
+        data_std: $\sigma_d$ of the kind `edm`.
+    """
+
+    def __init__(self, net: nn.Module, schedule: Schedule, kind: Kind = "v", data_std: float = 1.0) -> None:
+        super().__init__()
+        self.net, self.schedule, self.kind, self.data_std = net, schedule, kind, data_std
+
+    def x0(self, x_t: Tensor, t: Tensor | float, s: Tensor | float, cond: Cond | None = None) -> Tensor:
+        r"""$h(x_t, t, s)$, (B, *shape); at s = t the denoiser's $\hat x_0$."""
+        t, s = _rows(t, x_t), _rows(s, x_t)
+        shown = scale_input(self.kind, x_t, t, self.schedule, self.data_std)
+        F = self.net(shown, t, s) if cond is None else self.net(shown, t, s, cond)
+        return x0_from(self.kind, F, x_t, t, self.schedule, self.data_std)
+
+    def forward(self, x_t: Tensor, t: Tensor | float, s: Tensor | float, cond: Cond | None = None) -> Tensor:
+        r"""$x_s$, (B, *shape) from $x_t$ (B, *shape); t and s numbers or (B,), $0 \le s \le t \le 1$."""
+        t, s = _rows(t, x_t), _rows(s, x_t)
+        (alpha_t, sigma_t), (alpha_s, sigma_s) = ((expand_like(c, x_t) for c in self.schedule(time)) for time in (t, s))
+        # Nothing moves from t = 0 on, where a straight path has no noise to divide by.
+        ratio = torch.where(sigma_t > 0, sigma_s / sigma_t.clamp_min(torch.finfo(x_t.dtype).tiny), 1.0)
+        return ratio * x_t + (alpha_s - ratio * alpha_t) * self.x0(x_t, t, s, cond)
+
+
+def _rows(time: Tensor | float, x: Tensor) -> Tensor:
+    dtype = torch.promote_types(x.dtype, torch.float32)
+    return torch.as_tensor(time, dtype=dtype, device=x.device).expand(len(x))
+
+
+@dataclass(frozen=True)
+class FlowMapSampler:
+    """A flow map on a grid as a `Sampler`: one network call for each of its steps.
+
+    Arguments:
+        map: The flow map.
+        grid: N + 1 decreasing times; `uniform(1)` is one pass.
+    """
+
+    map: FlowMap
+    grid: Tensor
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "grid", check_grid(self.grid))
+
+    @torch.no_grad()
+    def __call__(self, z: Tensor, cond: Cond | None = None, seeds: Tensor | None = None) -> Trajectory:
+        times = self.grid.tolist()
+        x = [initial_state(self.map.schedule, z, times[0])]
+        for t, s in pairwise(times):
+            x.append(self.map(x[-1], t, s, cond))
+        N = len(times) - 1
+        return Trajectory(torch.stack(x, 1), self.grid, None, cond, seeds, nfe=N, rounds=N)
+
+
+def flow_map_from_teacher(teacher: Prediction, guidance: bool = False) -> FlowMap:
+    """A flow map around a copy of a teacher, its weights included: DDIM's step at the start, for any two times.
+
+    Raises:
+        ValueError: if the teacher's network is no `Backbone`, which says where its time embedding is, or has its own time
+            units.
+    """
+    net = copy.deepcopy(teacher.net)
+    if not isinstance(net, Backbone):
+        raise ValueError(
+            f"a {type(net).__name__} does not say which of its modules return the time embedding: build a `TwoTime` with "
+            "their names, and a FlowMap of it"
+        )
+    if teacher.time is not None:
+        raise ValueError("a student's network is told t in [0, 1]: put the teacher's `time` into its network's forward")
+    return FlowMap(_two_time(net.requires_grad_(), guidance), teacher.schedule, teacher.kind, teacher.data_std)
+
+
+def _two_time(net: nn.Module, guidance: bool) -> TwoTime:
+    assert isinstance(net, Backbone)
+    found = find_blocks(net, example(net, next(net.parameters())), net.embedding)
+    return TwoTime(net, {name: embedding_dim(name, block) for name, block in found.items()}, guidance)
+
+
+def save_flow_map(folder: Path | str, made: FlowMap, **notes: object) -> Path:
+    """Write a flow map of a `Backbone`: `config.json` and `model.safetensors`; `notes` go into the former.
+
+    Raises:
+        ValueError: if its network cannot be rebuilt from a configuration.
+    """
+    net = made.net
+    if not isinstance(net, TwoTime) or not isinstance(net.backbone, Backbone):
+        raise ValueError(
+            f"a flow map of a {type(net).__name__} cannot be rebuilt from a file: save its state_dict yourself"
+        )
+    config = {
+        "type": "flow map", "schedule": made.schedule.config, "kind": made.kind, "data_std": made.data_std,
+        "backbone": net.backbone.config, "guidance": net.guidance is not None, "notes": notes,
+    }  # fmt: skip
+    return save_model(folder, config, made)
+
+
+def load_flow_map(folder: Path | str) -> FlowMap:
+    """Read what `save_flow_map` wrote.
+
+    Raises:
+        FileNotFoundError: if a file is missing.
+        ValueError: if the folder holds something else, or damaged or foreign weights.
+    """
+
+    def make(config: dict[str, Any]) -> tuple[FlowMap, nn.Module]:
+        made = build(_flow_map, config, "the configuration of a flow map")
+        return made, made
+
+    return load_model(folder, "flow map", make).eval()
+
+
+def _flow_map(
+    schedule: dict[str, object], kind: Kind, data_std: float, backbone: dict[str, Any], guidance: bool
+) -> FlowMap:
+    net = _two_time(net_from_config(backbone), guidance)
+    return FlowMap(net, schedule_from_config(schedule), kind, data_std)
