@@ -185,7 +185,8 @@ def iterate(
         sweep.x0[i, k] = rounds(sweep.x[i, k], k, sweep.sample[i], known=k == old[i])
         miss = system.step(sweep.x[i, k], sweep.x0[i, k], k, sweep.sample[i]) - sweep.x[i, k + 1]
         residual = torch.zeros_like(inside, dtype=miss.dtype)
-        residual[i, k] = rms(miss)
+        # What overflowed was answered with 0, and agrees with nothing.
+        residual[i, k] = torch.where(rounds.finite, rms(miss), torch.inf)
         rounds.watch(residual.amax(1), sweep.sample)
         fails = inside & ~(residual <= allowed)
         first = torch.where(fails.any(1), fails.int().argmax(1), sweep.end)
