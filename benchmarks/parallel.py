@@ -46,6 +46,12 @@ from dsno.train import TrainConfig
 from dsno.trajectory import Trajectory
 
 IMAGES = Path(__file__).parents[1] / "docs" / "images"
+SPECULATIVE: dict[str, dict[str, bool]] = {
+    "": {},
+    ", adaptive window": {"adaptive": True},
+    ", x0 frozen": {"reuse": False},
+    ", x0 frozen, two calls": {"reuse": False, "refresh": True},
+}
 TOLERANCES = (1.0, 0.3, 0.1, 0.01)
 
 
@@ -123,20 +129,17 @@ def mixtures() -> None:
         z = noise(seeds, (d,), dtype=torch.float64)
         for steps, window in ((50, 10), (200, 20), (1000, 20)):
             chain = Chain(Cosine(), uniform(steps), 1.0)
-            for name, options in (("one-call", {}), ("two-call", {"refresh": True}), ("adaptive", {"adaptive": True})):
-                made = Speculative(teacher, chain, window=window, **options)(z, seeds=seeds)
+            for name, options in SPECULATIVE.items():
+                sampler = Speculative(teacher, chain, window=window, **options)
+                made = sampler(z, seeds=seeds)
                 rows.append(
-                    {"d": d, "N": steps, "eta": 1.0, "method": f"speculative, {name}", "L": window, **costs(made)}
+                    {"d": d, "N": steps, "eta": 1.0, "method": f"speculative{name}", "L": window, **costs(made)}
                 )
                 show(rows[-1])
                 bound = {(64, 200): 27, (2, 1000): 58}.get((d, steps))
-                if bound and name == "one-call":
-                    mean = rows[-1]["rounds"]
-                    claims.append(
-                        claim(
-                            f"speculative, one-call, d = {d}, N = {steps}, L = {window}: mean rounds", mean, bound, "<="
-                        )
-                    )
+                if bound and name == "":
+                    title = f"speculative, one call a window, d = {d}, N = {steps}, L = {window}: mean rounds"
+                    claims.append(claim(title, rows[-1]["rounds"], bound, "<="))
     finish(
         "parallel",
         "eight modes of std 0.2 (d = 2: on the unit circle; d = 64: standard normal), cosine schedule, uniform grids, float64; "
@@ -271,17 +274,40 @@ def laws(
     ):
         for steps in counts:
             add(title, str(steps), partial(SolverSampler, teacher, schedule, uniform(steps), SOLVERS[solver]()))
-    for steps in (200, 1000):
+    for steps, windows in ((200, (20, 50)), (1000, (50,))):
         chain, said = Chain(schedule, uniform(steps), 1.0), {"N": steps}
-        add("speculative, frozen", f"N = {steps}", partial(Speculative, teacher, chain, window=20), **said)
-        add(
-            "speculative, student", f"N = {steps}", partial(Speculative, teacher, chain, window=20, draft=again), **said
-        )
+        for window in windows:
+            point = f"N = {steps}, L = {window}"
+            add("speculative", point, partial(Speculative, teacher, chain, window=window), **said)
+            if window == 20:
+                add(
+                    "speculative, x0 frozen",
+                    point,
+                    partial(Speculative, teacher, chain, window=window, reuse=False),
+                    **said,
+                )
+                drafted = partial(Speculative, teacher, chain, window=window, draft=again)
+                add("speculative, student", point, drafted, **said)
+
+    def spread(sampler: Sampler) -> dict[str, Any]:
+        """The distance over four sets of seeds: that of a few hundred samples varies much."""
+        each = []
+        for k in range(4):
+            rows = seeds + k * len(seeds)
+            features = extract(net, sampler(noise(rows, shape), seeds=rows).sample.clamp(-1, 1))
+            each.append(frechet_distance(features, reference.features))
+        return {"frechet": sum(each) / 4, "frechet_std": float(torch.tensor(each).std()), "each": each}
+
+    sequential = SolverSampler(teacher, schedule, uniform(200), SOLVERS["ancestral"]())
     chain = Chain(schedule, uniform(200), 1.0)
-    add("ParaTAA", "N = 200, 0.1", partial(ParaTAA, teacher, chain, tolerance=0.1), N=200)
+    for family, sampler in (("ancestral", sequential), ("speculative", Speculative(teacher, chain, window=20))):
+        held = known(f"law {family} N = 200 four sets", partial(spread, sampler))
+        base = next(r for r in found if r["family"] == family and r["point"] in ("200", "N = 200, L = 20"))
+        found.append({**base, **held, "N": 200, "point": "N = 200, four sets"})
+        show(found[-1])
     # The same path as the sequential chain's, sample by sample: few are enough, and no distance between sets is needed.
-    chain, few = Chain(schedule, uniform(1000), 1.0), slice(0, 32)
-    for tolerance in (0.3, 0.1):
+    chain, few = Chain(schedule, uniform(1000), 1.0), slice(0, 16)
+    for tolerance in (0.3,):
 
         def pathwise(tolerance: float = tolerance) -> dict[str, Any]:
             made = ParaTAA(teacher, chain, tolerance=tolerance)(z[few], seeds=seeds[few])
@@ -294,7 +320,7 @@ def laws(
 
 
 def judged(path: list[dict[str, Any]], law: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The moonshot, and what a draft is worth."""
+    """The moonshot."""
     named = {(r["family"], r["point"]): r for r in path}
     ddim = named["DDIM", "100"]["fine_rmse"]
     parallel = [r for r in path if r.get("N") == 100 and r["fine_rmse"] <= 1.05 * ddim]
@@ -307,34 +333,30 @@ def judged(path: list[dict[str, Any]], law: list[dict[str, Any]]) -> list[dict[s
         claim("the same, worst sample", best["rounds_max"], 7, "<="),
     ]  # fmt: skip
     sequential = [r for r in path if "N" not in r and "student" not in r["family"] and r["fine_rmse"] <= 1.05 * ddim]
-    if sequential:
-        first = min(sequential, key=lambda r: r["rounds"])
-        claims.append(
-            claim(f"sequential rounds to the same accuracy ({first['family']})", first["rounds"], best["rounds"], "<=")
-        )
-    for tolerance in TOLERANCES:
-        for family in ("Picard", "ParaTAA", "SRDS"):
-            for draft in (", drafted", ", drafted by states"):
-                point = f"N = 100, {tolerance:g}"
-                saved = named[family, point]["rounds"] - named[family + draft, point]["rounds"]
-                claims.append(
-                    claim(f"rounds saved by a draft: {family}{draft}, tolerance {tolerance:g}, N = 100", saved, 0, ">=")
-                )
+    first = min(sequential, key=lambda r: r["rounds"], default=named["DDIM", "100"])
+    title = f"these rounds over those of the first sequential solver as accurate ({first['family']}-{first['point']})"
+    claims.append(claim(title, best["rounds"] / first["rounds"], 1, "<="))
     chains = {(r["family"], r["point"]): r for r in law}
     if law:
-        exact = min((r for r in law if r.get("N") == 1000 and "speculative" in r["family"]), key=lambda r: r["rounds"])
+        exact = min(
+            (r for r in law if r.get("N") == 1000 and "speculative" in r["family"] and "frechet" in r),
+            key=lambda r: r["rounds"],
+        )
         title = f"rounds to the law of the 1000-step stochastic chain ({exact['family']}, {exact['rows']:,.0f} rows)"
         claims.append(claim(f"mean {title}", exact["rounds"], 50, "<="))
         claims.append(claim(f"worst {title}", exact["rounds_max"], 50, "<="))
-        gap = exact["frechet"] / chains["ancestral", "1000"]["frechet"]
-        claims.append(claim("its Frechet distance over the sequential chain's", gap, 1.1, "<="))
-        same = chains["ParaTAA", "N = 1000, 0.1"]
+        ours, theirs = (chains[f, "N = 200, four sets"] for f in ("speculative", "ancestral"))
+        error = math.hypot(ours["frechet_std"], theirs["frechet_std"]) / 2
+        apart = abs(ours["frechet"] - theirs["frechet"]) / error
+        title = "Frechet distances of the speculative and the sequential 200-step chain apart, in standard errors of four sets"
+        claims.append(claim(title, apart, 3, "<="))
+        same = chains["ParaTAA", "N = 1000, 0.3"]
         title = (
-            f"rounds to the 1000-step stochastic chain's own samples (ParaTAA, tolerance 0.1, {same['rows']:,.0f} rows)"
+            f"rounds to the 1000-step stochastic chain's own samples (ParaTAA, tolerance 0.3, {same['rows']:,.0f} rows)"
         )
         claims.append(claim(f"mean {title}", same["rounds"], 50, "<="))
         claims.append(claim(f"worst {title}", same["rounds_max"], 50, "<="))
-        claims.append(claim("RMS error of the worst of these samples to the chain's", same["max"], 0.1, "<="))
+        claims.append(claim("RMS error of the worst of these samples to the chain's", same["max"], 0.3, "<="))
     return claims
 
 

@@ -140,7 +140,8 @@ def law(record: dict[str, Any]) -> str:
     body = [
         [
             f"{r['family']}-{r['point']}" if "N" not in r else f"{r['family']}, {r['point']}", counted(r, "rounds"),
-            counted(r, "rows"), f"{r['frechet']:.2f}" if "frechet" in r else "the chain's own samples",
+            counted(r, "rows"), (f"{r['frechet']:.2f}" + (f" ± {r['frechet_std']:.2f}" if "frechet_std" in r else ""))
+            if "frechet" in r else "the chain's own samples",
             f"{r['max']:.3f}" if "max" in r else "-",
         ]
         for r in record["law"]
