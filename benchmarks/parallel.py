@@ -127,7 +127,7 @@ def mixtures() -> None:
                 )
         seeds = seed_range(HELD_OUT, 500)
         z = noise(seeds, (d,), dtype=torch.float64)
-        for steps, window in ((50, 10), (200, 20), (1000, 20)):
+        for steps, window in ((50, 10), (200, 20), (1000, 20), (1000, 60)):
             chain = Chain(Cosine(), uniform(steps), 1.0)
             for name, options in SPECULATIVE.items():
                 sampler = Speculative(teacher, chain, window=window, **options)
@@ -136,7 +136,7 @@ def mixtures() -> None:
                     {"d": d, "N": steps, "eta": 1.0, "method": f"speculative{name}", "L": window, **costs(made)}
                 )
                 show(rows[-1])
-                bound = {(64, 200): 27, (2, 1000): 58}.get((d, steps))
+                bound = {(64, 200, 20): 27, (2, 1000, 20): 58}.get((d, steps, window))
                 if bound and name == "":
                     title = f"speculative, one call a window, d = {d}, N = {steps}, L = {window}: mean rounds"
                     claims.append(claim(title, rows[-1]["rounds"], bound, "<="))

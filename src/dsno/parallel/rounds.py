@@ -119,7 +119,7 @@ class Rounds:
     def watch(self, value: Tensor, sample: Tensor) -> None:
         """Add a round to the history: a number for each of the samples `sample` (A,)."""
         row = torch.full((len(self.rows),), torch.nan, dtype=torch.float64)
-        row[sample.cpu()] = value.double().cpu()
+        row[sample.cpu()] = value.cpu().double()
         self.history.append(row)
 
     def tally(self, sample: Tensor, rounds: int, rows: int) -> None:
