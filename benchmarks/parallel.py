@@ -420,41 +420,38 @@ def plot(path: list[dict[str, Any]], law: list[dict[str, Any]], file: Path, name
     matplotlib.use("agg")
     from matplotlib import pyplot as plt
 
-    fig, axes = plt.subplots(1, 2 if law else 1, figsize=(13 if law else 7.5, 5.4), squeeze=False)
-    left = axes[0][0]
+    panels = 3 if law else 2
+    fig, axes = plt.subplots(1, panels, figsize=(6.2 * panels, 5.4), squeeze=False)
     sequential = {"DDIM": "#9aa0a6", "DPM-Solver++ 2": "#5f6b76", "DPM-Solver++ 3": "#33414e", "UniPC 3": "#000000"}
-    for family, colour in sequential.items():
-        points = [r for r in path if r["family"] == family]
-        left.plot(
-            [r["rounds"] for r in points], [r["fine_rmse"] for r in points], "-", color=colour, lw=1.2, label=family
-        )
     marked = {
-        "Picard": ("#1f77b4", "o"), "ParaTAA": ("#d62728", "o"), "SRDS": ("#2ca02c", "o"), "ParaTAA, drafted by states": ("#d62728", "x"),
-        "Receding, corrected": ("#9467bd", "^"), "restartable student": ("#ff7f0e", "s"), "student": ("#8c564b", "D"),
+        "Picard": ("#1f77b4", "o"), "ParaTAA": ("#d62728", "o"), "SRDS": ("#2ca02c", "o"),
+        "ParaTAA, drafted by states": ("#d62728", "x"), "Receding, corrected": ("#9467bd", "^"),
+        "restartable student": ("#ff7f0e", "s"), "student": ("#8c564b", "D"),
     }  # fmt: skip
-    for family, (colour, marker) in marked.items():
-        points = [r for r in path if r["family"] == family and r.get("N", 100) == 100]
-        left.plot([r["rounds"] for r in points], [r["fine_rmse"] for r in points], marker, ls=":", color=colour, ms=6, label=f"{family}" + (", N = 100" if points and "N" in points[0] else ""))  # fmt: skip
-    left.set(
-        xscale="log",
-        yscale="log",
-        xlabel="serial rounds (mean)",
-        ylabel="error to the fine ODE solution (RMSE)",
-        title=f"{name}: the path",
-    )
-    if law:
-        right = axes[0][1]
-        for family in dict.fromkeys(r["family"] for r in law):
-            points = [r for r in law if r["family"] == family and "frechet" in r]
-            style = "-" if family == "ancestral" else "o"
-            right.plot([r["rounds"] for r in points], [r["frechet"] for r in points], style, label=family, ms=6)
-        right.set(
+    for axis, error, title in ((axes[0][0], "fine_rmse", "RMSE"), (axes[0][1], "fine_median", "median sample")):
+        for family, colour in sequential.items():
+            points = [r for r in path if r["family"] == family]
+            rounds = [r["rounds"] for r in points]
+            axis.plot(rounds, [r[error] for r in points], "-", color=colour, lw=1.2, label=family)
+        for family, (colour, marker) in marked.items():
+            points = [r for r in path if r["family"] == family and r.get("N", 100) == 100]
+            label = f"{family}, N = 100" if "N" in points[0] else family
+            rounds = [r["rounds"] for r in points]
+            axis.plot(rounds, [r[error] for r in points], marker, ls=":", color=colour, ms=6, label=label)
+        axis.set(
             xscale="log",
             yscale="log",
             xlabel="serial rounds (mean)",
-            ylabel="Fréchet distance",
-            title=f"{name}: the law (stochastic chains)",
+            title=f"{name}: error to the fine ODE solution, {title}",
         )
+    if law:
+        right = axes[0][2]
+        for family in dict.fromkeys(r["family"] for r in law):
+            points = [r for r in law if r["family"] == family and "frechet" in r and "frechet_std" not in r]
+            if points:
+                style = "-" if family in ("ancestral", "DPM-Solver++ 2") else "o"
+                right.plot([r["rounds"] for r in points], [r["frechet"] for r in points], style, label=family, ms=6)
+        right.set(xscale="log", xlabel="serial rounds (mean)", title=f"{name}: Fréchet distance of stochastic chains")
     for axis in axes[0]:
         axis.grid(alpha=0.25, which="both", lw=0.5)
         axis.legend(fontsize=8, frameon=False)
