@@ -84,7 +84,7 @@ def test_the_shipped_student_makes_one_pass(passes: int, message: str, tmp_path:
         ("picard", ("--window", 4), ["Picard, chain of 8 steps, eta 0", "RMS over pixels to the sequential chain"]),
         ("taa", ("--order", 3, "--memory", 3, "--draft", "shipped"), ["; and 1.0 passes of the draft", "worst"]),
         ("srds", ("--blocks", 4, "--eta", 1), ["SRDS, chain of 8 steps, eta 1", "error"]),
-        ("speculative", ("--window", 3), ["eta 1", "% of the drafted steps; the law is the chain's"]),
+        ("speculative", ("--window", 3), ["eta 1", "% of a window on average; the law is the chain's"]),
         ("taa", ("--limit", 7, "--no-verify"), ["rounds", "rows"]),
     ],
 )
@@ -96,6 +96,12 @@ def test_exact_samples_say_what_they_cost(
     assert code == 0 and (tmp_path / "samples.png").is_file(), text
     assert all(part in text for part in (*said, "network evaluations a sample (8 sequentially)"))
     assert ("RMS over pixels" in text) == (method != "speculative" and "--no-verify" not in options)
+
+
+def test_more_samples_than_a_batch(tmp_path: Path) -> None:
+    options = ("--exact", "speculative", "--steps", 4, "--count", 66, "--device", "cpu")
+    code, text = dsno("sample", *options, at=tmp_path)
+    assert code == 0 and "66 samples" in text, text
 
 
 def test_the_default_tolerance_holds_on_the_shipped_teacher(tmp_path: Path) -> None:
@@ -122,12 +128,15 @@ def test_a_receding_draft_needs_a_student_that_restarts(runs: Path) -> None:
         (("--exact", "picard", "--window", 0), "the window must be at least 1 step"),
         (("--exact", "taa", "--order", 9, "--steps", 8), "order must be from 1 to the chain's 8 steps, got 9"),
         (("--exact", "srds", "--blocks", 3, "--steps", 8), "3"),
-        (("--exact", "speculative", "--eta", 0), "speculative sampling needs a stochastic chain, got eta = 0"),
+        (("--exact", "speculative", "--eta", 0), "speculative sampling needs a chain with noise, got eta = 0"),
         (("--exact", "taa", "--blocks", 4), "--blocks is no option of taa, which takes --tolerance, --window, --order"),
         (("--tolerance", 0.1), "--tolerance is an option of exact samplers: say which, --exact taa for example"),
         (("--exact", "taa", "--guidance", 1), "--guidance needs a condition"),
         (("--exact", "taa", "--draft", "nowhere"), "nowhere"),
         (("--exact", "taa", "--limit", 0), "limit must be at least 1"),
+        (("--exact", "taa", "--passes", 3), "--passes is of a student's own samples"),
+        (("--exact", "taa", "--student", "x"), "--student is of a student's own samples"),
+        (("--steps", 50), "--steps is an option of exact samplers"),
     ],
 )
 def test_bad_input_of_exact_samplers(options: tuple[object, ...], message: str, tmp_path: Path) -> None:

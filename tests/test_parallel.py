@@ -323,7 +323,7 @@ def test_bad_input_is_refused_before_any_work() -> None:
     with pytest.raises(ValueError, match="the tape has shape"):
         Picard(teacher, stochastic).solve(x, torch.zeros(3, 8, 2))
     started = Chain(Cosine(), uniform(4, 0.5))
-    with pytest.raises(ValueError, match="a student drafts from pure noise, the chain starts at t = 0.5"):
+    with pytest.raises(ValueError, match="this draft starts from pure noise, the chain starts at t = 0.5"):
         Picard(teacher, started, draft=SolverSampler(teacher, Cosine(), uniform(4))).solve(x)
 
 
@@ -362,3 +362,44 @@ def test_values_that_are_not_finite_name_the_sample_and_the_time(name: str) -> N
 
     with pytest.raises(FloatingPointError, match=rf"not finite for sample 7 at t = {at:g}"):
         METHODS[name](broken, chain, tolerance=None).solve(x)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_runs(dtype: torch.dtype) -> None:
+    chain = Chain(Cosine(), uniform(8))
+    x, _ = problem(chain, 2)
+    made = ParaTAA(mixture(2), chain, tolerance=0.1).solve(x.to(dtype))
+    reference = chain.run(mixture(2), x.to(dtype))
+    assert made.x.dtype == dtype and float((made.x - reference.x).abs().max()) < 0.2
+
+
+@pytest.mark.parametrize("name", ["picard", "taa"])
+def test_a_network_may_answer_in_another_precision(name: str) -> None:
+    chain, exact = CHAINS["ddim"], mixture(2)
+    x, _ = problem(chain, 2)
+
+    def rough(x_t: Tensor, t: Tensor, cond: Tensor | None = None) -> Tensor:
+        return exact(x_t, t).bfloat16()
+
+    made = METHODS[name](rough, chain, tolerance=None).solve(x)
+    # The sequential solver multiplies in the answer's precision, and then in its own.
+    assert made.x.dtype == D64 and torch.allclose(made.x, chain.run(rough, x).x, atol=0.02)
+
+
+@pytest.mark.parametrize("name", ["near", "few times"])
+def test_a_draft_that_is_near_keeps_to_the_tolerance(name: str) -> None:
+    chain, teacher = Chain(Cosine(), uniform(24)), mixture(2)
+    x, _ = problem(chain, 2, 16)
+    reference = chain.run(teacher, x)
+    draft = drafts(chain, x, reference)[name]
+    for sampler in (Picard, ParaTAA):
+        made = sampler(teacher, chain, tolerance=1e-3, draft=draft).solve(x)
+        assert float((made.sample - reference.sample).square().mean(1).sqrt().max()) <= 1e-3
+
+
+def test_a_student_of_another_shape_is_refused() -> None:
+    torch.manual_seed(0)
+    teacher = Prediction(UNet(1, 8, (8,)), Cosine(), "v", shape=(1, 8, 8)).eval()
+    student = student_from_teacher(teacher, quadratic(4)[1:]).eval()
+    with pytest.raises(ValueError, match=r"samples of shape \(1, 8, 8\), the chain's have \(2,\)"):
+        ParaTAA(mixture(2), CHAINS["ddim"], draft=student).solve(problem(CHAINS["ddim"], 2)[0].float())

@@ -247,7 +247,7 @@ def test_conditions_reach_their_rows() -> None:
 class Flow(nn.Module):
     """In place of a lifted network: solves the Gaussian's ODE from where each row is told to start."""
 
-    frames, once, guidance = 6, True, None
+    frames, once, guidance, backbone = 6, True, None, None
 
     def __init__(self, target: str) -> None:
         super().__init__()
@@ -273,7 +273,7 @@ class Flow(nn.Module):
 @pytest.mark.parametrize(("target", "many"), [("x0", MANY), ("state", 2000)])
 def test_a_student_drafts_from_where_each_window_starts(target: str, many: int) -> None:
     solved = chain(12, 0.3)
-    student = TrajectoryStudent(Flow(target), Cosine(), uniform(6)[1:], target, "x0", restarts=True)
+    student = TrajectoryStudent(Flow(target), Cosine(), uniform(6)[1:], target, "x0", shape=(4,), restarts=True)
     made = run(Speculative(GAUSSIAN, solved, 6, draft=student), many)
     assert float(scores(made, solved, 6).max()) < 4
     trace = made.trace

@@ -45,6 +45,9 @@ def sample_exactly(options: Sample) -> None:
     from dsno.teachers.native import sample_shape
 
     assert options.exact is not None
+    if options.student is not None or options.passes != 1:
+        name = "student" if options.student is not None else "passes"
+        raise ValueError(f"--{name} is of a student's own samples: leave out --exact, or give the student as --draft")
     kind, device = EXACT[options.exact], device_of(options.device)
     asked = _asked(options, kind)
     ref = options.teacher or str(shipped() / "teacher")
@@ -54,13 +57,15 @@ def sample_exactly(options: Sample) -> None:
     elif options.exact == "receding":
         raise ValueError("a receding draft needs a student: give the folder of one with inner starts, --draft FOLDER")
     weights = () if options.guidance is None else (options.guidance,)
-    denoiser = guided(ref, teacher, weights, options.prompts is not None)
-    if options.limit is not None or torch.accelerator.device_count() > 1:
-        denoiser = Replicas(denoiser, limit=options.limit)  # type: ignore[assignment]
+    denoiser = guided(ref, teacher, weights, options.prompts is not None, options.null)
+    if options.limit is not None or device.type != "cpu":
+        # A round of an accelerator is cut where its memory ends; those of the machine share it unless one was named.
+        devices = None if options.device is None and device.type != "cpu" else [device]
+        denoiser = Replicas(denoiser, devices, options.limit)  # type: ignore[assignment]
     label = None if options.label is None else str(options.label)
     condition = told(ref, teacher, label, options.prompts)
     eta = options.eta if options.eta is not None else float(options.exact == "speculative")
-    chain = Chain(teacher.schedule, uniform(options.steps), eta)
+    chain = Chain(teacher.schedule, uniform(100 if options.steps is None else options.steps), eta)
     sampler = kind(denoiser, chain, **asked)
 
     seeds, shape = seed_range(options.seed, options.count), sample_shape(teacher)
@@ -119,9 +124,9 @@ def _report(
         f"rows        mean {rows.mean():.0f}, worst {rows.max():.0f} network evaluations a sample ({len(chain)} sequentially)",
     ]
     if options.exact == "speculative":
-        held = torch.cat([t.history for t in traces], 1).nanmean()
+        held = torch.cat([t.history.flatten() for t in traces]).nanmean()
         lines.append(
-            f"accepted    {100 * held:.0f} % of the drafted steps; the law is the chain's, so there is no error to show"
+            f"accepted    {100 * held:.0f} % of a window on average; the law is the chain's, so there is no error to show"
         )
     elif reference is not None:
         each = (samples - reference).flatten(1).square().mean(1).sqrt()

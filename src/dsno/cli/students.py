@@ -133,7 +133,7 @@ class Sample:
         from dsno.schedule import uniform
         z = noise(seed_range(0, 64), (1, 8, 8))
         images = load_student("runs/student").sample(z)
-        teacher = load_teacher("runs/teacher")
+        teacher = load_teacher("runs/teacher")  # what `dsno teach` wrote
         exact = ParaTAA(teacher, Chain(teacher.schedule, uniform(100)))(z).sample
     """
 
@@ -146,23 +146,23 @@ class Sample:
     seed: int = 0
     """Sample i starts from the noise of seed + i."""
     label: int | None = None
-    """The class of all samples of a class-conditional student; each one's drawn from its seed by default."""
+    """The class of all samples of a class-conditional model; each one's drawn from its seed by default."""
     guidance: float | None = None
-    """The guidance weight, of a student that is told one."""
+    """The guidance weight, of a student that is told one, or of the teacher with --exact."""
     prompts: Path | None = None
     """Text file of a text-to-image student's prompts, one a line, taken by turns; needs --teacher."""
     teacher: str | None = None
-    """Its teacher, a diffusers model: encodes --prompts, and decodes latents."""
+    """The teacher: solved by --exact; of a student, a diffusers model that encodes --prompts and decodes latents."""
     exact: Literal["picard", "taa", "srds", "speculative", "receding"] | None = None
     """Solve --teacher's chain of --steps exactly instead, in parallel rounds; the shipped teacher by default."""
-    steps: int = 100
-    """Steps of the chain, on a uniform grid."""
+    steps: int | None = None
+    """Steps of the chain, on a uniform grid; 100 by default."""
     eta: float | None = None
     """Fresh noise of the chain: 0 is DDIM, 1 DDPM's ancestral sampler; 1 for speculative, else 0 by default."""
     draft: str | None = None
     """Folder of a student that drafts the exact sampler's first guess, or `shipped`."""
     tolerance: float | None = None
-    """Error of a sample to the chain that is allowed, RMS over pixels; 1e-3 by default."""
+    """Error of a sample to the chain that is aimed at, RMS over pixels (srds: summed changes); 1e-3 by default."""
     window: int | None = None
     """Steps in a round: of picard, taa, receding (all by default), speculative (20)."""
     order: int | None = None
@@ -175,6 +175,8 @@ class Sample:
     """Most rows of one network call of an exact sampler: a round that has more is cut."""
     verify: bool = True
     """Run the exact sampler's chain sequentially, too, and report the difference."""
+    null: int | None = None
+    """The label that stands for no class under --guidance, where the teacher does not say."""
     passes: int = 1
     """Network passes, at most one a frame: draft, move to an inner frame, draft again (needs distill --inner-starts)."""
     device: str | None = None
@@ -197,7 +199,11 @@ class Sample:
             from dsno.cli.exact import sample_exactly
 
             return sample_exactly(self)
-        if foreign := [name for name in (*EXACT_OPTIONS, "draft", "eta", "limit") if getattr(self, name) is not None]:
+        if foreign := [
+            name
+            for name in (*EXACT_OPTIONS, "draft", "eta", "limit", "steps", "null")
+            if getattr(self, name) is not None
+        ]:
             raise ValueError(f"--{foreign[0]} is an option of exact samplers: say which, --exact taa for example")
         device = device_of(self.device)
         folder = self.student or shipped() / "student"

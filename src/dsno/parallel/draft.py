@@ -1,6 +1,7 @@
 r"""Drafts: a guess at the trajectory, from which an exact sampler starts.
 
-A draft changes what a sample costs and never the sample. It is taken as $\hat x_0$ at every step of the chain, and the
+A draft changes what a sample costs; run to the end (`tolerance=None`), never the sample. Under a tolerance a sample on the
+boundary of two modes may stay where the draft put it. It is taken as $\hat x_0$ at every step of the chain, and the
 states follow from the chain's own recursion, so a draft that is right about $\hat x_0$ is right about the states whatever
 lies between its times. Where it comes from:
 
@@ -40,7 +41,7 @@ def guess(
         return None
     chain, every = system.chain, torch.arange(len(x), device=x.device)
     if isinstance(draft, Trajectory):
-        known = (draft.t[:, None] - chain.grid).abs().amin(1) < 1e-9
+        known = (draft.t.double()[:, None] - chain.grid).abs().amin(1) < 1e-6
         if not bool(known.all()):
             raise ValueError(
                 f"the draft has a state at t = {float(draft.t[~known][0]):g}, which is no time of the chain: give states "
@@ -48,15 +49,20 @@ def guess(
             )
         return fill(draft, system, x)
     start = float(chain.grid[0])
-    if start != 1:
+    if start != 1 and not (isinstance(draft, TrajectoryStudent) and draft.restarts):
         raise ValueError(
-            f"a student drafts from pure noise, the chain starts at t = {start:g}: start it at 1, or draft None"
+            f"this draft starts from pure noise, the chain starts at t = {start:g}: start it at 1, or draft None"
         )
     if isinstance(draft, TrajectoryStudent):
         rounds.tally(every, 1, 1)
         return fill_from(draft, system, x, torch.zeros_like(every), cond, every)
     made = draft(x / chain.schedule.at(start)[1], cond, seeds)
-    rounds.tally(every, made.rounds, made.nfe)
+    if made.trace is None:
+        rounds.tally(every, made.rounds, made.nfe)
+    else:
+        rounds.draft_calls += made.rounds
+        rounds.draft_rounds += made.trace.rounds + made.trace.draft_rounds
+        rounds.draft_rows += made.trace.rows + made.trace.draft_rows
     return fill(made, system, x)
 
 
@@ -66,7 +72,7 @@ def fill(draft: Trajectory, system: System, x: Tensor) -> Tensor:
     Raises:
         ValueError: for another shape, or times that do not reach from the chain's first to its last.
     """
-    chain, t = system.chain, draft.t
+    chain, t = system.chain, draft.t.double()
     for name, y in (("states", draft.x), ("x0", draft.x0)):
         if y is not None and y.shape != (len(x), len(t), *x.shape[1:]):
             raise ValueError(
@@ -81,9 +87,9 @@ def fill(draft: Trajectory, system: System, x: Tensor) -> Tensor:
     if draft.x0 is not None:
         return _interpolated(draft.x0.to(x), t, chain.grid[:-1])
     states = draft.x.to(x)
-    if len(t) == len(chain.grid):
+    if len(t) == len(chain.grid) and torch.allclose(t, chain.grid, rtol=0, atol=1e-6):
         return _between_all(states, system)
-    steps = torch.searchsorted(-t, -chain.grid[:-1] + 1e-12, right=True).sub(1).clamp(0, len(t) - 2)
+    steps = torch.searchsorted(-t, -chain.grid[:-1] + 1e-7, right=True).sub(1).clamp(0, len(t) - 2)
     return _between(states, t, chain)[:, steps.to(x.device)]
 
 
@@ -94,7 +100,14 @@ def fill_from(
 
     Row i is the state `x[i]` at step `n[i]` of sample `sample[i]`. Only the frames behind its time are used, and what is
     said of steps before `n[i]` means nothing.
+
+    Raises:
+        ValueError: for a student of samples of another shape.
     """
+    if tuple(student.shape) != tuple(x.shape[1:]):
+        raise ValueError(f"the student makes samples of shape {student.shape}, the chain's have {tuple(x.shape[1:])}")
+    if len(x) == 0:
+        return x.new_zeros(0, len(system), *x.shape[1:])
     grid, t, last = system.chain.grid[:-1], system.chain.grid[n.cpu()], student.frames - 1
     told = map_cond(lambda c: c[sample.to(c.device)], cond)
     start = t.to(x.device, torch.promote_types(x.dtype, torch.float32))

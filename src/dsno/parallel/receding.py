@@ -53,6 +53,8 @@ class Receding(Exact):
 
     def __post_init__(self) -> None:
         check_window(self.window, self.tolerance)
+        if not isinstance(self.draft, TrajectoryStudent):
+            raise ValueError(f"a receding draft needs a student that restarts, got a {type(self.draft).__name__}")
         self.draft.check_restarts()
 
     @torch.no_grad()

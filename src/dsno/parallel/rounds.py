@@ -80,6 +80,7 @@ class Rounds:
         zeros = torch.zeros(len(x), dtype=torch.int64, device=x.device)
         self.rounds, self.rows, self.draft_rounds, self.draft_rows = (zeros.clone() for _ in range(4))
         self.history: list[Tensor] = []
+        self.draft_calls = 0
         # Closed forms have nothing random in them; a network is asked one question twice in its first call.
         self.unproved = _refuse_random_layers(denoiser)
 
@@ -114,7 +115,8 @@ class Rounds:
                     f"at t = {float(self.times[n[i]]):g}"
                 )
             x0_hat = torch.where(finite.reshape(-1, *[1] * (x0_hat.ndim - 1)), x0_hat, torch.zeros_like(x0_hat))
-        return x0_hat
+        # The network may answer in another precision; the states keep theirs.
+        return x0_hat.to(x.dtype)
 
     def watch(self, value: Tensor, sample: Tensor) -> None:
         """Add a round to the history: a number for each of the samples `sample` (A,)."""
@@ -123,7 +125,8 @@ class Rounds:
         self.history.append(row)
 
     def tally(self, sample: Tensor, rounds: int, rows: int) -> None:
-        """Count calls of a draft's network for the samples `sample` (A,)."""
+        """Count calls of a draft's network, for all of the samples `sample` (A,) at once."""
+        self.draft_calls += rounds
         self.draft_rounds[sample] += rounds
         self.draft_rows[sample] += rows
 
@@ -132,7 +135,7 @@ class Rounds:
         history = torch.stack(self.history) if self.history else torch.zeros(0, len(x), dtype=torch.float64)
         trace = Trace(self.rounds, self.rows, self.draft_rounds, self.draft_rows, history)
         evaluations = int(self.rows.sum() + self.draft_rows.sum())
-        rounds = self.calls + int(self.draft_rounds.max()) if len(x) else 0
+        rounds = self.calls + self.draft_calls
         return Trajectory(x, times, x0, self.cond, seeds, -(-evaluations // max(len(x), 1)), rounds, trace)
 
     @staticmethod
@@ -159,7 +162,8 @@ def _refuse_random_layers(denoiser: Denoiser) -> bool:
     modules = modules_of(denoiser)
     for prefix, root in modules.items():
         for name, module in root.named_modules():
-            if module.training and isinstance(module, random):
+            drops = isinstance(module, nn.MultiheadAttention) and module.dropout > 0
+            if module.training and (drops or isinstance(module, random)):
                 raise ValueError(
                     f"{prefix}{name} ({type(module).__name__}) of the denoiser is in training mode, where it does not give "
                     "one answer to one question: call `.eval()` on the teacher"

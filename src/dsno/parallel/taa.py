@@ -140,14 +140,16 @@ class _Anderson:
             return x + R
         rows = _column(mine, F)
         dX, dR = (torch.stack([torch.where(rows, d, 0.0) for d in ds], -1) for ds in (self.dX, self.dR))
-        flat = dR.reshape(*mine.shape, -1, dR.shape[-1])
+        # Half precision overflows in the sums, and has no solver.
+        precise = torch.promote_types(R.dtype, torch.float32)
+        flat = dR.reshape(*mine.shape, -1, dR.shape[-1]).to(precise)
         gram = (flat.mT @ flat).cumsum(1)
-        moment = (flat.mT @ R.reshape(*mine.shape, -1, 1)).cumsum(1)
+        moment = (flat.mT @ R.reshape(*mine.shape, -1, 1).to(precise)).cumsum(1)
         mean = gram.diagonal(dim1=-2, dim2=-1).mean(-1)[..., None, None]
         eye = torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device)
         gamma = torch.linalg.solve(gram + (self.ridge * mean + torch.finfo(gram.dtype).tiny) * eye, moment)
-        combined = (dX + dR).reshape(*mine.shape, -1, dR.shape[-1]) @ gamma
-        return x + R - combined.reshape_as(x)
+        combined = (dX + dR).reshape(*mine.shape, -1, dR.shape[-1]).to(precise) @ gamma
+        return x + R - combined.reshape_as(x).to(x)
 
 
 def _column(rows: Tensor, like: Tensor) -> Tensor:

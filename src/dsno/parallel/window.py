@@ -82,8 +82,9 @@ class Sweep:
         As much elementwise work as one step of the chain for each state.
         """
         states, y = [self.x[:, n] for n in range(len(self.system) + 1)], self.x[:, 0]
+        behind = int(self.end.min()) if self.held else len(self.system)
         for n in range(int(start.min()), min(int(self.frontier.max()) + self.window, len(self.system))):
-            y, x0_hat = _where(start == n, self.x[:, n], y), self.x0_at(n)
+            y, x0_hat = _where(start == n, self.x[:, n], y), self.x0_at(n) if n >= behind else self.x0[:, n]
             moved = self.system.step(self.x[:, n], x0_hat, n, self.sample) + self.gain[n] * (y - self.x[:, n])
             # Where nothing was evaluated there is a guess of D and no state it belongs to.
             y = _where(n < self.end, moved, self.system.step(y, x0_hat, n, self.sample))
@@ -91,9 +92,7 @@ class Sweep:
         return torch.stack(states, 1)
 
     def x0_at(self, n: int) -> Tensor:
-        r"""$\hat x_0$ for step `n`, (A, *shape)."""
-        if not self.held or bool((self.end > n).all()):
-            return self.x0[:, n]
+        r"""$\hat x_0$ for step `n`, (A, *shape): the last evaluated one where the window ends before it."""
         return self.x0[torch.arange(len(self.x), device=self.x.device), torch.clamp(self.end - 1, max=n)]
 
 
@@ -188,7 +187,7 @@ def iterate(
         # What overflowed was answered with 0, and agrees with nothing.
         residual[i, k] = torch.where(rounds.finite, rms(miss), torch.inf)
         rounds.watch(residual.amax(1), sweep.sample)
-        fails = inside & ~(residual <= allowed)
+        fails = inside & ~((residual <= allowed) & residual.isfinite())
         first = torch.where(fails.any(1), fails.int().argmax(1), sweep.end)
         sweep.frontier = torch.minimum(first + 1, sweep.end)
         sweep.x = update(sweep, old)
