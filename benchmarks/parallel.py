@@ -1,13 +1,13 @@
 """Exact samplers in serial rounds and rows: on mixtures, and on a recipe's teacher beside its sequential solvers.
 
     python benchmarks/parallel.py mixtures
-    python benchmarks/parallel.py digits|fashion [--run runs/digits] [--out runs/parallel/digits] [--count 64]
+    python benchmarks/parallel.py digits|fashion [--run runs/digits] [--out runs/parallel/digits] [--count 32]
 
 `mixtures` measures what related work reports on closed-form teachers. With a recipe, its teacher is solved from held-out
 noises by every sampler: the error to the fine solution of the ODE against serial rounds, and the Frechet distance of
 stochastic chains; drafts come from the recipe's one-pass student and from a restartable one, which is trained first (an
 hour on one core, resumable). Every number carries the rows it cost. What is measured is kept in --out and not measured
-again. Writes benchmarks/results/parallel[_NAME].json and docs/images/parallel-NAME.png.
+again: use another --out for another run of the recipe. Writes benchmarks/results/parallel[_NAME].json and docs/images/parallel-NAME.png.
 """
 
 from __future__ import annotations
@@ -169,7 +169,7 @@ def recipe(arguments: argparse.Namespace) -> None:
     teacher, student = load_teacher(folder / "teacher"), load_student(folder / "student")
     again = restartable(folder, out, name)
     shape = student.shape
-    known = Known(out / "measured.json")
+    known = Known(out / f"measured-{arguments.count}.json")
     seeds = seed_range(HELD_OUT, arguments.count)
     z = noise(seeds, shape)
     fine = fine_solution(teacher, student.schedule, z)
@@ -265,7 +265,9 @@ def laws(
             features = extract(net, made.sample.clamp(-1, 1))
             return costs(made) | {"frechet": frechet_distance(features, reference.features)}
 
-        found.append({"family": family, "point": point, **said, **known(f"law {family} {point}", measured)})
+        found.append(
+            {"family": family, "point": point, **said, **known(f"law of {len(seeds)} {family} {point}", measured)}
+        )
         show(found[-1])
 
     for title, solver, counts in (
@@ -304,7 +306,12 @@ def laws(
     for family, sampler in (("ancestral", sequential), ("speculative", Speculative(teacher, chain, window=10))):
         point = "N = 50, four sets" if family == "ancestral" else "N = 50, L = 10, four sets"
         found.append(
-            {"family": family, "point": point, "N": 50, **known(f"law {family} {point}", partial(spread, sampler))}
+            {
+                "family": family,
+                "point": point,
+                "N": 50,
+                **known(f"law of {len(seeds)} {family} {point}", partial(spread, sampler)),
+            }
         )
         show(found[-1])
     # The same path as the sequential chain's, sample by sample: few are enough, and no distance between sets is needed.
@@ -315,7 +322,9 @@ def laws(
         return costs(made) | errors(made, run(chain, teacher, z[few], seeds[few]))
 
     point = "N = 1000, 0.3"
-    found.append({"family": "ParaTAA", "point": point, "N": 1000, **known(f"law ParaTAA {point}", pathwise)})
+    found.append(
+        {"family": "ParaTAA", "point": point, "N": 1000, **known(f"law of {len(seeds)} ParaTAA {point}", pathwise)}
+    )
     show(found[-1])
     return found
 
