@@ -1,13 +1,11 @@
 """`dsno sample` beyond one pass: from inner starts to several passes, and the teacher's exact samples."""
 
 import re
-from contextlib import redirect_stderr, redirect_stdout
-from io import StringIO
 from pathlib import Path
 
 import pytest
 
-from dsno import cli
+import test_cli
 from dsno.checkpoint import read_json
 from dsno.denoise import Prediction
 from dsno.schedule import Cosine
@@ -17,17 +15,9 @@ from dsno.teachers.unet import UNet
 
 
 def dsno(*arguments: object, at: Path) -> tuple[int | str | None, str]:
-    """What `dsno ARGUMENTS` does in the folder `at`, in this process: the exit code, and what it prints."""
-    said, code = StringIO(), 0
-    with pytest.MonkeyPatch.context() as patch, redirect_stdout(said), redirect_stderr(said):
-        patch.setattr("sys.argv", ["dsno", *map(str, arguments)])
-        patch.setenv("COLUMNS", "130")
-        patch.chdir(at)
-        try:
-            cli.main()
-        except SystemExit as stop:
-            code = stop.code
-    return code, said.getvalue()
+    """What `dsno ARGUMENTS` does in the folder `at`: the exit code, and what it prints."""
+    ran = test_cli.dsno(*arguments, at=at)
+    return ran.code, ran.err + ran.out
 
 
 @pytest.fixture(scope="module")

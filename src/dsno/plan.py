@@ -21,7 +21,6 @@ from __future__ import annotations
 import copy
 import math
 import os
-import weakref
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field, replace
@@ -30,11 +29,10 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_map_only
 
 from dsno.denoise import Cond, Prediction
 from dsno.metrics import flops, timed
+from dsno.parallel.devices import Live
 from dsno.solve import SOLVERS
 from dsno.students.flowmap import TrajectoryStudent, student_from_teacher
 from dsno.teachers.native import sample_shape
@@ -270,7 +268,7 @@ def _count(work: Workload, teacher: Prediction) -> _Count:
         return teacher(*arguments)
 
     weights = sum(p.numel() for p in teacher.parameters())
-    count = _Count(_work(teacher, arguments), _peak(teacher, call), _saved(teacher, call), weights)
+    count = _Count(_work(teacher, arguments), _peak(call), _saved(teacher, call), weights)
     return _count_student(work, teacher, count, memory=True)
 
 
@@ -333,33 +331,9 @@ def _saved(module: nn.Module, call: Callable[[], Tensor]) -> int:
     return sum(x.untyped_storage().nbytes() for key, x in kept.items() if key not in own)
 
 
-class _Live(TorchDispatchMode):
-    """Bytes of the tensors that exist at the worst moment."""
-
-    def __init__(self, own: set[int]) -> None:
-        super().__init__()
-        self.own, self.live, self.now, self.peak = own, dict[int, int](), 0, 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        return tree_map_only(Tensor, self.seen, func(*args, **(kwargs or {})))
-
-    def seen(self, x: Tensor) -> Tensor:
-        key, size = x.untyped_storage()._cdata, x.untyped_storage().nbytes()
-        if key not in self.own:
-            self.now += 0 if self.live.get(key) else size
-            self.live[key] = self.live.get(key, 0) + 1
-            self.peak = max(self.peak, self.now)
-            weakref.finalize(x, self.gone, key, size)
-        return x
-
-    def gone(self, key: int, size: int) -> None:
-        self.live[key] -= 1
-        self.now -= 0 if self.live[key] else size
-
-
 @torch.no_grad()
-def _peak(module: nn.Module, call: Callable[[], Tensor]) -> int:
-    with _Live({p.untyped_storage()._cdata for p in [*module.parameters(), *module.buffers()]}) as live:
+def _peak(call: Callable[[], Tensor]) -> int:
+    with Live() as live:
         call()
     return live.peak
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from dsno.denoise import Cond
-from dsno.parallel.draft import fill_from
+from dsno.parallel.draft import fill_from, guess
 from dsno.parallel.rounds import Exact, Rounds, System
 from dsno.parallel.window import Sweep, check_window, first_guess, iterate
 from dsno.students.flowmap import TrajectoryStudent
@@ -63,9 +63,7 @@ class Receding(Exact):
     ) -> Trajectory:
         """From the states `x` (B, *shape) with the noise of the steps (N, B, *shape): every state of the chain."""
         system, rounds = System(self.chain, x, tape), Rounds(self.denoiser, self.chain, cond, x)
-        every = torch.arange(len(x), device=x.device)
-        drafted = fill_from(self.draft, system, x, torch.zeros_like(every), cond, every)
-        rounds.tally(every, 1, 1)
+        drafted = guess(self.draft, system, x, cond, seeds, rounds)
         update = _Redraft(self.draft, self.corrected, rounds)
         # The draft's states follow from the chain's recursion with D held: g = a.
         sweep = first_guess(system, x, drafted, system.a)
