@@ -32,8 +32,7 @@ half in proportion to the noise of DDPM's step, as both papers do, and half even
 scale the flow from $x_n$ to the sample does not expand a residual relative to $\bar\sigma_n$, and the sample's error stays
 below a quarter of $\epsilon$; the rest is for flows that do expand. Accepted states are recomputed from the frontier with
 the evaluations at hand, which leaves far less than what was allowed. No residual can promise which of two modes a sample
-on their boundary falls into: a tolerance of a tenth of the data's scale let 1 to 2 % of the samples of a hard mixture
-(64 dimensions, modes 50 standard deviations apart) go to the other one, one of a hundredth none.
+on their boundary falls into: under a tolerance of a tenth of the data's scale a few of them go to the other one.
 """
 
 from __future__ import annotations
