@@ -434,7 +434,8 @@ def plot(path: list[dict[str, Any]], law: list[dict[str, Any]], file: Path, name
     sequential = {"DDIM": "#9aa0a6", "DPM-Solver++ 2": "#5f6b76", "DPM-Solver++ 3": "#33414e", "UniPC 3": "#000000"}
     marked = {
         "Picard": ("#1f77b4", "o"), "ParaTAA": ("#d62728", "o"), "SRDS": ("#2ca02c", "o"),
-        "ParaTAA, drafted by states": ("#d62728", "x"), "Receding, corrected": ("#9467bd", "^"),
+        "Picard, drafted by states": ("#1f77b4", "x"), "ParaTAA, drafted by states": ("#d62728", "x"),
+        "SRDS, drafted by states": ("#2ca02c", "x"), "Receding, corrected": ("#9467bd", "^"),
         "restartable student": ("#ff7f0e", "s"), "student": ("#8c564b", "D"),
     }  # fmt: skip
     for axis, error, title in ((axes[0][0], "fine_rmse", "RMSE"), (axes[0][1], "fine_median", "median sample")):

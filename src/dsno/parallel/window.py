@@ -20,7 +20,7 @@ the ODE, unrolled with $\hat\epsilon$ held (ParaTAA); $g = 1$, Picard's sum of i
 variance-preserving ODE. What lies between needs fewer rounds than either (`benchmarks/parallel.py`).
 
 **Tolerance.** Errors accepted on the way add up, so a tolerance per equation says little about the sample (N = 500,
-$10^{-3}$ each: errors of 0.02 to 1.2 were seen). Here `tolerance` $\epsilon$ is for the *sample*, RMS over coordinates, and
+$10^{-3}$ each: far more at the end). Here `tolerance` $\epsilon$ is for the *sample*, RMS over coordinates, and
 is shared out,
 
 $$ \operatorname{rms}(r_n) \le \tfrac14 \epsilon \, w_n \, \bar\sigma_{n+1}, \qquad
