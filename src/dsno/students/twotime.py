@@ -16,14 +16,15 @@ import copy
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
 
 from dsno.checkpoint import build, load_model, save_model
 from dsno.denoise import Cond, Kind, Prediction, expand_like, scale_input, x0_from
-from dsno.schedule import Schedule, check_grid, schedule_from_config
+from dsno.noise import noise_tape
+from dsno.schedule import Schedule, check_grid, schedule_from_config, uniform
 from dsno.solve import initial_state
 from dsno.students.blocks import embedding_dim, find_blocks
 from dsno.students.guidance import WeightEmbedding, split_weight
@@ -31,7 +32,19 @@ from dsno.students.rows import AddWeight, Call, Rows
 from dsno.teachers.nets import Backbone, example, net_from_config
 from dsno.trajectory import Trajectory
 
-__all__ = ["FlowMap", "FlowMapSampler", "TwoTime", "flow_map_from_teacher", "load_flow_map", "save_flow_map"]
+__all__ = [
+    "FlowMap",
+    "FlowMapSampler",
+    "TwoTime",
+    "Way",
+    "flow_map_from_teacher",
+    "load_flow_map",
+    "passes_of",
+    "save_flow_map",
+]
+
+Way = Literal["any", "end", "grid"]
+"""Which steps a map was trained for: any, those to s = 0 alone, or those of one grid."""
 
 
 class TwoTime(nn.Module):
@@ -70,11 +83,51 @@ class FlowMap(nn.Module):
         schedule: The teacher's path.
         kind: How the raw output is read as h: as a prediction of this kind at $(x_t, t)$.
         data_std: $\sigma_d$ of the kind `edm`.
+        way: Which steps it was trained for; `passes_of` samples accordingly.
+        steps: The steps of the uniform grid it was trained for, of the way `grid`.
     """
 
-    def __init__(self, net: nn.Module, schedule: Schedule, kind: Kind = "v", data_std: float = 1.0) -> None:
+    def __init__(
+        self,
+        net: nn.Module,
+        schedule: Schedule,
+        kind: Kind = "v",
+        data_std: float = 1.0,
+        way: Way = "any",
+        steps: int | None = None,
+    ) -> None:
         super().__init__()
+        if (way == "grid") != (steps is not None):
+            raise ValueError(f"a map of the way 'grid', and no other, has `steps`: got {way!r} and {steps}")
         self.net, self.schedule, self.kind, self.data_std = net, schedule, kind, data_std
+        self.way, self.steps = way, steps
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape of one sample, (C, *spatial).
+
+        Raises:
+            ValueError: if the network does not say.
+        """
+        if isinstance(self.net, TwoTime) and isinstance(self.net.backbone, Backbone):
+            return self.net.backbone.shape
+        raise ValueError(f"a {type(self.net).__name__} does not say what shape it makes")
+
+    @property
+    def classes(self) -> int | None:
+        """The number of classes of a class-conditional map, or None."""
+        known = isinstance(self.net, TwoTime) and isinstance(self.net.backbone, Backbone)
+        return cast(Backbone, cast(TwoTime, self.net).backbone).classes if known else None
+
+    @property
+    def guided(self) -> bool:
+        """Whether it is told a guidance weight, `weight` in its condition."""
+        return isinstance(self.net, TwoTime) and self.net.guidance is not None
+
+    @torch.no_grad()
+    def sample(self, z: Tensor, cond: Cond | None = None) -> Tensor:
+        """One pass: (B, *shape) from noise (B, *shape)."""
+        return cast(Tensor, self(initial_state(self.schedule, z), 1.0, 0.0, cond))
 
     def x0(self, x_t: Tensor, t: Tensor | float, s: Tensor | float, cond: Cond | None = None) -> Tensor:
         r"""$h(x_t, t, s)$, (B, *shape); at s = t the denoiser's $\hat x_0$."""
@@ -99,27 +152,79 @@ def _rows(time: Tensor | float, x: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class FlowMapSampler:
-    """A flow map on a grid as a `Sampler`: one network call for each of its steps.
+    r"""A flow map on a grid as a `Sampler`: one network call for each of its steps.
+
+    A step from $t_n$ jumps to $l_n \le t_{n+1}$ and, where that is short of $t_{n+1}$, noises the sample back up to it,
+
+    $$ x_{t_{n+1}} = \frac{\alpha_{n+1}}{\alpha_l} X_{t_n \to l_n}(x_{t_n}) + \sqrt{\sigma_{n+1}^2 - (\alpha_{n+1} / \alpha_l)^2
+       \sigma_l^2} \; \epsilon. $$
+
+    Without `landings`, $l_n = t_{n+1}$: deterministic. Landing at 0 is the multistep sampler of consistency models (Song et
+    al., 2023, arXiv 2303.01469, algorithm 1); $l_n = t_{n+2}$, one step further, the stochastic one of guided distillation
+    (Meng et al., 2023, arXiv 2210.03142).
 
     Arguments:
         map: The flow map.
         grid: N + 1 decreasing times; `uniform(1)` is one pass.
+        landings: N times, each at most the grid's next one; the last is the grid's last.
+
+    Raises:
+        ValueError: for a grid that does not decrease, or landings that do not fit it; when called without seeds where fresh
+            noise is needed.
     """
 
     map: FlowMap
     grid: Tensor
+    landings: Tensor | None = None
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "grid", check_grid(self.grid))
+        grid = check_grid(self.grid)
+        object.__setattr__(self, "grid", grid)
+        ends = grid[1:]
+        landings = ends if self.landings is None else torch.as_tensor(self.landings, dtype=torch.float64, device="cpu")
+        fits = landings.shape == ends.shape and bool(((landings >= 0) & (landings <= ends)).all())
+        if not fits or landings[-1] != ends[-1]:
+            raise ValueError(
+                f"a step lands between 0 and the grid's next time, the last on its end: grid {grid.tolist()}, landings "
+                f"{landings.tolist()}"
+            )
+        object.__setattr__(self, "landings", landings)
 
     @torch.no_grad()
     def __call__(self, z: Tensor, cond: Cond | None = None, seeds: Tensor | None = None) -> Trajectory:
-        times = self.grid.tolist()
-        x = [initial_state(self.map.schedule, z, times[0])]
-        for t, s in pairwise(times):
-            x.append(self.map(x[-1], t, s, cond))
+        times, landings, schedule = self.grid.tolist(), cast(Tensor, self.landings).tolist(), self.map.schedule
+        tape = None
+        if landings != times[1:]:
+            if seeds is None:
+                raise ValueError("this sampler draws fresh noise at every step: pass the seeds of the samples")
+            tape = noise_tape(seeds, z.shape[1:], len(landings), z.dtype).to(z.device)
+        x = [initial_state(schedule, z, times[0])]
+        for n, (t, s) in enumerate(pairwise(times)):
+            x_s = self.map(x[-1], t, landings[n], cond)
+            if tape is not None and landings[n] < s:
+                (alpha_s, sigma_s), (alpha_l, sigma_l) = schedule.at(s), schedule.at(landings[n])
+                ratio = alpha_s / alpha_l
+                x_s = ratio * x_s + (sigma_s**2 - (ratio * sigma_l) ** 2) ** 0.5 * tape[n]
+            x.append(x_s)
         N = len(times) - 1
         return Trajectory(torch.stack(x, 1), self.grid, None, cond, seeds, nfe=N, rounds=N)
+
+
+def passes_of(map: FlowMap, passes: int = 1) -> FlowMapSampler:
+    """The sampler of so many passes that a map was trained for, on the uniform grid.
+
+    Raises:
+        ValueError: for no passes, or passes it was not trained for.
+    """
+    if passes < 1:
+        raise ValueError(f"a sampler makes at least one pass, got {passes}")
+    if map.way == "grid" and passes != map.steps:
+        raise ValueError(
+            f"this flow map was trained for the grid of {map.steps} step(s) alone and makes {map.steps} pass(es), got "
+            f"{passes}: distil one for {passes}, or by a method that allows any number (`dsno methods`)"
+        )
+    grid = uniform(passes)
+    return FlowMapSampler(map, grid, torch.zeros(passes) if map.way == "end" else None)
 
 
 def flow_map_from_teacher(teacher: Prediction, guidance: bool = False) -> FlowMap:
@@ -159,7 +264,8 @@ def save_flow_map(folder: Path | str, made: FlowMap, **notes: object) -> Path:
         )
     config = {
         "type": "flow map", "schedule": made.schedule.config, "kind": made.kind, "data_std": made.data_std,
-        "backbone": net.backbone.config, "guidance": net.guidance is not None, "notes": notes,
+        "backbone": net.backbone.config, "guidance": net.guidance is not None, "way": made.way, "steps": made.steps,
+        "notes": notes,
     }  # fmt: skip
     return save_model(folder, config, made)
 
@@ -180,7 +286,13 @@ def load_flow_map(folder: Path | str) -> FlowMap:
 
 
 def _flow_map(
-    schedule: dict[str, object], kind: Kind, data_std: float, backbone: dict[str, Any], guidance: bool
+    schedule: dict[str, object],
+    kind: Kind,
+    data_std: float,
+    backbone: dict[str, Any],
+    guidance: bool,
+    way: Way = "any",
+    steps: int | None = None,
 ) -> FlowMap:
     net = _two_time(net_from_config(backbone), guidance)
-    return FlowMap(net, schedule_from_config(schedule), kind, data_std)
+    return FlowMap(net, schedule_from_config(schedule), kind, data_std, way, steps)
