@@ -149,18 +149,87 @@ def law(record: dict[str, Any]) -> str:
     return rows(["sampler", "rounds", "rows", "Fréchet", "worst error to the chain's sample"], body)
 
 
+def spread(value: dict[str, float], seeds: int) -> str:
+    return f"{value['mean']:.2f}" + (f" ± {value['spread']:.2f}" if seeds > 1 else "")
+
+
+def family(record: dict[str, Any]) -> str:
+    """Every method at the main budget, best first, and the solvers that need no training."""
+    body = []
+    for name, s in by_frechet(record["budgets"]["4"]):
+        if "@" in name:
+            continue
+        points, seeds = s["points"], len(s["seeds"])
+        one = points["1"]
+        body.append([
+            name, f"{s['flops_per_row'] / record['teacher_flops']:.1f}", f"{one['flops'] / 1e6:.0f}",
+            spread(one["frechet"], seeds), f"{one['precision']['mean']:.2f}", f"{one['recall']['mean']:.2f}",
+            f"{one['path_error']['mean']:.3f}", *(spread(points[k]["frechet"], seeds) if k in points else "-" for k in "24"),
+            str(seeds),
+        ])  # fmt: skip
+    for name in ("DDIM", "DPM-Solver++", "UniPC"):
+        one, two, four = (record["solvers"][f"{name}-{k}"] for k in (1, 2, 4))
+        body.append([
+            f"{name}, no training", "-", f"{one['flops'] / 1e6:.0f}", f"{one['frechet']:.0f}", f"{one['precision']:.2f}",
+            f"{one['recall']:.2f}", f"{one['path_error']:.3f}", f"{two['frechet']:.1f}", f"{four['frechet']:.2f}", "-",
+        ])  # fmt: skip
+    head = [
+        "method", "teacher calls' worth of FLOPs a training row", "MFLOP a pass", "Fréchet, 1 pass", "precision", "recall",
+        "path error", "Fréchet, 2 passes", "4 passes", "seeds",
+    ]  # fmt: skip
+    return rows(head, body)
+
+
+def by_frechet(table: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
+    return sorted(table.items(), key=lambda item: item[1]["points"]["1"]["frechet"]["mean"])
+
+
+def sweep(record: dict[str, Any]) -> str:
+    """One pass as the budget grows, for the methods that were run at more than one."""
+    budgets = record["budgets"]
+    names = [n for n, _ in by_frechet(budgets["4"]) if sum(n in t for t in budgets.values()) > 1]
+    body = []
+    for name in names:
+        entries = [budgets[f].get(name) for f in budgets]
+        cells = ["-" if e is None else spread(e["points"]["1"]["frechet"], len(e["seeds"])) for e in entries]
+        paths = ["-" if e is None else f"{e['points']['1']['path_error']['mean']:.3f}" for e in entries]
+        body.append([name, *cells, *paths])
+    head = ["method", *(f"Fréchet, x{f}" for f in budgets), *(f"path error, x{f}" for f in budgets)]
+    return rows(head, body)
+
+
+def passes(record: dict[str, Any]) -> str:
+    """What an operator that restarts makes of more passes, by its own states or by noising again."""
+    body = []
+    for factor, table in record["budgets"].items():
+        for name, s in by_frechet(table):
+            if "1" in s["points"] and any("noised" in k for k in s["points"]):
+                for key, point in s["points"].items():
+                    seeds = len(s["seeds"])
+                    body.append([
+                        f"{name}, x{factor}", key, f"{point['flops'] / 1e6:.0f}", spread(point["frechet"], seeds),
+                        f"{point['recall']['mean']:.2f}", f"{point['path_error']['mean']:.3f}",
+                    ])  # fmt: skip
+    return rows(["student", "passes", "MFLOP a sample", "Fréchet", "recall", "path error"], body)
+
+
 TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
     "recipe": recipe, "fashion": recipe, "sprites": recipe, "digits": digits, "ablation": digits,
-    "parallel": parallel, "parallel_digits": path, "parallel_fashion": path,
+    "parallel": parallel, "parallel_digits": path, "parallel_fashion": path, "family_digits": family,
+    "family_fashion": family, "family_sprites": family,
 }  # fmt: skip
+
+
+PARTS: dict[str, Callable[[dict[str, Any]], str]] = {"claims": claims, "law": law, "sweep": sweep, "passes": passes}
+"""Other tables of a result: `<!-- table: PART NAME -->`."""
 
 
 def render(text: str) -> str:
     def fill(match: re.Match[str]) -> str:
         name = match.group(1)
-        source = name.removeprefix("claims ").removeprefix("law ")
+        *part, source = name.split()
         record = json.loads((ROOT / "benchmarks/results" / f"{source}.json").read_text())
-        kind = {"claims": claims, "law": law}.get(name.split()[0], TABLES.get(name))
+        kind = PARTS[part[0]] if part else TABLES.get(name)
         assert kind is not None, f"no table named {name}"
         table = kind(record)
         return f"<!-- table: {name} -->\n\n{table}\n\n<!-- end -->"

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from dsno.checkpoint import read_json, read_tensors, write_json, write_tensors
 from dsno.denoise import Gaussian, Kind, Prediction, convert, expand_like, x0_from
+from dsno.noise import noise_tape
 from dsno.schedule import Cosine, RectifiedFlow, Schedule, linear_beta, quadratic
 from dsno.solve import initial_state, solve
 from dsno.students.flowmap import (
@@ -436,3 +437,61 @@ def test_a_wrong_configuration_of_a_teacher_is_explained(change, message: str, t
     edit(tmp_path, change)
     with pytest.raises(ValueError, match=message):
         load_teacher(tmp_path)
+
+
+# Passes that noise the sample again.
+
+
+@pytest.mark.parametrize("whole", [True, False])
+@pytest.mark.parametrize("target", ["x0", "state"])
+def test_with_fresh_noise_a_pass_starts_from_the_noised_sample_of_the_one_before(target: str, whole: bool) -> None:
+    made, z, seeds = restartable(target, classes=3), torch.randn(3, 1, 8, 8), torch.arange(3)
+    cond, tape = torch.tensor([0, 2, 1]), noise_tape(seeds, (1, 8, 8), 2)
+    trajectory = MultiPass(made, (0, 2), whole, fresh=True)(z, cond, seeds)
+    assert trajectory.nfe == trajectory.rounds == 3 and trajectory.x0 is None
+    assert trajectory.t.tolist() == [1.0, *(TIMES if whole else TIMES[[0, 2, 3]]).tolist()]
+    x_t, start = initial_state(made.schedule, z), 1.0
+    for n, frame in enumerate((0, 2)):
+        with torch.no_grad():
+            h = made(x_t, cond, start, (-1,))
+            x = h[:, 0] if target == "x0" else made.states(x_t, h, start, (-1,))[:, 0]
+        start = float(TIMES[frame])
+        alpha_j, sigma_j = made.schedule.at(start)
+        x_t = alpha_j * x + sigma_j * tape[n]
+        place = trajectory.t.tolist().index(start)
+        assert torch.allclose(trajectory.x[:, place], x_t, atol=1e-5)
+    with torch.no_grad():
+        h = made(x_t, cond, start, (-1,))
+        last = h if target == "x0" else made.states(x_t, h, start, (-1,))
+    assert torch.allclose(trajectory.sample, last[:, 0], atol=1e-5)
+    # A row is the same in any batch.
+    alone = MultiPass(made, (0, 2), whole, fresh=True)(z[1:2], cond[1:2], seeds[1:2])
+    assert torch.allclose(alone.sample, trajectory.sample[1:2], atol=1e-5)
+
+
+def test_fresh_noise_keeps_the_law_of_exact_samples() -> None:
+    """With the exact flow as h every restart is a draw of the same Gaussian, and independent of the one before."""
+    exact = Gaussian(Cosine(), torch.full((1,), 0.7, dtype=torch.float64), 0.4)
+
+    def answer(x: Tensor, start: Tensor) -> Tensor:
+        return exact.flow(x, float(start), 0.0).unsqueeze(1).expand(-1, 4, -1)
+
+    made = TrajectoryStudent(Oracle(answer), Cosine(), TIMES, kind="x0", restarts=True)
+    count = 20_000
+    z, seeds = torch.randn(count, 1, dtype=torch.float64), torch.arange(count)
+    again = MultiPass(made, (0,), whole=False, fresh=True)(z, None, seeds).sample
+    assert abs(float(again.mean()) - 0.7) < 0.012 and abs(float(again.std()) - 0.4) < 0.01
+    once = OnePass(made)(z).sample
+    gain = float(torch.corrcoef(torch.cat([again, once], 1).T)[0, 1])
+    alpha_j, sigma_j = Cosine().at(float(TIMES[0]))
+    assert abs(gain - alpha_j * 0.4 / (alpha_j**2 * 0.16 + sigma_j**2) ** 0.5) < 0.03
+
+
+def test_fresh_noise_needs_seeds_only_where_it_is_drawn() -> None:
+    made, z = restartable(), torch.randn(2, 1, 8, 8)
+    with pytest.raises(ValueError, match="fresh noise at every restart: pass the seeds"):
+        MultiPass(made, 2, fresh=True)(z)
+    once = MultiPass(made, 1, fresh=True)(z)
+    assert torch.equal(once.x, OnePass(made)(z).x) and once.x0 is not None
+    with pytest.raises(ValueError, match="from noise alone"):
+        MultiPass(student(), 2, fresh=True)

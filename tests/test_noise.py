@@ -4,7 +4,7 @@ import pytest
 import torch
 from scipy import stats
 
-from dsno.noise import _philox, noise, noise_tape, seed_range
+from dsno.noise import _philox, generator, mixed, noise, noise_tape, seed_range
 
 
 # Random123, kat_vectors, philox4x32 10 rounds.
@@ -99,3 +99,12 @@ def test_seed_range_counts_up_in_64_bits() -> None:
 def test_bad_seeds_and_streams_are_refused(arguments: tuple, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         noise(*arguments)
+
+
+def test_generators_of_other_keys_draw_other_numbers() -> None:
+    """torch alone takes seed << 32 for no seed at all."""
+    keys = [(0,), (1,), (2,), (1 << 40,), (0, 1), (1, 1), (0, 1 << 20), (0, 1, 2), (3, 0, 1)]
+    draws = [tuple(torch.rand(4, generator=generator(*key)).tolist()) for key in keys]
+    assert len(set(draws)) == len(keys)
+    assert draws[4] == tuple(torch.rand(4, generator=generator(0, 1)).tolist())
+    assert all(0 <= mixed(*key) < 1 << 32 for key in keys)

@@ -19,6 +19,7 @@ from dsno.pipeline import DSNOModel, DSNOPipeline, DSNOPipelineOutput
 from dsno.schedule import Cosine, quadratic
 from dsno.students.flowmap import OnePass, TrajectoryStudent, save_student, student_from_teacher
 from dsno.students.lift import lift
+from dsno.students.twotime import flow_map_from_teacher, passes_of
 from dsno.teachers.diffusers import DiffusersNet
 from dsno.teachers.unet import UNet
 from dsno.trajectory import Trajectory
@@ -394,3 +395,36 @@ def test_embeddings_are_told() -> None:
     torch.testing.assert_close(pipe(cond=text[:1], seeds=[1, 1], output_type="latent").images, made[[0, 0]])
     with pytest.raises(ValueError, match="there are 2 rows of text for 3 images"):
         pipe(num_images=3, cond={"text": text}, output_type="latent")
+
+
+# Flow maps
+
+
+@pytest.mark.parametrize("guidance", [False, True])
+def test_a_flow_map_goes_where_a_student_goes(guidance: bool, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    net = UNet(1, 8, (4, 8), attention=(), classes=3, null=True)
+    made = flow_map_from_teacher(Prediction(net, Cosine(), "v"), guidance).eval()
+    for parameter in made.parameters():
+        torch.nn.init.normal_(parameter, std=0.2)
+    DSNOPipeline.from_student(made).save_pretrained(tmp_path)
+    pipe = DSNOPipeline.from_pretrained(tmp_path)
+    assert type(pipe.student).__name__ == "FlowMapModel"
+    told = {"guidance_weight": 2.0} if guidance else {}
+    labels = torch.tensor([0, 1, 2])
+    cond = {"label": labels, "weight": torch.full((3,), 2.0)} if guidance else labels
+    z = noise(torch.tensor([1, 2, 3]), (1, 8, 8))
+    images = pipe(seeds=[1, 2, 3], class_labels=labels, output_type="latent", **told).images
+    torch.testing.assert_close(images, made.sample(z, cond))
+    several = pipe(seeds=[1, 2, 3], class_labels=labels, output_type="latent", passes=2, return_trajectory=True, **told)
+    assert several.trajectory.rounds == 2
+    torch.testing.assert_close(several.images, passes_of(made, 2)(z, cond).sample)
+
+
+def test_a_flow_map_of_one_grid_makes_its_passes_alone() -> None:
+    made = flow_map_from_teacher(Prediction(UNet(1, 8, (4, 8), attention=()), Cosine(), "v"))
+    made.way, made.steps = "grid", 2
+    pipe = DSNOPipeline.from_student(made)
+    assert pipe(seeds=[1], output_type="pt", return_trajectory=True).trajectory.rounds == 2
+    with pytest.raises(ValueError, match=r"trained for the grid of 2 step\(s\) alone"):
+        pipe(seeds=[1], passes=1)

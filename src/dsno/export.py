@@ -1,6 +1,6 @@
 r"""The one-pass sampler outside of Python's reach: `torch.export`, ONNX, and CUDA graphs.
 
-A student's sample is one network call between two multiplications by constants,
+A sample of one pass, a student's or a flow map's, is one network call between two multiplications by constants,
 
 $$ x = a z + b F(c z), $$
 
@@ -25,9 +25,10 @@ from torch import Tensor, nn
 
 import dsno
 from dsno.checkpoint import read_json, write_json
-from dsno.denoise import Cond, map_cond
+from dsno.denoise import Cond, map_cond, scale_input
 from dsno.solve import initial_state
-from dsno.students.flowmap import TrajectoryStudent
+from dsno.students.load import Student
+from dsno.students.twotime import FlowMap, TwoTime, passes_of
 from dsno.teachers.nets import Backbone, example
 from dsno.trajectory import Trajectory
 
@@ -37,15 +38,59 @@ __all__ = ["CUDAGraphSampler", "Program", "export_onnx", "export_program", "load
 class _Sampler(nn.Module):
     """Noise (B, *shape) and the condition's tensors in the order of `names` to samples (B, *shape)."""
 
-    def __init__(self, student: TrajectoryStudent, names: tuple[str, ...]) -> None:
+    def __init__(self, student: Student, names: tuple[str, ...]) -> None:
         super().__init__()
-        self.net, self.affine, self.names = student.net, student.affine, names
-        self.register_buffer("times", student.times.float(), persistent=False)
+        self.net, self.names, self.is_map = student.net, names, isinstance(student, FlowMap)
+        self.affine = _affine(student) if isinstance(student, FlowMap) else student.affine
+        times = torch.tensor([1.0, 0.0]) if isinstance(student, FlowMap) else student.times.float()
+        self.register_buffer("times", times, persistent=False)
 
     def forward(self, z: Tensor, *told: Tensor) -> Tensor:
         a, b, c = self.affine
-        cond = _cond(self.names, told)
-        return a * z + b * self.net(c * z, self.get_buffer("times"), cond, 1.0, (-1,))[:, 0]
+        cond, times = _cond(self.names, told), self.get_buffer("times")
+        if self.is_map:
+            t, s = (times[i].expand(z.shape[0]) for i in range(2))
+            F = self.net(c * z, t, s) if cond is None else self.net(c * z, t, s, cond)
+            return a * z + b * F
+        return a * z + b * self.net(c * z, times, cond, 1.0, (-1,))[:, 0]
+
+
+class _Constant(nn.Module):
+    """A network whose output is a number."""
+
+    def __init__(self, value: float) -> None:
+        super().__init__()
+        self.value = value
+
+    def forward(self, x: Tensor, t: Tensor, s: Tensor) -> Tensor:
+        return torch.full_like(x, self.value)
+
+
+def _affine(student: FlowMap) -> tuple[float, float, float]:
+    r"""$(a, b, c)$ of a flow map's one pass, in float64 on the host."""
+    one = torch.ones(1, 1, dtype=torch.float64)
+
+    def ends(z: Tensor, F: float) -> float:
+        return float(FlowMap(_Constant(F), student.schedule, student.kind, student.data_std).sample(z))
+
+    shown = scale_input(student.kind, initial_state(student.schedule, one), one[0], student.schedule, student.data_std)
+    return ends(one, 0.0), ends(0 * one, 1.0), float(shown)
+
+
+def _backbone(student: Student) -> nn.Module:
+    """The network inside, which knows what it is told.
+
+    Raises:
+        ValueError: for a flow map that one pass does not sample, or whose network does not say what it makes.
+    """
+    if not isinstance(student, FlowMap):
+        return student.net.backbone
+    passes_of(student, 1)
+    if not isinstance(student.net, TwoTime):
+        raise ValueError(
+            f"a flow map of a {type(student.net).__name__} does not say what it takes: export one of a TwoTime"
+        )
+    return student.net.backbone
 
 
 def _cond(names: tuple[str, ...], told: tuple[Tensor, ...]) -> Cond | None:
@@ -60,9 +105,9 @@ def _told(cond: Cond | None) -> dict[str, Tensor]:
     return {"": cond} if isinstance(cond, Tensor) else dict(cond)
 
 
-def _inputs(student: TrajectoryStudent, batch: int, cond: Cond | None) -> tuple[Tensor, dict[str, Tensor]]:
+def _inputs(student: Student, batch: int, cond: Cond | None) -> tuple[Tensor, dict[str, Tensor]]:
     """Noise and a condition of `batch` rows: the given one, repeated, or what the backbone says of itself."""
-    backbone = student.net.backbone
+    backbone = _backbone(student)
     like = next(student.parameters())
     if cond is None and isinstance(backbone, Backbone):
         cond = (*example(backbone, like), None)[2]
@@ -81,22 +126,22 @@ def _inputs(student: TrajectoryStudent, batch: int, cond: Cond | None) -> tuple[
     }
 
 
-def _metadata(
-    student: TrajectoryStudent, told: Mapping[str, Tensor], form: str, notes: Mapping[str, Any]
-) -> dict[str, Any]:
+def _metadata(student: Student, told: Mapping[str, Tensor], form: str, notes: Mapping[str, Any]) -> dict[str, Any]:
+    own = (
+        {"times": [0.0]}
+        if isinstance(student, FlowMap)
+        else {"times": student.times.tolist(), "target": student.target}
+    )
     return {
         "format": form, "dsno": dsno.__version__, "torch": str(torch.__version__), "shape": list(student.shape),
         "dtype": str(next(student.parameters()).dtype).removeprefix("torch."), "classes": student.classes,
         "cond": {n: {"shape": list(c.shape[1:]), "dtype": str(c.dtype).removeprefix("torch.")} for n, c in told.items()},
-        "schedule": student.schedule.config, "times": student.times.tolist(), "target": student.target,
-        "kind": student.kind, **notes,
+        "schedule": student.schedule.config, **own, "kind": student.kind, **notes,
     }  # fmt: skip
 
 
 @torch.no_grad()
-def _error(
-    student: TrajectoryStudent, run: Callable[..., Tensor], cond: Cond | None, batch: int, dynamic: bool
-) -> float:
+def _error(student: Student, run: Callable[..., Tensor], cond: Cond | None, batch: int, dynamic: bool) -> float:
     """The largest difference from the student, relative to its largest value, over three batch sizes where any is allowed."""
     worst = 0.0
     for rows in (batch, batch + 1, 1) if dynamic else (batch,):
@@ -131,7 +176,7 @@ def _publish(path: Path, write: Callable[[Path], Mapping[str, Any]]) -> Path:
 
 
 def export_program(
-    student: TrajectoryStudent,
+    student: Student,
     path: Path | str,
     batch: int = 2,
     cond: Cond | None = None,
@@ -141,7 +186,7 @@ def export_program(
     """Write the one-pass sampler as a `torch.export` program, `path` (`.pt2`) and `.json` beside it.
 
     Arguments:
-        student: Any student whose backbone `torch.export` takes; in evaluation mode here, and left as it was.
+        student: Any student or flow map whose backbone `torch.export` takes; in evaluation mode here, and left as it was.
         path: The file.
         batch: Rows of the example; the only batch size if not `dynamic`.
         cond: An example of the condition, first dimension at least 1; by default what the backbone says it is told.
@@ -149,7 +194,8 @@ def export_program(
         tolerance: The largest error allowed, relative to the largest value of a sample.
 
     Raises:
-        ValueError: if the program differs from the student, or the backbone fixes the batch; nothing is written then.
+        ValueError: if the program differs from the student, or the backbone fixes the batch, or a flow map is not sampled in
+            one pass; nothing is written then.
     """
     path, training = Path(path), student.training
     student.eval()
@@ -186,7 +232,7 @@ def _exported(
 
 
 def export_onnx(
-    student: TrajectoryStudent,
+    student: Student,
     path: Path | str,
     batch: int = 2,
     cond: Cond | None = None,
@@ -291,7 +337,7 @@ class CUDAGraphSampler:
         ValueError: if the student is not on a CUDA device, or a condition differs in its names or shapes.
     """
 
-    def __init__(self, student: TrajectoryStudent, batch: int, cond: Cond | None = None) -> None:
+    def __init__(self, student: Student, batch: int, cond: Cond | None = None) -> None:
         device = next(student.parameters()).device
         if device.type != "cuda":
             raise ValueError(f"CUDA graphs need a CUDA device, the student is on {device}: use OnePass there")
@@ -329,5 +375,6 @@ class CUDAGraphSampler:
 
     def __call__(self, z: Tensor, cond: Cond | None = None, seeds: Tensor | None = None) -> Trajectory:
         x = torch.stack([initial_state(self.student.schedule, z), self.sample(z, cond)], 1)
-        t = torch.cat([torch.ones(1, dtype=torch.float64), self.student.times[-1:]])
+        times = (0.0,) if isinstance(self.student, FlowMap) else self.student.times[-1:].tolist()
+        t = torch.tensor([1.0, *times], dtype=torch.float64)
         return Trajectory(x, t, None, cond, seeds, nfe=1, rounds=1)

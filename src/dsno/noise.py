@@ -14,10 +14,11 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["noise", "noise_tape", "seed_range"]
+__all__ = ["generator", "mixed", "noise", "noise_tape", "seed_range"]
 
 _MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
 _WEYL = (0x9E3779B9, 0xBB67AE85)
@@ -94,3 +95,16 @@ def noise_tape(
 def seed_range(start: int, count: int) -> Tensor:
     """Seeds `start`, ..., `start + count - 1` as an int64 tensor."""
     return torch.arange(start, start + count, dtype=torch.int64)
+
+
+def mixed(*key: int) -> int:
+    """A seed in $[0, 2^{32})$ of its own for each key of integers that are not negative (zeros at its end do not count).
+
+    torch's generator on the CPU reads the low 32 bits of its seed alone: of `(seed << 32) + step` nothing but the step.
+    """
+    return int(np.random.SeedSequence(key).generate_state(1)[0])
+
+
+def generator(*key: int) -> torch.Generator:
+    """A generator on the CPU that starts from `mixed(*key)`."""
+    return torch.Generator().manual_seed(mixed(*key))

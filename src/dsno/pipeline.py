@@ -8,8 +8,8 @@ pipe = DSNOPipeline.from_pretrained("digits").to("cuda")  # or the name of a rep
 pipe(seeds=range(16)).images  # 16 PIL images; image i is the same in any batch
 ```
 
-A call is one pass of the network, $z \mapsto (x_{t_1}, \dots, x_{t_M})$. There is no scheduler and no number of steps. The
-student of a latent model comes with its autoencoder (`vae`), which decodes the sample once, at the end.
+A call is one pass of the network, $z \mapsto (x_{t_1}, \dots, x_{t_M})$, or as many `passes` as a student or a flow map was
+trained for. There is no scheduler. The student of a latent model comes with its autoencoder (`vae`), which decodes the sample once, at the end.
 
 On disk: `model_index.json`, `student/config.json` and `student/diffusion_pytorch_model.safetensors`; no pickle. Load it
 with `DSNOPipeline.from_pretrained`. `diffusers.DiffusionPipeline.from_pretrained` cannot: it looks for the class inside
@@ -40,15 +40,52 @@ from dsno.checkpoint import CONFIG, build, compare, read_json, read_tensors
 from dsno.data import to_uint8, to_unit
 from dsno.denoise import Cond, map_cond
 from dsno.noise import noise
-from dsno.students.flowmap import OnePass, TrajectoryStudent, build_student
+from dsno.schedule import schedule_from_config
+from dsno.students.flowmap import TrajectoryStudent, build_student
+from dsno.students.load import Student, sampler_of
+from dsno.students.twotime import FlowMap, TwoTime
 from dsno.teachers.diffusers import Latents
-from dsno.teachers.nets import Backbone
+from dsno.teachers.nets import Backbone, net_from_config
 from dsno.trajectory import Trajectory
 
-__all__ = ["DSNOModel", "DSNOPipeline", "DSNOPipelineOutput"]
+__all__ = ["DSNOModel", "DSNOPipeline", "DSNOPipelineOutput", "FlowMapModel"]
 
 
-class DSNOModel(TrajectoryStudent, ModelMixin, ConfigMixin):  # type: ignore[misc]
+class _Shared(ModelMixin, ConfigMixin):  # type: ignore[misc]
+    """What a model of either kind reads of diffusers' folders."""
+
+    @classmethod
+    def from_pretrained(  # type: ignore[override]
+        cls, pretrained_model_name_or_path: str | os.PathLike[str], **kwargs: Any
+    ) -> Self:
+        """Load from a folder or the Hub; arguments as in diffusers. Only safetensors are read.
+
+        Raises:
+            FileNotFoundError: if a file is missing; says which.
+            ValueError: if the folder holds another class, an unknown key, or damaged or foreign weights.
+        """
+        folder = Path(pretrained_model_name_or_path, kwargs.get("subfolder") or "")
+        if folder.is_dir():
+            cls._check(folder)
+        model = super().from_pretrained(pretrained_model_name_or_path, **{**kwargs, "use_safetensors": True})
+        model.refresh()
+        return model
+
+    def refresh(self) -> None:
+        """Make again what diffusers, which builds a model without memory and then fills in its weights, leaves empty."""
+
+    @classmethod
+    def _check(cls, folder: Path) -> None:
+        config = read_json(folder / CONFIG)
+        _must_be(cls.__name__, config, folder)
+        files = sorted(folder.glob("*.safetensors")) or [folder / SAFETENSORS_WEIGHTS_NAME]
+        tensors = {name: tensor for file in files for name, tensor in read_tensors(file).items()}
+        with init_empty_weights():
+            model = build(cls, _public(config))
+        compare(model.state_dict(), tensors, folder)
+
+
+class DSNOModel(TrajectoryStudent, _Shared):  # type: ignore[misc]
     """A `TrajectoryStudent` that diffusers can save, load, move and share.
 
     The arguments are those of `build_student`, that is, the student's `config`; the weights are fresh. Names of weights
@@ -96,35 +133,52 @@ class DSNOModel(TrajectoryStudent, ModelMixin, ConfigMixin):  # type: ignore[mis
         model.net = student.net
         return model.eval()
 
+    def refresh(self) -> None:
+        """Make the Fourier tables again: they are not among the weights, but the layers make them whenever they are moved."""
+        for layer in self.net.temporal_layers().values():
+            layer._apply(lambda tensor: tensor)
+
+
+class FlowMapModel(FlowMap, _Shared):  # type: ignore[misc]
+    """A `FlowMap` that diffusers can save, load, move and share; the weights are fresh.
+
+    Arguments as in `FlowMap`, where `backbone` is the configuration of a `Backbone`, and `embedding` and `guidance` are those
+    of the `TwoTime` around it.
+    """
+
+    @register_to_config
+    def __init__(
+        self,
+        schedule: dict[str, Any],
+        kind: Any,
+        data_std: float,
+        backbone: dict[str, Any],
+        embedding: dict[str, int],
+        guidance: bool = False,
+        way: Any = "any",
+        steps: int | None = None,
+    ) -> None:
+        net = TwoTime(net_from_config(backbone), embedding, guidance)
+        super().__init__(net, schedule_from_config(schedule), kind, data_std, way, steps)
+
     @classmethod
-    def from_pretrained(  # type: ignore[override]
-        cls, pretrained_model_name_or_path: str | os.PathLike[str], **kwargs: Any
-    ) -> Self:
-        """Load from a folder or the Hub; arguments as in diffusers. Only safetensors are read.
+    def from_student(cls, student: FlowMap) -> Self:
+        """The same map, sharing its weights, in evaluation mode.
 
         Raises:
-            FileNotFoundError: if a file is missing; says which.
-            ValueError: if the folder holds another class, an unknown key, or damaged or foreign weights.
+            ValueError: if its network cannot be rebuilt from a configuration.
         """
-        folder = Path(pretrained_model_name_or_path, kwargs.get("subfolder") or "")
-        if folder.is_dir():
-            cls._check(folder)
-        model = super().from_pretrained(pretrained_model_name_or_path, **{**kwargs, "use_safetensors": True})
-        # diffusers builds a model without memory and then fills in its weights. The Fourier tables are not among them, but
-        # the layers make them again whenever they are cast or moved.
-        for layer in model.net.temporal_layers().values():
-            layer._apply(lambda tensor: tensor)
-        return model
-
-    @classmethod
-    def _check(cls, folder: Path) -> None:
-        config = read_json(folder / CONFIG)
-        _must_be(cls.__name__, config, folder)
-        files = sorted(folder.glob("*.safetensors")) or [folder / SAFETENSORS_WEIGHTS_NAME]
-        tensors = {name: tensor for file in files for name, tensor in read_tensors(file).items()}
+        net = student.net
+        if not isinstance(net, TwoTime) or not isinstance(net.backbone, Backbone):
+            inner = net.backbone if isinstance(net, TwoTime) else net
+            raise ValueError(f"a {type(inner).__name__} does not say how to rebuild it: a pipeline needs a `Backbone`")
         with init_empty_weights():
-            model = build(cls, _public(config))
-        compare(model.state_dict(), tensors, folder)
+            model = cls(
+                student.schedule.config, student.kind, student.data_std, net.backbone.config, net.embedding,
+                net.guidance is not None, student.way, student.steps,
+            )  # fmt: skip
+        model.net = net
+        return model.eval()
 
 
 @dataclass
@@ -142,28 +196,29 @@ class DSNOPipelineOutput(BaseOutput):
 
 
 class DSNOPipeline(DiffusionPipeline):
-    """Images from noise in one pass of a student.
+    """Images from noise in one pass of a student, or a few.
 
     Arguments:
-        student: A `DSNOModel`, or a `TrajectoryStudent`, which is then wrapped (`DSNOModel.from_student`).
+        student: A `DSNOModel` or `FlowMapModel`, or a `TrajectoryStudent` or `FlowMap`, which is then wrapped.
         vae: The autoencoder whose latents the student makes; None where it makes the images.
     """
 
-    student: DSNOModel
+    student: DSNOModel | FlowMapModel
     vae: Any
     model_cpu_offload_seq = "student->vae"  # type: ignore[assignment]
     _optional_components = ["vae"]  # noqa: RUF012
 
-    def __init__(self, student: DSNOModel | TrajectoryStudent, vae: nn.Module | None = None) -> None:
+    def __init__(self, student: Student, vae: nn.Module | None = None) -> None:
         super().__init__()
-        if not isinstance(student, DSNOModel):
-            student = DSNOModel.from_student(student)
+        if not isinstance(student, DSNOModel | FlowMapModel):
+            wrapped = FlowMapModel.from_student if isinstance(student, FlowMap) else DSNOModel.from_student
+            student = wrapped(student)
         self.register_modules(student=student, vae=vae)
 
     @classmethod
-    def from_student(cls, student: TrajectoryStudent, vae: nn.Module | None = None) -> Self:
-        """A pipeline around a student, sharing its weights, in evaluation mode."""
-        return cls(DSNOModel.from_student(student), vae)
+    def from_student(cls, student: Student, vae: nn.Module | None = None) -> Self:
+        """A pipeline around a student or flow map, sharing its weights, in evaluation mode."""
+        return cls(student, vae)
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike[str], **kwargs: Any) -> Self:
@@ -201,6 +256,7 @@ class DSNOPipeline(DiffusionPipeline):
         return_dict: bool = True,
         cond: Cond | None = None,
         guidance_weight: float | Sequence[float] | Tensor | None = None,
+        passes: int | None = None,
     ) -> DSNOPipelineOutput | tuple[Any, ...]:
         r"""Draw images.
 
@@ -219,11 +275,13 @@ class DSNOPipeline(DiffusionPipeline):
                 for all images. `dsno.teachers.diffusers.encode_prompts` makes them from prompts.
             guidance_weight: One w for all images, or one for each; for a student with guidance. The `guidance_scale` of
                 diffusers is 1 + w.
+            passes: Network passes that the student was trained for; the fewest by default. Passes that noise again
+                (consistency models) need `seeds`.
 
         Raises:
             ValueError: if the numbers of labels, generators, seeds, embeddings or weights differ, labels are missing,
-                superfluous or out of range, a weight is missing or superfluous, both a generator and seeds are given, or the
-                output type does not exist.
+                superfluous or out of range, a weight is missing or superfluous, both a generator and seeds are given, the
+                output type does not exist, or the student was not trained for so many passes.
         """
         student = self.student
         if output_type not in ("pil", "np", "pt", "latent"):
@@ -261,8 +319,12 @@ class DSNOPipeline(DiffusionPipeline):
         alone = len(whole) == 1 and not student.guided
         cond = None if not whole else next(iter(whole.values())) if alone else whole
         cond = map_cond(lambda c: c.to(z.device, z.dtype) if c.is_floating_point() else c.to(z.device), cond)
-        trajectory = OnePass(student)(z, cond, seed) if return_trajectory else None
-        sample = student.sample(z, cond) if trajectory is None else trajectory.sample
+        sampler = sampler_of(student, passes, whole=return_trajectory)
+        if isinstance(student, TrajectoryStudent) and passes in (None, 1) and not return_trajectory:
+            trajectory, sample = None, student.sample(z, cond)
+        else:
+            made = sampler(z, cond, seed)
+            trajectory, sample = made if return_trajectory else None, made.sample
         if self.vae is not None and output_type != "latent":
             sample = Latents(self.vae).decode(sample)
         output = DSNOPipelineOutput(_images(sample.float(), output_type), trajectory)

@@ -27,16 +27,20 @@ from dsno.checkpoint import prepare_folder, read_json, write_json
 from dsno.data import Samples, check_samples, load_data
 from dsno.denoise import Guided, Kind, Prediction
 from dsno.distill.denoising import Denoising
+from dsno.distill.methods import METHODS
+from dsno.distill.stages import Given
 from dsno.distill.trajectory import TrajectoryDistillation
 from dsno.distill.trajectory import distance as named_distance
-from dsno.metrics import FeatureNet, load_feature_net, save_feature_net
-from dsno.noise import noise
+from dsno.metrics import FeatureNet, load_feature_net, save_feature_net, tensor_sha
+from dsno.noise import generator, noise
 from dsno.plan import Workload
+from dsno.sets import describe
 from dsno.solve import SOLVERS, SolverSampler
 from dsno.store import TrajectorySet, generate
 from dsno.students.flowmap import Target, TrajectoryStudent, save_student, student_from_teacher
 from dsno.students.lift import Told, Where
 from dsno.students.temporal import Activation, Init
+from dsno.students.twotime import FlowMap, TwoTime, save_flow_map
 from dsno.teachers.iddpm import CIFAR10, IMAGENET64, IDDPMUNet, published_blocks
 from dsno.teachers.load import load_teacher
 from dsno.teachers.native import save_teacher
@@ -45,8 +49,8 @@ from dsno.teachers.unet import UNet
 from dsno.train import TrainConfig, train
 
 __all__ = [
-    "RECIPES", "Recipe", "Report", "distill", "make_trajectories", "shipped", "teach", "train_features", "uniform_labels",
-    "uniform_weights",
+    "RECIPES", "Recipe", "Report", "distill", "distill_by", "make_trajectories", "samples_of", "shipped", "teach",
+    "train_features", "uniform_labels", "uniform_weights",
 ]  # fmt: skip
 
 log = logging.getLogger(__name__)
@@ -477,8 +481,143 @@ def distill(
         settings=settings,
     )  # fmt: skip
     student.restarts = inner_starts > 0
-    save_student(out, student, trajectories=len(data), training=dataclasses.asdict(config), weights=weights)
+    save_student(
+        out, student, training=dataclasses.asdict(config), weights=weights, distance=distance, batch=batch,
+        method="knowledge" if student.frames == 1 else "operator", **_origin(data),
+    )  # fmt: skip
     return student
+
+
+def distill_by(
+    method: str,
+    student: nn.Module,
+    given: Given,
+    out: Path | str,
+    config: TrainConfig | None = None,
+    resume: bool = False,
+    overwrite: bool = False,
+    report: Report = _quiet,
+    sources: Mapping[str, str] | None = None,
+    **options: Any,
+) -> nn.Module:
+    """Train a student by any method, stage by stage, and write it to `out`; see `dsno.distill.methods` and `train`.
+
+    Each stage has a folder, `training/NAME` in `out`, and a warm-up and decay of its own. A stage that is complete is not
+    trained again, so a run that is resumed equals one that was not interrupted.
+
+    Arguments:
+        method: A name in `METHODS`.
+        student: What the method trains (`dsno.distill.methods.student_of`); trained in place.
+        given: What the method draws on; its `steps` are those of all stages together.
+        out: Folder for the student.
+        config: How to train; its `steps` are not read, and its warm-up is at most a tenth of a stage. By default Adam with
+            the method's own learning rate.
+        resume: Continue what is in `out`, of the same settings.
+        overwrite: Throw away what is in `out`.
+        report: Told of the progress.
+        sources: Where teacher and data came from, in words, for the notes of the student.
+        options: Further keywords of the method's function.
+
+    Raises:
+        ValueError: for an unknown method, or one that is not given what it needs, or a student or settings that do not fit.
+    """
+    if method not in METHODS:
+        raise ValueError(f"unknown method {method!r}: expected one of {', '.join(METHODS)}")
+    chosen = METHODS[method]
+    chosen.check(given)
+    chosen.check_student(student, given)
+    assert isinstance(student, TrajectoryStudent | FlowMap)
+    if config is None:
+        config = TrainConfig(lr=chosen.defaults["lr"], seed=given.seed)
+    stages = chosen.stages(student, given, **options)
+    settings = _settings(method, student, given, options)
+    _prepare(out, resume, overwrite)
+    if isinstance(given.teacher, nn.Module):
+        given.teacher.to(_training_device(student))
+    for n, stage in enumerate(stages):
+        # What a stage adds to the student starts from the seed, whichever stages ran in this process.
+        torch.manual_seed((config.seed << 8) + n)
+        trained, objective = stage.make(student)
+        own = replace(config, steps=stage.steps, lr=config.lr * stage.lr, warmup=min(config.warmup, stage.steps // 10))
+        train(
+            trained, objective, own, Path(out) / "training" / stage.name, resume, overwrite,
+            progress=_progress(stage.name, report), settings={**settings, "stage": stage.name, "stage_steps": stage.steps},
+        )  # fmt: skip
+    notes: dict[str, Any] = {
+        "method": method, "references": list(chosen.references), "steps": given.steps, "batch": given.batch,
+        "training": dataclasses.asdict(config), "sources": dict(sources or {}), **options,
+        **({"passes": given.passes} if given.passes > 1 else {}),
+        **({"guidance": list(given.guidance)} if method == "guided" else {}),
+        **({} if given.trajectories is None else _origin(given.trajectories)),
+    }  # fmt: skip
+    notes = {name: value for name, value in notes.items() if not callable(value)}
+    if isinstance(student, FlowMap):
+        save_flow_map(out, student, **notes)
+    else:
+        save_student(out, student, **notes)
+    return student
+
+
+def _training_device(model: nn.Module) -> torch.device:
+    """Where `train` is going to train it: what a loss calls beside the model has to be there, too."""
+    from accelerate import PartialState
+
+    cpu = next(model.parameters()).device.type == "cpu" and not torch.cuda.is_available()
+    return torch.device(PartialState(cpu=cpu).device)
+
+
+def _settings(
+    method: str, student: TrajectoryStudent | FlowMap, given: Given, options: Mapping[str, Any]
+) -> dict[str, Any]:
+    """What decides the updates of every stage, JSON-able."""
+    trajectories = given.trajectories
+    if isinstance(student, FlowMap):
+        net = student.net.backbone if isinstance(student.net, TwoTime) else student.net
+        made: dict[str, Any] = {"student": type(net).__name__, "kind": student.kind, "way": student.way}
+    else:
+        made = student.config
+    return {
+        **made, "method": method, "total_steps": given.steps, "batch": given.batch, "data_seed": given.seed,
+        "schedule": given.schedule.config, "teacher": None if given.teacher is None else describe(given.teacher, {}),
+        "samples": None if given.x is None else tensor_sha(given.x)[:16],
+        "labels": None if given.labels is None else tensor_sha(given.labels)[:16],
+        "trajectories": None if trajectories is None else [trajectories.manifest["fingerprint"], len(trajectories)],
+        "passes": given.passes, "guidance": list(given.guidance), "derivative": given.derivative,
+        **{name: str(value) for name, value in options.items()},
+    }  # fmt: skip
+
+
+def _origin(data: TrajectorySet) -> dict[str, Any]:
+    """What made the trajectories a student learned from: what `dsno cite` needs of it."""
+    made, teacher = data.manifest, data.manifest["teacher"]
+    return {"solver": made["solver"]["name"], "guided": teacher["class"] == "Guided", "trajectories": len(data)}
+
+
+def samples_of(data: TrajectorySet) -> tuple[Tensor, Tensor | None]:
+    """The ends of trajectories, (N, *shape) float32, and their labels (N,), if they have any: samples of the teacher.
+
+    Raises:
+        ValueError: if the trajectories do not end at t = 0, or are told more than a label.
+    """
+    if float(data.times[-1]) != 0:
+        raise ValueError(
+            f"{data.source} ends at t = {float(data.times[-1]):g}, where there is noise left: its ends are no samples"
+        )
+    told = data.manifest["cond"]
+    told = told if told is None or data.manifest["format"] != 1 else {"label": told}
+    more = sorted(name for name, c in (told or {}).items() if name != "label" or c["shape"])
+    if more:
+        raise ValueError(
+            f"{data.source} is told {', '.join(more)} beside the state, and samples have labels alone: make trajectories "
+            "without, give an image set, or distil with the method operator, which is told the same"
+        )
+    x, labels = torch.empty(len(data), *data.shape), torch.zeros(len(data), dtype=torch.int64)
+    for rows in torch.arange(len(data)).split(1024):
+        batch = data.__getitems__(rows.tolist())
+        x[rows] = batch[data.targets[0]][:, -1]
+        if told:
+            labels[rows] = batch["cond"] if isinstance(batch["cond"], Tensor) else batch["cond"]["label"]
+    return x, labels if told else None
 
 
 def _progress(stage: str, report: Report) -> Callable[[int, int, dict[str, float]], None]:
@@ -494,7 +633,7 @@ class _Classify:
     def batches(self, start: int, rank: int, world: int) -> Any:
         step = start
         while True:
-            g = torch.Generator().manual_seed((self.seed << 40) + step)
+            g = generator(self.seed, step)
             i = torch.randint(len(self.images), (self.batch,), generator=g).chunk(world)[rank]
             dx, dy = torch.randint(-1, 2, (2,), generator=g).tolist()
             assert self.images.labels is not None

@@ -32,7 +32,8 @@ from dsno.metrics import flops, load_feature_net, path_error
 from dsno.noise import noise, seed_range
 from dsno.schedule import uniform
 from dsno.solve import DDIM, DPMSolverPP, Sampler, SolverSampler, UniPC
-from dsno.students.flowmap import OnePass, TrajectoryStudent, load_student
+from dsno.students.flowmap import OnePass, TrajectoryStudent
+from dsno.students.load import Student, load_any, sampler_of
 from dsno.teachers.load import load_teacher
 
 if TYPE_CHECKING:
@@ -213,11 +214,14 @@ def _frames(frames: Tensor) -> Pixels:
     return np.stack([_tiles(sample) for sample in frames])
 
 
-def quality_against_cost(results: Sequence[Result], against: Against = "rounds", dark: bool = False) -> bytes:
+def quality_against_cost(
+    results: Sequence[Result], against: Against = "rounds", dark: bool = False, students: Sequence[str] = ()
+) -> bytes:
     """Fréchet distance and path error against cost, both axes logarithmic, as a PNG.
 
     A family of several results is a curve (a solver at several numbers of steps), a single result a star (a one-pass
     student), and a result nothing sampled (`dsno.evaluate.measure`) a dashed floor. Panels nothing fills are left out.
+    Families named in `students` are stars, too, one for each number of passes.
 
     Raises:
         ValueError: if no result has both a cost and a number to show.
@@ -235,9 +239,9 @@ def quality_against_cost(results: Sequence[Result], against: Against = "rounds",
     families: dict[str, list[Result]] = {}
     for result in results:
         families.setdefault(result.family, []).append(result)
-    curves = [f for f, members in families.items() if len(members) > 1]
-    stars = [f for f, members in families.items() if len(members) == 1 and members[0].cost.rounds]
     floors = [f for f, members in families.items() if len(members) == 1 and not members[0].cost.rounds]
+    stars = [f for f, members in families.items() if f not in floors and (len(members) == 1 or f in students)]
+    curves = [f for f in families if f not in (*stars, *floors)]
 
     fig = _figure(1800 if len(panels) == 2 else 1000, 800, theme)
     handles: dict[str, Any] = {}
@@ -480,13 +484,14 @@ def compare(
     multistep: Sequence[int] = (4, 8, 16),
     fine_steps: int = 64,
     repeats: int = 3,
+    passes: Sequence[int] = (),
     accelerator: Any = None,
 ) -> list[Result]:
     """An unconditional student beside its teacher's solvers on the same held-out noises: numbers, and a report.
 
     Arguments:
         teacher: Folder of the teacher.
-        student: Folder of the student.
+        student: Folder of the student or flow map.
         features: Folder of the feature network.
         data: The reference set, or what `dsno.data.load_data` takes.
         count: How many noises.
@@ -499,6 +504,7 @@ def compare(
             (sum(ddim) + 2 sum(multistep) + fine_steps) network evaluations are most of the work.
         fine_steps: Steps of the fine solution.
         repeats: Calls behind each latency, 0 to leave latencies out.
+        passes: Numbers of passes to measure the student at, a row each; by default the fewest it was trained for.
         accelerator: An `accelerate.Accelerator`: its processes share the noises and the first one writes; or None.
 
     Returns:
@@ -506,10 +512,11 @@ def compare(
 
     Raises:
         FileNotFoundError: if a folder is not complete.
-        ValueError: if the student makes other shapes than the data has, or `count` is too small for precision and recall.
+        ValueError: if the student makes other shapes than the data has or other passes than are asked for, or `count` is
+            too small for precision and recall.
     """
     images, net = data if isinstance(data, Samples) else load_data(data), load_feature_net(features)
-    solved, learned = load_teacher(teacher), load_student(student).eval()
+    solved, learned = load_teacher(teacher), load_any(student).eval()
     shape = images.shape
     if learned.shape != shape:
         raise ValueError(f"the student makes {learned.shape}, {images.name} has {shape}: choose its own data")
@@ -517,7 +524,10 @@ def compare(
     for model in (solved, learned, net):
         model.to(device)
     seeds = seed_range(first_seed, count)
-    samplers: dict[str, Sampler] = {"DSNO": OnePass(learned, whole=False)}
+    family = "DSNO" if isinstance(learned, TrajectoryStudent) else "flow map"
+    samplers: dict[str, Sampler] = {f"{family}-{n}": sampler_of(learned, n) for n in passes}
+    samplers = samplers or {family: sampler_of(learned)}
+    own = tuple(samplers)
     solvers = (("DDIM", DDIM(), ddim), ("DPM-Solver++", DPMSolverPP(), multistep), ("UniPC", UniPC(), multistep))
     for name, step, steps in solvers:
         for n in steps:
@@ -538,7 +548,7 @@ def compare(
         results.append(
             evaluate(
                 sampler, name=name, shape=shape, seeds=seeds, reference=reference, extractor=net, fine=fine,
-                flops_per_row=None if name == "DSNO" else per_row, repeats=repeats, device=device,
+                flops_per_row=None if name in own else per_row, repeats=repeats, device=device,
                 accelerator=accelerator,
             )
         )  # fmt: skip
@@ -549,10 +559,10 @@ def compare(
     if out is not None:
         save_results(results, Path(out) / "results.json")
     if out is not None or page is not None:
-        sections = _comparison(results, solved, learned, z, fine, fine_steps)
+        sections = _comparison(results, solved, learned, z, fine, fine_steps, family)
         html_report(
             page or Path(out or ".") / "report.html",
-            f"One pass beside its teacher: {images.name}",
+            f"{'One pass' if not passes else 'Few passes'} beside its teacher: {images.name}",
             sections,
             f"{count} noises the student was not trained on, the same for every sampler; quality against {len(images)} "
             f"images in the features of {net.name}.",
@@ -561,49 +571,39 @@ def compare(
 
 
 def _comparison(
-    results: Sequence[Result], teacher: Prediction, student: TrajectoryStudent, z: Tensor, fine: Tensor, fine_steps: int
+    results: Sequence[Result],
+    teacher: Prediction,
+    student: Student,
+    z: Tensor,
+    fine: Tensor,
+    fine_steps: int,
+    family: str,
 ) -> list[Section]:
-    n, pairs = min(64, len(z)), min(6, len(z))
-    made = student.sample(z[:n])
-    path = OnePass(student)(z[:pairs])
-    exact = fine_solution(
-        teacher, teacher.schedule, z[:pairs], fine_steps, keep=[1.0, *path.t[1:].tolist()], keep_x0=True
-    )
-    frames = (
-        (path.x, exact.x) if student.target == "state" or path.x0 is None or exact.x0 is None else (path.x0, exact.x0)
-    )
-    what = "states" if student.target == "state" else "denoised estimates"
+    n = min(64, len(z))
+    sampler = sampler_of(student)
+    made = sampler(z[:n])
     ends = [slerp(z[i], z[i + 1], 12) for i in range(0, min(8, len(z) - 1), 2)]
-    strips = torch.stack([student.sample(arc) for arc in ends]) if ends else None
-
-    def both(draw: Callable[[bool], bytes], caption: str) -> Picture:
-        return Picture(draw(False), caption, draw(True))
+    strips = torch.stack([sampler(arc).sample for arc in ends]) if ends else None
+    calls = "one network call" if made.rounds == 1 else f"{made.rounds} network calls"
 
     return [
         Section(
             "Samples",
             pictures=[
-                Picture(image_grid(made), "The student, one network call."),
+                Picture(image_grid(made.sample), f"The student, {calls}."),
                 Picture(image_grid(fine[:n]), f"The teacher from the same noises, {fine_steps} calls."),
             ],
         ),
-        Section(
-            "Trajectories",
-            pictures=[
-                both(
-                    lambda dark: trajectory_strips(
-                        frames[0][:, 1:], frames[1][:, 1:], path.t[1:], z[:pairs], dark=dark
-                    ),
-                    f"All times of the student come from one network call. Shown are its {what} over the teacher's.",
-                )
-            ],
-        ),
+        *([_paths(student, teacher, z, fine_steps)] if isinstance(student, TrajectoryStudent) else []),
         Section(
             "Quality against cost",
             pictures=[
-                both(lambda dark: quality_against_cost(results, dark=dark), "Against the serial cost."),
-                both(
-                    lambda dark: quality_against_cost(results, "flops", dark=dark),
+                _both(
+                    lambda dark: quality_against_cost(results, dark=dark, students=(family,)),
+                    "Against the serial cost.",
+                ),
+                _both(
+                    lambda dark: quality_against_cost(results, "flops", dark=dark, students=(family,)),
                     "Against the arithmetic: the frames of one pass are not free.",
                 ),
             ],
@@ -615,6 +615,31 @@ def _comparison(
             else []
         ),
     ]
+
+
+def _paths(student: TrajectoryStudent, teacher: Prediction, z: Tensor, fine_steps: int) -> Section:
+    pairs = min(6, len(z))
+    path = OnePass(student)(z[:pairs])
+    exact = fine_solution(
+        teacher, teacher.schedule, z[:pairs], fine_steps, keep=[1.0, *path.t[1:].tolist()], keep_x0=True
+    )
+    frames = (
+        (path.x, exact.x) if student.target == "state" or path.x0 is None or exact.x0 is None else (path.x0, exact.x0)
+    )
+    what = "states" if student.target == "state" else "denoised estimates"
+    return Section(
+        "Trajectories",
+        pictures=[
+            _both(
+                lambda dark: trajectory_strips(frames[0][:, 1:], frames[1][:, 1:], path.t[1:], z[:pairs], dark=dark),
+                f"All times of the student come from one network call. Shown are its {what} over the teacher's.",
+            )
+        ],
+    )
+
+
+def _both(draw: Callable[[bool], bytes], caption: str) -> Picture:
+    return Picture(draw(False), caption, draw(True))
 
 
 _CSS = """

@@ -43,6 +43,7 @@ from dsno.checkpoint import (
     write_json,
     write_tensors,
 )
+from dsno.noise import mixed
 
 __all__ = ["Objective", "TrainConfig", "learning_rate", "train"]
 
@@ -217,7 +218,7 @@ def train(
         stream = _on_device(source, device, config.channels_last, ahead=device.type == "cuda")
         stack.callback(stream.close)
         for step in range(start, config.steps):
-            torch.manual_seed((config.seed << 32) + step * accelerator.num_processes + accelerator.process_index)
+            torch.manual_seed(mixed(config.seed, step, accelerator.process_index))
             rate = learning_rate(config, step)
             for group in optimizer.param_groups:
                 group["lr"] = rate

@@ -6,6 +6,7 @@ import re
 import sys
 from typing import TYPE_CHECKING, Protocol
 
+from dsno.cli.methods import Cite, Methods
 from dsno.cli.runs import Plan, Reproduce
 from dsno.cli.sets import Generate, Pull, Push
 from dsno.cli.students import Demo, Distill, Evaluate, Export, Sample
@@ -24,7 +25,8 @@ class Verb(Protocol):
 
 
 _VERBS: tuple[type[Verb], ...] = (
-    Demo, Teach, CheckTeacher, Convert, Plan, Generate, Push, Pull, Distill, Sample, Export, Evaluate, Reproduce,
+    Demo, Teach, CheckTeacher, Convert, Plan, Generate, Push, Pull, Methods, Distill, Sample, Export, Evaluate,
+    Reproduce, Cite,
 )  # fmt: skip
 VERBS: dict[str, type[Verb]] = {re.sub(r"(?<!^)(?=[A-Z])", "-", v.__name__).lower(): v for v in _VERBS}
 """The subcommands by name."""

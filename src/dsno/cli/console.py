@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from dsno.plan import Plan
     from dsno.recipes import Report
 
-__all__ = ["counted", "launched", "progress", "say", "show", "show_plan", "show_verdict", "speaks"]
+__all__ = ["counted", "launched", "progress", "say", "show", "show_methods", "show_plan", "show_verdict", "speaks"]
 
 
 @contextmanager
@@ -117,6 +117,23 @@ def show_plan(plan: Plan) -> None:
         console.print(_table(plan.choices()))
     console.print("")
     console.print(Text(plan.summary, "green" if plan.fits else "bold red"))
+
+
+def show_methods(rows: Sequence[Mapping[str, str]]) -> None:
+    """Print a table of methods, names in bold; the last column wraps."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    made = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 1, 0))
+    for title, width in zip(rows[0], (22, 8, 14, 14, 26, 60), strict=True):
+        made.add_column(title, max_width=width)
+    for row in rows:
+        first, *rest = row.values()
+        made.add_row(Text(first, "bold"), *map(Text, rest))
+    console = Console()
+    # A pipe has no width of its own, and a terminal may be too narrow for seven words a line.
+    (console if console.is_terminal else Console(width=140)).print(made)
 
 
 def _table(rows: Sequence[Mapping[str, str]]) -> Table:

@@ -45,7 +45,7 @@ def sample_exactly(options: Sample) -> None:
     from dsno.teachers.native import sample_shape
 
     assert options.exact is not None
-    if options.student is not None or options.passes != 1:
+    if options.student is not None or options.passes is not None:
         name = "student" if options.student is not None else "passes"
         raise ValueError(f"--{name} is of a student's own samples: leave out --exact, or give the student as --draft")
     kind, device = EXACT[options.exact], device_of(options.device)

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from dsno.denoise import Cond, Denoiser, Prediction
     from dsno.sets import TrajectorySet
-    from dsno.students.flowmap import TrajectoryStudent
+    from dsno.students.load import Student
 
 __all__ = ["Demo", "Distill", "Evaluate", "Export", "Sample"]
 
@@ -30,7 +30,9 @@ EXACT_OPTIONS = ("tolerance", "window", "order", "memory", "blocks")
 
 @dataclass(frozen=True)
 class Distill:
-    """Distil a teacher's trajectories into a one-pass student.
+    """Distil a teacher into a student of one pass or a few: by --method, which `dsno methods` lists.
+
+    Options of frames, weights and distances are of the operator; other methods refuse what they do not take.
 
     In Python:
 
@@ -44,9 +46,16 @@ class Distill:
     teacher: str = "runs/teacher"
     """The teacher the student starts from, as `generate --teacher` takes it."""
     data: str = "runs/trajectories"
-    """Folder of its trajectories, or where they were pushed to (hf://datasets/org/name, ...): fetched as they are needed."""
+    """Folder of its trajectories, or where they were pushed to (hf://datasets/org/name, ...): fetched as they are needed. Of
+    a method that needs samples: their ends, or an image set as `teach --data`."""
     out: Path = Path("runs/student")
     """Folder for the student."""
+    method: Literal[
+        "operator", "knowledge", "matching", "progressive", "guided", "consistency", "consistency-training",
+        "easy-consistency", "continuous-consistency", "lagrangian", "eulerian", "progressive-map", "shortcut", "meanflow",
+        "direct",
+    ] = "operator"  # fmt: skip
+    """How to train it, and so what it needs and how many passes it makes: `dsno methods`."""
     target: Literal["x0", "state"] = "x0"
     """What the frames are trained on."""
     weights: str = "snr5"
@@ -69,8 +78,18 @@ class Distill:
     """Train everything, or only what was added to the teacher's network."""
     inner_starts: float = 0.0
     """Share of steps started from a stored state instead of noise (needs targets x0 and state): for `sample --passes`."""
-    batch: int = 256
-    """Trajectories per step."""
+    size: int | None = None
+    """Resize the images of --data to this many pixels a side."""
+    passes: int | None = None
+    """What the student is to make, of a method that is trained for one number of passes; 1 by default."""
+    guidance: tuple[float, float] | None = None
+    """Range of guidance weights, LOW HIGH, of the method guided; 0 4 by default."""
+    null: int | None = None
+    """The label that stands for no class, of the method guided, where the teacher does not say."""
+    derivative: Literal["forward", "difference"] | None = None
+    """How a loss takes derivatives of the student: forward mode (default), or differences where a layer has none."""
+    batch: int | None = None
+    """Rows per step; 256 of trajectories, else the method's own."""
     train: TrainConfig = field(default_factory=lambda: TrainConfig(steps=4000, lr=1e-3))
     resume: bool = False
     """Continue from the last checkpoint in --out."""
@@ -78,22 +97,28 @@ class Distill:
     """Throw away what is in --out."""
 
     def run(self) -> None:
+        from dsno.cli.methods import check_options, distill_method, trajectories_of
+        from dsno.distill.methods import METHODS
         from dsno.metrics import load_feature_net
         from dsno.recipes import distill
-        from dsno.store import TrajectorySet
         from dsno.students.flowmap import student_from_teacher
         from dsno.teachers.load import load_teacher
 
-        data, teacher = TrajectorySet(self.data), load_teacher(self.teacher)
-        data.check_teacher(_as_generated(data, teacher, self.teacher))
+        if self.method not in ("operator", "knowledge"):
+            return distill_method(self)
+        method, single = METHODS[self.method], self.method == "knowledge"
+        check_options(self, method)
+        method.check_options(1 if self.passes is None else self.passes, (0, 1))
+        data, teacher = trajectories_of(self.data, last=single), load_teacher(self.teacher)
+        data.check_teacher(as_generated(data, teacher, self.teacher))
         torch.manual_seed(self.train.seed)
         student = student_from_teacher(
-            teacher, data.times, self.target, self.modes, self.where, self.once, told=self.told,
+            teacher, data.times, self.target, self.modes, "none" if single else self.where, self.once, told=self.told,
             guidance="weight" in _condition(data), train_only=self.train_only,
         )  # fmt: skip
         with progress() as report:
             distill(
-                student, data, self.out, self.train, self.weights, self.distance, self.batch, self.others,
+                student, data, self.out, self.train, self.weights, self.distance, self.batch or 256, self.others,
                 self.inner_starts, None if self.features is None else load_feature_net(self.features), self.resume,
                 self.overwrite, report,
             )  # fmt: skip
@@ -106,7 +131,7 @@ def _condition(data: TrajectorySet) -> tuple[str, ...]:
     return () if cond is None or data.manifest["format"] == 1 else tuple(cond)
 
 
-def _as_generated(data: TrajectorySet, teacher: Prediction, ref: str) -> Denoiser:
+def as_generated(data: TrajectorySet, teacher: Prediction, ref: str) -> Denoiser:
     """The teacher, guided as it was when the set was made."""
     from dsno.denoise import Guided
 
@@ -177,8 +202,8 @@ class Sample:
     """Run the exact sampler's chain sequentially, too, and report the difference."""
     null: int | None = None
     """The label that stands for no class under --guidance, where the teacher does not say."""
-    passes: int = 1
-    """Network passes, at most one a frame: draft, move to an inner frame, draft again (needs distill --inner-starts)."""
+    passes: int | None = None
+    """Network passes that the student was trained for (an operator's need distill --inner-starts); the fewest by default."""
     device: str | None = None
     """Where to run it; the accelerator if there is one, else the CPU."""
     overwrite: bool = False
@@ -190,7 +215,7 @@ class Sample:
         from dsno.noise import noise, seed_range
         from dsno.recipes import shipped
         from dsno.report import image_grid
-        from dsno.students.flowmap import MultiPass, load_student
+        from dsno.students.load import load_any, sampler_of
 
         if self.count < 1:
             raise ValueError(f"count must be at least 1, got {self.count}")
@@ -207,22 +232,23 @@ class Sample:
             raise ValueError(f"--{foreign[0]} is an option of exact samplers: say which, --exact taa for example")
         device = device_of(self.device)
         folder = self.student or shipped() / "student"
-        student = load_student(folder).to(device)
-        several = MultiPass(student, self.passes, whole=False)
+        student = load_any(folder).to(device)
+        sampler = sampler_of(student, self.passes)
         seeds = seed_range(self.seed, self.count)
         cond = map_cond(lambda c: c.to(device), self._told(student, seeds, folder))
         z = noise(seeds, student.shape, device=device)
         began = time.perf_counter()
-        samples = (student.sample(z, cond) if self.passes == 1 else several(z, cond).sample).cpu()
+        made = sampler(z, cond, seeds)
+        samples = made.sample.cpu()
         seconds = time.perf_counter() - began
         png = image_grid(self.decoded(samples).clamp(-1, 1))
         write_atomically(self.out, lambda path: path.write_bytes(png))
         given = {name: folder.parent / name for name in ("teacher", "features")} | {"student": folder}
         options = [f"--{name} {path}" for name, path in given.items() if self.student is not None and path.is_dir()]
-        passes = "one pass" if self.passes == 1 else f"{self.passes} passes"
+        passes = "one pass" if made.rounds == 1 else f"{made.rounds} passes"
         say(f"{self.count} samples in {passes}, {seconds:.2f} s: {self.out}", " ".join(["dsno evaluate", *options]))
 
-    def _told(self, student: TrajectoryStudent, seeds: Tensor, folder: Path) -> Cond | None:
+    def _told(self, student: Student, seeds: Tensor, folder: Path) -> Cond | None:
         from dsno.recipes import uniform_labels
 
         K = student.classes
@@ -281,13 +307,13 @@ class Export:
     def run(self) -> None:
         from dsno.export import export_onnx, export_program
         from dsno.recipes import shipped
-        from dsno.students.flowmap import load_student
+        from dsno.students.load import load_any
 
         writers = {".onnx": export_onnx, ".pt2": export_program}
         if self.out.suffix not in writers:
             raise ValueError(f"{self.out} is neither .onnx nor .pt2: the name says what is written")
         new_file(self.out, self.overwrite)
-        student = load_student(self.student or shipped() / "student")
+        student = load_any(self.student or shipped() / "student")
         writers[self.out.suffix](student, self.out, self.batch, dynamic=self.dynamic, tolerance=self.tolerance)
         say(f"sampler in {self.out}, described in {self.out.with_suffix('.json')}", "dsno sample")
 
@@ -314,6 +340,8 @@ class Evaluate:
     """Resize its images to this many pixels a side."""
     count: int = 2048
     """Held-out noises."""
+    passes: tuple[int, ...] = ()
+    """Passes to measure the student at, a row each; the fewest it was trained for by default."""
     out: Path = Path("runs/evaluation")
     """Folder for results.json and report.html."""
     overwrite: bool = False
@@ -333,6 +361,7 @@ class Evaluate:
             results = compare(
                 self.teacher or shipped() / "teacher", self.student or shipped() / "student",
                 self.features or shipped() / "features", data, self.count, self.out, report, accelerator=accelerator,
+                passes=self.passes,
             )  # fmt: skip
         if accelerator is None or accelerator.is_main_process:
             show(results)

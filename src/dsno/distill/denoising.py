@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from dsno.denoise import Kind, convert, expand_like
+from dsno.noise import generator
 from dsno.schedule import Schedule
 
 __all__ = ["Denoising"]
@@ -68,7 +69,7 @@ class Denoising:
         share, step = self.batch // world, start
         mine = slice(rank * share, (rank + 1) * share)
         while True:
-            g = torch.Generator().manual_seed((self.seed << 40) + (step << 12))
+            g = generator(self.seed, step)
             i = torch.randint(len(self.x), (self.batch,), generator=g)
             # One stratum per sample: the times of a batch cover [0, 1] evenly.
             t = (torch.rand(1, generator=g) + torch.arange(self.batch) / self.batch) % 1

@@ -1,33 +1,71 @@
 r"""Flow map matching: losses over flow maps of two times (Boffi, Albergo & Vanden-Eijnden, 2024, arXiv 2406.07507).
 
-$X_{t \to s}$ moves a state along the teacher's probability-flow ODE, $\dot x = b_t(x)$. It is the flow exactly where one of
-these residuals vanishes for all $s \le t$, and each makes a loss, its mean square:
+$X_{t \to s}$ moves a state along a probability-flow ODE, $\dot x = b_t(x)$, and with its velocity $u(x_t, t, s)$ (see
+`students.twotime`) it is the flow exactly where one of these residuals vanishes for all t and s. Each makes a loss, its mean
+square. Velocities are divided by the path's speed, $(\dot\alpha^2 + \dot\sigma^2)^{1/2}$: it does not matter how the schedule runs
+through time. Nothing in brackets [ ] has a gradient.
 
-| method | residual | cost of a row |
+| method | residual | rows |
 |---|---|---|
-| `lagrangian` | $\partial_s X_{t \to s}(x_t) - b_s(X_{t \to s}(x_t))$, no gradient through the argument of b | a jvp, a teacher call |
-| `eulerian` | $\partial_t X_{t \to s}(x_t) + \nabla X_{t \to s}(x_t) \, b_t(x_t)$ | a jvp, a teacher call |
-| `semigroup` | $X_{t \to s}(x_t) - X_{u \to s}(X_{t \to u}(x_t))$, $u = (s + t)/2$, no gradient through the right side; where $t - s \le \tau$ (half of the rows), the teacher's DDIM step instead of it | three calls, or one and the teacher's |
+| `lagrangian` | $\partial_s X_{t \to s}(x_t) - [b_s(X_{t \to s}(x_t))]$ | $s < t$ |
+| `eulerian` | $E = \partial_t X_{t \to s}(x_t) + \nabla X_{t \to s}(x_t) \, b_t(x_t)$ | $s < t$ |
+| `meanflow` | $u - [u + E]$; $u - b_t$ where $s = t$ | both |
+| `shortcut` | $u - [u^*]$, $u^*$ the velocity that leads to $X_{r \to s}(X_{t \to r}(x_t))$, $r = (s + t) / 2$; $u - b_t$ where $s = t$ | both |
+| `progressive_map` | the same with the map of the stage before, for $t - s \le \tau$ | $s < t$ |
+| `direct` | $\partial_s X_{t \to s}(X_{s \to t}(x_s)) - \dot x_s$ and $X_{t \to s}(X_{s \to t}(x_s)) - x_s$ | any t, s |
 
-The first two residuals are velocities, so they bound the transport distance between the map's samples and the teacher's.
-The last is what progressive flow map matching and shortcut models (Frans et al., 2024, arXiv 2410.12557) ask for.
+$b_t(x_t)$ is the teacher's velocity, or $\dot x_t = \dot\alpha_t x_0 + \dot\sigma_t \epsilon$ of the data, whose mean it is: the
+residual of `meanflow`, `shortcut` and `direct` are linear in it, so they can be trained without a teacher.
+
+`meanflow` is Geng et al., 2025 (arXiv 2505.13447) for any schedule. Along the flow, with $\kappa_t = \dot\sigma_t \alpha_t / \sigma_t -
+\dot\alpha_t$ and c the factor of h in X,
+
+$$ E = \tfrac{\sigma_s}{\sigma_t} \kappa_t (h - D) + c \, \tfrac{d}{dt} h, \qquad u = \tfrac{\dot\sigma_t}{\sigma_t} x_t - \kappa_t h, $$
+
+so on a straight path, where $X = x + (s - t) u$, it is $E = b_t - u + (s - t) \tfrac{d}{dt} u$ and the target their $b_t - (t - s)
+\tfrac{d}{dt} u$. The derivative needs no graph, which makes it the cheapest loss with one. `shortcut` is Frans et al., 2024
+(arXiv 2410.12557).
+
+The first two residuals bound the distance of the map's samples to the flow's, with L a Lipschitz constant of b,
+
+$$ \mathbb E |X_{1 \to 0} - \mathrm{flow}|^2 \le \int_0^1 \mathbb E |E(x_t, t, 0)|^2 dt, \qquad
+   \mathbb E |X_{1 \to 0} - \mathrm{flow}|^2 \le e^{1 + 2 L} \int_0^1 \mathbb E |\partial_s X_{1 \to s} - b_s(X_{1 \to s})|^2 ds. $$
 """
 
 from __future__ import annotations
 
+import contextlib
+import copy
 from collections.abc import Callable, Iterator
-from typing import Literal
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.overrides import TorchFunctionMode
 
-from dsno.denoise import Cond, Denoiser, convert, expand_like
+from dsno.denoise import Cond, Denoiser, convert, expand_like, map_cond
 from dsno.distill.denoising import Denoising
+from dsno.distill.stages import Given, Stage
+from dsno.noise import generator
 from dsno.schedule import Schedule
+from dsno.students.twotime import FlowMap
 
-__all__ = ["Derivative", "FlowMapMatching", "Method", "jvp", "velocity"]
+__all__ = [
+    "Derivative",
+    "FlowMapMatching",
+    "Method",
+    "direct",
+    "eulerian",
+    "jvp",
+    "lagrangian",
+    "meanflow",
+    "progressive_map",
+    "shortcut",
+    "velocity",
+]
 
-Method = Literal["lagrangian", "eulerian", "semigroup"]
+Method = Literal["lagrangian", "eulerian", "meanflow", "shortcut", "progressive_map", "direct"]
 Derivative = Literal["forward", "difference"]
 
 
@@ -36,22 +74,41 @@ def velocity(teacher: Denoiser, schedule: Schedule, x_t: Tensor, t: Tensor, cond
     return convert("flow", teacher(x_t, t, cond), x_t, t, schedule)
 
 
+class _Full(TorchFunctionMode):
+    """Every function runs in the precision of its arguments, whatever autocast is on or comes on inside."""
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        # Forward mode fails in convolutions whose arguments autocast has cast, and differences in bfloat16 are noise.
+        with contextlib.ExitStack() as stack:
+            for device in ("cuda", "cpu"):
+                if torch.is_autocast_enabled(device):
+                    stack.enter_context(torch.autocast(device, enabled=False))
+            return func(*args, **(kwargs or {}))
+
+
 def jvp(
-    f: Callable[..., Tensor], at: tuple[Tensor, ...], along: tuple[Tensor, ...], how: Derivative = "forward"
+    f: Callable[..., Tensor], at: tuple[Tensor, ...], along: tuple[Tensor, ...], how: str = "forward"
 ) -> tuple[Tensor, Tensor]:
     r"""$f$ and its derivative in a direction, by forward-mode differentiation or a central difference of step $10^{-3}$.
 
+    Runs without autocast, in the dtype of `at`, and forward mode with attention written out: fused kernels have none.
+
     Raises:
         NotImplementedError: if a layer has no forward mode; says what to do instead.
+        ValueError: for another `how`.
     """
     if how == "difference":
-        h = 1e-3 if at[0].dtype == torch.float32 else 1e-5
-        ahead, behind = (f(*(p + sign * h * v for p, v in zip(at, along, strict=True))) for sign in (1, -1))
-        return f(*at), (ahead - behind) / (2 * h)
+        with _Full():
+            return f(*at), _difference(f, at, along)
+    if how != "forward":
+        raise ValueError(f"unknown derivative {how!r}: expected forward or difference")
     try:
-        value, derivative = torch.func.jvp(f, at, along)  # type: ignore[misc]
+        with _Full(), sdpa_kernel(SDPBackend.MATH):
+            value, derivative = torch.func.jvp(f, at, along)  # type: ignore[misc]
     except (NotImplementedError, RuntimeError) as error:
-        if "forward" not in str(error).lower():
+        if not any(word in str(error).lower() for word in ("forward ad", "forward mode", "forward-mode", "functorch")):
             raise
         raise NotImplementedError(
             f"a layer of this network has no forward-mode derivative: pass derivative='difference' ({error})"
@@ -59,89 +116,295 @@ def jvp(
     return value, derivative
 
 
+def _difference(f: Callable[..., Tensor], at: tuple[Tensor, ...], along: tuple[Tensor, ...]) -> Tensor:
+    h = 1e-3 if at[0].dtype == torch.float32 else 1e-5
+    ahead, behind = (f(*(p + sign * h * v for p, v in zip(at, along, strict=True))) for sign in (1, -1))
+    return (ahead - behind) / (2 * h)
+
+
+def _slope(f: Callable[..., Tensor], at: tuple[Tensor, ...], along: tuple[Tensor, ...], how: str) -> Tensor:
+    """The derivative alone: a difference needs two calls, not three."""
+    if how == "difference":
+        with _Full():
+            return _difference(f, at, along)
+    return jvp(f, at, along, how)[1]
+
+
 class FlowMapMatching:
-    r"""The objective of a `FlowMap` distilled from a teacher.
+    r"""The objective of a `FlowMap`, by one of the methods above.
 
     Arguments:
         x: Clean samples, (N, *shape), which are noised to where a map starts.
-        teacher: $D$.
+        teacher: $D$; None takes the velocity of the data, with `meanflow`, `shortcut` and `direct`.
         schedule: The path.
         method: The table above.
-        labels: (N,) labels of a class-conditional teacher, or None.
+        labels: (N,) labels of a class-conditional map, or None.
         batch: Rows per step, over all processes.
         seed: With the step, determines the batch, times and noise.
-        span: $\tau$ of `semigroup`.
         derivative: How derivatives are taken; `difference` for networks without a forward mode.
-        floor: The least s, where slopes of the schedule are infinite at 0.
+        rest: The share of rows with $s = t$, of `meanflow` and `shortcut`.
+        power: p of the adaptive weight $(m + c)^{-p}$ of a row, m the mean of its squared residual without gradient and
+            $c = 10^{-3}$ (Geng et al., 2025, section 4.3); 0 is none.
+        span: The longest step, of `progressive_map`; the shortest of `shortcut`, a power of 1/2.
+        before: The map of the stage before, of `progressive_map`; None is the teacher's DDIM step.
+        floor: The least time at which a slope of the schedule is needed, which may be infinite at 0; by default $10^{-4}$,
+            or what differences reach to.
 
     Raises:
-        ValueError: for an unknown method, or as `Denoising` does.
+        ValueError: for an unknown method, a teacher that is missing, a share or span out of range, or as `Denoising` does.
     """
 
     def __init__(
         self,
         x: Tensor,
-        teacher: Denoiser,
+        teacher: Denoiser | None,
         schedule: Schedule,
         method: Method = "lagrangian",
         labels: Tensor | None = None,
         batch: int = 128,
         seed: int = 0,
+        derivative: str = "forward",
+        rest: float = 0.25,
+        power: float = 0.0,
         span: float = 1 / 64,
-        derivative: Derivative = "forward",
-        floor: float = 1e-4,
+        before: Callable[..., Tensor] | None = None,
+        floor: float | None = None,
     ) -> None:
-        losses = {"lagrangian": self._lagrangian, "eulerian": self._eulerian, "semigroup": self._semigroup}
-        if method not in losses:
-            raise ValueError(f"unknown method {method!r}: expected one of {', '.join(losses)}")
-        if not 0 < span <= 1:
-            raise ValueError(f"span must be in (0, 1], got {span:g}")
-        self.residual, self.bootstraps = losses[method], method == "semigroup"
-        self.teacher, self.schedule, self.span, self.derivative, self.floor = teacher, schedule, span, derivative, floor
+        residuals: dict[str, Callable[..., Tensor]] = {
+            "lagrangian": self._lagrangian, "eulerian": self._eulerian, "meanflow": self._meanflow,
+            "shortcut": self._shortcut, "progressive_map": self._progressive, "direct": self._direct,
+        }  # fmt: skip
+        if method not in residuals:
+            raise ValueError(f"unknown method {method!r}: expected one of {', '.join(residuals)}")
+        if teacher is None and method in ("lagrangian", "eulerian", "progressive_map"):
+            raise ValueError(
+                f"{method} distils a teacher, and there is none: give it, or take meanflow, shortcut or direct"
+            )
+        if not 0 <= rest < 1:
+            raise ValueError(f"rest is the share of rows with s = t, in [0, 1), got {rest:g}")
+        if not 0 < span <= 1 or (method == "shortcut" and (1 / span) not in [2.0**k for k in range(24)]):
+            raise ValueError(f"span must be in (0, 1], and of shortcut a power of 1/2, got {span:g}")
+        self.method, self.residual = method, residuals[method]
+        self.teacher, self.schedule, self.derivative = teacher, schedule, derivative
+        self.rest = rest if method in ("meanflow", "shortcut") else 0.0
+        self.power, self.span = power, span
+        self.before: Callable[..., Tensor] = before or self._ddim
+        self.floor = floor if floor is not None else 2e-3 if derivative == "difference" else 1e-4
         self.noised = Denoising(x, schedule, "x0", labels, batch, seed)
 
     def batches(self, start: int, rank: int = 0, world: int = 1) -> Iterator[dict[str, Tensor]]:
-        """Batches from step `start` on; s is uniform in [0, t], t falls on no side of the batch by chance."""
+        """Batches from step `start` on; the rows at rest, $s = t$, come last."""
         for step, batch in enumerate(self.noised.batches(start, rank, world), start):
-            g = torch.Generator().manual_seed((self.noised.seed << 40) + (step << 12) + 1 + rank)
-            # Of two uniform times the later has density 2 t.
-            t = batch["t"].sqrt().clamp_min(self.floor)
-            share = torch.rand(len(t), generator=g)
-            s = t * share
-            if self.bootstraps:
-                # What a long step is made of has to be learned first, and all the time.
-                s = torch.where(torch.rand(len(t), generator=g) < 0.5, t - self.span * share, s)
-            s = s.clamp_min(self.floor)
+            g = generator(self.noised.seed, step, 1 + rank)
+            B, even = len(batch["t"]), batch["t"]
+            # Even in time, but in no order: the rows at rest see all times, too.
+            even = even[torch.randperm(B, generator=g)]
+            share, moving = torch.rand(B, generator=g), self._moving(B)
+            if self.method == "direct":
+                t, s = share, even
+            elif self.method == "shortcut":
+                # A level of 2^k equal steps, and one of them; as a path has fewer long steps, they come as often.
+                levels = round(-torch.tensor(self.span).log2().item())
+                steps = 2 ** torch.randint(levels + 1, (B,), generator=g)
+                first = (even * steps).ceil().clamp_min(1) / steps
+                t, s = first, first - 1 / steps
+                t[moving:] = even[moving:]
+            elif self.method == "progressive_map":
+                t = even
+                s = t - self.span * share
+            else:
+                # Of two uniform times the later has density 2 t.
+                t = even.sqrt()
+                s = t * share
+            t, s = t.clamp_min(self.floor), s.clamp_min(self.floor if self._sloped else 0.0)
+            s[moving:] = t[moving:]
             yield {**batch, "t": t, "s": s}
 
     def __call__(self, model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
         """The loss of one batch, a scalar."""
-        t, s, x0 = batch["t"], batch["s"], batch["x0"]
-        alpha_t, sigma_t = (expand_like(c, x0) for c in self.schedule(t))
-        x_t = alpha_t * x0 + sigma_t * batch["eps"]
-        return self.residual(model, x_t, t, s, batch.get("cond")).square().mean()
+        x0, eps, t, s = batch["x0"], batch["eps"], batch["t"], batch["s"]
+        at = s if self.method == "direct" else t
+        alpha, sigma = (expand_like(c, x0) for c in self.schedule(at))
+        x = alpha * x0 + sigma * eps
+        cond, b = batch.get("cond"), None
+        if self.teacher is None or self.method == "direct":
+            d_alpha, d_sigma = (expand_like(c, x0) for c in self.schedule.derivative(at))
+            b = d_alpha * x0 + d_sigma * eps
+        rows = self.residual(model, x, t, s, cond, b).square().flatten(1).mean(1)
+        return (rows / (rows.detach() + 1e-3) ** self.power).mean()
 
-    def _lagrangian(self, X: nn.Module, x_t: Tensor, t: Tensor, s: Tensor, cond: Cond | None) -> Tensor:
+    @property
+    def _sloped(self) -> bool:
+        return self.method in ("lagrangian", "eulerian", "meanflow", "direct")
+
+    def _moving(self, rows: int) -> int:
+        return rows - round(self.rest * rows)
+
+    def _velocity(self, x_t: Tensor, t: Tensor, cond: Cond | None, b: Tensor | None) -> Tensor:
+        return b if b is not None else velocity(cast(Denoiser, self.teacher), self.schedule, x_t, t, cond)
+
+    def _speed(self, x: Tensor, t: Tensor) -> Tensor:
+        d_alpha, d_sigma = (expand_like(c, x) for c in self.schedule.derivative(t))
+        return (d_alpha**2 + d_sigma**2).sqrt()
+
+    def _lagrangian(
+        self, X: nn.Module, x_t: Tensor, t: Tensor, s: Tensor, cond: Cond | None, b: Tensor | None = None
+    ) -> Tensor:
         x_s, d_s = jvp(lambda s: X(x_t, t, s, cond), (s,), (torch.ones_like(s),), self.derivative)
         with torch.no_grad():
-            b_s = velocity(self.teacher, self.schedule, x_s.detach(), s, cond)
-        return d_s - b_s
+            b_s = self._velocity(x_s.detach(), s, cond, None)
+        return (d_s - b_s) / self._speed(x_t, s)
 
-    def _eulerian(self, X: nn.Module, x_t: Tensor, t: Tensor, s: Tensor, cond: Cond | None) -> Tensor:
+    def _eulerian(
+        self, X: nn.Module, x_t: Tensor, t: Tensor, s: Tensor, cond: Cond | None, b: Tensor | None = None
+    ) -> Tensor:
         with torch.no_grad():
-            b_t = velocity(self.teacher, self.schedule, x_t, t, cond)
-        _, along = jvp(lambda x, t: X(x, t, s, cond), (x_t, t), (b_t, torch.ones_like(t)), self.derivative)
-        return along
+            b = self._velocity(x_t, t, cond, b)
+        along = _slope(lambda x, t: X(x, t, s, cond), (x_t, t), (b, torch.ones_like(t)), self.derivative)
+        return along / self._speed(x_t, t)
 
-    def _semigroup(self, X: nn.Module, x_t: Tensor, t: Tensor, s: Tensor, cond: Cond | None) -> Tensor:
+    def _meanflow(
+        self, X: nn.Module, x_t: Tensor, t: Tensor, s: Tensor, cond: Cond | None, b: Tensor | None = None
+    ) -> Tensor:
+        u, n = X(x_t, t, s, cond, "velocity"), self._moving(len(t))
         with torch.no_grad():
-            u = (s + t) / 2
-            target = X(X(x_t, t, u, cond), u, s, cond)
-            short = expand_like(t - s <= self.span, x_t).bool()
-            target = torch.where(short, self._ddim(x_t, t, s, cond), target)
-        return X(x_t, t, s, cond) - target
+            b = self._velocity(x_t, t, cond, b)
+            target, held, told = b.clone(), _plain(X), map_cond(lambda c: c[:n], cond)
+            # At rest E = b - u, whatever the derivative is.
+            target[:n] = u[:n] + _slope(
+                lambda x, t: held(x, t, s[:n], told), (x_t[:n], t[:n]), (b[:n], torch.ones_like(t[:n])), self.derivative
+            )
+        return (u - target) / self._speed(x_t, t)
+
+    def _shortcut(
+        self, X: nn.Module, x_t: Tensor, t: Tensor, s: Tensor, cond: Cond | None, b: Tensor | None = None
+    ) -> Tensor:
+        u, n, held = X(x_t, t, s, cond, "velocity"), self._moving(len(t)), _plain(X)
+
+        def half(x: Tensor, t: Tensor, s: Tensor, cond: Cond | None) -> Tensor:
+            # The shortest steps are made of what is learned at rest: DDIM's.
+            short = t - s < 0.75 * self.span
+            return _step(self.schedule, held.x0(x, t, torch.where(short, t, s), cond), x, t, s)
+
+        with torch.no_grad():
+            target = torch.empty_like(u)
+            target[:n] = self._twice(half, x_t[:n], t[:n], s[:n], map_cond(lambda c: c[:n], cond))
+            if n < len(t):
+                rest = slice(n, None)
+                target[rest] = self._velocity(
+                    x_t[rest], t[rest], map_cond(lambda c: c[rest], cond), None if b is None else b[rest]
+                )
+        return (u - target) / self._speed(x_t, t)
+
+    def _progressive(
+        self, X: nn.Module, x_t: Tensor, t: Tensor, s: Tensor, cond: Cond | None, b: Tensor | None = None
+    ) -> Tensor:
+        with torch.no_grad():
+            target = self._twice(self.before, x_t, t, s, cond)
+        return (X(x_t, t, s, cond, "velocity") - target) / self._speed(x_t, t)
+
+    def _direct(
+        self, X: nn.Module, x_s: Tensor, t: Tensor, s: Tensor, cond: Cond | None, b: Tensor | None = None
+    ) -> Tensor:
+        x_t = X(x_s, s, t, cond)
+        again, d_s = jvp(lambda s: X(x_t, t, s, cond), (s,), (torch.ones_like(s),), self.derivative)
+        return torch.cat([(d_s - self._velocity(x_s, s, cond, b)) / self._speed(x_s, s), again - x_s], 1)
+
+    def _twice(self, step: Callable[..., Tensor], x_t: Tensor, t: Tensor, s: Tensor, cond: Cond | None) -> Tensor:
+        """The velocity whose step from t to s leads where two of half the length do."""
+        r = (s + t) / 2
+        x_s = step(step(x_t, t, r, cond), r, s, cond)
+        (alpha_t, sigma_t), (alpha_s, sigma_s) = ((expand_like(c, x_t) for c in self.schedule(v)) for v in (t, s))
+        d_alpha, d_sigma = (expand_like(c, x_t) for c in self.schedule.derivative(t))
+        # h of that step, and u of h: (sigma_t x_s - sigma_s x_t) / (sigma_t c) has c of the size of t - s.
+        h = (sigma_t * x_s - sigma_s * x_t) / (sigma_t * alpha_s - sigma_s * alpha_t)
+        return d_alpha * h + d_sigma * (x_t - alpha_t * h) / sigma_t
 
     def _ddim(self, x_t: Tensor, t: Tensor, s: Tensor, cond: Cond | None) -> Tensor:
-        (alpha_t, sigma_t), (alpha_s, sigma_s) = ((expand_like(c, x_t) for c in self.schedule(time)) for time in (t, s))
-        ratio = sigma_s / sigma_t
-        return ratio * x_t + (alpha_s - ratio * alpha_t) * self.teacher(x_t, t, cond)
+        return _step(self.schedule, cast(Denoiser, self.teacher)(x_t, t, cond), x_t, t, s)
+
+
+def _plain(X: nn.Module) -> FlowMap:
+    """The map inside what parallel training wraps it with, for calls without a gradient."""
+    return cast(FlowMap, getattr(X, "module", X))
+
+
+def _step(schedule: Schedule, x0: Tensor, x_t: Tensor, t: Tensor, s: Tensor) -> Tensor:
+    r"""DDIM's step from $x_t$ to $x_s$, $s \le t$."""
+    (alpha_t, sigma_t), (alpha_s, sigma_s) = ((expand_like(c, x_t) for c in schedule(time)) for time in (t, s))
+    ratio = sigma_s / sigma_t
+    return ratio * x_t + (alpha_s - ratio * alpha_t) * x0
+
+
+def _one(student: FlowMap, given: Given, method: Method, teacher: Denoiser | None, **options: Any) -> list[Stage]:
+    student.way, student.steps = "any", None
+    objective = FlowMapMatching(
+        given.samples,
+        teacher,
+        given.schedule,
+        method,
+        given.labels,
+        given.batch,
+        given.seed,
+        given.derivative,
+        **options,
+    )
+    return [Stage(method, given.steps, lambda student: (student, objective))]
+
+
+def lagrangian(student: FlowMap, given: Given) -> list[Stage]:
+    """Lagrangian map distillation (Boffi et al., 2024, arXiv 2406.07507), in one stage."""
+    return _one(student, given, "lagrangian", given.teacher)
+
+
+def eulerian(student: FlowMap, given: Given) -> list[Stage]:
+    """Eulerian map distillation (Boffi et al., 2024, arXiv 2406.07507), in one stage."""
+    return _one(student, given, "eulerian", given.teacher)
+
+
+def meanflow(student: FlowMap, given: Given, *, rest: float = 0.25, power: float = 1.0) -> list[Stage]:
+    """MeanFlow (Geng et al., 2025, arXiv 2505.13447) in one stage: of the teacher's velocity, or of the data without one."""
+    return _one(student, given, "meanflow", given.teacher, rest=rest, power=power)
+
+
+def shortcut(student: FlowMap, given: Given, *, rest: float = 0.25, span: float = 1 / 64) -> list[Stage]:
+    """Shortcut models (Frans et al., 2024, arXiv 2410.12557) in one stage: of the teacher's velocity, or of the data without."""
+    return _one(student, given, "shortcut", given.teacher, rest=rest, span=span)
+
+
+def direct(student: FlowMap, given: Given) -> list[Stage]:
+    """Direct flow map matching (Boffi et al., 2024, arXiv 2406.07507) of the data, without the teacher, in one stage."""
+    return _one(student, given, "direct", None)
+
+
+def progressive_map(student: FlowMap, given: Given, *, span: float = 1 / 8) -> list[Stage]:
+    r"""Progressive flow map matching (Boffi et al., 2024, arXiv 2406.07507): steps of twice the length in every stage.
+
+    The first stage learns steps up to `span` from two of the teacher's DDIM steps; the last, of length 1, has two shares.
+
+    Raises:
+        ValueError: if there are fewer steps than shares.
+    """
+    student.way, student.steps = "any", None
+    spans = [span]
+    while spans[-1] < 1:
+        spans.append(min(2 * spans[-1], 1.0))
+    share = given.steps // (len(spans) + 1)
+    if share < 1:
+        raise ValueError(
+            f"progressive_map doubles its steps from {span:g} to 1 in {len(spans)} stages: it takes at least {len(spans) + 1} "
+            f"optimiser steps, got {given.steps}"
+        )
+
+    def stage(n: int, span: float) -> Stage:
+        def make(student: nn.Module) -> tuple[nn.Module, Any]:
+            before = copy.deepcopy(student).eval().requires_grad_(False) if n else None
+            objective = FlowMapMatching(
+                given.samples, given.teacher, given.schedule, "progressive_map", given.labels, given.batch,
+                given.seed + n, given.derivative, span=span, before=before,
+            )  # fmt: skip
+            return student, objective
+
+        return Stage(f"span-{span:g}", share if span < 1 else given.steps - share * (len(spans) - 1), make)
+
+    return [stage(n, span) for n, span in enumerate(spans)]

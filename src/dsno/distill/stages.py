@@ -70,8 +70,10 @@ class Stage:
         make: From the student as the stages before left it to what is trained (the student itself, or a module that
             holds it) and the objective. Called once, right before the stage; where the objective needs the student as it
             was, it copies it.
+        lr: What the run's learning rate is multiplied by; less for fine-tuning.
     """
 
     name: str
     steps: int
     make: Callable[[nn.Module], tuple[nn.Module, Any]]
+    lr: float = 1.0

@@ -25,6 +25,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from dsno.noise import generator
 from dsno.schedule import Schedule
 from dsno.solve import initial_state
 from dsno.store import TrajectorySet, batches
@@ -175,7 +176,7 @@ class TrajectoryDistillation:
         M = len(self.shares)
         for step, batch in enumerate(batches(self.data, self.batch, self.seed, start, rank, world), start):
             # Frames and starts are drawn per step, the same on every rank: the shapes of all ranks must agree.
-            g = torch.Generator().manual_seed((self.seed << 32) + step)
+            g = generator(self.seed, step)
             first = 0
             if self.inner_starts and float(torch.rand((), generator=g)) < self.inner_starts:
                 first = int(torch.randint(1, M, (), generator=g))
@@ -187,22 +188,29 @@ class TrajectoryDistillation:
                 others = [other] if float(torch.rand((), generator=g)) < self.others else []
             yield {**batch, "first": first, "frames": (*others, last), "boost": boost}
 
+    def start(self, batch: dict[str, Any]) -> tuple[Tensor, float]:
+        """The state a batch starts from, (B, *shape), and its time."""
+        first: int = batch["first"]
+        if first:
+            return batch["state"][:, first - 1], float(self.data.times[first - 1])
+        return initial_state(self.schedule, batch["noise"]), 1.0
+
     def __call__(self, student: nn.Module, batch: dict[str, Any]) -> Tensor:
         r"""The loss of one batch, a scalar; shapes as in `TrajectorySet`."""
-        first: int = batch["first"]
         frames: Sequence[int] = batch["frames"]
-        start = 1.0
-        x_t = initial_state(self.schedule, batch["noise"])
-        if first:
-            x_t, start = batch["state"][:, first - 1], float(self.data.times[first - 1])
-        target = torch.stack([batch[self.target][:, m] for m in frames], 1)
-        h = student(x_t, batch.get("cond"), start, frames)
-        output = h
+        x_t, start = self.start(batch)
+        output = student(x_t, batch.get("cond"), start, frames)
         if self.target == "state":
             # Data-parallel wrappers hide the student's own methods behind `.module`.
             owner: Any = getattr(student, "module", student)
-            output = owner.states(x_t, h, start, frames)
-        d = self.distance(output.flatten(0, 1).float(), target.flatten(0, 1)).reshape(len(x_t), -1)
+            output = owner.states(x_t, output, start, frames)
+        return self.compare(output, batch)
+
+    def compare(self, output: Tensor, batch: dict[str, Any]) -> Tensor:
+        """The loss of a batch's frames as a student made them, (B, K, *shape)."""
+        frames: Sequence[int] = batch["frames"]
+        target = torch.stack([batch[self.target][:, m] for m in frames], 1)
+        d = self.distance(output.flatten(0, 1).float(), target.flatten(0, 1)).reshape(len(output), -1)
         if self._shares.device != d.device:
             # Once: every copy from the host and every index list makes a GPU wait.
             self._shares = self.shares.to(d)

@@ -35,6 +35,7 @@ from torch import Tensor, nn
 
 from dsno.checkpoint import CONFIG, build, load_model, read_json, save_model
 from dsno.denoise import Cond, Kind, Prediction, expand_like, scale_input, x0_from
+from dsno.noise import noise_tape
 from dsno.schedule import Schedule, schedule_from_config
 from dsno.solve import initial_state
 from dsno.students.lift import Blocks, Lifted, Plan, Told, Where, install, lift
@@ -240,21 +241,30 @@ class MultiPass:
     through; with `target="x0"` an inner state is DDIM's, one step from the last start with the $\hat x_0$ of its own time,
     and the sample is exact for the state that the last pass starts from. One pass is `OnePass`.
 
+    With `fresh` noise a pass makes its sample $x$, too, and the next one starts from that sample noised again,
+
+    $$ x_{t_j} = \alpha_j x + \sigma_j \epsilon, $$
+
+    as consistency models do (Song et al., 2023, arXiv 2303.01469, algorithm 1): no ODE's solution, but what a pass gets wrong
+    is drowned in noise instead of handed on.
+
     Arguments:
         student: A student that was trained from inner starts, if it is to make more than one pass.
         through: The number of passes, 1 to M, whose inner frames are spread evenly; or the inner frames themselves,
             indices increasing in [0, M - 2].
         whole: Whether all frames are kept; else only those passed through and the last, and the blocks behind the last
             temporal layer run for them alone.
+        fresh: Whether inner passes start from the sample of the pass before, noised again.
 
     Raises:
         ValueError: for more passes than the student has frames, frames that do not increase or are not inner ones, or more
-            than one pass of a student that starts from noise alone.
+            than one pass of a student that starts from noise alone; when called without seeds where fresh noise is needed.
     """
 
     student: TrajectoryStudent
     through: Sequence[int] | int
     whole: bool = True
+    fresh: bool = False
 
     def __post_init__(self) -> None:
         M = self.student.frames
@@ -284,22 +294,39 @@ class MultiPass:
     @torch.no_grad()
     def __call__(self, z: Tensor, cond: Cond | None = None, seeds: Tensor | None = None) -> Trajectory:
         student, first, start = self.student, 0, 1.0
+        end, noises = student.frames - 1, iter(self._noises(z, seeds))
         x_t = initial_state(student.schedule, z)
         x, hs, kept = [x_t.unsqueeze(1)], list[Tensor](), list[int]()
-        for last in (*self.inner, student.frames - 1):
+        for last in (*self.inner, end):
             frames = range(first, last + 1) if self.whole else (last,)
-            h = student(x_t, cond, start, frames)
-            states = student.states(x_t, h, start, frames)
+            # Where the next pass starts from the sample, that frame is asked for in place of its own.
+            again = self.fresh and last < end
+            asked = (*frames[:-1], end) if again else frames
+            h = student(x_t, cond, start, asked)
+            states = student.states(x_t, h, start, asked)
+            if student.target == "x0" and asked[-1] == end:
+                # The sample is h itself; the formula would add sigma_M times the noise where a schedule is truncated.
+                states[:, -1] = h[:, -1]
+            if again:
+                alpha_j, sigma_j = student.schedule.at(float(student.times[last]))
+                states[:, -1] = alpha_j * states[:, -1] + sigma_j * next(noises)
             x, hs, kept = [*x, states], [*hs, h], [*kept, *frames]
             x_t, first, start = states[:, -1], last + 1, float(student.times[last])
         h, states = torch.cat(hs, 1), torch.cat(x, 1)
-        if student.target == "x0":
-            # The sample is h itself; the formula would add sigma_M times the noise where a schedule is truncated.
-            states[:, -1] = h[:, -1]
         t = torch.cat([torch.ones(1, dtype=torch.float64), student.times[kept]])
-        # A state student's h is no prediction at the frame's state: it leads there from the start of its pass.
-        x0 = torch.cat([h[:, :1], h], 1) if student.target == "x0" else None
+        # A state student's h is no prediction at the frame's state: it leads there from the start of its pass. Nor is any h
+        # one at a state that was noised again.
+        told = student.target == "x0" and not (self.fresh and self.inner)
+        x0 = torch.cat([h[:, :1], h], 1) if told else None
         return Trajectory(states, t, x0, cond, seeds, nfe=self.passes, rounds=self.passes)
+
+    def _noises(self, z: Tensor, seeds: Tensor | None) -> Sequence[Tensor] | Tensor:
+        """The noise of each restart, (B, *shape); streams 1, 2, ... of the seeds."""
+        if not (self.fresh and self.inner):
+            return ()
+        if seeds is None:
+            raise ValueError("this sampler draws fresh noise at every restart: pass the seeds of the samples")
+        return noise_tape(seeds, z.shape[1:], len(self.inner), z.dtype).to(z.device)
 
 
 def student_from_teacher(

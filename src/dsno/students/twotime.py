@@ -1,13 +1,24 @@
-r"""Flow maps of two times: $(x_t, t, s) \mapsto x_s$ along the probability-flow ODE, for any $s \le t$.
+r"""Flow maps of two times: $(x_t, t, s) \mapsto x_s$ along the probability-flow ODE, for any t and s.
 
 One network $h(x_t, t, s)$, read as the constant of the ODE's exact linear form between the two times,
 
 $$ X_{t \to s}(x) = \frac{\sigma_s}{\sigma_t} x + \Big( \alpha_s - \frac{\sigma_s}{\sigma_t} \alpha_t \Big) h(x, t, s), $$
 
 is the identity at $s = t$ whatever h is; $h(x, t, t)$ is the denoiser, and $h = D(x, t)$ for every s is DDIM's step, which is
-where a student made from a teacher starts. What a method wants of h is its loss: $s = 0$ alone is a consistency function,
-s on the next grid time progressive distillation, all of $s \le t$ a flow map (Boffi et al., 2024, arXiv 2406.07507), whose
-average velocity MeanFlow learns (Geng et al., 2025, arXiv 2505.13447).
+where a student made from a teacher starts. Backwards, to $s > t$, the same output is read as noise e, and nothing is divided by
+a $\sigma_t$ near 0:
+
+$$ X_{t \to s}(x) = \frac{\alpha_s}{\alpha_t} x + \Big( \sigma_s - \frac{\alpha_s}{\alpha_t} \sigma_t \Big) e(x, t, s), \qquad
+   e = (x - \alpha_t h) / \sigma_t. $$
+
+A teacher that predicts noise says nothing of h where all is noise: $h = (x - \sigma_t F) / \max(\alpha_t, 1/4)$ is its $\hat x_0$
+but for the last quarter, where the map has to be learned from another start.
+
+As a velocity it is $u = \dot\alpha_t h + \dot\sigma_t e$, on a straight path the average velocity, $X = x + (s - t) u$.
+
+What a method wants of h is its loss: $s = 0$ alone is a consistency function, s on the next grid time progressive
+distillation, all of $s \le t$ a flow map (Boffi et al., 2024, arXiv 2406.07507), whose average velocity MeanFlow learns (Geng
+et al., 2025, arXiv 2505.13447).
 """
 
 from __future__ import annotations
@@ -22,7 +33,7 @@ import torch
 from torch import Tensor, nn
 
 from dsno.checkpoint import build, load_model, save_model
-from dsno.denoise import Cond, Kind, Prediction, expand_like, scale_input, x0_from
+from dsno.denoise import Cond, Kind, Prediction, convert, expand_like, scale_input, x0_from
 from dsno.noise import noise_tape
 from dsno.schedule import Schedule, check_grid, schedule_from_config, uniform
 from dsno.solve import initial_state
@@ -67,12 +78,12 @@ class TwoTime(nn.Module):
         embedded = self.later(16 * s)
         if self.guidance is not None and weight is not None:
             embedded = tuple(a + b for a, b in zip(embedded, self.guidance(weight), strict=True))
-        self.rows.call = Call(len(x), (0,), embedded)
+        self.rows.call = Call(x.shape[0], (0,), embedded)
         try:
             return cast(Tensor, self.backbone(x, t) if cond is None else self.backbone(x, t, cond))
         finally:
             # The embeddings belong to this pass, and so does its graph.
-            self.rows.call = Call(len(x), (0,))
+            self.rows.call = Call(x.shape[0], (0,))
 
 
 class FlowMap(nn.Module):
@@ -131,18 +142,59 @@ class FlowMap(nn.Module):
 
     def x0(self, x_t: Tensor, t: Tensor | float, s: Tensor | float, cond: Cond | None = None) -> Tensor:
         r"""$h(x_t, t, s)$, (B, *shape); at s = t the denoiser's $\hat x_0$."""
+        return self._read(self._output(x_t, t, s, cond), x_t, _rows(t, x_t))[0]
+
+    def forward(
+        self,
+        x_t: Tensor,
+        t: Tensor | float,
+        s: Tensor | float,
+        cond: Cond | None = None,
+        returns: Literal["state", "velocity"] = "state",
+    ) -> Tensor:
+        r"""$x_s$, (B, *shape) from $x_t$ (B, *shape); t and s numbers or (B,), in [0, 1].
+
+        `returns="velocity"`: $u$ instead, what h is as a velocity at $(x_t, t)$.
+        """
+        t, s = _rows(t, x_t), _rows(s, x_t)
+        F = self._output(x_t, t, s, cond)
+        h, e = self._read(F, x_t, t)
+        if returns == "velocity":
+            d_alpha, d_sigma = (expand_like(c, x_t) for c in self.schedule.derivative(t))
+            return d_alpha * h + d_sigma * e
+        (alpha_t, sigma_t), (alpha_s, sigma_s) = ((expand_like(c, x_t) for c in self.schedule(time)) for time in (t, s))
+        # Nothing moves from t = 0 on, where a straight path has no noise to divide by, nor back from its end.
+        down, up, later = _ratio(sigma_s, sigma_t), _ratio(alpha_s, alpha_t), expand_like(s <= t, x_t).bool()
+        kept = torch.where(later, down, up)
+        added = torch.where(later, alpha_s - down * alpha_t, sigma_s - up * sigma_t)
+        return kept * x_t + added * torch.where(later, h, e)
+
+    def _output(self, x_t: Tensor, t: Tensor | float, s: Tensor | float, cond: Cond | None) -> Tensor:
         t, s = _rows(t, x_t), _rows(s, x_t)
         shown = scale_input(self.kind, x_t, t, self.schedule, self.data_std)
-        F = self.net(shown, t, s) if cond is None else self.net(shown, t, s, cond)
-        return x0_from(self.kind, F, x_t, t, self.schedule, self.data_std)
+        return cast(Tensor, self.net(shown, t, s) if cond is None else self.net(shown, t, s, cond))
 
-    def forward(self, x_t: Tensor, t: Tensor | float, s: Tensor | float, cond: Cond | None = None) -> Tensor:
-        r"""$x_s$, (B, *shape) from $x_t$ (B, *shape); t and s numbers or (B,), $0 \le s \le t \le 1$."""
-        t, s = _rows(t, x_t), _rows(s, x_t)
-        (alpha_t, sigma_t), (alpha_s, sigma_s) = ((expand_like(c, x_t) for c in self.schedule(time)) for time in (t, s))
-        # Nothing moves from t = 0 on, where a straight path has no noise to divide by.
-        ratio = torch.where(sigma_t > 0, sigma_s / sigma_t.clamp_min(torch.finfo(x_t.dtype).tiny), 1.0)
-        return ratio * x_t + (alpha_s - ratio * alpha_t) * self.x0(x_t, t, s, cond)
+    def _read(self, output: Tensor, x_t: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+        r"""An output as h and as e; the latter without dividing by $\sigma_t$ where the kind allows."""
+        kind, schedule = self.kind, self.schedule
+        alpha_t, sigma_t = (expand_like(c, x_t) for c in schedule(t))
+        if kind in ("eps", "score"):
+            e = output if kind == "eps" else -sigma_t * output
+            return (x_t - sigma_t * e) / alpha_t.clamp_min(0.25), e
+        h = x0_from(kind, output, x_t, t, schedule, self.data_std)
+        if kind == "v":
+            return h, (sigma_t * x_t + alpha_t * output) / (alpha_t**2 + sigma_t**2)
+        if kind == "flow":
+            d_alpha, d_sigma = (expand_like(c, x_t) for c in schedule.derivative(t))
+            return h, (alpha_t * output - d_alpha * x_t) / (d_sigma * alpha_t - sigma_t * d_alpha)
+        if kind == "edm":
+            s2 = alpha_t**2 * self.data_std**2 + sigma_t**2
+            return h, (sigma_t * x_t - alpha_t * self.data_std * s2.sqrt() * output) / s2
+        return h, convert("eps", h, x_t, t, schedule)
+
+
+def _ratio(a: Tensor, b: Tensor) -> Tensor:
+    return torch.where(b > 0, a / torch.where(b > 0, b, 1.0), 1.0)
 
 
 def _rows(time: Tensor | float, x: Tensor) -> Tensor:

@@ -1,0 +1,141 @@
+"""Flow map losses against an exact flow: one to eight passes on a ring of eight modes.
+
+    python benchmarks/ring.py [--quick]
+
+The teacher is a two-dimensional Gaussian mixture in closed form, on straight paths, so the reference is its probability-flow
+ODE itself. Every method trains the same small perceptron from scratch for the same number of steps, on one thread, and is
+measured by the root mean square distance of its samples to the exact ones from the same noise, beside Euler steps of the
+exact velocity. Writes benchmarks/results/ring.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import statistics
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+from _common import claim, write
+from torch import Tensor, nn
+
+from dsno.denoise import GaussianMixture
+from dsno.distill.flowmaps import direct, eulerian, lagrangian, meanflow, progressive_map, shortcut
+from dsno.distill.stages import Given
+from dsno.noise import noise, seed_range
+from dsno.schedule import RectifiedFlow, quadratic, uniform
+from dsno.solve import DPMSolverPP, SolverSampler
+from dsno.students.twotime import FlowMap, passes_of
+from dsno.train import TrainConfig, train
+
+METHODS = {
+    "lagrangian": lagrangian, "eulerian": eulerian, "meanflow": meanflow, "shortcut": shortcut,
+    "progressive-map": progressive_map, "direct": direct,
+}  # fmt: skip
+PASSES, SEEDS, STEPS, BATCH, LR = (1, 2, 4, 8), (0, 1, 2), 1500, 256, 3e-3
+HELD_OUT, COUNT = 10_000_000, 4096
+
+
+class Perceptron(nn.Module):
+    """Three hidden layers on the state and waves of both times."""
+
+    def __init__(self, width: int = 64) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.Linear(14, width), nn.SiLU(), nn.Linear(width, width), nn.SiLU(), nn.Linear(width, width), nn.SiLU(),
+            nn.Linear(width, 2),
+        )  # fmt: skip
+        self.register_buffer("frequencies", math.pi * torch.tensor([0.5, 1.0, 2.0]))
+
+    def forward(self, x: Tensor, t: Tensor, s: Tensor) -> Tensor:
+        angles = (torch.stack([t, s], 1)[..., None] * self.frequencies).flatten(1)
+        return self.layers(torch.cat([x, angles.sin(), angles.cos()], 1))
+
+
+def ring() -> GaussianMixture:
+    angle = torch.arange(8) * math.pi / 4
+    return GaussianMixture(RectifiedFlow(), 2 * torch.stack([angle.cos(), angle.sin()], 1), 0.3)
+
+
+def error(samples: Tensor, exact: Tensor) -> float:
+    return float((samples - exact).square().sum(1).mean().sqrt())
+
+
+def trained(method: str, seed: int, steps: int) -> tuple[FlowMap, float]:
+    """A map, and the seconds of processor time it took."""
+    torch.manual_seed(seed)
+    teacher = ring()
+    student = FlowMap(Perceptron(), RectifiedFlow(), "flow")
+    x = teacher.sample(50_000, torch.Generator().manual_seed(seed))
+    given = Given(teacher, RectifiedFlow(), steps, BATCH, seed, x)
+    began = time.process_time()
+    for stage in METHODS[method](student, given):
+        model, objective = stage.make(student)
+        config = TrainConfig(
+            steps=stage.steps, lr=LR, warmup=min(50, stage.steps // 10), ema=0.99, seed=seed, checkpoint_every=10**9,
+            log_every=10**9,
+        )  # fmt: skip
+        with tempfile.TemporaryDirectory() as folder:
+            train(model, objective, config, Path(folder) / "run")
+    return student.eval(), time.process_time() - began
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="one seed, a fifth of the steps, nothing written")
+    parser.add_argument(
+        "--only", nargs="*", choices=METHODS, default=list(METHODS), help="these alone; nothing written"
+    )
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    seeds, steps = (SEEDS[:1], STEPS // 5) if arguments.quick else (SEEDS, STEPS)
+
+    z = noise(seed_range(HELD_OUT, COUNT), (2,))
+    exact = SolverSampler(ring(), RectifiedFlow(), quadratic(400), DPMSolverPP(3))(z.double()).sample.float()
+    finer = SolverSampler(ring(), RectifiedFlow(), quadratic(800), DPMSolverPP(3))(z.double()).sample.float()
+    euler = {k: error(SolverSampler(ring(), RectifiedFlow(), uniform(k))(z).sample, exact) for k in PASSES}
+    print(f"{'reference':<16} off by {error(exact, finer):.1e}")
+    print(f"{'Euler':<16}", *(f"{e:.3f}" for e in euler.values()), flush=True)
+    found: dict[str, dict[str, object]] = {}
+    for method in arguments.only:
+        errors: dict[int, list[float]] = {k: [] for k in PASSES}
+        seconds = []
+        for seed in seeds:
+            student, took = trained(method, seed, steps)
+            seconds.append(took)
+            for k in PASSES:
+                errors[k].append(error(passes_of(student, k)(z).sample, exact))
+        found[method] = {"rmse": {str(k): e for k, e in errors.items()}, "seconds": seconds}
+        means = (f"{statistics.mean(errors[k]):.3f}" for k in PASSES)
+        print(f"{method:<16}", *means, f"  {statistics.mean(seconds):.0f} s", flush=True)
+    if arguments.quick or set(arguments.only) != set(METHODS):
+        return
+
+    def one(method: str) -> float:
+        return max(found[method]["rmse"]["1"])  # type: ignore[index]
+
+    write(
+        "ring",
+        "eight Gaussians of standard deviation 0.3 on a circle of radius 2, straight paths; a perceptron of three layers of 64 "
+        f"trained from scratch, {STEPS} steps of {BATCH} rows with Adam at {LR:g} (cosine), the average of the weights; root "
+        f"mean square distance to the exact flow over {COUNT} held-out noises, one thread; claims are of the worst of "
+        f"{len(SEEDS)} seeds",
+        [
+            claim("one pass of lagrangian, worst seed", one("lagrangian"), 0.32, "<="),
+            claim("one pass of eulerian, worst seed", one("eulerian"), 0.32, "<="),
+            *(
+                claim(f"Euler with {k} steps, off {trial:g} by the share", abs(euler[k] / trial - 1), 0.05, "<=")
+                for k, trial in ((1, 2.02), (2, 0.72), (4, 0.21))
+            ),
+            claim("slowest run, seconds of processor time", max(max(f["seconds"]) for f in found.values()), 60, "<="),  # type: ignore[call-overload]
+        ],
+        euler={str(k): e for k, e in euler.items()},
+        methods=found,
+        reference_error=error(exact, finer),
+    )
+
+
+if __name__ == "__main__":
+    main()

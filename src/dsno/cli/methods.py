@@ -1,0 +1,218 @@
+"""Verbs about methods: list them, and cite what a run used; and `dsno distill --method` for all but the operator's own."""
+
+from __future__ import annotations
+
+import inspect
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from tyro.conf import Positional
+
+from dsno.cli.console import progress, say, show_methods
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from dsno.cli.students import Distill
+    from dsno.denoise import Denoiser, Prediction
+    from dsno.distill.methods import Method
+    from dsno.store import TrajectorySet
+
+__all__ = ["Cite", "Methods", "distill_method"]
+
+COMMON = ("teacher", "data", "out", "method", "batch", "train", "resume", "overwrite")
+LIFT = ("target", "where", "told", "once", "modes", "train_only")
+REGRESSION = ("weights", "distance", "features", "others")
+
+
+@dataclass(frozen=True)
+class Methods:
+    """List the methods of distillation: what each needs, how many passes it makes, where it is from, when to choose it.
+
+    In Python:
+
+        from dsno.distill.methods import METHODS
+        for name, method in METHODS.items():
+            print(name, method.needs, method.passes, method.choose)
+    """
+
+    def run(self) -> None:
+        from dsno.distill.methods import METHODS
+        from dsno.references import REFERENCES
+
+        rows = [
+            {
+                "method": method.name, "trains": method.student, "needs": " + ".join(method.needs),
+                "passes": method.passes, "reference": REFERENCES[method.references[0]].short, "when": method.choose,
+            }
+            for method in METHODS.values()
+        ]  # fmt: skip
+        show_methods(rows)
+        say("", "dsno distill --method NAME")
+
+
+@dataclass(frozen=True)
+class Cite:
+    """Print the BibTeX of what a run used: its method, solver, guidance, path, distances and metrics.
+
+    In Python:
+
+        from dsno.references import bibtex, used_by
+        print(bibtex(used_by("runs/student")))
+    """
+
+    run_folder: Positional[Path] = Path("runs")
+    """Folder of a student, a flow map, trajectories, a teacher or an evaluation, or one that holds several of them."""
+
+    def run(self) -> None:
+        from dsno.references import bibtex, used_by
+
+        print(bibtex(used_by(self.run_folder)))
+
+
+def distill_method(options: Distill) -> None:
+    """Distil by a method other than `operator` and `knowledge`.
+
+    Raises:
+        ValueError: for an option that the method does not take, or anything it needs and is not given.
+    """
+    from dsno.cli.sets import guided
+    from dsno.distill.methods import METHODS, student_of
+    from dsno.distill.stages import Given
+    from dsno.recipes import distill_by
+    from dsno.teachers.load import load_teacher
+
+    method = METHODS[options.method]
+    check_options(options, method)
+    passes = 1 if options.passes is None else options.passes
+    weights = (0.0, 4.0) if options.guidance is None else options.guidance
+    method.check_options(passes, weights)
+    trajectories = trajectories_of(options.data) if _is_set(options.data) else None
+    method.check_data(trajectories is not None, options.data)
+    teacher = load_teacher(options.teacher)
+    denoiser: Denoiser = teacher
+    if trajectories is not None:
+        from dsno.cli.students import as_generated
+
+        denoiser = as_generated(trajectories, teacher, options.teacher)
+        trajectories.check_teacher(denoiser)
+    x, labels = None, None
+    if {"samples", "data"} & {*method.needs}:
+        x, labels = _samples(options, teacher, trajectories)
+    if method.name == "guided":
+        denoiser = guided(options.teacher, teacher, weights, null=options.null)
+    given = Given(
+        denoiser, teacher.schedule, options.train.steps, options.batch or method.defaults["batch"], options.train.seed,
+        x, labels, trajectories, passes, weights, options.derivative or "forward",
+    )  # fmt: skip
+    method.check(given)
+    torch.manual_seed(options.train.seed)
+    takes = _takes(method)
+    lift = {name: getattr(options, name) for name in LIFT if name in takes}
+    student = student_of(method, teacher, given, **lift)
+    asked = {name: getattr(options, name) for name in REGRESSION if name in takes and name in given_options(options)}
+    with progress() as report:
+        distill_by(
+            method.name, student, given, options.out, options.train, options.resume, options.overwrite, report,
+            {"teacher": options.teacher, "data": options.data}, **asked,
+        )  # fmt: skip
+    chosen = f" --passes {passes}" if passes > 1 else ""
+    say(f"{method.student} in {options.out}", f"dsno sample --student {options.out}{chosen}")
+
+
+def given_options(options: Distill) -> list[str]:
+    """The options that differ from their defaults."""
+    return [field.name for field in fields(options) if getattr(options, field.name) != field.default]
+
+
+def check_options(options: Distill, method: Method) -> None:
+    """Make sure that the method takes the options that are given.
+
+    Raises:
+        ValueError: for the first that it does not.
+    """
+    takes = (*COMMON, *_takes(method))
+    for name in given_options(options):
+        if name not in takes and name != "passes":
+            own = ", ".join(f"--{n.replace('_', '-')}" for n in _takes(method)) or "none of its own"
+            raise ValueError(f"--{name.replace('_', '-')} is no option of the method {method.name}, which takes {own}")
+
+
+def _takes(method: Method) -> tuple[str, ...]:
+    """The options of `dsno distill` that are the method's, beside those of all."""
+    if method.name == "operator":
+        return (*LIFT, *REGRESSION, "inner_starts")
+    if method.name == "knowledge":
+        return ("target", "distance", "features")
+    if method.student == "operator":
+        known = inspect.signature(method.stages).parameters
+        return (*LIFT, *(name for name in REGRESSION if name in known))
+    own: tuple[str, ...] = ("size",)
+    own = (*own, "derivative") if method.derivative else own
+    if method.name == "guided":
+        own = (*own, "guidance", "null")
+    return (*own, "passes") if method.passes == "one number, chosen beforehand" else own
+
+
+def _is_set(data: str) -> bool:
+    """Whether `data` names trajectories, rather than an image set."""
+    from dsno.shards import MANIFEST
+
+    return "://" in data or (Path(data) / MANIFEST).is_file()
+
+
+def trajectories_of(data: str, last: bool = False) -> TrajectorySet:
+    """The trajectories at `data`; their last frame alone, if so asked.
+
+    Raises:
+        FileNotFoundError: if there are none; says how to make them, and what does without.
+    """
+    from dsno.store import TrajectorySet
+
+    try:
+        found = TrajectorySet(data)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(
+            f"{error}; make trajectories (`dsno generate --out {data}`), or take a method that needs samples alone (`dsno "
+            "methods`)"
+        ) from None
+    return TrajectorySet(data, found.times[-1:]) if last else found
+
+
+def _samples(options: Distill, teacher: Prediction, trajectories: TrajectorySet | None) -> tuple[Tensor, Tensor | None]:
+    """Clean samples and their labels: the ends of trajectories, or an image set.
+
+    Raises:
+        ValueError: if they do not fit the teacher.
+    """
+    from dsno.data import load_data
+    from dsno.recipes import samples_of
+    from dsno.teachers.native import sample_shape
+
+    if trajectories is not None:
+        if options.size is not None:
+            raise ValueError(f"--size resizes images, and {options.data} holds trajectories: leave it out")
+        return samples_of(trajectories)
+    try:
+        images = load_data(options.data, size=options.size)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(
+            f"{options.method} needs clean samples: {error}; or trajectories of the teacher, whose ends are samples (`dsno "
+            f"generate --out {options.data}`)"
+        ) from None
+    if images.shape != sample_shape(teacher):
+        raise ValueError(
+            f"{options.data} has samples of shape {images.shape}, the teacher makes {sample_shape(teacher)}: resize the "
+            "images (`--size`), or give the data it was trained on"
+        )
+    if not teacher.classes:
+        return images.x, None
+    if images.labels is None or int(images.labels.max()) >= teacher.classes:
+        found = "has no labels" if images.labels is None else f"has labels up to {int(images.labels.max())}"
+        raise ValueError(
+            f"{options.data} {found}, and {options.teacher} is told one of {teacher.classes} classes: give the data it was "
+            "trained on, or its trajectories (`--data runs/trajectories`)"
+        )
+    return images.x, images.labels

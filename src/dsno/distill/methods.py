@@ -1,0 +1,340 @@
+r"""The methods of distillation by name: what each needs, what it makes, and when to take it.
+
+All of them learn the flow of the teacher's ODE, $x_t \mapsto x_s$, and differ in the pairs $(t, s)$ they learn it for and in
+what the map is compared with:
+
+| compared with | for | methods |
+|---|---|---|
+| solved trajectories | t = 1 and some s | `operator`, `knowledge`, `matching` |
+| two steps of the teacher, or of the map itself | neighbours of a grid, or any | `progressive`, `guided`, `shortcut`, `progressive-map` |
+| its own value one small step on | s = 0 | `consistency`, `consistency-training`, `easy-consistency`, `continuous-consistency` |
+| the teacher's velocity, or the data's | any | `lagrangian`, `eulerian`, `meanflow`, `direct` |
+
+A method is a function `(student, given) -> stages` (`dsno.distill.stages`), in the file of its family, which is imported when
+it is used.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from types import MappingProxyType
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from dsno.denoise import Cond, Guided, Prediction
+from dsno.distill.stages import Given, Stage
+
+__all__ = ["METHODS", "Method", "Need", "Passes", "matched", "regression", "student_of"]
+
+Need = Literal["trajectories", "teacher", "samples", "data"]
+"""Solved trajectories; the teacher itself, while training; clean samples, be they the ends of trajectories; or samples of the
+data, which are what the student then learns, whatever the teacher says."""
+
+Passes = Literal["1", "1 to M", "any", "one number, chosen beforehand"]
+
+
+@dataclass(frozen=True)
+class Method:
+    """A way to train a student.
+
+    Attributes:
+        name: What it is called by.
+        title: Its name in the literature.
+        student: What it trains: a `TrajectoryStudent` or a `FlowMap`.
+        needs: What it cannot do without.
+        passes: How many passes the student can make afterwards.
+        references: Keys of `dsno.references.REFERENCES`.
+        choose: When to take it.
+        where: Where its function is, `module:function`.
+        derivative: Whether its loss takes derivatives of the student in the direction of the flow.
+        defaults: What did well on the digits: `lr`, `batch`, and the `precision` worth asking for.
+    """
+
+    name: str
+    title: str
+    student: Literal["operator", "flow map"]
+    needs: tuple[Need, ...]
+    passes: Passes
+    references: tuple[str, ...]
+    choose: str
+    where: str
+    derivative: bool = False
+    defaults: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def stages(self) -> Callable[..., list[Stage]]:
+        """`(student, given, **options) -> stages`."""
+        module, name = self.where.split(":")
+        found: Callable[..., list[Stage]] = getattr(importlib.import_module(module), name)
+        return found
+
+    def check(self, given: Given) -> None:
+        """Make sure that `given` is what the method needs.
+
+        Raises:
+            ValueError: for the first thing that is missing or does not fit; says how to mend it.
+        """
+        self.check_options(given.passes, given.guidance)
+        self.check_data(given.trajectories is not None)
+        if {"samples", "data"} & {*self.needs}:
+            _ = given.samples
+        if "teacher" in self.needs and given.teacher is None:
+            raise ValueError(
+                f"{self.name} asks the teacher at every step and there is none: give it (`--teacher`), or take a method that "
+                "learns from data alone, such as consistency-training (`dsno methods`)"
+            )
+        if self.name == "guided" and not (isinstance(given.teacher, Guided) and given.teacher.weight is None):
+            raise ValueError(
+                "guided distils a teacher under guidance whose weight each row is told: give Guided(teacher, null) of a "
+                "class-conditional teacher"
+            )
+
+    def check_options(self, passes: int, guidance: tuple[float, float]) -> None:
+        """Make sure that the method can be trained for so many passes, and for this range of guidance weights.
+
+        Raises:
+            ValueError: if not.
+        """
+        beforehand = self.passes == "one number, chosen beforehand"
+        if passes < 1 or (passes > 1 and not beforehand):
+            raise ValueError(f"{self.name} {_PASSES[self.passes]}, got passes = {passes}")
+        low, high = guidance
+        if self.name == "guided" and not 0 <= low < high:
+            raise ValueError(
+                f"guidance is a range of weights, LOW HIGH with 0 <= LOW < HIGH, got {low:g} {high:g}: the range of the paper "
+                "is 0 4 (`--guidance 0 4`)"
+            )
+
+    def check_data(self, solved: bool, found: str = "") -> None:
+        """Make sure that there are trajectories, if the method needs them; `found` is what there is instead.
+
+        Raises:
+            ValueError: if not.
+        """
+        if "trajectories" in self.needs and not solved:
+            instead = "shortcut" if "teacher" in self.needs else "consistency"
+            raise ValueError(
+                f"{self.name} learns from the teacher's trajectories and there are none"
+                + (f" in {found}" if found else "")
+                + ": make them (`dsno generate`) and give their folder (`--data runs/trajectories`), or take a method that "
+                f"needs samples alone, such as {instead} (`dsno methods`)"
+            )
+
+    def check_student(self, student: nn.Module, given: Given) -> None:
+        """Make sure that the student is of the method's kind, and has the derivatives it takes.
+
+        Raises:
+            ValueError: if not; says what to do instead.
+        """
+        from dsno.students.twotime import FlowMap
+
+        kind = "flow map" if isinstance(student, FlowMap) else "operator"
+        if kind != self.student:
+            makes = "flow_map_from_teacher" if self.student == "flow map" else "student_from_teacher"
+            raise ValueError(
+                f"{self.name} trains {_A[self.student]}, got {_A[kind]}: make the student with {makes}, or take another method"
+            )
+        if self.derivative and given.derivative == "forward":
+            try:
+                _try_derivative(student, given)
+            except NotImplementedError as error:
+                raise ValueError(
+                    f"{self.name} takes derivatives of the student, and a layer of its network has no forward mode: take them "
+                    f"by differences (`--derivative difference`), or a method without, such as shortcut ({error})"
+                ) from None
+
+
+_A = {"operator": "an operator", "flow map": "a flow map"}
+_PASSES = {
+    "1": "makes one pass: leave `--passes` out, or take a method that makes more (`dsno methods`)",
+    "1 to M": "is not trained for a number of passes: leave `--passes` out, and train it with `--inner-starts 0.5` for "
+    "several (`dsno sample --passes`)",
+    "any": "is not trained for a number of passes: leave `--passes` out, and choose it when you draw (`dsno sample --passes`)",
+    "one number, chosen beforehand": "makes at least one pass",
+}
+
+
+@torch.no_grad()
+def _try_derivative(student: nn.Module, given: Given) -> None:
+    """One row in every direction there is: fails as the loss would."""
+    from dsno.distill.flowmaps import jvp
+
+    like = next(student.parameters())
+    x = given.samples[:1].to(like)
+    cond: Cond | None = None if given.labels is None else given.labels[:1].to(like.device)
+    if getattr(student, "guided", False):
+        assert isinstance(cond, Tensor)
+        cond = {"label": cond, "weight": like.new_zeros(1)}
+    t, s = like.new_full((1,), 0.6), like.new_full((1,), 0.3)
+    jvp(lambda x, t, s: student(x, t, s, cond), (x, t, s), (x, torch.ones_like(t), torch.ones_like(s)))
+
+
+def regression(
+    student: nn.Module,
+    given: Given,
+    *,
+    weights: str = "snr100",
+    distance: Any = "l1",
+    others: float | None = 0.25,
+    inner_starts: float = 0.0,
+) -> list[Stage]:
+    """An operator on trajectories, in one stage: see `TrajectoryDistillation`, whose options these are.
+
+    A student of fewer frames than are stored learns those it has.
+    """
+    from dsno.distill.trajectory import TrajectoryDistillation
+    from dsno.store import TrajectorySet
+    from dsno.students.flowmap import TrajectoryStudent
+
+    data = given.trajectories
+    assert data is not None and isinstance(student, TrajectoryStudent)
+    if len(student.times) < len(data.times):
+        data = TrajectorySet(data.source, student.times, window=data.window).head(len(data))
+    objective = TrajectoryDistillation(
+        data, student, weights, distance, given.batch, given.seed, others, inner_starts
+    )  # fmt: skip
+    student.restarts = inner_starts > 0
+    return [Stage("regression", given.steps, lambda student: (student, objective))]
+
+
+def matched(
+    student: nn.Module,
+    given: Given,
+    *,
+    weights: str = "snr100",
+    distance: Any = "l1",
+    others: float | None = 0.25,
+    fine_tuning: float = 0.4,
+) -> list[Stage]:
+    """`regression`, and in the share `fine_tuning` of the steps behind it `dsno.distill.matching.matching`.
+
+    Raises:
+        ValueError: for a share outside (0, 1), or fewer steps than stages; as the two functions do.
+    """
+    from dsno.distill.matching import matching
+
+    if not 0 < fine_tuning < 1 or given.steps < 2:
+        raise ValueError(
+            f"matching is two stages of at least a step, the second of a share in (0, 1): got {given.steps} steps and "
+            f"fine_tuning = {fine_tuning:g}"
+        )
+    second = min(max(round(given.steps * fine_tuning), 1), given.steps - 1)
+    options: dict[str, Any] = {"weights": weights, "distance": distance, "others": others}
+    first = regression(student, replace(given, steps=given.steps - second), **options)
+    return first + matching(student, replace(given, steps=second), **options)
+
+
+def student_of(method: Method, teacher: Prediction, given: Given, **options: Any) -> nn.Module:
+    """The student that a method trains, around a copy of the teacher; `options` are those of `student_from_teacher`.
+
+    Raises:
+        ValueError: if the teacher's network cannot be made one; as the functions that make students do.
+    """
+    from dsno.students.flowmap import student_from_teacher
+    from dsno.students.twotime import flow_map_from_teacher
+
+    if method.student == "flow map":
+        return flow_map_from_teacher(teacher, guidance=method.name == "guided")
+    method.check(given)
+    assert given.trajectories is not None
+    times = given.trajectories.times
+    if method.name == "knowledge":
+        times, options = times[-1:], {**options, "where": "none"}
+    return student_from_teacher(teacher, times, **options)
+
+
+FAST: Mapping[str, Any] = MappingProxyType({"lr": 1e-3, "batch": 128, "precision": "bf16"})
+"""What did well on the digits."""
+EXACT: Mapping[str, Any] = MappingProxyType({"lr": 1e-3, "batch": 128, "precision": "no"})
+"""The same where a loss takes differences that are small beside what they are of."""
+
+_ALL: tuple[Method, ...] = (
+    Method(
+        "operator", "DSNO", "operator", ("trajectories",), "1 to M", ("zheng2023fast",),
+        "You want the path as well as the sample, in one pass, and can make trajectories first.",
+        "dsno.distill.methods:regression", defaults=FAST,
+    ),
+    Method(
+        "knowledge", "knowledge distillation", "operator", ("trajectories",), "1", ("luhman2021knowledge",),
+        "You want the sample alone, in one pass: the simplest loss there is, and the one to beat.",
+        "dsno.distill.methods:regression", defaults=FAST,
+    ),
+    Method(
+        "matching", "DSNO, then distribution matching", "operator", ("trajectories", "teacher"), "1",
+        ("zheng2023fast", "yin2024one", "yin2024improved"),
+        "A regressed student is blurred, and you care about the look of the set more than about each path.",
+        "dsno.distill.methods:matched", defaults=FAST,
+    ),
+    Method(
+        "progressive", "progressive distillation", "flow map", ("teacher", "samples"), "one number, chosen beforehand",
+        ("salimans2022progressive",),
+        "You know how many passes you will make, two to eight, and have no disk for trajectories.",
+        "dsno.distill.progressive:progressive", defaults=FAST,
+    ),
+    Method(
+        "guided", "distillation of guided diffusion", "flow map", ("teacher", "samples"), "one number, chosen beforehand",
+        ("meng2023distillation", "salimans2022progressive", "ho2022classifier"),
+        "The teacher is guided, and one student has to serve a range of guidance weights.",
+        "dsno.distill.guided:guided", defaults=FAST,
+    ),
+    Method(
+        "consistency", "consistency distillation", "flow map", ("teacher", "samples"), "any",
+        ("song2023consistency", "song2024improved"),
+        "One or two passes from a teacher, cheap steps, no trajectories; more passes than a few do not help it.",
+        "dsno.distill.consistency:consistency", defaults=EXACT,
+    ),
+    Method(
+        "consistency-training", "improved consistency training", "flow map", ("data",), "any",
+        ("song2023consistency", "song2024improved"),
+        "There is data and no teacher worth trusting; with a good one, distillation learns faster.",
+        "dsno.distill.consistency:consistency_training", defaults=EXACT,
+    ),
+    Method(
+        "easy-consistency", "easy consistency tuning", "flow map", ("data",), "any", ("geng2025consistency",),
+        "Data and the weights of a teacher, and little time: it starts as a diffusion model and tightens step by step.",
+        "dsno.distill.consistency:easy_consistency", defaults=EXACT,
+    ),
+    Method(
+        "continuous-consistency", "sCM, continuous-time consistency", "flow map", ("teacher", "samples"), "any",
+        ("lu2025simplifying", "song2023consistency"),
+        "Consistency without an error of discretisation, if the network has a forward mode and you can pay for it.",
+        "dsno.distill.consistency:continuous_consistency", derivative=True, defaults=EXACT,
+    ),
+    Method(
+        "lagrangian", "Lagrangian map distillation", "flow map", ("teacher", "samples"), "any", ("boffi2025flow",),
+        "Any number of passes from one student, and the steadier of the two losses with derivatives.",
+        "dsno.distill.flowmaps:lagrangian", derivative=True, defaults=EXACT,
+    ),
+    Method(
+        "eulerian", "Eulerian map distillation", "flow map", ("teacher", "samples"), "any", ("boffi2025flow",),
+        "You want the loss that bounds the distance of the samples; take lagrangian where it is noisy.",
+        "dsno.distill.flowmaps:eulerian", derivative=True, defaults=EXACT,
+    ),
+    Method(
+        "progressive-map", "progressive flow map matching", "flow map", ("teacher", "samples"), "any", ("boffi2025flow",),
+        "Any number of passes without derivatives, doubling the length of a step in stages.",
+        "dsno.distill.flowmaps:progressive_map", defaults=FAST,
+    ),
+    Method(
+        "shortcut", "shortcut model", "flow map", ("samples",), "any", ("frans2025one",),
+        "Any number of passes without derivatives, in one stage: each step is made of two of half its length.",
+        "dsno.distill.flowmaps:shortcut", defaults=FAST,
+    ),
+    Method(
+        "meanflow", "MeanFlow", "flow map", ("samples",), "any", ("geng2025mean",),
+        "Any number of passes; of a teacher's velocity, or without one of the data's, which needs nothing but data.",
+        "dsno.distill.flowmaps:meanflow", derivative=True, defaults=EXACT,
+    ),
+    Method(
+        "direct", "direct flow map matching", "flow map", ("data",), "any", ("boffi2025flow",),
+        "A flow map of the data with no teacher at all, to compare with: distillation learns faster.",
+        "dsno.distill.flowmaps:direct", derivative=True, defaults=EXACT,
+    ),
+)  # fmt: skip
+
+METHODS: dict[str, Method] = {method.name: method for method in _ALL}
+"""The methods by name."""
