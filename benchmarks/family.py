@@ -97,11 +97,11 @@ ENTRIES: dict[str, Entry] = {
     "knowledge, matching": Entry(
         "matching", trajectories=1024, frames=1, weights="last", others=None, fine_tuning=0.4
     ),
-    "continuous-consistency": Entry("continuous-consistency", lr=3e-4),
     **{
         name: Entry(name)
         for name in (
-            "progressive", "consistency", "consistency-training", "easy-consistency", "lagrangian", "eulerian", "progressive-map", "direct", "shortcut", "meanflow",
+            "progressive", "consistency", "consistency-training", "easy-consistency", "continuous-consistency",
+            "lagrangian", "eulerian", "progressive-map", "direct", "shortcut", "meanflow",
         )
     },
 }  # fmt: skip

@@ -213,10 +213,36 @@ def passes(record: dict[str, Any]) -> str:
     return rows(["student", "passes", "MFLOP a sample", "Fréchet", "recall", "path error"], body)
 
 
+def ring(record: dict[str, Any]) -> str:
+    """Flow map losses against an exact flow: the mean over seeds, and the worst."""
+    columns = list(record["euler"])
+    body = []
+    for name, m in record["methods"].items():
+        errors = [m["rmse"][k] for k in columns]
+        seconds = f"{sum(m['seconds']) / len(m['seconds']):.0f}"
+        body.append([name, *(f"{sum(e) / len(e):.3f} ({max(e):.3f})" for e in errors), seconds])
+    body.append(["Euler, exact velocity", *(f"{record['euler'][k]:.3f}" for k in columns), "-"])
+    return rows(["method", *(f"{k} pass{'es' * (k != '1')}" for k in columns), "seconds of training"], body)
+
+
+def guided(record: dict[str, Any]) -> str:
+    """One student of every guidance weight, and its teacher at two evaluations a step."""
+    names = {
+        "guidance": "first stage, 32 steps",
+        **{f"steps-{n}": f"{n} pass{'es' * (n > 1)}" for n in (16, 8, 4, 2, 1)},
+    }
+    body = [[f"student, {names[k]}", *(f"{e[w]:.3f}" for w in "014")] for k, e in record["student"].items()]
+    body += [
+        [f"teacher, {k} steps, {2 * int(k)} evaluations", *(f"{e[w]:.3f}" for w in "014")]
+        for k, e in record["teacher"].items()
+    ]
+    return rows(["sampler", *(f"RMSE, w = {w}" for w in "014")], body)
+
+
 TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
     "recipe": recipe, "fashion": recipe, "sprites": recipe, "digits": digits, "ablation": digits,
     "parallel": parallel, "parallel_digits": path, "parallel_fashion": path, "family_digits": family,
-    "family_fashion": family, "family_sprites": family,
+    "family_fashion": family, "family_sprites": family, "ring": ring, "guided": guided,
 }  # fmt: skip
 
 

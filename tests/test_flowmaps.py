@@ -19,6 +19,7 @@ from dsno.noise import noise, seed_range
 from dsno.schedule import VE, Cosine, RectifiedFlow, Schedule, VPLinear, quadratic, uniform
 from dsno.solve import DDIM, SolverSampler
 from dsno.students.flowmap import load_student
+from dsno.students.load import sampler_of
 from dsno.students.twotime import (
     FlowMap,
     FlowMapSampler,
@@ -335,6 +336,19 @@ def test_a_flow_map_of_a_teacher_starts_as_ddim() -> None:
     assert not torch.allclose(X.x0(z, 0.9, 0.1, cond), X.x0(z, 0.9, 0.5, cond), atol=1e-4)
     with pytest.raises(ValueError, match="takes no guidance weight"):
         X(z, 0.9, 0.1, {"label": cond, "weight": torch.ones(2)})
+
+
+def test_a_map_of_any_step_can_noise_its_samples_again() -> None:
+    teacher, z, seeds = Gaussian(Cosine(), MEAN, STD), torch.randn(20_000, 3, dtype=D64), torch.arange(20_000)
+    X = exact(Cosine())
+    again, on = (sampler_of(X, 3, fresh=fresh)(z, seeds=seeds).sample for fresh in (True, False))
+    assert torch.allclose(on, teacher.flow(sampler_of(X, 1)(z).x[:, 0], 1.0, 0.0), atol=1e-9)
+    # Another sample of the same law.
+    assert float((again - on).abs().mean()) > 0.1
+    assert torch.allclose(again.mean(0), MEAN, atol=0.05) and torch.allclose(again.std(0), STD, rtol=0.03)
+    grid = FlowMap(X.net, Cosine(), "x0", way="grid", steps=2)
+    with pytest.raises(ValueError, match="leave fresh noise"):
+        sampler_of(grid, 2, fresh=True)
 
 
 def test_a_map_of_a_noise_teacher_is_told_something_at_pure_noise() -> None:

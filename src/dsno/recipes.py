@@ -528,7 +528,7 @@ def distill_by(
     chosen.check_student(student, given)
     assert isinstance(student, TrajectoryStudent | FlowMap)
     if config is None:
-        config = TrainConfig(lr=chosen.defaults["lr"], seed=given.seed)
+        config = TrainConfig(lr=1e-3, seed=given.seed)
     stages = chosen.stages(student, given, **options)
     settings = _settings(method, student, given, options)
     _prepare(out, resume, overwrite)

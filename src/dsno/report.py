@@ -485,6 +485,7 @@ def compare(
     fine_steps: int = 64,
     repeats: int = 3,
     passes: Sequence[int] = (),
+    fresh: bool = False,
     accelerator: Any = None,
 ) -> list[Result]:
     """An unconditional student beside its teacher's solvers on the same held-out noises: numbers, and a report.
@@ -505,6 +506,7 @@ def compare(
         fine_steps: Steps of the fine solution.
         repeats: Calls behind each latency, 0 to leave latencies out.
         passes: Numbers of passes to measure the student at, a row each; by default the fewest it was trained for.
+        fresh: Noise the sample again between passes.
         accelerator: An `accelerate.Accelerator`: its processes share the noises and the first one writes; or None.
 
     Returns:
@@ -525,7 +527,7 @@ def compare(
         model.to(device)
     seeds = seed_range(first_seed, count)
     family = "DSNO" if isinstance(learned, TrajectoryStudent) else "flow map"
-    samplers: dict[str, Sampler] = {f"{family}-{n}": sampler_of(learned, n) for n in passes}
+    samplers: dict[str, Sampler] = {f"{family}-{n}": sampler_of(learned, n, fresh=fresh) for n in passes}
     samplers = samplers or {family: sampler_of(learned)}
     own = tuple(samplers)
     solvers = (("DDIM", DDIM(), ddim), ("DPM-Solver++", DPMSolverPP(), multistep), ("UniPC", UniPC(), multistep))

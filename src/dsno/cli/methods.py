@@ -104,7 +104,7 @@ def distill_method(options: Distill) -> None:
     if method.name == "guided":
         denoiser = guided(options.teacher, teacher, weights, null=options.null)
     given = Given(
-        denoiser, teacher.schedule, options.train.steps, options.batch or method.defaults["batch"], options.train.seed,
+        denoiser, teacher.schedule, options.train.steps, options.batch or method.batch, options.train.seed,
         x, labels, trajectories, passes, weights, options.derivative or "forward",
     )  # fmt: skip
     method.check(given)

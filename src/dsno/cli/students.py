@@ -204,6 +204,8 @@ class Sample:
     """The label that stands for no class under --guidance, where the teacher does not say."""
     passes: int | None = None
     """Network passes that the student was trained for (an operator's need distill --inner-starts); the fewest by default."""
+    fresh: bool = False
+    """Noise the sample again between passes, instead of going on from the student's own state."""
     device: str | None = None
     """Where to run it; the accelerator if there is one, else the CPU."""
     overwrite: bool = False
@@ -233,7 +235,7 @@ class Sample:
         device = device_of(self.device)
         folder = self.student or shipped() / "student"
         student = load_any(folder).to(device)
-        sampler = sampler_of(student, self.passes)
+        sampler = sampler_of(student, self.passes, fresh=self.fresh)
         seeds = seed_range(self.seed, self.count)
         cond = map_cond(lambda c: c.to(device), self._told(student, seeds, folder))
         z = noise(seeds, student.shape, device=device)
@@ -342,6 +344,8 @@ class Evaluate:
     """Held-out noises."""
     passes: tuple[int, ...] = ()
     """Passes to measure the student at, a row each; the fewest it was trained for by default."""
+    fresh: bool = False
+    """Noise the sample again between passes, instead of going on from the student's own state."""
     out: Path = Path("runs/evaluation")
     """Folder for results.json and report.html."""
     overwrite: bool = False
@@ -361,7 +365,7 @@ class Evaluate:
             results = compare(
                 self.teacher or shipped() / "teacher", self.student or shipped() / "student",
                 self.features or shipped() / "features", data, self.count, self.out, report, accelerator=accelerator,
-                passes=self.passes,
+                passes=self.passes, fresh=self.fresh,
             )  # fmt: skip
         if accelerator is None or accelerator.is_main_process:
             show(results)

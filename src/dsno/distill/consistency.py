@@ -426,7 +426,8 @@ def continuous_consistency(
         c=c,
         derivative=given.derivative,
     )
-    return _stages(student, given, "continuous-consistency", objective)
+    # At the rate that suits the others it runs away within a hundred steps.
+    return _stages(student, given, "continuous-consistency", objective, 0.3)
 
 
 def _common(given: Given) -> dict[str, Any]:
@@ -447,6 +448,6 @@ def _end(schedule: Schedule) -> float:
     return min(sigma / alpha, 1e4) if alpha > 0 else 1e4
 
 
-def _stages(student: FlowMap, given: Given, name: str, objective: object) -> list[Stage]:
+def _stages(student: FlowMap, given: Given, name: str, objective: object, lr: float = 1.0) -> list[Stage]:
     student.way, student.steps = "end", None
-    return [Stage(name, given.steps, lambda student: (student, objective))]
+    return [Stage(name, given.steps, lambda student: (student, objective), lr)]

@@ -362,8 +362,14 @@ def eulerian(student: FlowMap, given: Given) -> list[Stage]:
     return _one(student, given, "eulerian", given.teacher)
 
 
-def meanflow(student: FlowMap, given: Given, *, rest: float = 0.25, power: float = 1.0) -> list[Stage]:
-    """MeanFlow (Geng et al., 2025, arXiv 2505.13447) in one stage: of the teacher's velocity, or of the data without one."""
+def meanflow(student: FlowMap, given: Given, *, rest: float = 0.25, power: float | None = None) -> list[Stage]:
+    """MeanFlow (Geng et al., 2025, arXiv 2505.13447) in one stage: of the teacher's velocity, or of the data without one.
+
+    The paper's adaptive weight, `power=1`, is the default for the data's velocities, whose noise is in every residual. The
+    teacher's leave none where s is near t, and weighing those rows most is to learn nothing: there it is 0.
+    """
+    if power is None:
+        power = 1.0 if given.teacher is None else 0.0
     return _one(student, given, "meanflow", given.teacher, rest=rest, power=power)
 
 

@@ -17,9 +17,8 @@ it is used.
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
-from types import MappingProxyType
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -51,7 +50,7 @@ class Method:
         choose: When to take it.
         where: Where its function is, `module:function`.
         derivative: Whether its loss takes derivatives of the student in the direction of the flow.
-        defaults: What did well on the digits: `lr`, `batch`, and the `precision` worth asking for.
+        batch: Rows per step, where none is asked for.
     """
 
     name: str
@@ -63,7 +62,7 @@ class Method:
     choose: str
     where: str
     derivative: bool = False
-    defaults: Mapping[str, Any] = field(default_factory=dict)
+    batch: int = 64
 
     @property
     def stages(self) -> Callable[..., list[Stage]]:
@@ -247,92 +246,87 @@ def student_of(method: Method, teacher: Prediction, given: Given, **options: Any
     return student_from_teacher(teacher, times, **options)
 
 
-FAST: Mapping[str, Any] = MappingProxyType({"lr": 1e-3, "batch": 128, "precision": "bf16"})
-"""What did well on the digits."""
-EXACT: Mapping[str, Any] = MappingProxyType({"lr": 1e-3, "batch": 128, "precision": "no"})
-"""The same where a loss takes differences that are small beside what they are of."""
-
 _ALL: tuple[Method, ...] = (
     Method(
         "operator", "DSNO", "operator", ("trajectories",), "1 to M", ("zheng2023fast",),
         "You want the path as well as the sample, in one pass, and can make trajectories first.",
-        "dsno.distill.methods:regression", defaults=FAST,
+        "dsno.distill.methods:regression",
     ),
     Method(
         "knowledge", "knowledge distillation", "operator", ("trajectories",), "1", ("luhman2021knowledge",),
         "You want the sample alone, in one pass: the simplest loss there is, and the one to beat.",
-        "dsno.distill.methods:regression", defaults=FAST,
+        "dsno.distill.methods:regression",
     ),
     Method(
         "matching", "DSNO, then distribution matching", "operator", ("trajectories", "teacher"), "1",
         ("zheng2023fast", "yin2024one", "yin2024improved"),
         "A regressed student is blurred, and you care about the look of the set more than about each path.",
-        "dsno.distill.methods:matched", defaults=FAST,
+        "dsno.distill.methods:matched",
     ),
     Method(
         "progressive", "progressive distillation", "flow map", ("teacher", "samples"), "one number, chosen beforehand",
         ("salimans2022progressive",),
         "You know how many passes you will make, two to eight, and have no disk for trajectories.",
-        "dsno.distill.progressive:progressive", defaults=FAST,
+        "dsno.distill.progressive:progressive",
     ),
     Method(
         "guided", "distillation of guided diffusion", "flow map", ("teacher", "samples"), "one number, chosen beforehand",
         ("meng2023distillation", "salimans2022progressive", "ho2022classifier"),
         "The teacher is guided, and one student has to serve a range of guidance weights.",
-        "dsno.distill.guided:guided", defaults=FAST,
+        "dsno.distill.guided:guided",
     ),
     Method(
         "consistency", "consistency distillation", "flow map", ("teacher", "samples"), "any",
         ("song2023consistency", "song2024improved"),
         "One or two passes from a teacher, cheap steps, no trajectories; more passes than a few do not help it.",
-        "dsno.distill.consistency:consistency", defaults=EXACT,
+        "dsno.distill.consistency:consistency",
     ),
     Method(
         "consistency-training", "improved consistency training", "flow map", ("data",), "any",
         ("song2023consistency", "song2024improved"),
         "There is data and no teacher worth trusting; with a good one, distillation learns faster.",
-        "dsno.distill.consistency:consistency_training", defaults=EXACT,
+        "dsno.distill.consistency:consistency_training",
     ),
     Method(
         "easy-consistency", "easy consistency tuning", "flow map", ("data",), "any", ("geng2025consistency",),
         "Data and the weights of a teacher, and little time: it starts as a diffusion model and tightens step by step.",
-        "dsno.distill.consistency:easy_consistency", defaults=EXACT,
+        "dsno.distill.consistency:easy_consistency",
     ),
     Method(
         "continuous-consistency", "sCM, continuous-time consistency", "flow map", ("teacher", "samples"), "any",
         ("lu2025simplifying", "song2023consistency"),
         "Consistency without an error of discretisation, if the network has a forward mode and you can pay for it.",
-        "dsno.distill.consistency:continuous_consistency", derivative=True, defaults=EXACT,
+        "dsno.distill.consistency:continuous_consistency", derivative=True,
     ),
     Method(
         "lagrangian", "Lagrangian map distillation", "flow map", ("teacher", "samples"), "any", ("boffi2025flow",),
         "Any number of passes from one student, and the steadier of the two losses with derivatives.",
-        "dsno.distill.flowmaps:lagrangian", derivative=True, defaults=EXACT,
+        "dsno.distill.flowmaps:lagrangian", derivative=True,
     ),
     Method(
         "eulerian", "Eulerian map distillation", "flow map", ("teacher", "samples"), "any", ("boffi2025flow",),
         "You want the loss that bounds the distance of the samples; take lagrangian where it is noisy.",
-        "dsno.distill.flowmaps:eulerian", derivative=True, defaults=EXACT,
+        "dsno.distill.flowmaps:eulerian", derivative=True,
     ),
     Method(
         "progressive-map", "progressive flow map matching", "flow map", ("teacher", "samples"), "any", ("boffi2025flow",),
         "Any number of passes without derivatives, doubling the length of a step in stages.",
-        "dsno.distill.flowmaps:progressive_map", defaults=FAST,
+        "dsno.distill.flowmaps:progressive_map",
     ),
     Method(
         "shortcut", "shortcut model", "flow map", ("samples",), "any", ("frans2025one",),
         "Any number of passes without derivatives, in one stage: each step is made of two of half its length.",
-        "dsno.distill.flowmaps:shortcut", defaults=FAST,
+        "dsno.distill.flowmaps:shortcut",
     ),
     Method(
         "meanflow", "MeanFlow", "flow map", ("samples",), "any", ("geng2025mean",),
         "Any number of passes; of a teacher's velocity, or without one of the data's, which needs nothing but data.",
-        "dsno.distill.flowmaps:meanflow", derivative=True, defaults=EXACT,
+        "dsno.distill.flowmaps:meanflow", derivative=True,
     ),
     Method(
         "direct", "direct flow map matching", "flow map", ("data",), "any", ("boffi2025flow",),
         "A flow map of the data with no teacher at all, to compare with: distillation learns faster.",
-        "dsno.distill.flowmaps:direct", derivative=True, defaults=EXACT,
+        "dsno.distill.flowmaps:direct", derivative=True,
     ),
 )  # fmt: skip
 
