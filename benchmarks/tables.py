@@ -187,7 +187,7 @@ def by_frechet(table: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
 def sweep(record: dict[str, Any]) -> str:
     """One pass as the budget grows, for the methods that were run at more than one."""
     budgets = record["budgets"]
-    names = [n for n, _ in by_frechet(budgets["4"]) if sum(n in t for t in budgets.values()) > 1]
+    names = [n for n, _ in by_frechet(budgets["4"]) if "@" in n or sum(n in t for t in budgets.values()) > 1]
     body = []
     for name in names:
         entries = [budgets[f].get(name) for f in budgets]
@@ -246,7 +246,19 @@ TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
 }  # fmt: skip
 
 
-PARTS: dict[str, Callable[[dict[str, Any]], str]] = {"claims": claims, "law": law, "sweep": sweep, "passes": passes}
+def timings(record: dict[str, Any]) -> str:
+    """One pass of each kind of student, as ratios to one call of the teacher."""
+    body = [[name, f"{t['latency']:.2f}", f"{t['throughput']:.2f}"] for name, t in record["timings"].items()]
+    return rows(["one pass of", "latency alone", "samples per second at saturation"], body)
+
+
+PARTS: dict[str, Callable[[dict[str, Any]], str]] = {
+    "claims": claims,
+    "law": law,
+    "sweep": sweep,
+    "passes": passes,
+    "timings": timings,
+}
 """Other tables of a result: `<!-- table: PART NAME -->`."""
 
 

@@ -269,7 +269,7 @@ FAILURES: list[tuple[str, Callable[[Path], None] | None, str]] = [
     ("generate --out new --frames 8 --steps 6", None, "a grid of 6 steps cannot pass through"),
     ("generate --count 64 --steps 6 --resume", another_teacher, "than asked for: teacher.sha256: expected"),
     ("generate --count 64 --steps 6 --resume", another_schedule, 'schedule.name: expected "RectifiedFlow", found "Cosine"'),
-    ("distill --out new", without_trajectories, "no runs/trajectories/manifest.json: expected a folder that generate()"),
+    ("distill --out new", without_trajectories, "operator learns from the teacher's trajectories and there are none in runs/trajectories: make them"),
     ("distill --out new", a_changed_manifest, "was changed after it was written: its fingerprint does not match"),
     ("distill --out new", another_teacher, "runs/trajectories holds trajectories of another teacher: teacher.sha256"),
     ("distill --out new", another_schedule, "the trajectories are of Cosine(log_snr_min=-20.0, log_snr_max=20.0), the"),

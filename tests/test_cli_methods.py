@@ -93,14 +93,48 @@ def test_a_number_of_passes_is_chosen_beforehand(runs: Path, tmp_path: Path) -> 
 
 def test_a_range_of_guidance_is_distilled_into_one_student(runs: Path, tmp_path: Path) -> None:
     common = ("--teacher", "classes/teacher", "--data", "classes/trajectories", "--out", tmp_path / "map")
-    code, _ = dsno("distill", "--method", "guided", "--guidance", 0, 3, "--null", 10, *common, *QUICK, at=runs)
-    assert code == 0
+    code, said = dsno(
+        "distill", "--method", "guided", "--guidance", 0, 3, "--null", 10, "--stochastic", *common, *QUICK, at=runs
+    )
+    assert code == 0 and f"next: dsno sample --student {tmp_path / 'map'} --guidance 1.5\n" in said
     assert read_json(tmp_path / "map" / "config.json")["notes"]["guidance"] == [0, 3]
     sample = ("sample", "--student", tmp_path / "map", "--count", 2, "--overwrite", "--device", "cpu")
     code, said = dsno(*sample, "--guidance", 2, "--label", 7, at=runs)
     assert code == 0, said
     code, said = dsno(*sample, at=runs)
     assert code == 2 and "is told a guidance weight: give --guidance" in said
+    for weight in (3.5, -1, "inf", "nan"):
+        code, said = dsno(*sample, "--guidance", weight, at=runs)
+        assert code == 2 and f"was not trained for the guidance weight {weight}: expected 0 to 3" in said
+    code, said = dsno("evaluate", "--student", tmp_path / "map", "--out", tmp_path / "e", at=runs)
+    assert code == 2 and "is told a class and a guidance weight, and evaluate measures unconditional students" in said
+    assert not (tmp_path / "e").exists()
+
+
+def test_matching_is_told_the_weights_that_its_trajectories_are(runs: Path, tmp_path: Path) -> None:
+    made = ("generate", "--teacher", "classes/teacher", "--out", tmp_path / "weighted", "--count", 16, "--steps", 6)
+    assert dsno(*made, "--guidance", 0, 4, "--null", 10, "--device", "cpu", at=runs)[0] == 0
+    train_features(load_data("digits"), tmp_path / "features", steps=2, width=4)
+    common = ("--teacher", "classes/teacher", "--data", tmp_path / "weighted", "--out", tmp_path / "student")
+    looks = ("--distance", "l1+perceptual", "--features", tmp_path / "features")
+    code, said = dsno("distill", "--method", "matching", *common, *looks, *QUICK, at=runs)
+    assert code == 0 and f"next: dsno sample --student {tmp_path / 'student'} --guidance " in said, said
+    following = said.splitlines()[-1].removeprefix("next: dsno ").split()
+    code, said = dsno(*following, "--count", 2, "--overwrite", "--device", "cpu", at=runs)
+    assert code == 0, said
+    code, said = dsno("sample", "--student", tmp_path / "student", "--overwrite", "--guidance", -1, at=runs)
+    assert code == 2 and "was not trained for the guidance weight -1: expected 0 or more" in said
+    assert "zhang2018unreasonable" in dsno("cite", tmp_path / "student", at=runs)[1]
+
+
+@pytest.mark.parametrize("method", ["shortcut", "continuous-consistency"])
+def test_the_velocity_of_the_data_is_learned_on_request(method: str, runs: Path, tmp_path: Path) -> None:
+    distil = ("distill", "--method", method, "--from-data", "--data", "digits", "--out", tmp_path / "map", *QUICK)
+    code, said = dsno(*distil, at=runs)
+    assert code == 0, said
+    (state,) = (tmp_path / "map" / "training" / method).glob("step-*/state.json")
+    settings = read_json(state)["settings"]
+    assert settings["teacher"] is None if method == "shortcut" else settings["distil"] == "False"
 
 
 def test_knowledge_is_one_frame_of_those_stored(runs: Path, tmp_path: Path) -> None:
@@ -108,6 +142,8 @@ def test_knowledge_is_one_frame_of_those_stored(runs: Path, tmp_path: Path) -> N
     assert code == 0, said
     student = load_any(tmp_path / "one")
     assert not isinstance(student, FlowMap) and student.times.tolist() == [0.0]
+    code, said = dsno("sample", "--student", tmp_path / "one", "--passes", 2, "--overwrite", at=runs)
+    assert code == 2 and "a student of one frame makes one pass alone, got 2: for more, distil one of several" in said
     code, said = dsno("cite", tmp_path / "one", at=runs)
     assert "luhman2021knowledge" in said and "zheng2023fast" not in said and "zhao2023unipc" in said
 
@@ -150,12 +186,16 @@ def test_an_operator_is_measured_at_several_passes(runs: Path, tmp_path: Path) -
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ("--method knowledge --data digits", "no digits/manifest.json: expected a folder that generate() wrote; make traj"),
+        ("--method knowledge --data digits", "knowledge learns from the teacher's trajectories and there are none in digits: ma"),
+        ("--data digits", "operator learns from the teacher's trajectories and there are none in digits: make"),
         ("--method matching --data digits", "matching learns from the teacher's trajectories and there are none in digits: make"),
         ("--method consistency --data nowhere", "consistency needs clean samples: no data 'nowhere'"),
         ("--method consistency --data nowhere", "or trajectories of the teacher, whose ends are samples (`dsno generate"),
         ("--method guided --guidance 4 0", "LOW HIGH with 0 <= LOW < HIGH, got 4 0: the range of the paper is 0 4"),
-        ("--method guided", "--guidance needs a condition, and runs/teacher is told none"),
+        ("--method guided", "guided needs a class-conditional teacher, and runs/teacher is told no class: take progressive"),
+        ("--method guided --guidance 2 2", "LOW HIGH with 0 <= LOW < HIGH, got 2 2"),
+        ("--method lagrangian --from-data", "--from-data is no option of the method lagrangian"),
+        ("--method consistency --stochastic", "--stochastic is no option of the method consistency"),
         ("--method consistency --passes 4", "consistency is not trained for a number of passes: leave `--passes` out"),
         ("--method knowledge --passes 4", "knowledge makes one pass: leave `--passes` out"),
         ("--passes 4", "operator is not trained for a number of passes: leave `--passes` out, and train it with `--inner"),

@@ -223,8 +223,9 @@ def test_passes_spread_evenly(frames: int, inner: list[tuple[int, ...]]) -> None
     for passes, expected in enumerate(inner, 1):
         sampler = MultiPass(made, passes)
         assert sampler.inner == expected and sampler.passes == passes
+    range_ = f"{frames} frames makes 1 to {frames} passes" if frames > 1 else "one frame makes one pass alone"
     for passes in (0, frames + 1, -1):
-        with pytest.raises(ValueError, match=rf"a student of {frames} frames makes 1 to {frames} passes, got {passes}"):
+        with pytest.raises(ValueError, match=rf"a student of {range_}, got {passes}"):
             MultiPass(made, passes)
 
 

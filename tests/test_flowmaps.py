@@ -101,7 +101,7 @@ class Frozen(nn.Module):
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_map_reads_its_output_alike_in_both_directions(kind: str, schedule: Schedule) -> None:
     F, x = torch.randn(4, 3, dtype=D64), torch.randn(4, 3, dtype=D64)
-    X, t, s = FlowMap(Frozen(F), schedule, kind, 0.7), 0.6, torch.tensor([0.1, 0.5, 0.7, 0.95], dtype=D64)
+    X, t, s = FlowMap(Frozen(F), schedule, kind, 0.7), 0.3, torch.tensor([0.1, 0.2, 0.7, 0.95], dtype=D64)
     h, rows = X.x0(x, t, s), torch.full((4,), t, dtype=D64)
     assert torch.allclose(h, x0_from(kind, F, x, rows, schedule, 0.7))
     assert torch.allclose(X(x, t, s, returns="velocity"), convert("flow", h, x, rows, schedule))

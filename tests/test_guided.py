@@ -219,8 +219,8 @@ def test_bad_input() -> None:
     def given(teacher: object = None, **other) -> Given:
         return Given(teacher or Guided(net, NULL), Cosine(), **{"steps": 40, **data(), **other})
 
-    for wrong in ((4.0, 0.0), (-1.0, 2.0), (0.0, float("nan"))):
-        with pytest.raises(ValueError, match="guidance weights run from low to high"):
+    for wrong in ((4.0, 0.0), (-1.0, 2.0), (2.0, 2.0), (0.0, float("nan")), (0.0, float("inf"))):
+        with pytest.raises(ValueError, match="guidance is a range of weights, LOW HIGH with 0 <= LOW < HIGH, got"):
             guided(X, given(guidance=wrong))
     for wrong, found in ((net, "a Prediction"), (Guided(net, NULL, 2.0), "one of a fixed weight")):
         with pytest.raises(ValueError, match=f"that reads its weight from the condition.*got {found}"):

@@ -14,9 +14,10 @@ from torch import Tensor, nn
 
 from dsno import recipes
 from dsno.checkpoint import read_json
-from dsno.denoise import Guided, Prediction
+from dsno.denoise import Guided, Meter, Prediction
 from dsno.distill.methods import METHODS, Method, student_of
 from dsno.distill.stages import Given, Stage
+from dsno.metrics import FeatureNet
 from dsno.recipes import distill_by, make_trajectories, samples_of
 from dsno.references import REFERENCES, bibtex, used_by
 from dsno.schedule import Cosine, uniform
@@ -247,13 +248,14 @@ def test_a_backbone_without_forward_mode_is_refused_and_differences_mend_it(
         ("easy-consistency", {"x": None}, "this method noises clean samples and there are none: give data"),
         ("guided", {"guidance": (4.0, 0.0)}, "LOW HIGH with 0 <= LOW < HIGH, got 4 0: the range of the paper is 0 4"),
         ("guided", {"guidance": (-1.0, 2.0)}, "LOW HIGH with 0 <= LOW < HIGH, got -1 2"),
-        ("guided", {}, "guided distils a teacher under guidance whose weight each row is told: give Guided"),
+        ("guided", {"guidance": (2.0, 2.0)}, "LOW HIGH with 0 <= LOW < HIGH, got 2 2"),
+        ("guided", {}, r"Guided\(denoiser, null\) of a class-conditional one: got a Prediction"),
         ("knowledge", {"passes": 2}, "knowledge makes one pass: leave `--passes` out"),
         ("operator", {"passes": 2}, "train it with `--inner-starts 0.5` for several"),
         ("lagrangian", {"passes": 4}, "lagrangian is not trained for a number of passes: .* choose it when you draw"),
         ("progressive", {"passes": 0}, "progressive makes at least one pass, got passes = 0"),
         ("progressive", {"passes": 3}, "3 passes"),
-        ("lagrangian", {"teacher": None}, "lagrangian asks the teacher at every step and there is none: give it"),
+        ("lagrangian", {"teacher": None}, "this method asks the teacher at every step and there is none: give it"),
     ],
 )  # fmt: skip
 def test_what_a_method_is_not_given_is_said_before_any_work(
@@ -264,6 +266,47 @@ def test_what_a_method_is_not_given_is_said_before_any_work(
     with pytest.raises(ValueError, match=message):
         distill_by(name, student, drawn_on, tmp_path / "out", CONFIG)
     assert not (tmp_path / "out").exists()
+
+
+def test_a_metered_teacher_is_guided_all_the_same(teacher: Prediction, trajectories: TrajectorySet) -> None:
+    drawn_on = given(teacher, trajectories, "guided")
+    METHODS["guided"].check(replace(drawn_on, teacher=Meter(drawn_on.denoiser)))
+
+
+@pytest.mark.parametrize("name", ["meanflow", "shortcut"])
+def test_the_velocity_of_the_data_needs_no_teacher(
+    name: str, teacher: Prediction, trajectories: TrajectorySet, tmp_path: Path
+) -> None:
+    drawn_on = replace(given(teacher, trajectories, steps=2), teacher=None)
+    distill_by(name, flow_map_from_teacher(teacher), drawn_on, tmp_path / "out", CONFIG)
+    assert used_by(tmp_path / "out")
+
+
+def test_a_function_among_the_options_does_not_stop_a_run_from_being_resumed(
+    teacher: Prediction, trajectories: TrajectorySet, tmp_path: Path
+) -> None:
+    drawn_on = given(teacher, trajectories, steps=2)
+    students = []
+    for _ in range(2):
+        torch.manual_seed(1)
+        student = student_of(METHODS["operator"], teacher, drawn_on)
+        # As a new process makes one: the same function at another address.
+        distance = eval("lambda a, b: (a - b).square().flatten(1).mean(1)")
+        students.append(
+            distill_by("operator", student, drawn_on, tmp_path / "out", CONFIG, resume=True, distance=distance)
+        )
+    assert same(*students)
+
+
+def test_the_name_of_a_perceptual_distance_is_noted(
+    teacher: Prediction, trajectories: TrajectorySet, tmp_path: Path
+) -> None:
+    drawn_on = given(teacher, trajectories, steps=2)
+    student, net = student_of(METHODS["matching"], teacher, drawn_on), FeatureNet("tiny", 1, 2, 4)
+    with pytest.raises(ValueError, match="needs a feature network"):
+        distill_by("matching", student, drawn_on, tmp_path / "out", CONFIG, distance="l1+perceptual")
+    distill_by("matching", student, drawn_on, tmp_path / "out", CONFIG, features=net, distance="l1+perceptual")
+    assert "zhang2018unreasonable" in used_by(tmp_path / "out")
 
 
 def test_a_student_of_another_kind_and_an_unknown_method(

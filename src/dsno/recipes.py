@@ -498,6 +498,7 @@ def distill_by(
     overwrite: bool = False,
     report: Report = _quiet,
     sources: Mapping[str, str] | None = None,
+    features: FeatureNet | None = None,
     **options: Any,
 ) -> nn.Module:
     """Train a student by any method, stage by stage, and write it to `out`; see `dsno.distill.methods` and `train`.
@@ -516,6 +517,7 @@ def distill_by(
         overwrite: Throw away what is in `out`.
         report: Told of the progress.
         sources: Where teacher and data came from, in words, for the notes of the student.
+        features: The network of a perceptual `distance`.
         options: Further keywords of the method's function.
 
     Raises:
@@ -529,7 +531,10 @@ def distill_by(
     assert isinstance(student, TrajectoryStudent | FlowMap)
     if config is None:
         config = TrainConfig(lr=1e-3, seed=given.seed)
-    stages = chosen.stages(student, given, **options)
+    told = dict(options)
+    if features is not None:
+        told["distance"] = named_distance(options.get("distance", "l1"), features.requires_grad_(False).maps)
+    stages = chosen.stages(student, given, **told)
     settings = _settings(method, student, given, options)
     _prepare(out, resume, overwrite)
     if isinstance(given.teacher, nn.Module):
@@ -583,7 +588,8 @@ def _settings(
         "labels": None if given.labels is None else tensor_sha(given.labels)[:16],
         "trajectories": None if trajectories is None else [trajectories.manifest["fingerprint"], len(trajectories)],
         "passes": given.passes, "guidance": list(given.guidance), "derivative": given.derivative,
-        **{name: str(value) for name, value in options.items()},
+        # A function has no text that is the same in another process.
+        **{name: str(value) for name, value in options.items() if not callable(value)},
     }  # fmt: skip
 
 

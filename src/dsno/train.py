@@ -101,6 +101,8 @@ class TrainConfig:
         for name in ("lr", "clip"):
             if getattr(self, name) is not None and not getattr(self, name) > 0:
                 raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
+        if self.seed < 0:
+            raise ValueError(f"seed must be at least 0, got {self.seed}")
         if not 0 <= self.ema < 1:
             raise ValueError(f"ema must be in [0, 1), got {self.ema}")
         if self.decay not in ("constant", "cosine"):
@@ -218,7 +220,8 @@ def train(
         stream = _on_device(source, device, config.channels_last, ahead=device.type == "cuda")
         stack.callback(stream.close)
         for step in range(start, config.steps):
-            torch.manual_seed(mixed(config.seed, step, accelerator.process_index))
+            # A fourth number, which no batch has in its key: dropout must not be drawn like the noise.
+            torch.manual_seed(mixed(config.seed, step, accelerator.process_index, 1))
             rate = learning_rate(config, step)
             for group in optimizer.param_groups:
                 group["lr"] = rate

@@ -31,6 +31,8 @@ REGRESSION = ("weights", "distance", "features", "others")
 class Methods:
     """List the methods of distillation: what each needs, how many passes it makes, where it is from, when to choose it.
 
+    Every student starts from a teacher's weights; a method that needs no teacher does not ask it afterwards.
+
     In Python:
 
         from dsno.distill.methods import METHODS
@@ -50,7 +52,10 @@ class Methods:
             for method in METHODS.values()
         ]  # fmt: skip
         show_methods(rows)
-        say("", "dsno distill --method NAME")
+        say(
+            "Every student starts from a teacher's weights; a method that needs no teacher does not ask it afterwards.",
+            "dsno distill --method NAME",
+        )
 
 
 @dataclass(frozen=True)
@@ -81,7 +86,9 @@ def distill_method(options: Distill) -> None:
     from dsno.cli.sets import guided
     from dsno.distill.methods import METHODS, student_of
     from dsno.distill.stages import Given
+    from dsno.metrics import load_feature_net
     from dsno.recipes import distill_by
+    from dsno.store import TrajectorySet
     from dsno.teachers.load import load_teacher
 
     method = METHODS[options.method]
@@ -89,9 +96,13 @@ def distill_method(options: Distill) -> None:
     passes = 1 if options.passes is None else options.passes
     weights = (0.0, 4.0) if options.guidance is None else options.guidance
     method.check_options(passes, weights)
-    trajectories = trajectories_of(options.data) if _is_set(options.data) else None
+    trajectories = TrajectorySet(options.data) if holds_trajectories(options.data) else None
     method.check_data(trajectories is not None, options.data)
     teacher = load_teacher(options.teacher)
+    if method.name == "guided" and not teacher.classes:
+        raise ValueError(
+            f"guided needs a class-conditional teacher, and {options.teacher} is told no class: take progressive for this one"
+        )
     denoiser: Denoiser = teacher
     if trajectories is not None:
         from dsno.cli.students import as_generated
@@ -103,23 +114,40 @@ def distill_method(options: Distill) -> None:
         x, labels = _samples(options, teacher, trajectories)
     if method.name == "guided":
         denoiser = guided(options.teacher, teacher, weights, null=options.null)
+    known = inspect.signature(method.stages).parameters
+    own = (name for name in (*REGRESSION, "stochastic") if name in known and name in given_options(options))
+    asked = {name: getattr(options, name) for name in own}
+    if options.from_data and "distil" in known:
+        asked["distil"] = False
     given = Given(
-        denoiser, teacher.schedule, options.train.steps, options.batch or method.batch, options.train.seed,
-        x, labels, trajectories, passes, weights, options.derivative or "forward",
+        None if options.from_data and "distil" not in known else denoiser, teacher.schedule, options.train.steps,
+        options.batch or method.batch, options.train.seed, x, labels, trajectories, passes, weights,
+        options.derivative or "forward",
     )  # fmt: skip
     method.check(given)
     torch.manual_seed(options.train.seed)
     takes = _takes(method)
     lift = {name: getattr(options, name) for name in LIFT if name in takes}
     student = student_of(method, teacher, given, **lift)
-    asked = {name: getattr(options, name) for name in REGRESSION if name in takes and name in given_options(options)}
+    features = None if options.features is None else load_feature_net(options.features)
     with progress() as report:
         distill_by(
             method.name, student, given, options.out, options.train, options.resume, options.overwrite, report,
-            {"teacher": options.teacher, "data": options.data}, **asked,
+            {"teacher": options.teacher, "data": options.data}, features, **asked,
         )  # fmt: skip
-    chosen = f" --passes {passes}" if passes > 1 else ""
-    say(f"{method.student} in {options.out}", f"dsno sample --student {options.out}{chosen}")
+    weight = sum(weights) / 2 if method.name == "guided" else None if trajectories is None else weight_of(trajectories)
+    say(f"{method.student} in {options.out}", next_sample(options.out, weight, passes))
+
+
+def next_sample(out: Path, weight: float | None = None, passes: int = 1) -> str:
+    """The command that draws from a student."""
+    guidance = "" if weight is None else f" --guidance {weight:.3g}"
+    return f"dsno sample --student {out}{guidance}" + (f" --passes {passes}" if passes > 1 else "")
+
+
+def weight_of(data: TrajectorySet) -> float | None:
+    """The guidance weight of the first trajectory, if they are told one."""
+    return float(data[0]["cond"]["weight"]) if "weight" in (data.manifest["cond"] or ()) else None
 
 
 def given_options(options: Distill) -> list[str]:
@@ -146,39 +174,24 @@ def _takes(method: Method) -> tuple[str, ...]:
         return (*LIFT, *REGRESSION, "inner_starts")
     if method.name == "knowledge":
         return ("target", "distance", "features")
+    known = inspect.signature(method.stages).parameters
     if method.student == "operator":
-        known = inspect.signature(method.stages).parameters
-        return (*LIFT, *(name for name in REGRESSION if name in known))
+        return (*LIFT, *(name for name in REGRESSION if name in known or (name == "features" and "distance" in known)))
     own: tuple[str, ...] = ("size",)
+    # The teacher's velocity, or the data's: a teacher that may be missing, or an option of the method.
+    own = (*own, "from_data") if method.needs == ("samples",) or "distil" in known else own
+    own = (*own, "stochastic") if "stochastic" in known else own
     own = (*own, "derivative") if method.derivative else own
     if method.name == "guided":
         own = (*own, "guidance", "null")
     return (*own, "passes") if method.passes == "one number, chosen beforehand" else own
 
 
-def _is_set(data: str) -> bool:
+def holds_trajectories(data: str) -> bool:
     """Whether `data` names trajectories, rather than an image set."""
     from dsno.shards import MANIFEST
 
     return "://" in data or (Path(data) / MANIFEST).is_file()
-
-
-def trajectories_of(data: str, last: bool = False) -> TrajectorySet:
-    """The trajectories at `data`; their last frame alone, if so asked.
-
-    Raises:
-        FileNotFoundError: if there are none; says how to make them, and what does without.
-    """
-    from dsno.store import TrajectorySet
-
-    try:
-        found = TrajectorySet(data)
-    except FileNotFoundError as error:
-        raise FileNotFoundError(
-            f"{error}; make trajectories (`dsno generate --out {data}`), or take a method that needs samples alone (`dsno "
-            "methods`)"
-        ) from None
-    return TrajectorySet(data, found.times[-1:]) if last else found
 
 
 def _samples(options: Distill, teacher: Prediction, trajectories: TrajectorySet | None) -> tuple[Tensor, Tensor | None]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -44,7 +45,7 @@ class Distill:
     """
 
     teacher: str = "runs/teacher"
-    """The teacher the student starts from, as `generate --teacher` takes it."""
+    """The teacher the student starts from (by every method, of data alone too), as `generate --teacher` takes it."""
     data: str = "runs/trajectories"
     """Folder of its trajectories, or where they were pushed to (hf://datasets/org/name, ...): fetched as they are needed. Of
     a method that needs samples: their ends, or an image set as `teach --data`."""
@@ -86,6 +87,10 @@ class Distill:
     """Range of guidance weights, LOW HIGH, of the method guided; 0 4 by default."""
     null: int | None = None
     """The label that stands for no class, of the method guided, where the teacher does not say."""
+    from_data: bool = False
+    """Learn the velocity of the data, not the teacher's: of shortcut, meanflow, continuous-consistency."""
+    stochastic: bool = False
+    """Train for `dsno.distill.guided.stochastic_sampler`, too: of progressive, guided."""
     derivative: Literal["forward", "difference"] | None = None
     """How a loss takes derivatives of the student: forward mode (default), or differences where a layer has none."""
     batch: int | None = None
@@ -97,10 +102,11 @@ class Distill:
     """Throw away what is in --out."""
 
     def run(self) -> None:
-        from dsno.cli.methods import check_options, distill_method, trajectories_of
+        from dsno.cli.methods import check_options, distill_method, holds_trajectories, next_sample, weight_of
         from dsno.distill.methods import METHODS
         from dsno.metrics import load_feature_net
         from dsno.recipes import distill
+        from dsno.store import TrajectorySet
         from dsno.students.flowmap import student_from_teacher
         from dsno.teachers.load import load_teacher
 
@@ -109,12 +115,15 @@ class Distill:
         method, single = METHODS[self.method], self.method == "knowledge"
         check_options(self, method)
         method.check_options(1 if self.passes is None else self.passes, (0, 1))
-        data, teacher = trajectories_of(self.data, last=single), load_teacher(self.teacher)
+        method.check_data(holds_trajectories(self.data), self.data)
+        data, teacher = TrajectorySet(self.data), load_teacher(self.teacher)
+        data = TrajectorySet(self.data, data.times[-1:]) if single else data
         data.check_teacher(as_generated(data, teacher, self.teacher))
+        weight = weight_of(data)
         torch.manual_seed(self.train.seed)
         student = student_from_teacher(
             teacher, data.times, self.target, self.modes, "none" if single else self.where, self.once, told=self.told,
-            guidance="weight" in _condition(data), train_only=self.train_only,
+            guidance=weight is not None, train_only=self.train_only,
         )  # fmt: skip
         with progress() as report:
             distill(
@@ -122,13 +131,7 @@ class Distill:
                 self.inner_starts, None if self.features is None else load_feature_net(self.features), self.resume,
                 self.overwrite, report,
             )  # fmt: skip
-        say(f"student in {self.out}", f"dsno sample --student {self.out}")
-
-
-def _condition(data: TrajectorySet) -> tuple[str, ...]:
-    """The names of what the rows of a set are told; one tensor has none."""
-    cond = data.manifest["cond"]
-    return () if cond is None or data.manifest["format"] == 1 else tuple(cond)
+        say(f"student in {self.out}", next_sample(self.out, weight))
 
 
 def as_generated(data: TrajectorySet, teacher: Prediction, ref: str) -> Denoiser:
@@ -248,9 +251,12 @@ class Sample:
         given = {name: folder.parent / name for name in ("teacher", "features")} | {"student": folder}
         options = [f"--{name} {path}" for name, path in given.items() if self.student is not None and path.is_dir()]
         passes = "one pass" if made.rounds == 1 else f"{made.rounds} passes"
-        say(f"{self.count} samples in {passes}, {seconds:.2f} s: {self.out}", " ".join(["dsno evaluate", *options]))
+        # What is told a class or a weight is not measured by `evaluate`.
+        after = " ".join(["dsno evaluate", *options]) if cond is None else f"dsno cite {folder}"
+        say(f"{self.count} samples in {passes}, {seconds:.2f} s: {self.out}", after)
 
     def _told(self, student: Student, seeds: Tensor, folder: Path) -> Cond | None:
+        from dsno.checkpoint import CONFIG, read_json
         from dsno.recipes import uniform_labels
 
         K = student.classes
@@ -268,6 +274,12 @@ class Sample:
         if K is not None:
             told["label"] = uniform_labels(K)(seeds) if self.label is None else torch.full_like(seeds, self.label)
         if self.guidance is not None:
+            low, high = read_json(folder / CONFIG).get("notes", {}).get("guidance", (0.0, math.inf))
+            if not (low <= self.guidance <= high and math.isfinite(self.guidance)):
+                expected = f"{low:g} to {high:g}" if high < math.inf else "0 or more"
+                raise ValueError(
+                    f"{folder} was not trained for the guidance weight {self.guidance:g}: expected {expected}"
+                )
             told["weight"] = torch.full((len(seeds),), self.guidance)
         return told["label"] if [*told] == ["label"] else told or None
 
@@ -356,14 +368,23 @@ class Evaluate:
         from dsno.data import load_data
         from dsno.recipes import shipped
         from dsno.report import compare
+        from dsno.students.load import load_any
 
+        folder = self.student or shipped() / "student"
+        student = load_any(folder)
+        if student.classes or student.guided:
+            told = " and ".join(["a class"] * bool(student.classes) + ["a guidance weight"] * student.guided)
+            raise ValueError(
+                f"{folder} is told {told}, and evaluate measures unconditional students: look at its samples (`dsno sample "
+                f"--student {folder}`), or call dsno.evaluate.evaluate with a condition (`cond`)"
+            )
         accelerator = launched()
         if accelerator is None or accelerator.is_main_process:
             prepare_folder(self.out, overwrite=self.overwrite)
         data = load_data(self.data, size=self.size)
         with progress() as report:
             results = compare(
-                self.teacher or shipped() / "teacher", self.student or shipped() / "student",
+                self.teacher or shipped() / "teacher", folder,
                 self.features or shipped() / "features", data, self.count, self.out, report, accelerator=accelerator,
                 passes=self.passes, fresh=self.fresh,
             )  # fmt: skip

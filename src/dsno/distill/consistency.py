@@ -40,7 +40,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -49,7 +48,7 @@ from torch import Tensor, nn
 
 from dsno.denoise import Cond, Denoiser, expand_like
 from dsno.distill.denoising import Denoising
-from dsno.distill.flowmaps import jvp
+from dsno.distill.flowmaps import jvp, same_draws
 from dsno.distill.stages import Given, Stage
 from dsno.schedule import Schedule
 from dsno.students.twotime import FlowMap
@@ -228,7 +227,7 @@ class Consistency:
         """The loss of one batch, a scalar."""
         x0, eps, t, r, cond = batch["x0"], batch["eps"], batch["t"], batch["r"], batch.get("cond")
         x_t = _noised(self.schedule, x0, eps, t)
-        with _same_dropout(x_t):
+        with torch.no_grad(), same_draws(x_t):
             x_r = _noised(self.schedule, x0, eps, r) if self.jump is None else self.jump(x_t, t, r, cond)
             target = getattr(model, "module", model)(x_r, r, 0.0, cond)
         square = (model(x_t, t, 0.0, cond) - target).square().flatten(1).mean(1)
@@ -295,7 +294,7 @@ class ContinuousConsistency:
         cos, sin, d_theta = alpha * std / s, sigma / s, std * (d_sigma * alpha - sigma * d_alpha) / s**2
         x_t = alpha * x0 + sigma * eps
         inner = getattr(model, "module", model)
-        with _same_dropout(x_t):
+        with torch.no_grad(), same_draws(x_t):
             x0_hat = x0 if self.teacher is None else self.teacher(x_t, t, cond)
             eps_hat = eps if self.teacher is None else (x_t - alpha * x0_hat) / sigma
             # Per sin cos of the angle, the steps in t and x are bounded on every schedule.
@@ -318,13 +317,6 @@ def _time(schedule: Schedule, level: Tensor) -> Tensor:
     return schedule.time(-2 * level.log()).float()
 
 
-@contextmanager
-def _same_dropout(x: Tensor) -> Iterator[None]:
-    """Without a graph; what is drawn inside is drawn once more after it, so both sides of a loss share their dropout."""
-    with torch.no_grad(), torch.random.fork_rng([x.device] if x.is_cuda else []):
-        yield
-
-
 def consistency(
     student: FlowMap,
     given: Given,
@@ -344,7 +336,7 @@ def consistency(
         ValueError: if there are no clean samples to noise, or for numbers out of range.
     """
     pairs = Grid(_constant("intervals", intervals), levels, _end(given.schedule))
-    jump = teacher_step(given.teacher, given.schedule, solver)
+    jump = teacher_step(given.denoiser, given.schedule, solver)
     objective = Consistency(**_common(given), pairs=pairs, jump=jump, weights=weights, c=c)
     return _stages(student, given, "consistency", objective)
 
@@ -419,7 +411,7 @@ def continuous_consistency(
         raise ValueError(f"the warm-up is a share of the steps, in [0, 1], got {warmup:g}")
     objective = ContinuousConsistency(
         **_common(given),
-        teacher=given.teacher if distil else None,
+        teacher=given.denoiser if distil else None,
         levels=levels,
         warmup=round(warmup * given.steps),
         data_std=student.data_std,

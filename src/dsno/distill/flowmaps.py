@@ -61,6 +61,7 @@ __all__ = [
     "lagrangian",
     "meanflow",
     "progressive_map",
+    "same_draws",
     "shortcut",
     "velocity",
 ]
@@ -101,7 +102,9 @@ def jvp(
     """
     if how == "difference":
         with _Full():
-            return f(*at), _difference(f, at, along)
+            with same_draws(at[0]):
+                value = f(*at)
+            return value, _difference(f, at, along)
     if how != "forward":
         raise ValueError(f"unknown derivative {how!r}: expected forward or difference")
     try:
@@ -118,8 +121,14 @@ def jvp(
 
 def _difference(f: Callable[..., Tensor], at: tuple[Tensor, ...], along: tuple[Tensor, ...]) -> Tensor:
     h = 1e-3 if at[0].dtype == torch.float32 else 1e-5
-    ahead, behind = (f(*(p + sign * h * v for p, v in zip(at, along, strict=True))) for sign in (1, -1))
-    return (ahead - behind) / (2 * h)
+    with same_draws(at[0]):
+        ahead = f(*(p + h * v for p, v in zip(at, along, strict=True)))
+    return (ahead - f(*(p - h * v for p, v in zip(at, along, strict=True)))) / (2 * h)
+
+
+def same_draws(x: Tensor) -> contextlib.AbstractContextManager[None]:
+    """What is drawn inside, dropout that is, is drawn once more behind it: for calls whose difference is wanted."""
+    return torch.random.fork_rng([x.device] if x.is_cuda else [])
 
 
 def _slope(f: Callable[..., Tensor], at: tuple[Tensor, ...], along: tuple[Tensor, ...], how: str) -> Tensor:
@@ -147,6 +156,7 @@ class FlowMapMatching:
             $c = 10^{-3}$ (Geng et al., 2025, section 4.3); 0 is none.
         span: The longest step, of `progressive_map`; the shortest of `shortcut`, a power of 1/2.
         before: The map of the stage before, of `progressive_map`; None is the teacher's DDIM step.
+        first: Steps that stages before this one took: batches go on where theirs ended.
         floor: The least time at which a slope of the schedule is needed, which may be infinite at 0; by default $10^{-4}$,
             or what differences reach to.
 
@@ -168,6 +178,7 @@ class FlowMapMatching:
         power: float = 0.0,
         span: float = 1 / 64,
         before: Callable[..., Tensor] | None = None,
+        first: int = 0,
         floor: float | None = None,
     ) -> None:
         residuals: dict[str, Callable[..., Tensor]] = {
@@ -187,13 +198,14 @@ class FlowMapMatching:
         self.method, self.residual = method, residuals[method]
         self.teacher, self.schedule, self.derivative = teacher, schedule, derivative
         self.rest = rest if method in ("meanflow", "shortcut") else 0.0
-        self.power, self.span = power, span
+        self.power, self.span, self.first = power, span, first
         self.before: Callable[..., Tensor] = before or self._ddim
         self.floor = floor if floor is not None else 2e-3 if derivative == "difference" else 1e-4
         self.noised = Denoising(x, schedule, "x0", labels, batch, seed)
 
     def batches(self, start: int, rank: int = 0, world: int = 1) -> Iterator[dict[str, Tensor]]:
         """Batches from step `start` on; the rows at rest, $s = t$, come last."""
+        start += self.first
         for step, batch in enumerate(self.noised.batches(start, rank, world), start):
             g = generator(self.noised.seed, step, 1 + rank)
             B, even = len(batch["t"]), batch["t"]
@@ -362,20 +374,31 @@ def eulerian(student: FlowMap, given: Given) -> list[Stage]:
     return _one(student, given, "eulerian", given.teacher)
 
 
-def meanflow(student: FlowMap, given: Given, *, rest: float = 0.25, power: float | None = None) -> list[Stage]:
+def meanflow(student: FlowMap, given: Given, *, rest: float | None = None, power: float | None = None) -> list[Stage]:
     """MeanFlow (Geng et al., 2025, arXiv 2505.13447) in one stage: of the teacher's velocity, or of the data without one.
 
-    The paper's adaptive weight, `power=1`, is the default for the data's velocities, whose noise is in every residual. The
-    teacher's leave none where s is near t, and weighing those rows most is to learn nothing: there it is 0.
+    The paper's adaptive weight, `power=1`, and its share of rows with s = t, 3/4, are the defaults for the data's velocities,
+    whose noise is in every residual. A teacher's leave none where s is near t, and weighing those rows most is to learn nothing:
+    there the power is 0 and the share, of rows that a student starts with, 1/4.
     """
     if power is None:
         power = 1.0 if given.teacher is None else 0.0
+    rest = _rest(given) if rest is None else rest
     return _one(student, given, "meanflow", given.teacher, rest=rest, power=power)
 
 
-def shortcut(student: FlowMap, given: Given, *, rest: float = 0.25, span: float = 1 / 64) -> list[Stage]:
-    """Shortcut models (Frans et al., 2024, arXiv 2410.12557) in one stage: of the teacher's velocity, or of the data without."""
+def shortcut(student: FlowMap, given: Given, *, rest: float | None = None, span: float = 1 / 64) -> list[Stage]:
+    """Shortcut models (Frans et al., 2024, arXiv 2410.12557) in one stage: of the teacher's velocity, or of the data without.
+
+    Its targets are the student's own, not those of averaged weights; the share `rest` of rows with s = t is the paper's 3/4 where
+    the velocities are the data's, 1/4 where a teacher's, with which the student starts.
+    """
+    rest = _rest(given) if rest is None else rest
     return _one(student, given, "shortcut", given.teacher, rest=rest, span=span)
+
+
+def _rest(given: Given) -> float:
+    return 0.75 if given.teacher is None else 0.25
 
 
 def direct(student: FlowMap, given: Given) -> list[Stage]:
@@ -407,7 +430,7 @@ def progressive_map(student: FlowMap, given: Given, *, span: float = 1 / 8) -> l
             before = copy.deepcopy(student).eval().requires_grad_(False) if n else None
             objective = FlowMapMatching(
                 given.samples, given.teacher, given.schedule, "progressive_map", given.labels, given.batch,
-                given.seed + n, given.derivative, span=span, before=before,
+                given.seed, given.derivative, span=span, before=before, first=n * share,
             )  # fmt: skip
             return student, objective
 

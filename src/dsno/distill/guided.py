@@ -23,12 +23,12 @@ from torch import nn
 from dsno.denoise import Denoiser, Guided, Meter
 from dsno.distill.denoising import Denoising
 from dsno.distill.progressive import StepDistillation, ddim, halved, halvings
-from dsno.distill.stages import Given, Stage
+from dsno.distill.stages import Given, Stage, check_guidance
 from dsno.noise import generator
 from dsno.schedule import uniform
 from dsno.students.twotime import FlowMap, FlowMapSampler
 
-__all__ = ["WeightedRows", "guided", "stochastic_sampler"]
+__all__ = ["WeightedRows", "guided", "label_name", "stochastic_sampler"]
 
 GOLDEN = (math.sqrt(5) - 1) / 2
 
@@ -68,16 +68,13 @@ def guided(
 
     Raises:
         ValueError: if the teacher is not such a `Guided`, the student is told no weight, there are no labels, the range of
-            weights is reversed or negative, or as of `progressive`.
+            weights is none (`check_guidance`), or as of `progressive`.
     """
     low, high = given.guidance
-    if not 0 <= low <= high < math.inf:
-        raise ValueError(
-            f"guidance weights run from low to high, 0 <= low <= high, where 0 is the conditional model: got [{low:g}, {high:g}]"
-        )
+    check_guidance(low, high)
     if not 0 < share < 1:
         raise ValueError(f"share is the part of the steps that the stage guidance takes, in (0, 1), got {share:g}")
-    name = _label_name(given.teacher)
+    name = label_name(given.denoiser)
     if not student.guided:
         raise ValueError(
             "this student is told no guidance weight: make it with flow_map_from_teacher(teacher, guidance=True)"
@@ -95,13 +92,13 @@ def guided(
     before = min(max(round(share * given.steps), 1), given.steps - len(counts))
 
     def make(model: nn.Module) -> tuple[nn.Module, StepDistillation]:
-        return model, StepDistillation(ddim(given.teacher, given.schedule), rows, start, 1, stochastic)
+        return model, StepDistillation(ddim(given.denoiser, given.schedule), rows, start, 1, stochastic)
 
     later = halvings(student, rows, counts, given.steps - before, None, stochastic, before)
     return [Stage("guidance", before, make), *later]
 
 
-def _label_name(teacher: Denoiser) -> str:
+def label_name(teacher: Denoiser) -> str:
     """What the condition of a guided teacher calls the label.
 
     Raises:
@@ -112,8 +109,8 @@ def _label_name(teacher: Denoiser) -> str:
     if not isinstance(teacher, Guided) or teacher.weight is not None:
         found = "one of a fixed weight" if isinstance(teacher, Guided) else f"a {type(teacher).__name__}"
         raise ValueError(
-            f"guided distillation needs a teacher with an unconditional branch that reads its weight from the condition, "
-            f"Guided(denoiser, null): got {found}"
+            "guided distillation needs a teacher with an unconditional branch that reads its weight from the condition, "
+            f"Guided(denoiser, null) of a class-conditional one: got {found}"
         )
     names = list(teacher.null) if isinstance(teacher.null, Mapping) else [""]
     if len(names) != 1:

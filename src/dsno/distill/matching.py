@@ -201,9 +201,9 @@ def matching(
     student: nn.Module,
     given: Given,
     *,
-    weights: str = "snr100",
+    weights: str = "snr5",
     distance: Distance | str = "l1",
-    others: float | None = 0.25,
+    others: float | None = None,
     inner_starts: float = 0.0,
     anchor: float = 1.0,
     pace: float = 10.0,
@@ -233,14 +233,14 @@ def matching(
 
     guided = bool(getattr(student, "guided", False))
     # All now, so that what does not fit is refused before the stages ahead of this one.
-    pair = Pair(student, student_denoiser(given.teacher, guided), pace)
+    pair = Pair(student, student_denoiser(given.denoiser, guided), pace)
     frames = pair.student.frames
     regression = TrajectoryDistillation(
         data, pair.student, weights, distance, given.batch, given.seed, others if frames > 1 else None, inner_starts
     )
-    objective = Matching(regression, given.teacher, anchor)
+    objective = Matching(regression, given.denoiser, anchor)
 
     def make(student: nn.Module) -> tuple[Pair, Matching]:
-        return Pair(student, student_denoiser(given.teacher, guided), pace), objective
+        return Pair(student, student_denoiser(given.denoiser, guided), pace), objective
 
     return [Stage("matching", given.steps, make, lr)]

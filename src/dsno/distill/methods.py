@@ -22,16 +22,17 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from dsno.denoise import Cond, Guided, Prediction
-from dsno.distill.stages import Given, Stage
+from dsno.denoise import Prediction
+from dsno.distill.stages import Given, Stage, check_guidance
 
 __all__ = ["METHODS", "Method", "Need", "Passes", "matched", "regression", "student_of"]
 
 Need = Literal["trajectories", "teacher", "samples", "data"]
 """Solved trajectories; the teacher itself, while training; clean samples, be they the ends of trajectories; or samples of the
-data, which are what the student then learns, whatever the teacher says."""
+data, which are what the student then learns, whatever the teacher says. Beside these, every student starts from a teacher's
+weights (`student_of`)."""
 
 Passes = Literal["1", "1 to M", "any", "one number, chosen beforehand"]
 
@@ -81,16 +82,12 @@ class Method:
         self.check_data(given.trajectories is not None)
         if {"samples", "data"} & {*self.needs}:
             _ = given.samples
-        if "teacher" in self.needs and given.teacher is None:
-            raise ValueError(
-                f"{self.name} asks the teacher at every step and there is none: give it (`--teacher`), or take a method that "
-                "learns from data alone, such as consistency-training (`dsno methods`)"
-            )
-        if self.name == "guided" and not (isinstance(given.teacher, Guided) and given.teacher.weight is None):
-            raise ValueError(
-                "guided distils a teacher under guidance whose weight each row is told: give Guided(teacher, null) of a "
-                "class-conditional teacher"
-            )
+        if "teacher" in self.needs:
+            _ = given.denoiser
+        if self.name == "guided":
+            from dsno.distill.guided import label_name
+
+            label_name(given.denoiser)
 
     def check_options(self, passes: int, guidance: tuple[float, float]) -> None:
         """Make sure that the method can be trained for so many passes, and for this range of guidance weights.
@@ -101,12 +98,8 @@ class Method:
         beforehand = self.passes == "one number, chosen beforehand"
         if passes < 1 or (passes > 1 and not beforehand):
             raise ValueError(f"{self.name} {_PASSES[self.passes]}, got passes = {passes}")
-        low, high = guidance
-        if self.name == "guided" and not 0 <= low < high:
-            raise ValueError(
-                f"guidance is a range of weights, LOW HIGH with 0 <= LOW < HIGH, got {low:g} {high:g}: the range of the paper "
-                "is 0 4 (`--guidance 0 4`)"
-            )
+        if self.name == "guided":
+            check_guidance(*guidance)
 
     def check_data(self, solved: bool, found: str = "") -> None:
         """Make sure that there are trajectories, if the method needs them; `found` is what there is instead.
@@ -164,10 +157,7 @@ def _try_derivative(student: nn.Module, given: Given) -> None:
 
     like = next(student.parameters())
     x = given.samples[:1].to(like)
-    cond: Cond | None = None if given.labels is None else given.labels[:1].to(like.device)
-    if getattr(student, "guided", False):
-        assert isinstance(cond, Tensor)
-        cond = {"label": cond, "weight": like.new_zeros(1)}
+    cond = None if given.labels is None else given.labels[:1].to(like.device)
     t, s = like.new_full((1,), 0.6), like.new_full((1,), 0.3)
     jvp(lambda x, t, s: student(x, t, s, cond), (x, t, s), (x, torch.ones_like(t), torch.ones_like(s)))
 
@@ -176,9 +166,9 @@ def regression(
     student: nn.Module,
     given: Given,
     *,
-    weights: str = "snr100",
+    weights: str = "snr5",
     distance: Any = "l1",
-    others: float | None = 0.25,
+    others: float | None = None,
     inner_starts: float = 0.0,
 ) -> list[Stage]:
     """An operator on trajectories, in one stage: see `TrajectoryDistillation`, whose options these are.
@@ -204,9 +194,9 @@ def matched(
     student: nn.Module,
     given: Given,
     *,
-    weights: str = "snr100",
+    weights: str = "snr5",
     distance: Any = "l1",
-    others: float | None = 0.25,
+    others: float | None = None,
     fine_tuning: float = 0.4,
 ) -> list[Stage]:
     """`regression`, and in the share `fine_tuning` of the steps behind it `dsno.distill.matching.matching`.
@@ -230,6 +220,8 @@ def matched(
 def student_of(method: Method, teacher: Prediction, given: Given, **options: Any) -> nn.Module:
     """The student that a method trains, around a copy of the teacher; `options` are those of `student_from_teacher`.
 
+    It is told a guidance weight if guidance is distilled, or the trajectories are told one.
+
     Raises:
         ValueError: if the teacher's network cannot be made one; as the functions that make students do.
     """
@@ -241,6 +233,7 @@ def student_of(method: Method, teacher: Prediction, given: Given, **options: Any
     method.check(given)
     assert given.trajectories is not None
     times = given.trajectories.times
+    options = {"guidance": "weight" in (given.trajectories.manifest["cond"] or ()), **options}
     if method.name == "knowledge":
         times, options = times[-1:], {**options, "where": "none"}
     return student_from_teacher(teacher, times, **options)
@@ -284,7 +277,7 @@ _ALL: tuple[Method, ...] = (
     Method(
         "consistency-training", "improved consistency training", "flow map", ("data",), "any",
         ("song2023consistency", "song2024improved"),
-        "There is data and no teacher worth trusting; with a good one, distillation learns faster.",
+        "There is data and a teacher that is worth starting from, not trusting; with a good one, distillation learns faster.",
         "dsno.distill.consistency:consistency_training",
     ),
     Method(
@@ -320,12 +313,12 @@ _ALL: tuple[Method, ...] = (
     ),
     Method(
         "meanflow", "MeanFlow", "flow map", ("samples",), "any", ("geng2025mean",),
-        "Any number of passes; of a teacher's velocity, or without one of the data's, which needs nothing but data.",
+        "Any number of passes; of the teacher's velocity, or of the data's (`--from-data`).",
         "dsno.distill.flowmaps:meanflow", derivative=True,
     ),
     Method(
         "direct", "direct flow map matching", "flow map", ("data",), "any", ("boffi2025flow",),
-        "A flow map of the data with no teacher at all, to compare with: distillation learns faster.",
+        "A flow map of the data, the teacher not asked, to compare with: distillation learns faster.",
         "dsno.distill.flowmaps:direct", derivative=True,
     ),
 )  # fmt: skip

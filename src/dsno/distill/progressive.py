@@ -77,7 +77,7 @@ class _DDIM(nn.Module):
 
 def ddim(teacher: Denoiser, schedule: Schedule) -> FlowMap:
     """A teacher's DDIM steps as a flow map."""
-    return FlowMap(_DDIM(teacher), schedule, "x0").requires_grad_(False)
+    return FlowMap(_DDIM(teacher), schedule, "x0")
 
 
 class StepDistillation:
@@ -149,7 +149,7 @@ def progressive(student: FlowMap, given: Given, *, start: int = 32, stochastic: 
     """
     counts = halved(start, given.passes)
     rows = Denoising(given.samples, given.schedule, "x0", given.labels, given.batch, given.seed)
-    teacher = ddim(given.teacher, given.schedule)
+    teacher = ddim(given.denoiser, given.schedule)
     return halvings(student, rows, counts, given.steps, teacher, stochastic)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -12,7 +13,7 @@ from dsno.denoise import Denoiser
 from dsno.schedule import Schedule
 from dsno.store import TrajectorySet
 
-__all__ = ["Given", "Stage"]
+__all__ = ["Given", "Stage", "check_guidance"]
 
 
 @dataclass(frozen=True)
@@ -20,7 +21,8 @@ class Given:
     """What a method may draw on.
 
     Attributes:
-        teacher: $D$; where guidance is distilled, a `Guided` that reads its weight from the condition.
+        teacher: $D$; where guidance is distilled, a `Guided` that reads its weight from the condition. None for the velocity
+            of the data, of a method that can do without (`meanflow`, `shortcut`) or never asks.
         schedule: Its path.
         steps: Optimiser steps of all stages together.
         batch: Rows per step, over all processes.
@@ -33,7 +35,7 @@ class Given:
         derivative: How jvps are taken: `forward`, or `difference` for networks without a forward mode.
     """
 
-    teacher: Denoiser
+    teacher: Denoiser | None
     schedule: Schedule
     steps: int
     batch: int = 128
@@ -44,6 +46,20 @@ class Given:
     passes: int = 1
     guidance: tuple[float, float] = (0.0, 4.0)
     derivative: str = "forward"
+
+    @property
+    def denoiser(self) -> Denoiser:
+        """The teacher.
+
+        Raises:
+            ValueError: if there is none.
+        """
+        if self.teacher is None:
+            raise ValueError(
+                "this method asks the teacher at every step and there is none: give it (`--teacher`), or take a method that "
+                "learns from data alone, such as consistency-training (`dsno methods`)"
+            )
+        return self.teacher
 
     @property
     def samples(self) -> Tensor:
@@ -58,6 +74,19 @@ class Given:
                 "trajectories of the teacher, whose ends are samples (`--data runs/trajectories`)"
             )
         return self.x
+
+
+def check_guidance(low: float, high: float) -> None:
+    """Make sure that [low, high] is a range of guidance weights.
+
+    Raises:
+        ValueError: unless 0 <= low < high < infinity.
+    """
+    if not 0 <= low < high < math.inf:
+        raise ValueError(
+            f"guidance is a range of weights, LOW HIGH with 0 <= LOW < HIGH, got {low:g} {high:g}: the range of the paper is "
+            "0 4 (`--guidance 0 4`), where 0 is the conditional model"
+        )
 
 
 @dataclass(frozen=True)

@@ -269,6 +269,11 @@ class MultiPass:
     def __post_init__(self) -> None:
         M = self.student.frames
         if isinstance(self.through, int) and not 1 <= self.through <= M:
+            if M == 1:
+                raise ValueError(
+                    f"a student of one frame makes one pass alone, got {self.through}: for more, distil one of several frames "
+                    "with inner starts (`dsno distill --inner-starts 0.5`), or by a method that makes more (`dsno methods`)"
+                )
             raise ValueError(f"a student of {M} frames makes 1 to {M} passes, got {self.through}")
         if any(not i < j < M - 1 for i, j in pairwise((-1, *self.inner))):
             raise ValueError(
