@@ -529,7 +529,7 @@ def pictures(bench: Bench, budgets: dict[str, Any], lines: dict[str, Any], teach
     for name in SOLVERS:
         x, y = zip(*[(p["rounds"], p["frechet"]) for k, p in lines.items() if k.startswith(f"{name}-")], strict=True)
         left.plot(x, y, color="0.6", linestyle={"DDIM": ":", "DPM-Solver++": "--", "UniPC": "-"}[name], label=name)
-    marks = dict(zip(sorted(table), "osD^vP*X<>hpdHs^vD" * 2, strict=False))
+    marks = dict(zip(sorted(table), "osD^vP*X<>hpdH8|x+1234", strict=False))
     for name, s in sorted(table.items(), key=lambda item: item[1]["points"]["1"]["frechet"]["mean"]):
         points = [(p["rounds"], p["frechet"]["mean"]) for k, p in s["points"].items() if k.isdigit()]
         left.plot(

@@ -501,6 +501,7 @@ def test_the_learning_rate(tmp_path: Path) -> None:
     "wrong, message",
     [
         ({"steps": 0}, "steps must be at least 1, got 0"),
+        ({"seed": -1}, "seed must be at least 0, got -1"),
         ({"accumulate": 0}, "accumulate must be at least 1"),
         ({"lr": 0.0}, "lr must be positive"),
         ({"clip": -1.0}, "clip must be positive"),
