@@ -351,6 +351,23 @@ def test_a_map_of_any_step_can_noise_its_samples_again() -> None:
         sampler_of(grid, 2, fresh=True)
 
 
+def test_the_calls_of_a_difference_share_their_dropout() -> None:
+    torch.manual_seed(0)
+    X = flow_map_from_teacher(
+        Prediction(UNet(1, 8, (8,), attention=(), dropout=0.3), Cosine(), "v", shape=(1, 8, 8))
+    ).double()
+    for parameter in X.parameters():
+        nn.init.normal_(parameter, std=0.2)
+    x, t, s = torch.randn(2, 1, 8, 8, dtype=D64), torch.full((2,), 0.7, dtype=D64), torch.full((2,), 0.2, dtype=D64)
+    found = []
+    for how in ("forward", "difference"):
+        torch.manual_seed(1)
+        found.append(jvp(X.train(), (x, t, s), (torch.randn_like(x), torch.ones_like(t), torch.zeros_like(s)), how))
+    (value, forward), (same, difference) = found
+    assert torch.allclose(value, same) and (forward - difference).abs().max() < 1e-2 * forward.abs().max()
+    assert not torch.allclose(X.eval()(x, t, s), value)
+
+
 def test_a_map_of_a_noise_teacher_is_told_something_at_pure_noise() -> None:
     """Divided by alpha = 0, nothing that the network learns would count."""
     torch.manual_seed(0)
