@@ -157,7 +157,7 @@ class Bench:
                 self.teacher, self.shape, self.runs / f"{name}-{size}", size, GRIDS[entry.grid](4)[1:], ("x0", "state"),
                 steps=entry.solver_steps, resume=True, grid=entry.grid,
             )  # fmt: skip
-        return TrajectorySet(made.source, times).head(count)
+        return made.at(times).head(count)
 
     def loss_features(self) -> FeatureNet:
         """Those of a perceptual distance: not the network that the quality is measured in."""

@@ -115,14 +115,17 @@ class TrajectorySet(Dataset[dict[str, Any]]):
             self.source, self.manifest = str(folder), read_manifest(self.folder)
             self._count = int(self.manifest["made"].get("pulled", self.manifest)["count"])
             self._check_shards(verify)
-        self.times = torch.tensor(self.manifest["times"], dtype=torch.float64)
         self._frames: Tensor | None = None
-        if times is not None:
-            self._frames = torch.tensor(find_times(self.times, times, f"stored in {self.source}"), dtype=torch.int64)
-            self.times = self.times[self._frames]
+        self._choose(times)
         self.shape: tuple[int, ...] = tuple(self.manifest["shape"])
         self.targets: tuple[str, ...] = tuple(self.manifest["targets"])
         self._mapped: dict[int, dict[str, Tensor]] = {}
+
+    def _choose(self, times: Sequence[float] | Tensor | None) -> None:
+        self.times = torch.tensor(self.manifest["times"], dtype=torch.float64)
+        if times is not None:
+            self._frames = torch.tensor(find_times(self.times, times, f"stored in {self.source}"), dtype=torch.int64)
+            self.times = self.times[self._frames]
 
     def _check_shards(self, verify: bool) -> None:
         names = {k: shard_path(self.folder, k) for k in range(shard_count(self.manifest, self._count))}
@@ -170,6 +173,16 @@ class TrajectorySet(Dataset[dict[str, Any]]):
         first = copy.copy(self)
         first._count = count
         return first
+
+    def at(self, times: Sequence[float] | Tensor) -> TrajectorySet:
+        """The same trajectories at some of the stored times.
+
+        Raises:
+            ValueError: if a time is not stored.
+        """
+        chosen = copy.copy(self)
+        chosen._choose(times)
+        return chosen
 
     def prefetch(self, used: Sequence[int], then: Sequence[int] = ()) -> None:
         """Fetch shards in the background: those that are `used` now, and if the cache has room those needed `then`.

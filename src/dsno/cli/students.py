@@ -117,7 +117,7 @@ class Distill:
         method.check_options(1 if self.passes is None else self.passes, (0, 1))
         method.check_data(holds_trajectories(self.data), self.data)
         data, teacher = TrajectorySet(self.data), load_teacher(self.teacher)
-        data = TrajectorySet(self.data, data.times[-1:]) if single else data
+        data = data.at(data.times[-1:]) if single else data
         data.check_teacher(as_generated(data, teacher, self.teacher))
         weight = weight_of(data)
         torch.manual_seed(self.train.seed)

@@ -47,8 +47,8 @@ import torch
 from torch import Tensor, nn
 
 from dsno.denoise import Cond, Denoiser, expand_like
-from dsno.distill.denoising import Denoising
-from dsno.distill.flowmaps import jvp, same_draws
+from dsno.distill.denoising import Denoising, noised
+from dsno.distill.flowmaps import ddim_step, jvp, same_draws
 from dsno.distill.stages import Given, Stage
 from dsno.schedule import Schedule
 from dsno.students.twotime import FlowMap
@@ -153,18 +153,13 @@ def teacher_step(teacher: Denoiser, schedule: Schedule, solver: Solver = "ddim")
     if solver not in ("ddim", "heun"):
         raise ValueError(f"unknown solver {solver!r}: expected ddim or heun")
 
-    def jump(x_t: Tensor, t: Tensor, r: Tensor, x0_hat: Tensor) -> Tensor:
-        (alpha_t, sigma_t), (alpha_r, sigma_r) = ((expand_like(c, x_t) for c in schedule(time)) for time in (t, r))
-        ratio = sigma_r / sigma_t
-        return ratio * x_t + (alpha_r - ratio * alpha_t) * x0_hat
-
     def step(x_t: Tensor, t: Tensor, r: Tensor, cond: Cond | None) -> Tensor:
         x0_hat = teacher(x_t, t, cond)
-        x_r = jump(x_t, t, r, x0_hat)
+        x_r = ddim_step(schedule, x0_hat, x_t, t, r)
         if solver == "heun":
             # At r = 0 the mean would run over infinitely many signal-to-noise ratios: there D is its left end's.
             end = torch.where(expand_like(r, x_t) > 0, teacher(x_r, r, cond), x0_hat)
-            x_r = jump(x_t, t, r, (x0_hat + end) / 2)
+            x_r = ddim_step(schedule, (x0_hat + end) / 2, x_t, t, r)
         return x_r
 
     return step
@@ -226,9 +221,9 @@ class Consistency:
     def __call__(self, model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
         """The loss of one batch, a scalar."""
         x0, eps, t, r, cond = batch["x0"], batch["eps"], batch["t"], batch["r"], batch.get("cond")
-        x_t = _noised(self.schedule, x0, eps, t)
+        x_t = noised(self.schedule, x0, eps, t)
         with torch.no_grad(), same_draws(x_t):
-            x_r = _noised(self.schedule, x0, eps, r) if self.jump is None else self.jump(x_t, t, r, cond)
+            x_r = noised(self.schedule, x0, eps, r) if self.jump is None else self.jump(x_t, t, r, cond)
             target = getattr(model, "module", model)(x_r, r, 0.0, cond)
         square = (model(x_t, t, 0.0, cond) - target).square().flatten(1).mean(1)
         # sqrt(square + c^2) - c, without the difference of nearly equal numbers.
@@ -306,11 +301,6 @@ class ContinuousConsistency:
             g = g / (expand_like(g.square().flatten(1).mean(1).sqrt(), g) + self.c)
         f = model(x_t, t, 0.0, cond)
         return ((f - f.detach()) / (sin * std) + g).square().mean()
-
-
-def _noised(schedule: Schedule, x0: Tensor, eps: Tensor, t: Tensor) -> Tensor:
-    alpha_t, sigma_t = (expand_like(c, x0) for c in schedule(t))
-    return alpha_t * x0 + sigma_t * eps
 
 
 def _time(schedule: Schedule, level: Tensor) -> Tensor:

@@ -17,7 +17,13 @@ from dsno.denoise import Kind, convert, expand_like
 from dsno.noise import generator
 from dsno.schedule import Schedule
 
-__all__ = ["Denoising"]
+__all__ = ["Denoising", "noised"]
+
+
+def noised(schedule: Schedule, x0: Tensor, eps: Tensor, t: Tensor) -> Tensor:
+    r"""$x_t = \alpha_t x_0 + \sigma_t \epsilon$, (B, *shape); t (B,)."""
+    alpha_t, sigma_t = (expand_like(c, x0) for c in schedule(t))
+    return alpha_t * x0 + sigma_t * eps
 
 
 class Denoising:
@@ -86,7 +92,6 @@ class Denoising:
     def __call__(self, net: nn.Module, batch: dict[str, Tensor]) -> Tensor:
         """The loss of one batch, a scalar."""
         x0, t = batch["x0"], batch["t"]
-        alpha_t, sigma_t = (expand_like(c, x0) for c in self.schedule(t))
-        x_t = alpha_t * x0 + sigma_t * batch["eps"]
+        x_t = noised(self.schedule, x0, batch["eps"], t)
         output = net(x_t, t, batch["cond"]) if "cond" in batch else net(x_t, t)
         return (output - convert(self.kind, x0, x_t, t, self.schedule)).square().mean()

@@ -45,7 +45,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 
 from dsno.denoise import Cond, Denoiser, convert, expand_like, map_cond
-from dsno.distill.denoising import Denoising
+from dsno.distill.denoising import Denoising, noised
 from dsno.distill.stages import Given, Stage
 from dsno.noise import generator
 from dsno.schedule import Schedule
@@ -55,6 +55,7 @@ __all__ = [
     "Derivative",
     "FlowMapMatching",
     "Method",
+    "ddim_step",
     "direct",
     "eulerian",
     "jvp",
@@ -236,8 +237,7 @@ class FlowMapMatching:
         """The loss of one batch, a scalar."""
         x0, eps, t, s = batch["x0"], batch["eps"], batch["t"], batch["s"]
         at = s if self.method == "direct" else t
-        alpha, sigma = (expand_like(c, x0) for c in self.schedule(at))
-        x = alpha * x0 + sigma * eps
+        x = noised(self.schedule, x0, eps, at)
         cond, b = batch.get("cond"), None
         if self.teacher is None or self.method == "direct":
             d_alpha, d_sigma = (expand_like(c, x0) for c in self.schedule.derivative(at))
@@ -296,7 +296,7 @@ class FlowMapMatching:
         def half(x: Tensor, t: Tensor, s: Tensor, cond: Cond | None) -> Tensor:
             # The shortest steps are made of what is learned at rest: DDIM's.
             short = t - s < 0.75 * self.span
-            return _step(self.schedule, held.x0(x, t, torch.where(short, t, s), cond), x, t, s)
+            return ddim_step(self.schedule, held.x0(x, t, torch.where(short, t, s), cond), x, t, s)
 
         with torch.no_grad():
             target = torch.empty_like(u)
@@ -333,7 +333,7 @@ class FlowMapMatching:
         return d_alpha * h + d_sigma * (x_t - alpha_t * h) / sigma_t
 
     def _ddim(self, x_t: Tensor, t: Tensor, s: Tensor, cond: Cond | None) -> Tensor:
-        return _step(self.schedule, cast(Denoiser, self.teacher)(x_t, t, cond), x_t, t, s)
+        return ddim_step(self.schedule, cast(Denoiser, self.teacher)(x_t, t, cond), x_t, t, s)
 
 
 def _plain(X: nn.Module) -> FlowMap:
@@ -341,7 +341,7 @@ def _plain(X: nn.Module) -> FlowMap:
     return cast(FlowMap, getattr(X, "module", X))
 
 
-def _step(schedule: Schedule, x0: Tensor, x_t: Tensor, t: Tensor, s: Tensor) -> Tensor:
+def ddim_step(schedule: Schedule, x0: Tensor, x_t: Tensor, t: Tensor, s: Tensor) -> Tensor:
     r"""DDIM's step from $x_t$ to $x_s$, $s \le t$."""
     (alpha_t, sigma_t), (alpha_s, sigma_s) = ((expand_like(c, x_t) for c in schedule(time)) for time in (t, s))
     ratio = sigma_s / sigma_t

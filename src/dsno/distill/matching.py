@@ -31,10 +31,10 @@ import torch
 from torch import Tensor, nn
 
 from dsno.denoise import Cond, Denoiser, Guided, Meter, Prediction, expand_like
+from dsno.distill.denoising import noised
 from dsno.distill.stages import Given, Stage
 from dsno.distill.trajectory import Distance, TrajectoryDistillation
 from dsno.noise import generator
-from dsno.store import TrajectorySet
 from dsno.students.flowmap import TrajectoryStudent
 from dsno.students.twotime import FlowMap, flow_map_from_teacher
 
@@ -69,8 +69,7 @@ class Pair(nn.Module):
         made = self.student(x, cond, start, frames)
         if self.student.target == "state":
             made = self.student.states(x, made, start, frames)
-        alpha_t, sigma_t = (expand_like(c, x) for c in self.student.schedule(t))
-        x_t = alpha_t * made[:, -1].detach() + sigma_t * eps
+        x_t = noised(self.student.schedule, made[:, -1].detach(), eps, t)
         return made, x_t, self.fake(x_t, t, cond)
 
 
@@ -228,9 +227,7 @@ def matching(
     if not isinstance(student, TrajectoryStudent | FlowMap):
         raise ValueError(f"matching trains a TrajectoryStudent or a FlowMap, got a {type(student).__name__}")
     times = torch.zeros(1, dtype=torch.float64) if isinstance(student, FlowMap) else student.times
-    if len(times) < len(data.times):
-        data = TrajectorySet(data.source, times, window=data.window).head(len(data))
-
+    data = data.at(times) if len(times) < len(data.times) else data
     guided = bool(getattr(student, "guided", False))
     # All now, so that what does not fit is refused before the stages ahead of this one.
     pair = Pair(student, student_denoiser(given.denoiser, guided), pace)

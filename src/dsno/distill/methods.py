@@ -176,13 +176,11 @@ def regression(
     A student of fewer frames than are stored learns those it has.
     """
     from dsno.distill.trajectory import TrajectoryDistillation
-    from dsno.store import TrajectorySet
     from dsno.students.flowmap import TrajectoryStudent
 
     data = given.trajectories
     assert data is not None and isinstance(student, TrajectoryStudent)
-    if len(student.times) < len(data.times):
-        data = TrajectorySet(data.source, student.times, window=data.window).head(len(data))
+    data = data.at(student.times) if len(student.times) < len(data.times) else data
     objective = TrajectoryDistillation(
         data, student, weights, distance, given.batch, given.seed, others, inner_starts
     )  # fmt: skip

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from dsno.denoise import Cond, Denoiser, expand_like
-from dsno.distill.denoising import Denoising
+from dsno.distill.denoising import Denoising, noised
 from dsno.distill.stages import Given, Stage
 from dsno.schedule import Schedule
 from dsno.students.twotime import FlowMap
@@ -120,8 +120,7 @@ class StepDistillation:
     def __call__(self, model: nn.Module, batch: dict[str, Any]) -> Tensor:
         """The loss of one batch, a scalar."""
         x0, t, s, cond = batch["x0"], batch["t"], batch["s"], batch.get("cond")
-        alpha_t, sigma_t = (expand_like(c, x0) for c in self.schedule(t))
-        x_t = alpha_t * x0 + sigma_t * batch["eps"]
+        x_t = noised(self.schedule, x0, batch["eps"], t)
         with torch.no_grad():
             x_s = self._taught(x_t, t, s, cond)
         h, target = (distillation_target(x_t, x, t, s, self.schedule) for x in (model(x_t, t, s, cond), x_s))

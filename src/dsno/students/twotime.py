@@ -249,7 +249,7 @@ class FlowMapSampler:
         if landings != times[1:]:
             if seeds is None:
                 raise ValueError("this sampler draws fresh noise at every step: pass the seeds of the samples")
-            tape = noise_tape(seeds, z.shape[1:], len(landings), z.dtype).to(z.device)
+            tape = noise_tape(seeds, z.shape[1:], len(landings), z.dtype, z.device)
         x = [initial_state(schedule, z, times[0])]
         for n, (t, s) in enumerate(pairwise(times)):
             x_s = self.map(x[-1], t, landings[n], cond)
