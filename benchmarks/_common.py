@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import platform
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import torch
 
-__all__ = ["claim", "machine", "versions", "write"]
+__all__ = ["claim", "machine", "named", "versions", "write"]
 
+T = TypeVar("T")
 RESULTS = Path(__file__).parent / "results"
 PACKAGES = ("dsno", "torch", "numpy", "safetensors", "accelerate", "diffusers")
 
@@ -68,3 +70,15 @@ def write(name: str, protocol: str, claims: Sequence[dict[str, Any]], **extra: A
     path = RESULTS / f"{name}.json"
     path.write_text(json.dumps(record, indent=1) + "\n")
     return path
+
+
+def named(entries: Mapping[str, T], name: str) -> T:
+    """An entry by its name, or with other settings: `kd@lr=1e-3@trajectories=4000`. A setting that is None becomes a number."""
+    base, *changes = name.split("@")
+    entry: Any = entries[base]
+    for change in changes:
+        key, value = change.split("=")
+        held = getattr(entry, key)
+        made = value == "True" if isinstance(held, bool) else float(value) if held is None else type(held)(value)
+        entry = dataclasses.replace(entry, **{key: made})
+    return entry

@@ -19,7 +19,7 @@ import time
 from pathlib import Path
 
 import torch
-from _common import claim, write
+from _common import claim, named, write
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
@@ -197,7 +197,7 @@ def main() -> None:
     unit = None
     for seed in arguments.seeds:
         for name in arguments.only or RUNS:
-            run = parse(name)
+            run = named(RUNS, name)
             path = arguments.runs / f"{name.replace(' ', '_').replace(',', '')}-{seed}-{arguments.budget:g}.json"
             if path.is_file():
                 continue
@@ -227,17 +227,6 @@ def main() -> None:
                 f"sample {result['sample_flops'] / 1e6:.0f} MFLOP {result['seconds']:.0f} s",
                 flush=True,
             )
-
-
-def parse(name: str) -> Run:
-    """A named run, or one with other settings: `kd@lr=1e-3@trajectories=4000`."""
-    base, *changes = name.split("@")
-    run = RUNS[base]
-    for change in changes:
-        key, value = change.split("=")
-        kind = type(getattr(run, key))
-        run = dataclasses.replace(run, **{key: value == "True" if kind is bool else kind(value)})
-    return run
 
 
 def objective_of(

@@ -29,7 +29,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from _common import claim, write
+from _common import claim, named, write
 from filelock import FileLock, Timeout
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
@@ -39,7 +39,6 @@ from dsno.checkpoint import read_tensors, write_tensors
 from dsno.data import load_data
 from dsno.denoise import Prediction
 from dsno.distill.flowmaps import jvp
-from dsno.distill.matching import matching
 from dsno.distill.methods import METHODS
 from dsno.distill.stages import Given, Stage
 from dsno.distill.trajectory import distance
@@ -83,9 +82,6 @@ class Entry:
     distance: str = "l1"
     fine_tuning: float = 0.0
     """Share of the steps behind the regression that match distributions."""
-    pace: float = 10.0
-    slow: float = 0.1
-    """What the learning rate is multiplied by in that stage, and how many times faster the denoiser of the samples learns."""
     ema: float = 0.999
 
 
@@ -199,21 +195,11 @@ def stages_of(
     maps = None
     if "perceptual" in entry.distance:
         maps = bench.loss_features().requires_grad_(False).maps
-    second = round(steps * entry.fine_tuning)
-    first = dataclasses.replace(given, steps=steps - second, trajectories=data)
-    made = METHODS["operator"].stages(
-        student, first, weights=entry.weights, distance=distance(entry.distance, maps), others=entry.others,
-        inner_starts=entry.inner_starts,
+    own = {"fine_tuning": entry.fine_tuning} if entry.fine_tuning else {"inner_starts": entry.inner_starts}
+    return METHODS[entry.method].stages(
+        student, dataclasses.replace(given, trajectories=data), weights=entry.weights,
+        distance=distance(entry.distance, maps), others=entry.others, **own,
     )  # fmt: skip
-    if second:
-        options: dict[str, Any] = {
-            "weights": entry.weights,
-            "others": entry.others,
-            "pace": entry.pace,
-            "lr": entry.slow,
-        }
-        made += matching(student, dataclasses.replace(first, steps=second), **options)
-    return made
 
 
 def step_flops(make: Callable[[int], tuple[nn.Module, list[Stage]]], rows: int = 4, count: int = 48) -> float:
@@ -243,7 +229,7 @@ def samplers_of(student: FlowMap | TrajectoryStudent) -> dict[int, Sampler]:
 
 
 def run(name: str, bench: Bench, seed: int, factor: float, folder: Path) -> dict[str, Any]:
-    entry = parse(name)
+    entry = named(ENTRIES, name)
     began = time.perf_counter()
 
     def make(steps: int, batch: int, seed: int) -> tuple[FlowMap | TrajectoryStudent, list[Stage]]:
@@ -286,17 +272,6 @@ def run(name: str, bench: Bench, seed: int, factor: float, folder: Path) -> dict
         "train_flops": per_row * entry.batch * steps, "points": points, "seconds": trained,
         "parameters": sum(p.numel() for p in student.parameters())
     }  # fmt: skip
-
-
-def parse(name: str) -> Entry:
-    """A named entry, or one with other settings: `operator@lr=1e-3@trajectories=8192`."""
-    base, *changes = name.split("@")
-    entry = ENTRIES[base]
-    for change in changes:
-        key, value = change.split("=")
-        kind = type(getattr(entry, key))
-        entry = dataclasses.replace(entry, **{key: (float if kind is type(None) else kind)(value)})
-    return entry
 
 
 def stem_of(name: str) -> str:
@@ -448,9 +423,9 @@ def summary(results: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def family_of(name: str) -> str:
-    method = parse(name).method
+    method = named(ENTRIES, name).method
     if method in ("operator", "matching"):
-        return "knowledge" if parse(name).frames == 1 else "operator"
+        return "knowledge" if named(ENTRIES, name).frames == 1 else "operator"
     return method if method in COLOURS else "consistency" if "consistency" in method else "flow map"
 
 
@@ -491,10 +466,10 @@ def _given(fine: Tensor, seeds: Tensor) -> Trajectory:
 
 def ahead(factor: str, table: dict[str, Any]) -> list[dict[str, Any]]:
     """At one pass: Frechet distance of the best of some less that of the best of others, as entered; and less both spreads."""
-    own = [n for n in table if n in ENTRIES and parse(n).method in ("operator", "matching")]
-    several = [n for n in own if parse(n).frames > 1]
+    own = [n for n in table if n in ENTRIES and named(ENTRIES, n).method in ("operator", "matching")]
+    several = [n for n in own if named(ENTRIES, n).frames > 1]
     peers = [n for n in table if n in ENTRIES and n not in own]
-    matched = [n for n in own if parse(n).method == "matching"]
+    matched = [n for n in own if named(ENTRIES, n).method == "matching"]
     made = []
     for what, ours, theirs in (
         ("an operator of several frames", several, peers),

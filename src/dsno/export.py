@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 import dsno
 from dsno.checkpoint import read_json, write_json
-from dsno.denoise import Cond, map_cond, scale_input
+from dsno.denoise import Cond, map_cond
 from dsno.solve import initial_state
 from dsno.students.load import Student
 from dsno.students.twotime import FlowMap, TwoTime, passes_of
@@ -40,8 +40,12 @@ class _Sampler(nn.Module):
 
     def __init__(self, student: Student, names: tuple[str, ...]) -> None:
         super().__init__()
-        self.net, self.names, self.is_map = student.net, names, isinstance(student, FlowMap)
-        self.affine = _affine(student) if isinstance(student, FlowMap) else student.affine
+        self.net, self.affine, self.names, self.is_map = (
+            student.net,
+            student.affine,
+            names,
+            isinstance(student, FlowMap),
+        )
         times = torch.tensor([1.0, 0.0]) if isinstance(student, FlowMap) else student.times.float()
         self.register_buffer("times", times, persistent=False)
 
@@ -53,28 +57,6 @@ class _Sampler(nn.Module):
             F = self.net(c * z, t, s) if cond is None else self.net(c * z, t, s, cond)
             return a * z + b * F
         return a * z + b * self.net(c * z, times, cond, 1.0, (-1,))[:, 0]
-
-
-class _Constant(nn.Module):
-    """A network whose output is a number."""
-
-    def __init__(self, value: float) -> None:
-        super().__init__()
-        self.value = value
-
-    def forward(self, x: Tensor, t: Tensor, s: Tensor) -> Tensor:
-        return torch.full_like(x, self.value)
-
-
-def _affine(student: FlowMap) -> tuple[float, float, float]:
-    r"""$(a, b, c)$ of a flow map's one pass, in float64 on the host."""
-    one = torch.ones(1, 1, dtype=torch.float64)
-
-    def ends(z: Tensor, F: float) -> float:
-        return float(FlowMap(_Constant(F), student.schedule, student.kind, student.data_std).sample(z))
-
-    shown = scale_input(student.kind, initial_state(student.schedule, one), one[0], student.schedule, student.data_std)
-    return ends(one, 0.0), ends(0 * one, 1.0), float(shown)
 
 
 def _backbone(student: Student) -> nn.Module:

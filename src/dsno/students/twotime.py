@@ -158,10 +158,26 @@ class FlowMap(nn.Module):
         """
         t, s = _rows(t, x_t), _rows(s, x_t)
         F = self._output(x_t, t, s, cond)
-        h, e = self._read(F, x_t, t)
         if returns == "velocity":
+            h, e = self._read(F, x_t, t)
             d_alpha, d_sigma = (expand_like(c, x_t) for c in self.schedule.derivative(t))
             return d_alpha * h + d_sigma * e
+        return self._moved(F, x_t, t, s)
+
+    @property
+    def affine(self) -> tuple[float, float, float]:
+        r"""$(a, b, c)$ of one pass, $x_0 = a z + b F(c z)$, computed in float64 on the host."""
+        one, zero = torch.ones(1, 1, dtype=torch.float64), torch.zeros(1, 1, dtype=torch.float64)
+        t, s = one[0], zero[0]
+
+        def end(z: Tensor, F: Tensor) -> float:
+            return float(self._moved(F, initial_state(self.schedule, z), t, s))
+
+        shown = scale_input(self.kind, initial_state(self.schedule, one), t, self.schedule, self.data_std)
+        return end(one, zero), end(zero, one), float(shown)
+
+    def _moved(self, F: Tensor, x_t: Tensor, t: Tensor, s: Tensor) -> Tensor:
+        h, e = self._read(F, x_t, t)
         (alpha_t, sigma_t), (alpha_s, sigma_s) = ((expand_like(c, x_t) for c in self.schedule(time)) for time in (t, s))
         # Nothing moves from t = 0 on, where a straight path has no noise to divide by, nor back from its end.
         down, up, later = _ratio(sigma_s, sigma_t), _ratio(alpha_s, alpha_t), expand_like(s <= t, x_t).bool()
