@@ -225,18 +225,19 @@ def test_a_backbone_without_forward_mode_is_refused_and_differences_mend_it(
 ) -> None:
     torch.manual_seed(0)
     teacher = Prediction(NoForward(1, 4, (4, 8), attention=(), classes=2), Cosine(), "v", shape=(1, 4, 4), classes=2)
-    drawn_on = given(teacher, trajectories, steps=2)
+    drawn_on = replace(given(teacher, trajectories, steps=2), derivative="forward")
     for name in (name for name, method in METHODS.items() if method.derivative):
         with pytest.raises(
             ValueError, match=rf"{name} takes derivatives .* by differences \(`--derivative difference`\)"
         ):
             distill_by(name, flow_map_from_teacher(teacher), drawn_on, tmp_path / "out", CONFIG)
         assert not (tmp_path / "out").exists()
-    mended = replace(drawn_on, derivative="difference")
-    METHODS["lagrangian"].check_student(flow_map_from_teacher(teacher), mended)
-    (stage,) = METHODS["lagrangian"].stages(flow_map_from_teacher(teacher), mended)
-    model, objective = stage.make(flow_map_from_teacher(teacher))
-    assert objective(model, next(objective.batches(0))).isfinite()
+    for name, derivative in (("lagrangian", "difference"), ("eulerian", None), ("meanflow", None)):
+        mended = replace(drawn_on, derivative=derivative)
+        METHODS[name].check_student(flow_map_from_teacher(teacher), mended)
+        (stage,) = METHODS[name].stages(flow_map_from_teacher(teacher), mended)
+        model, objective = stage.make(flow_map_from_teacher(teacher))
+        assert objective(model, next(objective.batches(0))).isfinite()
 
 
 @pytest.mark.parametrize(

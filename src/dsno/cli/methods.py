@@ -122,7 +122,7 @@ def distill_method(options: Distill) -> None:
     given = Given(
         None if options.from_data and "distil" not in known else denoiser, teacher.schedule, options.train.steps,
         options.batch or method.batch, options.train.seed, x, labels, trajectories, passes, weights,
-        options.derivative or "forward",
+        options.derivative,
     )  # fmt: skip
     method.check(given)
     torch.manual_seed(options.train.seed)

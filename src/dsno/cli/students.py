@@ -91,8 +91,9 @@ class Distill:
     """Learn the velocity of the data, not the teacher's: of shortcut, meanflow, continuous-consistency."""
     stochastic: bool = False
     """Train for `dsno.distill.guided.stochastic_sampler`, too: of progressive, guided."""
-    derivative: Literal["forward", "difference"] | None = None
-    """How a loss takes derivatives of the student: forward mode (default), or differences where a layer has none."""
+    derivative: Literal["forward", "difference", "upwind"] | None = None
+    """How a loss takes derivatives of the student: along the flow `upwind` by default, else in forward mode, or by central
+    differences where a layer has none."""
     batch: int | None = None
     """Rows per step; 256 of trajectories, else the method's own."""
     train: TrainConfig = field(default_factory=lambda: TrainConfig(steps=4000, lr=1e-3))

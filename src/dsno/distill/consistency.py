@@ -33,7 +33,8 @@ $$ g = \frac{\cos\theta}{\sigma_d} \Big( w \frac{df}{d\theta} - (1 - w) \cos\the
    L = \mathbb E \, \mathrm{mean} \Big( \hat F - \mathrm{sg} \hat F - \frac{g}{\mathrm{rms}(g) + c} \Big)^2, $$
 
 where $df / d\theta = (\partial_t f + \nabla f \cdot \dot x_t) / \dot\theta_t$, $\dot\theta_t = \sigma_d (\dot\sigma_t \alpha_t -
-\sigma_t \dot\alpha_t) / s_t^2$, is one jvp without a graph, and w grows from 0 to 1 at the start of training.
+\sigma_t \dot\alpha_t) / s_t^2$, has no graph, and w grows from 0 to 1 at the start of training. The derivative is taken `upwind`
+(`dsno.distill.flowmaps`) unless asked otherwise.
 """
 
 from __future__ import annotations
@@ -48,7 +49,7 @@ from torch import Tensor, nn
 
 from dsno.denoise import Cond, Denoiser, expand_like
 from dsno.distill.denoising import Denoising, noised
-from dsno.distill.flowmaps import ddim_step, jvp, same_draws
+from dsno.distill.flowmaps import WIDTH, check_width, ddim_step, jvp, same_draws, upwind
 from dsno.distill.stages import Given, Stage
 from dsno.schedule import Schedule
 from dsno.students.twotime import FlowMap
@@ -247,10 +248,11 @@ class ContinuousConsistency:
         seed: With the step, determines the batch, times and noise.
         data_std: $\sigma_d$.
         c: As in the formula; large values leave the tangent as it is, scaled by 1 / c.
-        derivative: How the jvp is taken; `difference` for networks without a forward mode.
+        derivative: `upwind`, or `forward` or `difference`, which suit networks that are smooth in t.
+        width: w of `upwind`, in (0, 1].
 
     Raises:
-        ValueError: as `Denoising` does, or unless c is positive.
+        ValueError: as `Denoising` does, or unless c is positive, or for another derivative or width.
     """
 
     def __init__(
@@ -265,13 +267,15 @@ class ContinuousConsistency:
         seed: int = 0,
         data_std: float = 1.0,
         c: float = 0.1,
-        derivative: str = "forward",
+        derivative: str = "upwind",
+        width: float = WIDTH,
     ) -> None:
         if not c > 0:
             raise ValueError(f"c of the tangent's normalisation must be positive, got {c:g}")
+        check_width(width)
         self.noised = Denoising(x, schedule, "x0", labels, batch, seed)
         self.schedule, self.teacher, self.levels, self.warmup = schedule, teacher, levels, warmup
-        self.data_std, self.c, self.derivative = data_std, c, derivative
+        self.data_std, self.c, self.derivative, self.width = data_std, c, derivative, width
 
     def batches(self, start: int, rank: int = 0, world: int = 1) -> Iterator[dict[str, Tensor]]:
         """Batches from step `start` on: x0, eps, cond, t (B,), and w (B,)."""
@@ -294,8 +298,13 @@ class ContinuousConsistency:
             eps_hat = eps if self.teacher is None else (x_t - alpha * x0_hat) / sigma
             # Per sin cos of the angle, the steps in t and x are bounded on every schedule.
             pace = sin * cos / d_theta
-            along = (pace * (d_alpha * x0_hat + d_sigma * eps_hat), pace.flatten().to(t))
-            f, d_f = jvp(lambda x, t: inner(x, t, 0.0, cond), (x_t, t), along, self.derivative)
+            ends = lambda x, t: inner(x, t, 0.0, cond)  # noqa: E731
+            if self.derivative == "upwind":
+                f, d_f = upwind(ends, self.schedule, x0_hat, x_t, t, (t - self.width).clamp_min(0))
+                d_f = pace * d_f
+            else:
+                along = (pace * (d_alpha * x0_hat + d_sigma * eps_hat), pace.flatten().to(t))
+                f, d_f = jvp(ends, (x_t, t), along, self.derivative)
             F, v = (cos * std / s * x_t - f) / (sin * std), cos * std * eps_hat - sin * x0_hat
             g = (w * d_f / sin - (1 - w) * cos**2 * (std * F - v)) / std
             g = g / (expand_like(g.square().flatten(1).mean(1).sqrt(), g) + self.c)
@@ -386,13 +395,15 @@ def continuous_consistency(
     given: Given,
     *,
     distil: bool = True,
-    levels: Levels = Levels(-1.0, 1.4),
+    levels: Levels = Levels(),
     warmup: float = 0.1,
     c: float = 0.1,
+    width: float = WIDTH,
 ) -> list[Stage]:
     """sCM (Lu & Song, 2024, arXiv 2410.11081): sCD along the teacher's velocity, or sCT along the data's (`distil=False`).
 
-    `warmup` is a share of the steps.
+    `warmup` is a share of the steps. The paper's `Levels(-1.0, 1.4)` leave the noisiest levels, where a single pass starts, to
+    what the network makes of the rest.
 
     Raises:
         ValueError: as `consistency`.
@@ -406,10 +417,10 @@ def continuous_consistency(
         warmup=round(warmup * given.steps),
         data_std=student.data_std,
         c=c,
-        derivative=given.derivative,
+        derivative=given.derivative or "upwind",
+        width=width,
     )
-    # At the rate that suits the others it runs away within a hundred steps.
-    return _stages(student, given, "continuous-consistency", objective, 0.3)
+    return _stages(student, given, "continuous-consistency", objective)
 
 
 def _common(given: Given) -> dict[str, Any]:
@@ -430,6 +441,6 @@ def _end(schedule: Schedule) -> float:
     return min(sigma / alpha, 1e4) if alpha > 0 else 1e4
 
 
-def _stages(student: FlowMap, given: Given, name: str, objective: object, lr: float = 1.0) -> list[Stage]:
+def _stages(student: FlowMap, given: Given, name: str, objective: object) -> list[Stage]:
     student.way, student.steps = "end", None
-    return [Stage(name, given.steps, lambda student: (student, objective), lr)]
+    return [Stage(name, given.steps, lambda student: (student, objective))]

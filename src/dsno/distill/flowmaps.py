@@ -26,6 +26,18 @@ so on a straight path, where $X = x + (s - t) u$, it is $E = b_t - u + (s - t) \
 \tfrac{d}{dt} u$. The derivative needs no graph, which makes it the cheapest loss with one. `shortcut` is Frans et al., 2024
 (arXiv 2410.12557).
 
+Derivatives are taken in one of three ways:
+
+| name | derivative |
+|---|---|
+| `forward` | exact, by forward-mode differentiation |
+| `difference` | central, over $\pm 10^{-3}$: for networks without a forward mode |
+| `upwind` | along the flow, $(f(x_t, t) - f(x_r, r)) / (t - r)$ with $r = \max(t - w, s)$ and $x_r$ DDIM's step; of `eulerian`, `meanflow` |
+
+What a map is at t is known from the times before, down to $s$, where it is the identity, so the difference that looks there
+is the one under which an error dies out and does not grow. It also passes over what a network's waves of t, which turn a
+hundred times and more in [0, 1], do within the width w; the exact derivative of such a network is mostly theirs.
+
 The first two residuals bound the distance of the map's samples to the flow's, with L a Lipschitz constant of b,
 
 $$ \mathbb E |X_{1 \to 0} - \mathrm{flow}|^2 \le \int_0^1 \mathbb E |E(x_t, t, 0)|^2 dt, \qquad
@@ -44,7 +56,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 
-from dsno.denoise import Cond, Denoiser, convert, expand_like, map_cond
+from dsno.denoise import Cond, Denoiser, convert, expand_like, map_cond, x0_from
 from dsno.distill.denoising import Denoising, noised
 from dsno.distill.stages import Given, Stage
 from dsno.noise import generator
@@ -52,9 +64,11 @@ from dsno.schedule import Schedule
 from dsno.students.twotime import FlowMap
 
 __all__ = [
+    "WIDTH",
     "Derivative",
     "FlowMapMatching",
     "Method",
+    "check_width",
     "ddim_step",
     "direct",
     "eulerian",
@@ -64,11 +78,14 @@ __all__ = [
     "progressive_map",
     "same_draws",
     "shortcut",
+    "upwind",
     "velocity",
 ]
 
 Method = Literal["lagrangian", "eulerian", "meanflow", "shortcut", "progressive_map", "direct"]
-Derivative = Literal["forward", "difference"]
+Derivative = Literal["forward", "difference", "upwind"]
+WIDTH = 0.05
+"""w: twenty steps to a path."""
 
 
 def velocity(teacher: Denoiser, schedule: Schedule, x_t: Tensor, t: Tensor, cond: Cond | None = None) -> Tensor:
@@ -133,11 +150,34 @@ def same_draws(x: Tensor) -> contextlib.AbstractContextManager[None]:
 
 
 def _slope(f: Callable[..., Tensor], at: tuple[Tensor, ...], along: tuple[Tensor, ...], how: str) -> Tensor:
-    """The derivative alone: a difference needs two calls, not three."""
+    """The derivative alone, as `jvp` takes it: a difference needs two calls, not three."""
     if how == "difference":
         with _Full():
             return _difference(f, at, along)
     return jvp(f, at, along, how)[1]
+
+
+def upwind(
+    f: Callable[..., Tensor], schedule: Schedule, x0: Tensor, x_t: Tensor, t: Tensor, r: Tensor
+) -> tuple[Tensor, Tensor]:
+    r"""$f(x_t, t)$ and $(f(x_t, t) - f(x_r, r)) / (t - r)$, $x_r$ DDIM's step from $x_t$ to $r < t$ by $\hat x_0$.
+
+    Runs without autocast.
+    """
+    with _Full():
+        with same_draws(x_t):
+            value = f(x_t, t)
+        return value, (value - f(ddim_step(schedule, x0, x_t, t, r), r)) / expand_like(t - r, x_t)
+
+
+def check_width(width: float) -> None:
+    """Make sure that w of `upwind` is a time.
+
+    Raises:
+        ValueError: if not.
+    """
+    if not 0 < width <= 1:
+        raise ValueError(f"the width of a difference is a time in (0, 1], got {width:g}")
 
 
 class FlowMapMatching:
@@ -151,7 +191,8 @@ class FlowMapMatching:
         labels: (N,) labels of a class-conditional map, or None.
         batch: Rows per step, over all processes.
         seed: With the step, determines the batch, times and noise.
-        derivative: How derivatives are taken; `difference` for networks without a forward mode.
+        derivative: How derivatives are taken, see above; by default `upwind` where it is along the flow, else `forward`.
+        width: w of `upwind`, in (0, 1].
         rest: The share of rows with $s = t$, of `meanflow` and `shortcut`.
         power: p of the adaptive weight $(m + c)^{-p}$ of a row, m the mean of its squared residual without gradient and
             $c = 10^{-3}$ (Geng et al., 2025, section 4.3); 0 is none.
@@ -174,7 +215,8 @@ class FlowMapMatching:
         labels: Tensor | None = None,
         batch: int = 128,
         seed: int = 0,
-        derivative: str = "forward",
+        derivative: str | None = None,
+        width: float = WIDTH,
         rest: float = 0.25,
         power: float = 0.0,
         span: float = 1 / 64,
@@ -196,12 +238,19 @@ class FlowMapMatching:
             raise ValueError(f"rest is the share of rows with s = t, in [0, 1), got {rest:g}")
         if not 0 < span <= 1 or (method == "shortcut" and (1 / span) not in [2.0**k for k in range(24)]):
             raise ValueError(f"span must be in (0, 1], and of shortcut a power of 1/2, got {span:g}")
+        along = method in ("eulerian", "meanflow")
+        if derivative == "upwind" and not along:
+            raise ValueError(
+                f"{method} takes no derivative along the flow, as upwind is: expected forward or difference"
+            )
+        check_width(width)
         self.method, self.residual = method, residuals[method]
-        self.teacher, self.schedule, self.derivative = teacher, schedule, derivative
+        self.teacher, self.schedule = teacher, schedule
+        self.derivative, self.width = derivative or ("upwind" if along else "forward"), width
         self.rest = rest if method in ("meanflow", "shortcut") else 0.0
         self.power, self.span, self.first = power, span, first
         self.before: Callable[..., Tensor] = before or self._ddim
-        self.floor = floor if floor is not None else 2e-3 if derivative == "difference" else 1e-4
+        self.floor = floor if floor is not None else 1e-4 if self.derivative == "forward" else 2e-3
         self.noised = Denoising(x, schedule, "x0", labels, batch, seed)
 
     def batches(self, start: int, rank: int = 0, world: int = 1) -> Iterator[dict[str, Tensor]]:
@@ -223,8 +272,10 @@ class FlowMapMatching:
                 t, s = first, first - 1 / steps
                 t[moving:] = even[moving:]
             elif self.method == "progressive_map":
-                t = even
-                s = t - self.span * share
+                # Three quarters of the steps are longer than any that the stage before learned.
+                length = self.span * share.sqrt()
+                t = length + (1 - length) * even
+                s = t - length
             else:
                 # Of two uniform times the later has density 2 t.
                 t = even.sqrt()
@@ -272,8 +323,15 @@ class FlowMapMatching:
     ) -> Tensor:
         with torch.no_grad():
             b = self._velocity(x_t, t, cond, b)
-        along = _slope(lambda x, t: X(x, t, s, cond), (x_t, t), (b, torch.ones_like(t)), self.derivative)
-        return along / self._speed(x_t, t)
+        return self._along(lambda x, t: X(x, t, s, cond), x_t, t, s, b) / self._speed(x_t, t)
+
+    def _along(self, f: Callable[..., Tensor], x_t: Tensor, t: Tensor, s: Tensor, b: Tensor) -> Tensor:
+        """The derivative of f(x_t, t) along the flow, by the velocity b."""
+        if self.derivative == "upwind":
+            # Where a step is shorter than differences can see, r may be below s: a map runs both ways.
+            r = t - (t - s).clamp(min(1e-3, self.width), self.width)
+            return upwind(f, self.schedule, x0_from("flow", b, x_t, t, self.schedule), x_t, t, r)[1]
+        return _slope(f, (x_t, t), (b, torch.ones_like(t)), self.derivative)
 
     def _meanflow(
         self, X: nn.Module, x_t: Tensor, t: Tensor, s: Tensor, cond: Cond | None, b: Tensor | None = None
@@ -283,9 +341,7 @@ class FlowMapMatching:
             b = self._velocity(x_t, t, cond, b)
             target, held, told = b.clone(), _plain(X), map_cond(lambda c: c[:n], cond)
             # At rest E = b - u, whatever the derivative is.
-            target[:n] = u[:n] + _slope(
-                lambda x, t: held(x, t, s[:n], told), (x_t[:n], t[:n]), (b[:n], torch.ones_like(t[:n])), self.derivative
-            )
+            target[:n] = u[:n] + self._along(lambda x, t: held(x, t, s[:n], told), x_t[:n], t[:n], s[:n], b[:n])
         return (u - target) / self._speed(x_t, t)
 
     def _shortcut(
@@ -369,12 +425,14 @@ def lagrangian(student: FlowMap, given: Given) -> list[Stage]:
     return _one(student, given, "lagrangian", given.teacher)
 
 
-def eulerian(student: FlowMap, given: Given) -> list[Stage]:
+def eulerian(student: FlowMap, given: Given, *, width: float = WIDTH) -> list[Stage]:
     """Eulerian map distillation (Boffi et al., 2024, arXiv 2406.07507), in one stage."""
-    return _one(student, given, "eulerian", given.teacher)
+    return _one(student, given, "eulerian", given.teacher, width=width)
 
 
-def meanflow(student: FlowMap, given: Given, *, rest: float | None = None, power: float | None = None) -> list[Stage]:
+def meanflow(
+    student: FlowMap, given: Given, *, rest: float | None = None, power: float | None = None, width: float = WIDTH
+) -> list[Stage]:
     """MeanFlow (Geng et al., 2025, arXiv 2505.13447) in one stage: of the teacher's velocity, or of the data without one.
 
     The paper's adaptive weight, `power=1`, and its share of rows with s = t, 3/4, are the defaults for the data's velocities,
@@ -384,7 +442,7 @@ def meanflow(student: FlowMap, given: Given, *, rest: float | None = None, power
     if power is None:
         power = 1.0 if given.teacher is None else 0.0
     rest = _rest(given) if rest is None else rest
-    return _one(student, given, "meanflow", given.teacher, rest=rest, power=power)
+    return _one(student, given, "meanflow", given.teacher, rest=rest, power=power, width=width)
 
 
 def shortcut(student: FlowMap, given: Given, *, rest: float | None = None, span: float = 1 / 64) -> list[Stage]:

@@ -32,7 +32,7 @@ class Given:
         trajectories: The teacher's trajectories, or None.
         passes: What the student is to make, of a method that is trained for a number of passes.
         guidance: The range [low, high] of guidance weights, of a method that has one.
-        derivative: How jvps are taken: `forward`, or `difference` for networks without a forward mode.
+        derivative: How derivatives of the student are taken (`dsno.distill.flowmaps`); None is the method's own way.
     """
 
     teacher: Denoiser | None
@@ -45,7 +45,7 @@ class Given:
     trajectories: TrajectorySet | None = None
     passes: int = 1
     guidance: tuple[float, float] = (0.0, 4.0)
-    derivative: str = "forward"
+    derivative: str | None = None
 
     @property
     def denoiser(self) -> Denoiser:
