@@ -1,9 +1,12 @@
 """The whole family of distilled samplers on one teacher, one backbone and one budget of training FLOPs.
 
     python benchmarks/family.py digits [--budget 4] [--seeds 0 1 2] [--only NAME ...]
-    python benchmarks/family.py fashion --source runs/fashion --data PATH
-    python benchmarks/family.py sprites --source runs/sprites --data PATH
+    python benchmarks/family.py fashion --data PATH
+    python benchmarks/family.py sprites --data PATH --only operator knowledge "knowledge, matching"
     python benchmarks/family.py digits --report
+
+The digits' teacher is the shipped one; another is made as its recipe makes it, with the features to measure in, if --source
+does not hold them.
 
 Every run spends the same FLOPs: what its trajectories cost (teacher calls of their solver) is taken off first, and the rest
 divided by the counted FLOPs of a training step (forward, backward, the teacher's and every other call of the loss) is its
@@ -28,6 +31,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from _common import claim, named, write
 from filelock import FileLock, Timeout
@@ -45,7 +49,7 @@ from dsno.distill.trajectory import distance
 from dsno.evaluate import Reference, evaluate, fine_solution
 from dsno.metrics import FeatureNet, flops, latency, load_feature_net, throughput
 from dsno.noise import noise, seed_range
-from dsno.recipes import make_trajectories, shipped, train_features
+from dsno.recipes import RECIPES, make_trajectories, shipped, train_features
 from dsno.solve import DDIM, DPMSolverPP, Sampler, SolverSampler, UniPC
 from dsno.store import TrajectorySet
 from dsno.students.flowmap import MultiPass, OnePass, TrajectoryStudent, student_from_teacher
@@ -76,6 +80,7 @@ class Entry:
     grid: str = "quadratic"
     """Of the solver, and of the frames."""
     frames: int = 4
+    """The last of every 4 / frames of the grid's four."""
     weights: str = "snr100"
     others: float | None = 0.25
     inner_starts: float = 0.0
@@ -83,6 +88,8 @@ class Entry:
     fine_tuning: float = 0.0
     """Share of the steps behind the regression that match distributions."""
     ema: float = 0.999
+    derivative: str = ""
+    """How the loss takes derivatives, where not in the method's own way."""
 
 
 ENTRIES: dict[str, Entry] = {
@@ -91,6 +98,8 @@ ENTRIES: dict[str, Entry] = {
     "operator, restarts": Entry("operator", trajectories=1024, inner_starts=0.3),
     "operator, perceptual": Entry("operator", trajectories=1024, distance="l1+perceptual"),
     "operator, matching": Entry("matching", trajectories=1024, fine_tuning=0.4),
+    "operator of two frames": Entry("operator", trajectories=1024, frames=2),
+    "operator of two frames, matching": Entry("matching", trajectories=1024, frames=2, fine_tuning=0.4),
     "knowledge, matching": Entry(
         "matching", trajectories=1024, frames=1, weights="last", others=None, fine_tuning=0.4
     ),
@@ -121,15 +130,27 @@ PROBLEMS = {
 }
 
 
+def folders(archive: str) -> Tensor:
+    """Labels of an archive's images that have none: the first folder in the `name` of each."""
+    found = [str(name).split("/")[0] for name in np.load(archive)["name"]]
+    return torch.tensor([sorted(set(found)).index(folder) for folder in found])
+
+
 class Bench:
     """What all runs share: teacher, data, trajectories, the fine solution and the reference features."""
 
     def __init__(self, name: str, source: Path, data: str | None, runs: Path, precision: str) -> None:
         self.name, self.problem, self.source, self.runs, self.precision = name, PROBLEMS[name], source, runs, precision
         runs.mkdir(parents=True, exist_ok=True)
+        self.images = load_data(data or self.problem.data, size=self.problem.size)
+        if self.images.labels is None:
+            self.images = dataclasses.replace(self.images, labels=folders(data or self.problem.data))
+        if source != shipped():
+            RECIPES[name].prepare(
+                source, lambda *told: print(*told, flush=True) if told[1] % 500 == 0 else None, data=self.images
+            )
         self.teacher: Prediction = load_teacher(source / "teacher").eval().requires_grad_(False)
         self.features = load_feature_net(source / "features")
-        self.images = load_data(data or self.problem.data, size=self.problem.size)
         self.shape = self.images.shape
         self.reference = Reference.of(self.images.x, self.features)
         self.seeds = seed_range(HELD_OUT, COUNT)
@@ -180,15 +201,16 @@ def student_of(entry: Entry, bench: Bench, seed: int) -> FlowMap | TrajectoryStu
     torch.manual_seed(seed)
     if METHODS[entry.method].student == "flow map":
         return flow_map_from_teacher(bench.teacher)
-    times = GRIDS[entry.grid](4)[1:]
-    times = times if entry.frames == len(times) else times[-1:]
+    times = GRIDS[entry.grid](4)[1:][4 // entry.frames - 1 :: 4 // entry.frames]
     return student_from_teacher(bench.teacher, times, where="mid" if entry.frames > 1 else "none")
 
 
 def stages_of(
     entry: Entry, bench: Bench, student: FlowMap | TrajectoryStudent, steps: int, batch: int, seed: int, factor: float
 ) -> list[Stage]:
-    given = Given(bench.teacher, bench.teacher.schedule, steps, batch, seed, bench.images.x)
+    given = Given(
+        bench.teacher, bench.teacher.schedule, steps, batch, seed, bench.images.x, derivative=entry.derivative or None
+    )  # fmt: skip
     if isinstance(student, FlowMap):
         return METHODS[entry.method].stages(student, given)
     data = bench.trajectories(round(entry.trajectories * factor), entry, student.times)
@@ -291,7 +313,7 @@ def claimed(path: Path) -> Iterator[bool]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("problem", choices=PROBLEMS)
-    parser.add_argument("--source", type=Path, help="folder with teacher and features, of `dsno reproduce`")
+    parser.add_argument("--source", type=Path, help="folder of the teacher and the features")
     parser.add_argument("--data", help="where the data are, if not where the recipe says")
     parser.add_argument("--runs", type=Path)
     parser.add_argument("--only", nargs="*", default=list(ENTRIES))
@@ -303,7 +325,8 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     runs = arguments.runs or Path("runs/family") / arguments.problem
-    bench = Bench(arguments.problem, arguments.source or shipped(), arguments.data, runs, arguments.precision)
+    source = arguments.source or (shipped() if arguments.problem == "digits" else Path("runs") / arguments.problem)
+    bench = Bench(arguments.problem, source, arguments.data, runs, arguments.precision)
     if arguments.report:
         report(bench)
         return

@@ -147,21 +147,7 @@ class Recipe:
         self._same(out / "recipe.json")
         if all((out / name / "config.json").is_file() for name in ("features", "teacher", "student")):
             return out
-        samples = load_data(self.data, size=self.size) if data is None else data
-        for name in self._feature_nets(samples):
-            if not (out / name / "config.json").is_file():
-                # What is optimised must not be what is measured: the loss has a feature network of its own.
-                seed, width = (self.seed, 16) if name == "features" else (self.seed + 1, 24)
-                with _timed(out, name):
-                    train_features(samples, out / name, self.features_steps, seed, width, report)
-        if not (out / "teacher" / "config.json").is_file():
-            with _timed(out, "teacher"):
-                if teacher is None:
-                    self._teach(samples, out / "teacher", report)
-                else:
-                    given = load_teacher(teacher)
-                    given.clip = self.clip
-                    save_teacher(out / "teacher", given, source=teacher)
+        samples = self.prepare(out, report, teacher, data)
         solved = load_teacher(out / "teacher")
         with _timed(out, "trajectories"):
             trajectories = make_trajectories(
@@ -178,6 +164,28 @@ class Recipe:
                     report=report,
                 )  # fmt: skip
         return out
+
+    def prepare(
+        self, out: Path | str, report: Report = _quiet, teacher: str | None = None, data: Samples | None = None
+    ) -> Samples:
+        """The stages before trajectories: the feature network, of labelled data, and the teacher. Returns the data."""
+        out = Path(out)
+        samples = load_data(self.data, size=self.size) if data is None else data
+        for name in self._feature_nets(samples):
+            if not (out / name / "config.json").is_file():
+                # What is optimised must not be what is measured: the loss has a feature network of its own.
+                seed, width = (self.seed, 16) if name == "features" else (self.seed + 1, 24)
+                with _timed(out, name):
+                    train_features(samples, out / name, self.features_steps, seed, width, report)
+        if not (out / "teacher" / "config.json").is_file():
+            with _timed(out, "teacher"):
+                if teacher is None:
+                    self._teach(samples, out / "teacher", report)
+                else:
+                    given = load_teacher(teacher)
+                    given.clip = self.clip
+                    save_teacher(out / "teacher", given, source=teacher)
+        return samples
 
     def student(self, teacher: Prediction) -> TrajectoryStudent:
         """The student before it is trained."""
