@@ -380,7 +380,7 @@ def solvers(bench: Bench) -> dict[str, Any]:
 def timings(bench: Bench) -> dict[str, Any]:
     """Latency at batch 1 and throughput at saturation of one pass, as ratios to one call of the teacher."""
     made: dict[str, Callable[[Tensor], Tensor]] = {"teacher, one call": lambda z: bench.teacher(z, torch.ones(len(z)))}
-    for name in ("knowledge", "operator", "shortcut"):
+    for name in ("knowledge", "operator of two frames", "operator", "shortcut"):
         made["flow map" if name == "shortcut" else name] = student_of(ENTRIES[name], bench, 0).eval().sample
     absolute = {}
     with torch.no_grad():

@@ -163,19 +163,19 @@ def family(record: dict[str, Any]) -> str:
         one = points["1"]
         body.append([
             name, f"{s['flops_per_row'] / record['teacher_flops']:.1f}", f"{one['flops'] / 1e6:.0f}",
-            spread(one["frechet"], seeds), f"{one['precision']['mean']:.2f}", f"{one['recall']['mean']:.2f}",
-            f"{one['path_error']['mean']:.3f}", *(spread(points[k]["frechet"], seeds) if k in points else "-" for k in "24"),
+            spread(one["frechet"], seeds), f"{one['kernel']['mean']:.3g}", f"{one['precision']['mean']:.2f}",
+            f"{one['recall']['mean']:.2f}", f"{one['path_error']['mean']:.3f}", *(spread(points[k]["frechet"], seeds) if k in points else "-" for k in "24"),
             str(seeds),
         ])  # fmt: skip
     for name in ("DDIM", "DPM-Solver++", "UniPC"):
         one, two, four = (record["solvers"][f"{name}-{k}"] for k in (1, 2, 4))
         body.append([
-            f"{name}, no training", "-", f"{one['flops'] / 1e6:.0f}", f"{one['frechet']:.0f}", f"{one['precision']:.2f}",
-            f"{one['recall']:.2f}", f"{one['path_error']:.3f}", f"{two['frechet']:.1f}", f"{four['frechet']:.2f}", "-",
+            f"{name}, no training", "-", f"{one['flops'] / 1e6:.0f}", f"{one['frechet']:.0f}", f"{one['kernel']:.3g}",
+            f"{one['precision']:.2f}", f"{one['recall']:.2f}", f"{one['path_error']:.3f}", f"{two['frechet']:.1f}", f"{four['frechet']:.2f}", "-",
         ])  # fmt: skip
     head = [
-        "method", "teacher calls' worth of FLOPs a training row", "MFLOP a pass", "Fréchet, 1 pass", "precision", "recall",
-        "path error", "Fréchet, 2 passes", "4 passes", "seeds",
+        "method", "teacher calls' worth of FLOPs a training row", "MFLOP a pass", "Fréchet, 1 pass", "kernel",
+        "precision", "recall", "path error", "Fréchet, 2 passes", "4 passes", "seeds",
     ]  # fmt: skip
     return rows(head, body)
 

@@ -610,9 +610,11 @@ def test_bad_input() -> None:
     with pytest.raises(ValueError, match=r"rest is the share of rows with s = t, in \[0, 1\), got 1"):
         FlowMapMatching(x, teacher, Cosine(), "meanflow", rest=1)
     with pytest.raises(
-        ValueError, match="lagrangian takes no derivative along the flow, as upwind is: expected forward or"
+        ValueError, match="derivative 'upwind': lagrangian takes none along the flow, expected one of forward, d"
     ):
         FlowMapMatching(x, teacher, Cosine(), derivative="upwind")
+    with pytest.raises(ValueError, match="derivative 'exact': meanflow knows no other, expected one of .*, upwind"):
+        FlowMapMatching(x, teacher, Cosine(), "meanflow", derivative="exact")
     for width in (0.0, 1.5):
         with pytest.raises(ValueError, match=rf"the width of a difference is a time in \(0, 1\], got {width:g}"):
             FlowMapMatching(x, teacher, Cosine(), "eulerian", width=width)

@@ -49,7 +49,7 @@ from torch import Tensor, nn
 
 from dsno.denoise import Cond, Denoiser, expand_like
 from dsno.distill.denoising import Denoising, noised
-from dsno.distill.flowmaps import WIDTH, check_width, ddim_step, jvp, same_draws, upwind
+from dsno.distill.flowmaps import WIDTH, check_derivative, ddim_step, jvp, same_draws, upwind
 from dsno.distill.stages import Given, Stage
 from dsno.schedule import Schedule
 from dsno.students.twotime import FlowMap
@@ -272,7 +272,7 @@ class ContinuousConsistency:
     ) -> None:
         if not c > 0:
             raise ValueError(f"c of the tangent's normalisation must be positive, got {c:g}")
-        check_width(width)
+        check_derivative(derivative, width, "continuous-consistency")
         self.noised = Denoising(x, schedule, "x0", labels, batch, seed)
         self.schedule, self.teacher, self.levels, self.warmup = schedule, teacher, levels, warmup
         self.data_std, self.c, self.derivative, self.width = data_std, c, derivative, width

@@ -68,7 +68,7 @@ __all__ = [
     "Derivative",
     "FlowMapMatching",
     "Method",
-    "check_width",
+    "check_derivative",
     "ddim_step",
     "direct",
     "eulerian",
@@ -170,12 +170,16 @@ def upwind(
         return value, (value - f(ddim_step(schedule, x0, x_t, t, r), r)) / expand_like(t - r, x_t)
 
 
-def check_width(width: float) -> None:
-    """Make sure that w of `upwind` is a time.
+def check_derivative(derivative: str, width: float, method: str, along: bool = True) -> None:
+    """Make sure that a method takes such a derivative, and that w of `upwind` is a time.
 
     Raises:
         ValueError: if not.
     """
+    known = ("forward", "difference", *(["upwind"] if along else []))
+    if derivative not in known:
+        why = "takes none along the flow" if derivative == "upwind" else "knows no other"
+        raise ValueError(f"derivative {derivative!r}: {method} {why}, expected one of {', '.join(known)}")
     if not 0 < width <= 1:
         raise ValueError(f"the width of a difference is a time in (0, 1], got {width:g}")
 
@@ -203,7 +207,7 @@ class FlowMapMatching:
             or what differences reach to.
 
     Raises:
-        ValueError: for an unknown method, a teacher that is missing, a share or span out of range, or as `Denoising` does.
+        ValueError: for an unknown method or derivative, a teacher that is missing, a share, span or width out of range, or as `Denoising` does.
     """
 
     def __init__(
@@ -239,18 +243,14 @@ class FlowMapMatching:
         if not 0 < span <= 1 or (method == "shortcut" and (1 / span) not in [2.0**k for k in range(24)]):
             raise ValueError(f"span must be in (0, 1], and of shortcut a power of 1/2, got {span:g}")
         along = method in ("eulerian", "meanflow")
-        if derivative == "upwind" and not along:
-            raise ValueError(
-                f"{method} takes no derivative along the flow, as upwind is: expected forward or difference"
-            )
-        check_width(width)
+        derivative = derivative or ("upwind" if along else "forward")
+        check_derivative(derivative, width, method, along)
         self.method, self.residual = method, residuals[method]
-        self.teacher, self.schedule = teacher, schedule
-        self.derivative, self.width = derivative or ("upwind" if along else "forward"), width
+        self.teacher, self.schedule, self.derivative, self.width = teacher, schedule, derivative, width
         self.rest = rest if method in ("meanflow", "shortcut") else 0.0
         self.power, self.span, self.first = power, span, first
         self.before: Callable[..., Tensor] = before or self._ddim
-        self.floor = floor if floor is not None else 1e-4 if self.derivative == "forward" else 2e-3
+        self.floor = floor if floor is not None else 1e-4 if derivative == "forward" else 2e-3
         self.noised = Denoising(x, schedule, "x0", labels, batch, seed)
 
     def batches(self, start: int, rank: int = 0, world: int = 1) -> Iterator[dict[str, Tensor]]:
@@ -328,8 +328,8 @@ class FlowMapMatching:
     def _along(self, f: Callable[..., Tensor], x_t: Tensor, t: Tensor, s: Tensor, b: Tensor) -> Tensor:
         """The derivative of f(x_t, t) along the flow, by the velocity b."""
         if self.derivative == "upwind":
-            # Where a step is shorter than differences can see, r may be below s: a map runs both ways.
-            r = t - (t - s).clamp(min(1e-3, self.width), self.width)
+            # Where a step is shorter than differences can see, r is below s: a map runs both ways.
+            r = (t - (t - s).clamp(min(1e-3, self.width), self.width)).clamp_min(0)
             return upwind(f, self.schedule, x0_from("flow", b, x_t, t, self.schedule), x_t, t, r)[1]
         return _slope(f, (x_t, t), (b, torch.ones_like(t)), self.derivative)
 
