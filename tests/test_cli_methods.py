@@ -18,6 +18,7 @@ from dsno.evaluate import load_results
 from dsno.export import load_program
 from dsno.recipes import train_features
 from dsno.schedule import Cosine
+from dsno.students.flowmap import load_student
 from dsno.students.load import load_any
 from dsno.students.twotime import FlowMap, load_flow_map
 from dsno.teachers.native import save_teacher
@@ -183,9 +184,21 @@ def test_an_operator_is_measured_at_several_passes(runs: Path, tmp_path: Path) -
     assert code == 2 and "a student of 4 frames makes 1 to 4 passes, got 9" in said
 
 
+@pytest.mark.parametrize("method", ["operator", "matching"])
+def test_an_operator_of_some_of_the_stored_times(method: str, runs: Path, tmp_path: Path) -> None:
+    distil = ("distill", "--method", method, "--times", 0.0, 0.25, "--out", tmp_path / "student")
+    code, said = dsno(*distil, *QUICK, at=runs)
+    assert code == 0, said
+    assert load_student(tmp_path / "student").times.tolist() == [0.25, 0.0]
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
+        ("--times 0.3 0", "0.3 is not stored"),
+        ("--times 0.5625 0.25", "last frame is its sample: --times needs 0, the last that is stored, got 0.5625 0.25"),
+        ("--method matching --times 0.25", "--times needs 0, the last that is stored, got 0.25"),
+        ("--method knowledge --times 0", "--times is no option of the method knowledge"),
         ("--method knowledge --data digits", "knowledge learns from the teacher's trajectories and there are none in digits: ma"),
         ("--data digits", "operator learns from the teacher's trajectories and there are none in digits: make"),
         ("--method matching --data digits", "matching learns from the teacher's trajectories and there are none in digits: make"),

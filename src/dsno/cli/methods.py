@@ -98,6 +98,8 @@ def distill_method(options: Distill) -> None:
     method.check_options(passes, weights)
     trajectories = TrajectorySet(options.data) if holds_trajectories(options.data) else None
     method.check_data(trajectories is not None, options.data)
+    if trajectories is not None:
+        trajectories = frames_of(trajectories, options.times)
     teacher = load_teacher(options.teacher)
     if method.name == "guided" and not teacher.classes:
         raise ValueError(
@@ -139,6 +141,23 @@ def distill_method(options: Distill) -> None:
     say(f"{method.student} in {options.out}", next_sample(options.out, weight, passes))
 
 
+def frames_of(data: TrajectorySet, times: tuple[float, ...]) -> TrajectorySet:
+    """The trajectories at some of their times, in the stored order; at all where none is named.
+
+    Raises:
+        ValueError: if a time is not stored, or the last stored one, whose frame is the sample, is not among them.
+    """
+    if not times:
+        return data
+    chosen = data.at(sorted(times, reverse=True))
+    if chosen.times[-1] != data.times[-1]:
+        raise ValueError(
+            f"a student's last frame is its sample: --times needs {float(data.times[-1]):g}, the last that is stored, "
+            f"got {' '.join(f'{t:g}' for t in times)}"
+        )
+    return chosen
+
+
 def next_sample(out: Path, weight: float | None = None, passes: int = 1) -> str:
     """The command that draws from a student."""
     guidance = "" if weight is None else f" --guidance {weight:.3g}"
@@ -171,13 +190,14 @@ def check_options(options: Distill, method: Method) -> None:
 def _takes(method: Method) -> tuple[str, ...]:
     """The options of `dsno distill` that are the method's, beside those of all."""
     if method.name == "operator":
-        return (*LIFT, *REGRESSION, "inner_starts")
+        return (*LIFT, "times", *REGRESSION, "inner_starts")
     if method.name == "knowledge":
         return ("target", "distance", "features")
     known = inspect.signature(method.stages).parameters
     if method.student == "operator":
-        return (*LIFT, *(name for name in REGRESSION if name in known or (name == "features" and "distance" in known)))
-    own: tuple[str, ...] = ("size",)
+        own = tuple(name for name in REGRESSION if name in known or (name == "features" and "distance" in known))
+        return (*LIFT, "times", *own)
+    own = ("size",)
     # The teacher's velocity, or the data's: a teacher that may be missing, or an option of the method.
     own = (*own, "from_data") if method.needs == ("samples",) or "distil" in known else own
     own = (*own, "stochastic") if "stochastic" in known else own

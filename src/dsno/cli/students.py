@@ -59,6 +59,8 @@ class Distill:
     """How to train it, and so what it needs and how many passes it makes: `dsno methods`."""
     target: Literal["x0", "state"] = "x0"
     """What the frames are trained on."""
+    times: tuple[float, ...] = ()
+    """The student's frames: some of the stored times; all by default. Fewer cost less, and often the sample is as good."""
     weights: str = "snr5"
     """Frame weighting: snr (the paper's), snr<clamp>, uniform, last."""
     distance: str = "l1"
@@ -103,7 +105,14 @@ class Distill:
     """Throw away what is in --out."""
 
     def run(self) -> None:
-        from dsno.cli.methods import check_options, distill_method, holds_trajectories, next_sample, weight_of
+        from dsno.cli.methods import (
+            check_options,
+            distill_method,
+            frames_of,
+            holds_trajectories,
+            next_sample,
+            weight_of,
+        )
         from dsno.distill.methods import METHODS
         from dsno.metrics import load_feature_net
         from dsno.recipes import distill
@@ -118,7 +127,7 @@ class Distill:
         method.check_options(1 if self.passes is None else self.passes, (0, 1))
         method.check_data(holds_trajectories(self.data), self.data)
         data, teacher = TrajectorySet(self.data), load_teacher(self.teacher)
-        data = data.at(data.times[-1:]) if single else data
+        data = data.at(data.times[-1:]) if single else frames_of(data, self.times)
         data.check_teacher(as_generated(data, teacher, self.teacher))
         weight = weight_of(data)
         torch.manual_seed(self.train.seed)
