@@ -19,6 +19,8 @@ from dsno.metrics import (
     kernel_distance,
     latency,
     load_feature_net,
+    mean_distance,
+    neighbour_radii,
     path_error,
     precision_recall,
     sample_error,
@@ -160,6 +162,20 @@ def test_k_must_be_positive_and_small() -> None:
         precision_recall(x, x, k=0)
     with pytest.raises(ValueError, match="N of 4 or more"):
         precision_recall(x, x, k=3)
+
+
+def test_what_a_reference_knows_of_itself_changes_nothing() -> None:
+    real, fake = gaussian(200), gaussian(100) + 0.5
+    assert precision_recall(fake, real, 3, neighbour_radii(real, 3)) == precision_recall(fake, real, 3)
+    assert diversity(fake, real, mean_distance(real)) == diversity(fake, real)
+    apart = [float((a - b).norm()) for i, a in enumerate(real.double()) for b in real[:i].double()]
+    assert mean_distance(real) == pytest.approx(sum(apart) / len(apart))
+    for radius, row in zip(neighbour_radii(real, 3)[:5], real[:5].double(), strict=True):
+        assert radius == pytest.approx(float((real.double() - row).norm(dim=1).sort().values[3]))
+    with pytest.raises(ValueError, match="N of 4 or more"):
+        neighbour_radii(real[:3], 3)
+    with pytest.raises(ValueError, match="N of 2 or more"):
+        mean_distance(real[:1])
 
 
 # Feature networks

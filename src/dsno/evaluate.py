@@ -19,6 +19,7 @@ import platform
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,8 @@ from dsno.metrics import (
     frechet_distance,
     kernel_distance,
     latency,
+    mean_distance,
+    neighbour_radii,
     precision_recall,
     sample_error,
     tensor_sha,
@@ -205,6 +208,21 @@ class Reference:
         extractor = as_extractor(extractor)
         features = extract(extractor, _prepared(images, levels))
         return cls(features, tensor_sha(images), extractor.sha, _rounding(levels))
+
+    @cached_property
+    def mean_distance(self) -> float:
+        """Between two images, of `diversity`."""
+        return mean_distance(self.features)
+
+    def radii(self, k: int) -> Tensor:
+        """Of the set's manifold, of `precision_recall`; computed at the first call."""
+        if k not in self._radii:
+            self._radii[k] = neighbour_radii(self.features, k)
+        return self._radii[k]
+
+    @cached_property
+    def _radii(self) -> dict[int, Tensor]:
+        return {}
 
 
 def evaluate(
@@ -411,8 +429,9 @@ def _compare(
     fake, real = extract(extractor, x), reference.features
     subset = min(KERNEL_SUBSET, len(fake), len(real))
     kernel, kernel_std = kernel_distance(fake, real, KERNEL_SUBSETS, subset)
-    precision, recall = precision_recall(fake, real, k)
-    quality = Quality(frechet_distance(fake, real), kernel, kernel_std, precision, recall, diversity(fake, real))
+    precision, recall = precision_recall(fake, real, k, reference.radii(k))
+    spread = diversity(fake, real, reference.mean_distance)
+    quality = Quality(frechet_distance(fake, real), kernel, kernel_std, precision, recall, spread)
     return quality, replace(
         protocol,
         reference_count=len(real),

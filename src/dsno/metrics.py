@@ -47,6 +47,8 @@ __all__ = [
     "kernel_distance",
     "latency",
     "load_feature_net",
+    "mean_distance",
+    "neighbour_radii",
     "path_error",
     "precision_recall",
     "sample_error",
@@ -268,7 +270,7 @@ class PrecisionRecall(NamedTuple):
     recall: float
 
 
-def precision_recall(fake: Tensor, real: Tensor, k: int = 3) -> PrecisionRecall:
+def precision_recall(fake: Tensor, real: Tensor, k: int = 3, radii: Tensor | None = None) -> PrecisionRecall:
     r"""Improved precision and recall of feature sets (N, D) and (N', D).
 
     With $r_k(g)$ the distance from $g$ to its $k$-th nearest neighbour in its own set $\Phi$, the set's manifold is the
@@ -276,7 +278,8 @@ def precision_recall(fake: Tensor, real: Tensor, k: int = 3) -> PrecisionRecall:
 
     $$ \text{precision} = \frac1N \sum_{f \in \text{fake}} \big[\exists g \in \text{real}: \|f - g\| \le r_k(g)\big], $$
 
-    and recall is the same with the sets exchanged.
+    and recall is the same with the sets exchanged. `radii` are $r_k$ of `real`, (N',), where they are at hand
+    (`neighbour_radii`): of a large set they are most of the work.
 
     Source: Kynkäänniemi et al., 2019 (arXiv 1904.06991), eqs. 1 and 2.
 
@@ -286,51 +289,74 @@ def precision_recall(fake: Tensor, real: Tensor, k: int = 3) -> PrecisionRecall:
     if k < 1:
         raise ValueError(f"k must be at least 1, got {k}")
     fake, real = _feature_pair(fake, real, at_least=k + 1)
-    return PrecisionRecall(_covered(fake, real, k), _covered(real, fake, k))
+    radii = neighbour_radii(real, k) if radii is None else radii
+    return PrecisionRecall(_covered(fake, real, radii), _covered(real, fake, neighbour_radii(fake, k)))
 
 
-def _covered(points: Tensor, centres: Tensor, k: int) -> float:
-    """The share of `points` inside the manifold of `centres`; in blocks of rows, so memory grows with N only."""
+def neighbour_radii(features: Tensor, k: int = 3) -> Tensor:
+    """The distance of every row of (N, D) to its k-th nearest neighbour, (N,), in float64 and in blocks.
+
+    Raises:
+        ValueError: unless they are finite, N > k and k >= 1.
+    """
+    if k < 1:
+        raise ValueError(f"k must be at least 1, got {k}")
+    features = _checked(features, "real", k + 1)
     # A point is its own nearest neighbour, hence k + 1.
-    radii = torch.cat([torch.cdist(rows, centres).kthvalue(k + 1, dim=1).values for rows in centres.split(1024)])
+    nearest = (torch.cdist(rows, features).topk(k + 1, dim=1, largest=False).values for rows in features.split(1024))
+    return torch.cat([distances[:, -1] for distances in nearest])
+
+
+def _covered(points: Tensor, centres: Tensor, radii: Tensor) -> float:
+    """The share of `points` inside the manifold of `centres`."""
     inside = [(torch.cdist(rows, centres) <= radii).any(1) for rows in points.split(1024)]
     return float(torch.cat(inside).double().mean())
 
 
-def diversity(fake: Tensor, real: Tensor) -> float:
+def diversity(fake: Tensor, real: Tensor, scale: float | None = None) -> float:
     r"""The mean distance between two fakes over the mean distance between two reals, of features (N, D) and (N', D).
 
-    1 is as diverse as the data, 0 a single image.
+    1 is as diverse as the data, 0 a single image. `scale` is `mean_distance` of the reals, where it is at hand.
 
     Raises:
         ValueError: unless both are (N, D) with N > 1 and the same D, finite, and the reals are not all equal.
     """
     fake, real = _feature_pair(fake, real, at_least=2)
-    scale = _spread(real)
+    scale = mean_distance(real) if scale is None else scale
     if scale == 0:
         raise ValueError("all reference features are equal: diversity has no scale")
-    return _spread(fake) / scale
+    return mean_distance(fake) / scale
 
 
-def _spread(features: Tensor) -> float:
-    N = len(features)
-    # Exact differences: the fast matrix form leaves 1e-8 between equal points.
-    exact = "donot_use_mm_for_euclid_dist"
-    total = sum(float(torch.cdist(rows, features, compute_mode=exact).sum()) for rows in features.split(1024))
-    return total / (N * (N - 1))
+def mean_distance(features: Tensor) -> float:
+    """The mean distance between two different rows of (N, D), in float64 and in blocks.
+
+    Raises:
+        ValueError: unless they are finite, and more than one.
+    """
+    features, N = _checked(features, "real", 2), len(features)
+    # The fast matrix form leaves 1e-8 between equal points.
+    if bool((features == features[0]).all()):
+        return 0.0
+    return sum(float(torch.cdist(rows, features).sum()) for rows in features.split(1024)) / (N * (N - 1))
 
 
 def _feature_pair(fake: Tensor, real: Tensor, at_least: int) -> tuple[Tensor, Tensor]:
-    for name, features in (("fake", fake), ("real", real)):
-        if features.ndim != 2 or len(features) < at_least:
-            raise ValueError(
-                f"the {name} features must be (N, D) with N of {at_least} or more, got {tuple(features.shape)}"
-            )
-        if not bool(torch.isfinite(features).all()):
-            raise ValueError(f"the {name} features are not all finite")
+    pair = _checked(fake, "fake", at_least), _checked(real, "real", at_least)
     if fake.shape[1] != real.shape[1]:
         raise ValueError(f"fake features have {fake.shape[1]} dimensions, real ones {real.shape[1]}")
-    return fake.detach().to("cpu", torch.float64), real.detach().to("cpu", torch.float64)
+    return pair
+
+
+def _checked(features: Tensor, name: str, at_least: int) -> Tensor:
+    """The features in float64 on the CPU."""
+    if features.ndim != 2 or len(features) < at_least:
+        raise ValueError(
+            f"the {name} features must be (N, D) with N of {at_least} or more, got {tuple(features.shape)}"
+        )
+    if not bool(torch.isfinite(features).all()):
+        raise ValueError(f"the {name} features are not all finite")
+    return features.detach().to("cpu", torch.float64)
 
 
 def path_error(x: Tensor, reference: Tensor) -> Tensor:
