@@ -529,10 +529,14 @@ def pictures(bench: Bench, budgets: dict[str, Any], lines: dict[str, Any], teach
         left.plot(x, y, color="0.6", linestyle={"DDIM": ":", "DPM-Solver++": "--", "UniPC": "-"}[name], label=name)
     marks = dict(zip(sorted(table), "osD^vP*X<>hpdH8|x+1234", strict=False))
     for name, s in sorted(table.items(), key=lambda item: item[1]["points"]["1"]["frechet"]["mean"]):
+        look = {"marker": marks[name], "ms": 5, "color": COLOURS[family_of(name)]}
         points = [(p["rounds"], p["frechet"]["mean"]) for k, p in s["points"].items() if k.isdigit()]
-        left.plot(
-            *zip(*sorted(points), strict=True), marker=marks[name], ms=5, color=COLOURS[family_of(name)], label=name
-        )
+        left.plot(*zip(*sorted(points), strict=True), label=name, **look)
+        again = [(p["rounds"], p["frechet"]["mean"]) for k, p in s["points"].items() if not k.isdigit()]
+        if again:
+            left.plot(
+                *zip(min(points), *sorted(again), strict=True), linestyle=":", label=f"{name}, noised again", **look
+            )
     left.set(
         xscale="log", yscale="log", xlabel="serial network calls", ylabel=f"Fréchet distance ({bench.features.name})"
     )
@@ -542,7 +546,7 @@ def pictures(bench: Bench, budgets: dict[str, Any], lines: dict[str, Any], teach
     names = [n for n in table if sum(n in t for t in budgets.values()) > 1]
     for name in names:
         points = [(float(f), t[name]["points"]["1"]["frechet"]["mean"]) for f, t in budgets.items() if name in t]
-        right.plot(*zip(*points, strict=True), marker=marks[name], color=COLOURS[family_of(name)], label=name)
+        right.plot(*zip(*points, strict=True), marker=marks[name], ms=5, color=COLOURS[family_of(name)])
     right.set(xscale="log", yscale="log", xlabel="budget", ylabel="Fréchet distance, one pass")
     right.set_title("one pass as the budget grows", loc="left", fontsize=10)
     factors = [float(f) for f in budgets]
@@ -562,7 +566,9 @@ def pictures(bench: Bench, budgets: dict[str, Any], lines: dict[str, Any], teach
         axis.minorticks_off()
         axis.grid(True, alpha=0.25)
         axis.spines[["top", "right"]].set_visible(False)
-        axis.legend(frameon=False, fontsize=7.5, loc="upper left", bbox_to_anchor=(1, 1))
+    right.legend(
+        *left.get_legend_handles_labels(), frameon=False, fontsize=7.5, loc="upper left", bbox_to_anchor=(1, 1)
+    )
     figure.savefig(images / f"family-{bench.name}.png", dpi=130)
     plt.close(figure)
     strips(bench, table, images / f"family-{bench.name}-samples.png")

@@ -32,7 +32,7 @@ from dsno.train import TrainConfig, train
 
 METHODS = {
     "lagrangian": lagrangian, "eulerian": eulerian, "meanflow": meanflow, "shortcut": shortcut,
-    "progressive-map": progressive_map, "direct": direct,
+    "progressive-map": progressive_map, "direct": direct, "eulerian, forward": eulerian, "meanflow, forward": meanflow,
 }  # fmt: skip
 PASSES, SEEDS, STEPS, BATCH, LR = (1, 2, 4, 8), (0, 1, 2), 1500, 256, 3e-3
 HELD_OUT, COUNT = 10_000_000, 4096
@@ -69,7 +69,8 @@ def trained(method: str, seed: int, steps: int) -> tuple[FlowMap, float]:
     teacher = ring()
     student = FlowMap(Perceptron(), RectifiedFlow(), "flow")
     x = teacher.sample(50_000, torch.Generator().manual_seed(seed))
-    given = Given(teacher, RectifiedFlow(), steps, BATCH, seed, x)
+    derivative = "forward" if method.endswith("forward") else None
+    given = Given(teacher, RectifiedFlow(), steps, BATCH, seed, x, derivative=derivative)
     began = time.process_time()
     for stage in METHODS[method](student, given):
         model, objective = stage.make(student)
