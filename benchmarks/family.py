@@ -133,7 +133,7 @@ PROBLEMS = {
 def folders(archive: str) -> Tensor:
     """Labels of an archive's images that have none: the first folder in the `name` of each."""
     found = [str(name).split("/")[0] for name in np.load(archive)["name"]]
-    return torch.tensor([sorted(set(found)).index(folder) for folder in found])
+    return torch.from_numpy(np.unique(found, return_inverse=True)[1])
 
 
 class Bench:
@@ -146,9 +146,10 @@ class Bench:
         if self.images.labels is None:
             self.images = dataclasses.replace(self.images, labels=folders(data or self.problem.data))
         if source != shipped():
-            RECIPES[name].prepare(
-                source, lambda *told: print(*told, flush=True) if told[1] % 500 == 0 else None, data=self.images
-            )
+            with FileLock(runs / "source.lock"):
+                RECIPES[name].prepare(
+                    source, lambda *told: print(*told, flush=True) if told[1] % 500 == 0 else None, data=self.images
+                )
         self.teacher: Prediction = load_teacher(source / "teacher").eval().requires_grad_(False)
         self.features = load_feature_net(source / "features")
         self.shape = self.images.shape

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from dsno.denoise import KINDS, Gaussian, GaussianMixture, Prediction, convert, x0_from
 from dsno.distill import flowmaps
-from dsno.distill.flowmaps import FlowMapMatching, ddim_step, jvp, upwind, velocity
+from dsno.distill.flowmaps import FlowMapMatching, ddim_step, earlier, jvp, upwind, velocity
 from dsno.distill.stages import Given
 from dsno.noise import noise, seed_range
 from dsno.schedule import VE, Cosine, RectifiedFlow, Schedule, VPLinear, quadratic, uniform
@@ -133,14 +133,13 @@ def test_the_losses_vanish_at_the_exact_map_alone(method: str, schedule: Schedul
         method,
         batch=64,
         derivative=derivative,
-        width=1e-8,
         floor=0.02,
         span=1 / 16,
         before=exact(schedule),
     )
     batch = {k: v.double() for k, v in next(objective.batches(0)).items()}
-    # No step is so short that it is made of DDIM's.
-    objective.span = 0.0
+    # No step is so short that it is made of DDIM's, and differences are as good as derivatives.
+    objective.span, objective.width = 0.0, 1e-8
     at = batch["s" if method == "direct" else "t"]
     alpha, sigma = (c[:, None] for c in schedule(at))
     x = alpha * batch["x0"] + sigma * batch["eps"]
@@ -373,7 +372,10 @@ def test_the_calls_of_a_difference_share_their_dropout() -> None:
     for how in ("forward", "difference"):
         torch.manual_seed(1)
         found.append(jvp(X.train(), (x, t, s), (torch.randn_like(x), torch.ones_like(t), torch.zeros_like(s)), how))
-    (value, forward), (same, difference) = found
+    torch.manual_seed(1)
+    found.append(upwind(lambda x, t: X(x, t, s), Cosine(), torch.randn_like(x), x, t, s, 1e-6))
+    assert torch.allclose(found[2][0], found[0][0]) and found[2][1].abs().max() < 3 * found[0][1].abs().max()
+    (value, forward), (same, difference) = found[:2]
     assert torch.allclose(value, same) and (forward - difference).abs().max() < 1e-2 * forward.abs().max()
     assert not torch.allclose(X.eval()(x, t, s), value)
 
@@ -458,14 +460,46 @@ def test_the_default_derivative_passes_over_waves_of_t(method: str) -> None:
     assert losses[0] < losses[1] / 30, losses
 
 
-def test_the_difference_along_the_flow_looks_back() -> None:
-    """It calls the map at t and at r, where the state is DDIM's."""
-    schedule, x0, x = Cosine(), torch.randn(2, 3, dtype=D64), torch.randn(2, 3, dtype=D64)
-    t, r = torch.tensor([0.5, 0.9], dtype=D64), torch.tensor([0.4, 0.7], dtype=D64)
-    value, slope = upwind(lambda x, t: t[:, None] * x, schedule, x0, x, t, r)
+@pytest.mark.parametrize("schedule", [*SCHEDULES, VE(80.0)], ids=repr)
+def test_the_difference_along_the_flow_looks_back(schedule: Schedule) -> None:
+    """To where the angle is less, by the width or down to s; and the state there is DDIM's."""
+    x0, x, width = torch.randn(4, 3, dtype=D64), torch.randn(4, 3, dtype=D64), 0.1
+    turns = torch.tensor([0.5, 0.9, 0.35, 0.30001], dtype=D64) * math.pi / 2
+    t, s = (schedule.time(-2 * v.tan().log()) for v in (turns, torch.full_like(turns, 0.3 * math.pi / 2)))
+    r = earlier(schedule, t, s, width)
+    alpha, sigma = schedule(r)
+    back = torch.tensor([0.4, 0.8, 0.3, 0.29901], dtype=D64)
+    assert torch.allclose(torch.atan2(sigma, alpha) * 2 / math.pi, back, atol=1e-6)
+    value, slope = upwind(lambda x, t: t[:, None] * x, schedule, x0, x, t, s, width)
     assert torch.equal(value, t[:, None] * x)
     expected = (value - r[:, None] * ddim_step(schedule, x0, x, t, r)) / (t - r)[:, None]
     assert torch.allclose(slope, expected)
+    assert bool((earlier(schedule, t.float(), s.float(), width) < t.float()).all())
+
+
+@pytest.mark.parametrize("method", ["eulerian", "meanflow"])
+@pytest.mark.parametrize("schedule", [*SCHEDULES, VE(80.0)], ids=repr)
+def test_differences_along_the_flow_are_of_first_order(method: str, schedule: Schedule) -> None:
+    """The loss of the exact map falls with the square of the width at least, and by default is far below a DDIM step's."""
+    teacher = Gaussian(schedule, MEAN, STD)
+
+    class Step(nn.Module):
+        def forward(self, x: Tensor, t: Tensor, s: Tensor) -> Tensor:
+            return teacher(x, t)
+
+    def loss(X: FlowMap, width: float) -> float:
+        objective = FlowMapMatching(MEAN.repeat(256, 1), teacher, schedule, method, batch=256, width=width, floor=0.02)
+        # Even angles, whatever the schedule makes of even times.
+        drawn = {k: v.double() for k, v in next(objective.batches(0)).items()}
+        angles = (torch.arange(256, dtype=D64) + 1) / 257 * math.pi / 2
+        moving = drawn["s"] < drawn["t"]
+        drawn["t"] = schedule.time(-2 * angles.tan().log())
+        drawn["s"] = torch.where(moving, torch.zeros_like(angles), drawn["t"])
+        return float(objective(X, drawn).detach())
+
+    coarse, fine = loss(exact(schedule), 0.05), loss(exact(schedule), 0.0125)
+    assert coarse > 8 * fine
+    assert coarse < 0.1 * loss(FlowMap(Step(), schedule, "x0"), 0.05)
 
 
 def test_the_velocity_is_the_slope_of_the_flow() -> None:
@@ -581,6 +615,9 @@ def test_derivatives_are_taken_in_full_precision_and_through_attention() -> None
             value, derivative = jvp(lambda x, t, s: wrapped(x, t, s, label), at, along, how)
             assert torch.equal(value, plain[0]) and (how == "difference" or torch.equal(derivative, plain[1]))
             derivative.square().mean().backward()
+        value, derivative = upwind(lambda x, t: wrapped(x, t, s, label), Cosine(), x, x, t, torch.zeros(4))
+        assert torch.equal(value, plain[0]) and derivative.dtype == torch.float32
+        derivative.square().mean().backward()
         assert torch.is_autocast_enabled("cpu")
     AcceleratorState._reset_state()
 
@@ -615,8 +652,8 @@ def test_bad_input() -> None:
         FlowMapMatching(x, teacher, Cosine(), derivative="upwind")
     with pytest.raises(ValueError, match="derivative 'exact': meanflow knows no other, expected one of .*, upwind"):
         FlowMapMatching(x, teacher, Cosine(), "meanflow", derivative="exact")
-    for width in (0.0, 1.5):
-        with pytest.raises(ValueError, match=rf"the width of a difference is a time in \(0, 1\], got {width:g}"):
+    for width in (0.0, 1e-4, 1.5):
+        with pytest.raises(ValueError, match=rf"a difference is a share of the path in \[0.001, 1\], got {width:g}"):
             FlowMapMatching(x, teacher, Cosine(), "eulerian", width=width)
     with pytest.raises(ValueError, match="unknown derivative 'backward': expected forward or difference"):
         jvp(torch.sin, (x,), (x,), "backward")

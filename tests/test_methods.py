@@ -247,6 +247,8 @@ def test_a_backbone_without_forward_mode_is_refused_and_differences_mend_it(
         ("matching", {"trajectories": None}, "or take a method that needs samples alone, such as shortcut"),
         ("consistency", {"x": None}, "this method noises clean samples and there are none: give data"),
         ("easy-consistency", {"x": None}, "this method noises clean samples and there are none: give data"),
+        ("lagrangian", {"derivative": "upwind"}, "derivative 'upwind': lagrangian takes none along the flow, expected one of"),
+        ("progressive-map", {"derivative": "forward"}, "progressive-map takes no derivatives: leave derivative='forward' out"),
         ("guided", {"guidance": (4.0, 0.0)}, "LOW HIGH with 0 <= LOW < HIGH, got 4 0: the range of the paper is 0 4"),
         ("guided", {"guidance": (-1.0, 2.0)}, "LOW HIGH with 0 <= LOW < HIGH, got -1 2"),
         ("guided", {"guidance": (2.0, 2.0)}, "LOW HIGH with 0 <= LOW < HIGH, got 2 2"),

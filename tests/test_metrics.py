@@ -172,6 +172,11 @@ def test_what_a_reference_knows_of_itself_changes_nothing() -> None:
     assert mean_distance(real) == pytest.approx(sum(apart) / len(apart))
     for radius, row in zip(neighbour_radii(real, 3)[:5], real[:5].double(), strict=True):
         assert radius == pytest.approx(float((real.double() - row).norm(dim=1).sort().values[3]))
+    for radii in (torch.zeros(7), torch.full((200,), math.nan)):
+        with pytest.raises(ValueError, match="radii are one finite number for each of 200 rows, got"):
+            precision_recall(fake, real, 3, radii)
+    with pytest.raises(ValueError, match="no scale"):
+        diversity(fake, real, 0.0)
     with pytest.raises(ValueError, match="N of 4 or more"):
         neighbour_radii(real[:3], 3)
     with pytest.raises(ValueError, match="N of 2 or more"):

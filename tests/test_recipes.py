@@ -112,7 +112,18 @@ def test_a_run_of_other_settings_names_what_differs(change: dict[str, object], m
     before = contents(whole)
     with pytest.raises(ValueError, match=message):
         replace(TINY, **change).run(whole)
+    with pytest.raises(ValueError, match=message):
+        replace(TINY, **change).prepare(whole)
     assert contents(whole) == before
+
+
+def test_what_is_prepared_is_not_made_again(whole: Path, tmp_path: Path) -> None:
+    out = shutil.copytree(whole, tmp_path / "copy")
+    for name in ("trajectories", "student"):
+        shutil.rmtree(out / name)
+    before = contents(out)
+    assert TINY.prepare(out).shape == (1, 8, 8)
+    assert contents(out) == before
 
 
 # The stages alone

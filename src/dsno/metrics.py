@@ -279,17 +279,19 @@ def precision_recall(fake: Tensor, real: Tensor, k: int = 3, radii: Tensor | Non
     $$ \text{precision} = \frac1N \sum_{f \in \text{fake}} \big[\exists g \in \text{real}: \|f - g\| \le r_k(g)\big], $$
 
     and recall is the same with the sets exchanged. `radii` are $r_k$ of `real`, (N',), where they are at hand
-    (`neighbour_radii`): of a large set they are most of the work.
+    (`neighbour_radii` with the same k): of a large set they are most of the work.
 
     Source: Kynkäänniemi et al., 2019 (arXiv 1904.06991), eqs. 1 and 2.
 
     Raises:
-        ValueError: unless both are (N, D) with N > k >= 1 and the same D, finite.
+        ValueError: unless both are (N, D) with N > k >= 1 and the same D, and all is finite.
     """
     if k < 1:
         raise ValueError(f"k must be at least 1, got {k}")
     fake, real = _feature_pair(fake, real, at_least=k + 1)
     radii = neighbour_radii(real, k) if radii is None else radii
+    if radii.shape != (len(real),) or not bool(torch.isfinite(radii).all()):
+        raise ValueError(f"radii are one finite number for each of {len(real)} rows, got {tuple(radii.shape)}")
     return PrecisionRecall(_covered(fake, real, radii), _covered(real, fake, neighbour_radii(fake, k)))
 
 
@@ -323,7 +325,7 @@ def diversity(fake: Tensor, real: Tensor, scale: float | None = None) -> float:
     """
     fake, real = _feature_pair(fake, real, at_least=2)
     scale = mean_distance(real) if scale is None else scale
-    if scale == 0:
+    if not scale > 0:
         raise ValueError("all reference features are equal: diversity has no scale")
     return mean_distance(fake) / scale
 

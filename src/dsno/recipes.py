@@ -142,9 +142,7 @@ class Recipe:
         Raises:
             ValueError: if `out` holds a run of other settings; names the first one that differs.
         """
-        out = Path(out)
-        out.mkdir(parents=True, exist_ok=True)
-        self._same(out / "recipe.json")
+        out = self._open(out)
         if all((out / name / "config.json").is_file() for name in ("features", "teacher", "student")):
             return out
         samples = self.prepare(out, report, teacher, data)
@@ -168,8 +166,12 @@ class Recipe:
     def prepare(
         self, out: Path | str, report: Report = _quiet, teacher: str | None = None, data: Samples | None = None
     ) -> Samples:
-        """The stages before trajectories: the feature network, of labelled data, and the teacher. Returns the data."""
-        out = Path(out)
+        """The stages before trajectories: the feature network, of labelled data, and the teacher. Returns the data.
+
+        Raises:
+            ValueError: as `run` does.
+        """
+        out = self._open(out)
         samples = load_data(self.data, size=self.size) if data is None else data
         for name in self._feature_nets(samples):
             if not (out / name / "config.json").is_file():
@@ -246,16 +248,21 @@ class Recipe:
             **({"net": net} if net is not None else options),
         )  # fmt: skip
 
-    def _same(self, path: Path) -> None:
+    def _open(self, out: Path | str) -> Path:
+        """The folder of a run of these settings."""
+        out = Path(out)
+        out.mkdir(parents=True, exist_ok=True)
+        path = out / "recipe.json"
         if not path.is_file():
             write_json(path, dataclasses.asdict(self))
-            return
+            return out
         held = _flat(read_json(path))
         for key, value in _flat(json.loads(json.dumps(dataclasses.asdict(self)))).items():
             if key != "data" and held.get(key) != value:
                 raise ValueError(
-                    f"{path.parent} holds a run with {key} = {held.get(key)}, this one has {value}: choose another folder"
+                    f"{out} holds a run with {key} = {held.get(key)}, this one has {value}: choose another folder"
                 )
+        return out
 
 
 PUBLISHED: dict[str, Any] = {

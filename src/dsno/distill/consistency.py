@@ -22,8 +22,8 @@ without a moving average of weights in the target. What differs is where $x_r$ c
 
 Both $x_r$ are DDIM's step, from the teacher's $\hat x_0$ or from $x_0$ itself, whose mean given $x_t$ the teacher's is.
 
-`continuous_consistency` is the limit $r \to t$. In the angle $\theta = \arctan(\sigma_t / (\alpha_t \sigma_d))$ and the state
-$\hat x = \sigma_d x_t / s_t$, $s_t^2 = \alpha_t^2 \sigma_d^2 + \sigma_t^2$, every schedule is TrigFlow (Lu & Song, 2024, arXiv
+`continuous_consistency` is the limit $r \to t$, but for the width of its differences. In the angle $\theta =
+\arctan(\sigma_t / (\alpha_t \sigma_d))$ and the state $\hat x = \sigma_d x_t / s_t$, $s_t^2 = \alpha_t^2 \sigma_d^2 + \sigma_t^2$, every schedule is TrigFlow (Lu & Song, 2024, arXiv
 2410.11081; under `Cosine` and $\sigma_d = 1$ it is the schedule itself, up to the unit of time):
 
 $$ \hat x = \cos\theta \, x_0 + \sin\theta \, \sigma_d \epsilon, \qquad f = \cos\theta \, \hat x - \sin\theta \, \sigma_d \hat F, \qquad
@@ -249,7 +249,7 @@ class ContinuousConsistency:
         data_std: $\sigma_d$.
         c: As in the formula; large values leave the tangent as it is, scaled by 1 / c.
         derivative: `upwind`, or `forward` or `difference`, which suit networks that are smooth in t.
-        width: w of `upwind`, in (0, 1].
+        width: w of `upwind`, in [0.001, 1].
 
     Raises:
         ValueError: as `Denoising` does, or unless c is positive, or for another derivative or width.
@@ -300,7 +300,7 @@ class ContinuousConsistency:
             pace = sin * cos / d_theta
             ends = lambda x, t: inner(x, t, 0.0, cond)  # noqa: E731
             if self.derivative == "upwind":
-                f, d_f = upwind(ends, self.schedule, x0_hat, x_t, t, (t - self.width).clamp_min(0))
+                f, d_f = upwind(ends, self.schedule, x0_hat, x_t, t, torch.zeros_like(t), self.width)
                 d_f = pace * d_f
             else:
                 along = (pace * (d_alpha * x0_hat + d_sigma * eps_hat), pace.flatten().to(t))

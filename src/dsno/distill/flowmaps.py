@@ -32,11 +32,16 @@ Derivatives are taken in one of three ways:
 |---|---|
 | `forward` | exact, by forward-mode differentiation |
 | `difference` | central, over $\pm 10^{-3}$: for networks without a forward mode |
-| `upwind` | along the flow, $(f(x_t, t) - f(x_r, r)) / (t - r)$ with $r = \max(t - w, s)$ and $x_r$ DDIM's step; of `eulerian`, `meanflow` |
+| `upwind` | along the flow, $(f(x_t, t) - f(x_r, r)) / (t - r)$ with $x_r$ DDIM's step from $x_t$: of `eulerian`, `meanflow`, continuous consistency |
+
+where r is an angle of $\tfrac{\pi}{2} w$ before t, but not before s (nor nearer to t than $\tfrac{\pi}{2} 10^{-3}$, which float32 can tell):
+
+$$ \theta_r = \max(\theta_t - \tfrac{\pi}{2} w, \theta_s), \qquad \theta = \arctan(\sigma / \alpha). $$
 
 What a map is at t is known from the times before, down to $s$, where it is the identity, so the difference that looks there
 is the one under which an error dies out and does not grow. It also passes over what a network's waves of t, which turn a
-hundred times and more in [0, 1], do within the width w; the exact derivative of such a network is mostly theirs.
+hundred times and more in [0, 1], do within the width w; the exact derivative of such a network is mostly theirs. The residuals
+vanish at the exact map with exact derivatives, with `upwind` at one within O(w) of it, that of 1 / w steps of DDIM.
 
 The first two residuals bound the distance of the map's samples to the flow's, with L a Lipschitz constant of b,
 
@@ -48,6 +53,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import math
 from collections.abc import Callable, Iterator
 from typing import Any, Literal, cast
 
@@ -71,6 +77,7 @@ __all__ = [
     "check_derivative",
     "ddim_step",
     "direct",
+    "earlier",
     "eulerian",
     "jvp",
     "lagrangian",
@@ -85,7 +92,9 @@ __all__ = [
 Method = Literal["lagrangian", "eulerian", "meanflow", "shortcut", "progressive_map", "direct"]
 Derivative = Literal["forward", "difference", "upwind"]
 WIDTH = 0.05
-"""w: twenty steps to a path."""
+"""w of `upwind`: twenty steps to a path."""
+LEAST = 1e-3
+"""The least width of a difference, which float32 can tell."""
 
 
 def velocity(teacher: Denoiser, schedule: Schedule, x_t: Tensor, t: Tensor, cond: Cond | None = None) -> Tensor:
@@ -138,7 +147,7 @@ def jvp(
 
 
 def _difference(f: Callable[..., Tensor], at: tuple[Tensor, ...], along: tuple[Tensor, ...]) -> Tensor:
-    h = 1e-3 if at[0].dtype == torch.float32 else 1e-5
+    h = LEAST if at[0].dtype == torch.float32 else 1e-5
     with same_draws(at[0]):
         ahead = f(*(p + h * v for p, v in zip(at, along, strict=True)))
     return (ahead - f(*(p - h * v for p, v in zip(at, along, strict=True)))) / (2 * h)
@@ -158,20 +167,31 @@ def _slope(f: Callable[..., Tensor], at: tuple[Tensor, ...], along: tuple[Tensor
 
 
 def upwind(
-    f: Callable[..., Tensor], schedule: Schedule, x0: Tensor, x_t: Tensor, t: Tensor, r: Tensor
+    f: Callable[..., Tensor], schedule: Schedule, x0: Tensor, x_t: Tensor, t: Tensor, s: Tensor, width: float = WIDTH
 ) -> tuple[Tensor, Tensor]:
-    r"""$f(x_t, t)$ and $(f(x_t, t) - f(x_r, r)) / (t - r)$, $x_r$ DDIM's step from $x_t$ to $r < t$ by $\hat x_0$.
+    r"""$f(x_t, t)$ and $(f(x_t, t) - f(x_r, r)) / (t - r)$, $x_r$ DDIM's step from $x_t$ by $\hat x_0$; t and s (B,).
 
     Runs without autocast.
     """
+    r = earlier(schedule, t, s, width)
     with _Full():
         with same_draws(x_t):
             value = f(x_t, t)
-        return value, (value - f(ddim_step(schedule, x0, x_t, t, r), r)) / expand_like(t - r, x_t)
+        # Both are at the end of a schedule that has no earlier time: nothing moves there.
+        gap = expand_like((t - r).clamp_min(torch.finfo(t.dtype).tiny), x_t)
+        return value, (value - f(ddim_step(schedule, x0, x_t, t, r), r)) / gap
+
+
+def earlier(schedule: Schedule, t: Tensor, s: Tensor, width: float = WIDTH) -> Tensor:
+    r"""r of `upwind`, (B,), where $\theta_r = \max(\theta_t - \tfrac{\pi}{2} w, \theta_s)$."""
+    quarter = math.pi / 2
+    theta_t, theta_s = (torch.atan2(sigma, alpha) for alpha, sigma in (schedule(t.double()), schedule(s.double())))
+    theta_r = theta_t - (theta_t - theta_s).clamp(LEAST * quarter, width * quarter)
+    return schedule.time(-2 * theta_r.clamp_min(0).tan().log()).to(t)
 
 
 def check_derivative(derivative: str, width: float, method: str, along: bool = True) -> None:
-    """Make sure that a method takes such a derivative, and that w of `upwind` is a time.
+    """Make sure that a method takes such a derivative, and that w of `upwind` is a share of a path.
 
     Raises:
         ValueError: if not.
@@ -180,8 +200,8 @@ def check_derivative(derivative: str, width: float, method: str, along: bool = T
     if derivative not in known:
         why = "takes none along the flow" if derivative == "upwind" else "knows no other"
         raise ValueError(f"derivative {derivative!r}: {method} {why}, expected one of {', '.join(known)}")
-    if not 0 < width <= 1:
-        raise ValueError(f"the width of a difference is a time in (0, 1], got {width:g}")
+    if not LEAST <= width <= 1:
+        raise ValueError(f"the width of a difference is a share of the path in [{LEAST:g}, 1], got {width:g}")
 
 
 class FlowMapMatching:
@@ -196,7 +216,7 @@ class FlowMapMatching:
         batch: Rows per step, over all processes.
         seed: With the step, determines the batch, times and noise.
         derivative: How derivatives are taken, see above; by default `upwind` where it is along the flow, else `forward`.
-        width: w of `upwind`, in (0, 1].
+        width: w of `upwind`, in [0.001, 1].
         rest: The share of rows with $s = t$, of `meanflow` and `shortcut`.
         power: p of the adaptive weight $(m + c)^{-p}$ of a row, m the mean of its squared residual without gradient and
             $c = 10^{-3}$ (Geng et al., 2025, section 4.3); 0 is none.
@@ -328,9 +348,8 @@ class FlowMapMatching:
     def _along(self, f: Callable[..., Tensor], x_t: Tensor, t: Tensor, s: Tensor, b: Tensor) -> Tensor:
         """The derivative of f(x_t, t) along the flow, by the velocity b."""
         if self.derivative == "upwind":
-            # Where a step is shorter than differences can see, r is below s: a map runs both ways.
-            r = (t - (t - s).clamp(min(1e-3, self.width), self.width)).clamp_min(0)
-            return upwind(f, self.schedule, x0_from("flow", b, x_t, t, self.schedule), x_t, t, r)[1]
+            x0 = x0_from("flow", b, x_t, t, self.schedule)
+            return upwind(f, self.schedule, x0, x_t, t, s, self.width)[1]
         return _slope(f, (x_t, t), (b, torch.ones_like(t)), self.derivative)
 
     def _meanflow(
@@ -488,7 +507,7 @@ def progressive_map(student: FlowMap, given: Given, *, span: float = 1 / 8) -> l
             before = copy.deepcopy(student).eval().requires_grad_(False) if n else None
             objective = FlowMapMatching(
                 given.samples, given.teacher, given.schedule, "progressive_map", given.labels, given.batch,
-                given.seed, given.derivative, span=span, before=before, first=n * share,
+                given.seed, span=span, before=before, first=n * share,
             )  # fmt: skip
             return student, objective
 
