@@ -292,12 +292,12 @@ _ALL: tuple[Method, ...] = (
     Method(
         "continuous-consistency", "sCM, continuous-time consistency", "flow map", ("teacher", "samples"), "any",
         ("lu2025simplifying", "song2023consistency"),
-        "As consistency, with normalised tangents: steadier, and each step costs a fifth more.",
+        "As consistency, in small steps of normalised size: for several passes rather than for one.",
         "dsno.distill.consistency:continuous_consistency", derivative="upwind",
     ),
     Method(
         "lagrangian", "Lagrangian map distillation", "flow map", ("teacher", "samples"), "any", ("boffi2025flow",),
-        "Any number of passes from one student, and the steadier of the two losses with derivatives.",
+        "Any number of passes from one student, two above all; the network needs a forward mode.",
         "dsno.distill.flowmaps:lagrangian", derivative="forward",
     ),
     Method(
