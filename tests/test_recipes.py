@@ -162,6 +162,19 @@ def test_a_teacher_is_resumed_alike(change: dict[str, object], message: str, tmp
     teach(**alike, resume=True)
 
 
+def test_a_patch_passes_through_the_channels_or_is_refused(tmp_path: Path) -> None:
+    """Noise that a network cannot represent stays in what it samples: a patch of 16 numbers in 8 channels."""
+    config = replace(TEACH, steps=1)
+    with pytest.raises(ValueError, match=r"a patch of 16 numbers does not pass through 8 channels.*: take 16 or more"):
+        teach(DIGITS, tmp_path / "v", (8, 8), config, 16, patch=4)
+    assert not (tmp_path / "v").exists()
+    for kind, channels in (("v", (16, 8)), ("x0", (8, 8))):
+        teach(DIGITS, tmp_path / kind, channels, config, 16, kind, patch=4)
+    for name, numbers in (("fashion", 1), ("fashion-gpu", 1), ("sprites", 3), ("sprites-gpu", 3)):
+        net = RECIPES[name].net
+        assert numbers * net.get("patch", 1) ** 2 <= net["channels"][0]
+
+
 def test_a_student_is_resumed_alike(whole: Path, tmp_path: Path) -> None:
     teacher, data = load_teacher(whole / "teacher"), TrajectorySet(whole / "trajectories")
 

@@ -286,7 +286,7 @@ RECIPES: dict[str, Recipe] = {
         distill=TrainConfig(steps=30_000, lr=5e-4, warmup=500, precision="bf16", checkpoint_every=2000),
     ),
     "sprites": Recipe(
-        data="crawl_cc0_32.npz", net={"channels": [32, 64], "patch": 4}, features_steps=1500, count=16_384,
+        data="crawl_cc0_32.npz", net={"channels": [64, 64], "patch": 4}, features_steps=1500, count=16_384,
         teach=TrainConfig(steps=3000, lr=1e-3, warmup=200, precision="bf16", checkpoint_every=500),
         distill=TrainConfig(steps=2000, lr=1e-3, warmup=200, precision="bf16", checkpoint_every=500),
     ),
@@ -391,7 +391,8 @@ def teach(
     not told that share of the labels, and can be guided: its null label is the number of classes.
 
     Raises:
-        ValueError: if the samples do not fit the network, or have no labels although `conditional`.
+        ValueError: if the samples do not fit the network, or its patches its channels, or if there are no labels although
+            `conditional`.
     """
     path = schedule.Cosine() if path is None else path
     check_samples(images.x, images.name)
@@ -405,6 +406,13 @@ def teach(
     if net is None:
         size = spatial[0] if square else spatial
         net = UNet(C, size, channels, classes=classes, null=drop > 0, **options)
+    cell = C * net.patch ** len(spatial) if isinstance(net, UNet) else 0
+    if isinstance(net, UNet) and kind != "x0" and cell > net.config["channels"][0]:
+        raise ValueError(
+            f"a patch of {cell} numbers does not pass through {net.config['channels'][0]} channels, and the noise that a "
+            f"network of kind {kind!r} cannot pass stays in its samples: take {cell} or more as the first of `channels`, a "
+            "smaller `patch`, or the kind 'x0'"
+        )
     objective = Denoising(images.x, path, kind, labels, batch, config.seed, classes, drop)
     settings = {
         "images": images.name, "count": len(images), "conditional": conditional, "kind": kind, "schedule": path.config,
