@@ -525,7 +525,12 @@ def pictures(bench: Bench, budgets: dict[str, Any], lines: dict[str, Any], teach
 
     images = Path(__file__).parents[1] / "docs/images"
     table = {name: s for name, s in budgets[MAIN].items() if name in ENTRIES}
-    figure, (left, right) = plt.subplots(1, 2, figsize=(13, 5), layout="constrained")
+    names = [n for n in table if sum(n in t for t in budgets.values()) > 1]
+    # The second panel is of what was run at several budgets.
+    figure, axes = plt.subplots(
+        1, 1 + bool(names), figsize=(13 if names else 8.5, 5), layout="constrained", squeeze=False
+    )
+    left, right = axes[0, 0], axes[0, -1]
     for name in SOLVERS:
         x, y = zip(*[(p["rounds"], p["frechet"]) for k, p in lines.items() if k.startswith(f"{name}-")], strict=True)
         left.plot(x, y, color="0.6", linestyle={"DDIM": ":", "DPM-Solver++": "--", "UniPC": "-"}[name], label=name)
@@ -545,15 +550,15 @@ def pictures(bench: Bench, budgets: dict[str, Any], lines: dict[str, Any], teach
     left.set_xticks([1, 2, 4, 8, 16, 32], labels=["1", "2", "4", "8", "16", "32"])
     spent = float(MAIN) * bench.problem.budget / 1e12
     left.set_title(f"the same {spent:g} TFLOP of training", loc="left", fontsize=10)
-    names = [n for n in table if sum(n in t for t in budgets.values()) > 1]
     for name in names:
         points = [(float(f), t[name]["points"]["1"]["frechet"]["mean"]) for f, t in budgets.items() if name in t]
         right.plot(*zip(*points, strict=True), marker=marks[name], ms=5, color=COLOURS[family_of(name)])
-    right.set(xscale="log", yscale="log", xlabel="budget", ylabel="Fréchet distance, one pass")
-    right.set_title("one pass as the budget grows", loc="left", fontsize=10)
-    factors = [float(f) for f in budgets]
-    right.set_xticks(factors, labels=[f"x{f:g}" for f in factors])
-    for axis in (left, right):
+    if names:
+        right.set(xscale="log", yscale="log", xlabel="budget", ylabel="Fréchet distance, one pass")
+        right.set_title("one pass as the budget grows", loc="left", fontsize=10)
+        factors = [float(f) for f in budgets]
+        right.set_xticks(factors, labels=[f"x{f:g}" for f in factors])
+    for axis in axes[0]:
         axis.axhline(teacher, color="0.3", linewidth=0.8)
         axis.text(
             0.995,
