@@ -388,7 +388,7 @@ def timings(bench: Bench) -> dict[str, Any]:
     with torch.no_grad():
         for name, sample in made.items():
             absolute[name] = {
-                "latency": latency(sample, torch.randn(1, *bench.shape), repeats=30),
+                "latency": latency(sample, torch.randn(1, *bench.shape), repeats=300),
                 "throughput": throughput(lambda n, f=sample: f(torch.randn(n, *bench.shape)), 1024).samples_per_second,
             }
     unit = absolute["teacher, one call"]
