@@ -2,7 +2,7 @@
 
     python benchmarks/family.py digits [--budget 4] [--seeds 0 1 2] [--only NAME ...]
     python benchmarks/family.py fashion --data PATH
-    python benchmarks/family.py sprites --data PATH --only operator knowledge "knowledge, matching"
+    python benchmarks/family.py sprites --data PATH --only knowledge consistency "operator of two frames, matching"
     python benchmarks/family.py digits --report
 
 The digits' teacher is the shipped one; another is made as its recipe makes it, with the features to measure in, if --source

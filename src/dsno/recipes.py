@@ -406,13 +406,14 @@ def teach(
     if net is None:
         size = spatial[0] if square else spatial
         net = UNet(C, size, channels, classes=classes, null=drop > 0, **options)
-    cell = C * net.patch ** len(spatial) if isinstance(net, UNet) else 0
-    if isinstance(net, UNet) and kind != "x0" and cell > net.config["channels"][0]:
-        raise ValueError(
-            f"a patch of {cell} numbers does not pass through {net.config['channels'][0]} channels, and the noise that a "
-            f"network of kind {kind!r} cannot pass stays in its samples: take {cell} or more as the first of `channels`, a "
-            "smaller `patch`, or the kind 'x0'"
-        )
+    if isinstance(net, UNet) and kind != "x0":
+        cell, first = C * net.patch ** len(spatial), net.config["channels"][0]
+        if cell > first:
+            raise ValueError(
+                f"a patch of {cell} numbers does not pass through {first} channels, and the noise that a network of kind "
+                f"{kind!r} cannot pass stays in its samples: take {cell} or more as the first of `channels`, a smaller "
+                "`patch`, or the kind 'x0'"
+            )
     objective = Denoising(images.x, path, kind, labels, batch, config.seed, classes, drop)
     settings = {
         "images": images.name, "count": len(images), "conditional": conditional, "kind": kind, "schedule": path.config,

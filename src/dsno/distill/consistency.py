@@ -23,8 +23,9 @@ without a moving average of weights in the target. What differs is where $x_r$ c
 Both $x_r$ are DDIM's step, from the teacher's $\hat x_0$ or from $x_0$ itself, whose mean given $x_t$ the teacher's is.
 
 `continuous_consistency` is the limit $r \to t$, but for the width of its differences. In the angle $\theta =
-\arctan(\sigma_t / (\alpha_t \sigma_d))$ and the state $\hat x = \sigma_d x_t / s_t$, $s_t^2 = \alpha_t^2 \sigma_d^2 + \sigma_t^2$, every schedule is TrigFlow (Lu & Song, 2024, arXiv
-2410.11081; under `Cosine` and $\sigma_d = 1$ it is the schedule itself, up to the unit of time):
+\arctan(\sigma_t / (\alpha_t \sigma_d))$ and the state $\hat x = \sigma_d x_t / s_t$, $s_t^2 = \alpha_t^2 \sigma_d^2 +
+\sigma_t^2$, every schedule is TrigFlow (Lu & Song, 2024, arXiv 2410.11081; under `Cosine` and $\sigma_d = 1$ it is the schedule
+itself, up to the unit of time):
 
 $$ \hat x = \cos\theta \, x_0 + \sin\theta \, \sigma_d \epsilon, \qquad f = \cos\theta \, \hat x - \sin\theta \, \sigma_d \hat F, \qquad
    \hat v = \frac{d \hat x}{d\theta} = \cos\theta \, \sigma_d \hat\epsilon - \sin\theta \, \hat x_0, $$
@@ -42,7 +43,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -298,7 +299,10 @@ class ContinuousConsistency:
             eps_hat = eps if self.teacher is None else (x_t - alpha * x0_hat) / sigma
             # Per sin cos of the angle, the steps in t and x are bounded on every schedule.
             pace = sin * cos / d_theta
-            ends = lambda x, t: inner(x, t, 0.0, cond)  # noqa: E731
+
+            def ends(x: Tensor, t: Tensor) -> Tensor:
+                return cast(Tensor, inner(x, t, 0.0, cond))
+
             if self.derivative == "upwind":
                 f, d_f = upwind(ends, self.schedule, x0_hat, x_t, t, torch.zeros_like(t), self.width)
                 d_f = pace * d_f

@@ -227,7 +227,8 @@ class FlowMapMatching:
             or what differences reach to.
 
     Raises:
-        ValueError: for an unknown method or derivative, a teacher that is missing, a share, span or width out of range, or as `Denoising` does.
+        ValueError: for an unknown method or derivative, a teacher that is missing, a share, span or width out of range, or as
+            `Denoising` does.
     """
 
     def __init__(
