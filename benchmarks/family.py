@@ -281,7 +281,9 @@ def run(name: str, bench: Bench, seed: int, factor: float, folder: Path) -> dict
         halving = stage.name.removeprefix("steps-")
         if halving.isdigit() and int(halving) in PASSES[1:]:
             # The students on the way to one pass are this method's students of more passes.
-            points[halving] = bench.measure(name, FlowMapSampler(student, schedule.uniform(int(halving))))
+            points[halving] = bench.measure(
+                name, FlowMapSampler(student, schedule.even(student.schedule, int(halving)))
+            )
     trained = time.perf_counter() - began
     student.eval()
     shown = noise(bench.seeds[:SHOWN], bench.shape)

@@ -16,7 +16,7 @@ from dsno.distill import flowmaps
 from dsno.distill.flowmaps import FlowMapMatching, ddim_step, earlier, jvp, upwind, velocity
 from dsno.distill.stages import Given
 from dsno.noise import noise, seed_range
-from dsno.schedule import VE, Cosine, RectifiedFlow, Schedule, VPLinear, quadratic, uniform
+from dsno.schedule import VE, Cosine, RectifiedFlow, Schedule, VPLinear, even, quadratic, uniform
 from dsno.solve import DDIM, SolverSampler
 from dsno.students.flowmap import load_student
 from dsno.students.load import sampler_of
@@ -159,6 +159,41 @@ def test_the_losses_vanish_at_the_exact_map_alone(method: str, schedule: Schedul
     assert float(loss().detach()) > 1e-5
 
 
+class Turned(nn.Module):
+    """What a network on the `Cosine` path says, on another path of the same angles."""
+
+    def __init__(self, net: nn.Module, schedule: Schedule) -> None:
+        super().__init__()
+        self.net, self.schedule = net, schedule
+
+    def forward(self, x: Tensor, t: Tensor, s: Tensor, cond: Tensor | None = None) -> Tensor:
+        alpha, sigma = self.schedule(t)
+        return self.net(x / (alpha**2 + sigma**2).sqrt()[:, None], self.schedule.phase(t), self.schedule.phase(s))
+
+
+@pytest.mark.parametrize(
+    ("method", "derivative"), [d for d in DERIVATIVES if "direct" not in d and "difference" not in d]
+)
+def test_a_loss_does_not_know_how_the_schedule_runs_nor_scales(method: str, derivative: str) -> None:
+    """The paths of VE(80) and of `Cosine` from the same signal-to-noise ratio are one, but for time and scale."""
+    ve, cosine = VE(80.0), Cosine(-2 * math.log(80.0), 80.0)
+    data, wrong = MEAN + STD * torch.randn(64, 3, dtype=D64), exact(cosine)
+    with torch.no_grad():
+        wrong.net.wrong.fill_(0.05)
+    losses = []
+    for schedule, X in ((cosine, wrong), (ve, FlowMap(Turned(wrong.net, ve), ve, "x0"))):
+        objective = FlowMapMatching(
+            data, Gaussian(schedule, MEAN, STD), schedule, method, batch=64, derivative=derivative
+        )
+        batch = {k: v.double() for k, v in next(objective.batches(0)).items()}
+        phases = next(FlowMapMatching(data, Gaussian(cosine, MEAN, STD), cosine, method, batch=64).batches(0))
+        for name in ("t", "s"):
+            assert torch.allclose(schedule.phase(batch[name]), phases[name].double(), atol=1e-5)
+            batch[name] = schedule.from_phase(phases[name].double())
+        losses.append(float(objective(X, batch).detach()))
+    assert losses[0] > 1e-5 and losses[1] == pytest.approx(losses[0], rel=1e-6)
+
+
 @pytest.mark.parametrize("method", ["meanflow", "shortcut", "direct"])
 @pytest.mark.parametrize("schedule", SCHEDULES, ids=repr)
 def test_on_data_alone_the_expected_gradient_vanishes_at_the_exact_map(method: str, schedule: Schedule) -> None:
@@ -207,8 +242,10 @@ def test_on_a_straight_path_meanflow_is_theirs() -> None:
     assert int((t == r).sum()) == 8
     v, z = eps - x0, (1 - t)[:, None] * x0 + t[:, None] * eps
     u, dudt = torch.func.jvp(net, (z, t, r), (v, torch.ones_like(t), torch.zeros_like(r)))
-    # Ours is over the speed of the path, the root of 2.
-    theirs = (u - (v - (t - r)[:, None] * dudt).detach()).square().mean(1) / 2
+    # Ours is in units of the scale and the angle: (1 - t)^2 + t^2 is the square of the one, and over the other's speed.
+    scale_t, scale_r = (((1 - at) ** 2 + at**2).sqrt()[:, None] for at in (t, r))
+    E = v - (t - r)[:, None] * dudt - u
+    theirs = (scale_t * (u - (u + scale_t / scale_r * E).detach())).square().mean(1)
     theirs, ours = (theirs / (theirs.detach() + 1e-3)).mean(), objective(X, batch)
     assert torch.allclose(ours, theirs)
     gradients = (torch.autograd.grad(loss, list(net.parameters())) for loss in (ours, theirs))
@@ -221,8 +258,8 @@ def test_the_first_progressive_target_is_two_of_the_teachers_steps(schedule: Sch
     teacher = Gaussian(schedule, MEAN, STD)
     objective = FlowMapMatching(torch.zeros(4, 3), teacher, schedule, "progressive_map", batch=4, span=0.5)
     x, t, s = torch.randn(4, 3, dtype=D64), torch.full((4,), 0.7, dtype=D64), torch.full((4,), 0.4, dtype=D64)
-    y = x
-    for a, b in ((0.7, 0.55), (0.55, 0.4)):
+    y, middle = x, float(schedule.from_phase((schedule.phase(t) + schedule.phase(s)) / 2)[0])
+    for a, b in ((0.7, middle), (middle, 0.4)):
         y, _ = DDIM()(lambda y, at: teacher(y, torch.tensor(at)), schedule, y, a, b, (), None)
     X = FlowMap(Frozen(objective._twice(objective.before, x, t, s, None)), schedule, "flow")
     assert torch.allclose(X(x, 0.7, 0.4), y, atol=1e-10)
@@ -318,6 +355,7 @@ def test_passes_are_made_as_a_map_was_trained() -> None:
         return FlowMap(MLP(), Cosine())
 
     assert torch.equal(passes_of(net(), 3).landings, uniform(3)[1:])
+    assert torch.equal(passes_of(FlowMap(MLP(), VE()), 3).grid, even(VE(), 3))
     end = net()
     end.way = "end"
     assert torch.equal(passes_of(end, 3).landings, torch.zeros(3, dtype=D64))
@@ -462,17 +500,17 @@ def test_the_default_derivative_passes_over_waves_of_t(method: str) -> None:
 
 @pytest.mark.parametrize("schedule", [*SCHEDULES, VE(80.0)], ids=repr)
 def test_the_difference_along_the_flow_looks_back(schedule: Schedule) -> None:
-    """To where the angle is less, by the width or down to s; and the state there is DDIM's."""
+    """To where the phase is less, by the width or down to s; and the state there is DDIM's."""
     x0, x, width = torch.randn(4, 3, dtype=D64), torch.randn(4, 3, dtype=D64), 0.1
-    turns = torch.tensor([0.5, 0.9, 0.35, 0.30001], dtype=D64) * math.pi / 2
-    t, s = (schedule.time(-2 * v.tan().log()) for v in (turns, torch.full_like(turns, 0.3 * math.pi / 2)))
+    phases = torch.tensor([0.5, 0.9, 0.35, 0.30001], dtype=D64)
+    t, s = (schedule.from_phase(p) for p in (phases, torch.full_like(phases, 0.3)))
     r = earlier(schedule, t, s, width)
-    alpha, sigma = schedule(r)
-    back = torch.tensor([0.4, 0.8, 0.3, 0.29901], dtype=D64)
-    assert torch.allclose(torch.atan2(sigma, alpha) * 2 / math.pi, back, atol=1e-6)
+    assert torch.allclose(schedule.phase(r), torch.tensor([0.4, 0.8, 0.3, 0.29901], dtype=D64), atol=1e-6)
     value, slope = upwind(lambda x, t: t[:, None] * x, schedule, x0, x, t, s, width)
     assert torch.equal(value, t[:, None] * x)
-    expected = (value - r[:, None] * ddim_step(schedule, x0, x, t, r)) / (t - r)[:, None]
+    expected = (value - r[:, None] * ddim_step(schedule, x0, x, t, r)) / (schedule.angle(t) - schedule.angle(r))[
+        :, None
+    ]
     assert torch.allclose(slope, expected)
     assert bool((earlier(schedule, t.float(), s.float(), width) < t.float()).all())
 
@@ -489,12 +527,10 @@ def test_differences_along_the_flow_are_of_first_order(method: str, schedule: Sc
 
     def loss(X: FlowMap, width: float) -> float:
         objective = FlowMapMatching(MEAN.repeat(256, 1), teacher, schedule, method, batch=256, width=width, floor=0.02)
-        # Even angles, whatever the schedule makes of even times.
         drawn = {k: v.double() for k, v in next(objective.batches(0)).items()}
-        angles = (torch.arange(256, dtype=D64) + 1) / 257 * math.pi / 2
         moving = drawn["s"] < drawn["t"]
-        drawn["t"] = schedule.time(-2 * angles.tan().log())
-        drawn["s"] = torch.where(moving, torch.zeros_like(angles), drawn["t"])
+        drawn["t"] = schedule.from_phase((torch.arange(256, dtype=D64) + 1) / 257)
+        drawn["s"] = torch.where(moving, torch.zeros_like(drawn["t"]), drawn["t"])
         return float(objective(X, drawn).detach())
 
     coarse, fine = loss(exact(schedule), 0.05), loss(exact(schedule), 0.0125)

@@ -54,7 +54,8 @@ class Known(nn.Module):
     def forward(self, x: Tensor, t: Tensor, s: Tensor, cond: Mapping[str, Tensor]) -> Tensor:
         ends = []
         for i, (a, b) in enumerate(zip(t.tolist(), s.tolist(), strict=True)):
-            grid = [a + (b - a) * k / self.substeps for k in range(self.substeps + 1)]
+            p, q = self.schedule.phase(torch.tensor([a, b], dtype=D64)).tolist()
+            grid = self.schedule.from_phase(torch.linspace(p, q, self.substeps + 1, dtype=D64))
             one = {k: v[i : i + 1] for k, v in cond.items()}
             ends.append(solve(self.teacher, self.schedule, x[i : i + 1], grid, cond=one).sample)
         (alpha_t, sigma_t), (alpha_s, sigma_s) = ((c[:, None] for c in self.schedule(v)) for v in (t, s))
@@ -168,7 +169,7 @@ def test_it_learns_what_the_weight_does() -> None:
     torch.manual_seed(0)
     schedule = Cosine()
     teacher = Guided(Gaussian(schedule, MEANS.float(), 0.4, classes=3), NULL)
-    X = FlowMap(TwoTime(Perceptron(), {"time": 32}, guidance=True), schedule, "v")
+    X = FlowMap(TwoTime(Perceptron(), {"time": 32}, schedule, guidance=True), schedule, "v")
     labels = torch.randint(2, (1024,))
     x = MEANS.float()[labels] + 0.4 * torch.randn(1024, 3)
     for stage in guided(X, Given(teacher, schedule, 250, 64, 0, x, labels), start=8):

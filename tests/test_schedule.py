@@ -17,6 +17,7 @@ from dsno.schedule import (
     Tabulated,
     VPLinear,
     check_grid,
+    even,
     karras,
     linear_beta,
     log_snr_uniform,
@@ -55,6 +56,29 @@ def test_log_snr_inverts_time(schedule: Schedule) -> None:
 
 def test_time_clamps_log_snrs_out_of_range(schedule: Schedule) -> None:
     assert schedule.time(f64(-1e3, 1e3)).tolist() == pytest.approx([1, 0], abs=1e-12)
+
+
+def test_the_phase_is_the_share_of_the_angle(schedule: Schedule) -> None:
+    t = torch.linspace(0, 1, 997, dtype=torch.float64)
+    alpha, sigma = schedule(t)
+    angle = torch.atan2(sigma, alpha)
+    p = schedule.phase(t)
+    torch.testing.assert_close(p, (angle - angle[0]) / (angle[-1] - angle[0]), **EXACT)
+    torch.testing.assert_close(schedule.from_phase(p), t, rtol=1e-9, atol=1e-9)
+    assert schedule.from_phase(f64(-0.1, 0, 1, 1.1)).tolist() == [0, 0, 1, 1]
+    single = schedule.from_phase(schedule.phase(t.float()))
+    assert single.dtype == torch.float32 and float((single.double() - t).abs().max()) < 1e-4
+
+
+def test_the_even_grid_has_equal_steps_of_the_phase(schedule: Schedule) -> None:
+    grid = even(schedule, 4)
+    assert grid[0] == 1 and grid[-1] == 0
+    torch.testing.assert_close(schedule.phase(grid), uniform(4), rtol=1e-9, atol=1e-9)
+
+
+def test_the_even_grid_of_ve_is_where_its_noise_meets_its_data() -> None:
+    assert VE(80.0)(even(VE(80.0), 2))[1].tolist() == pytest.approx([80, math.tan(math.atan(80) / 2), 0])
+    assert torch.equal(even(Cosine(), 5), uniform(5))
 
 
 def test_derivative_is_the_jvp_of_the_schedule(schedule: Schedule) -> None:

@@ -10,7 +10,11 @@ everything written in $(\alpha, \sigma)$ runs on all of them. The log signal-to-
 
 $$ \ell_t = \log(\alpha_t^2 / \sigma_t^2), $$
 
-decreasing in $t$. A *grid* is a decreasing float64 tensor of times; a solver makes one step between neighbours.
+decreasing in $t$, and the *phase* is the angle that turns from data to noise, from 0 to 1 as t does,
+
+$$ p_t = \frac{\theta_t - \theta_0}{\theta_1 - \theta_0}, \qquad \theta_t = \arctan(\sigma_t / \alpha_t) : $$
+
+in equal steps of it every path moves evenly, however its schedule runs through t. A *grid* is a decreasing float64 tensor of times; a solver makes one step between neighbours.
 """
 
 from __future__ import annotations
@@ -32,6 +36,7 @@ __all__ = [
     "Tabulated",
     "VPLinear",
     "check_grid",
+    "even",
     "karras",
     "linear_beta",
     "log_snr_uniform",
@@ -70,6 +75,23 @@ class Schedule(ABC):
         r"""$\ell_t = 2 \log(\alpha_t / \sigma_t)$; $+\infty$ where $\sigma_t = 0$, $-\infty$ where $\alpha_t = 0$."""
         alpha_t, sigma_t = self(t)
         return 2 * (alpha_t.log() - sigma_t.log())
+
+    def angle(self, t: Tensor) -> Tensor:
+        r"""$\theta_t$ in $[0, \pi / 2]$, of the shape and dtype of `t`."""
+        alpha_t, sigma_t = self(t)
+        return torch.atan2(sigma_t, alpha_t)
+
+    def phase(self, t: Tensor) -> Tensor:
+        r"""$p_t$ in $[0, 1]$, of the shape and dtype of `t`."""
+        theta_0, theta_1 = self.angle(t.new_tensor([0.0, 1.0]))
+        return (self.angle(t) - theta_0) / (theta_1 - theta_0)
+
+    def from_phase(self, p: Tensor) -> Tensor:
+        """Invert $p_t$: the time in [0, 1], of the shape and dtype of `p`; beyond [0, 1] the end that is nearer."""
+        theta_0, theta_1 = self.angle(p.new_tensor([0.0, 1.0]))
+        t = self.time(-2 * (theta_0 + (theta_1 - theta_0) * p.clamp(0, 1)).tan().log())
+        # The tangent of an angle loses the last digits of the ends.
+        return torch.where(p <= 0, 0.0, torch.where(p >= 1, 1.0, t)).to(p)
 
     def at(self, t: float) -> tuple[float, float]:
         r"""$(\alpha_t, \sigma_t)$ as Python floats computed in float64: a solver's coefficients never touch the device."""
@@ -122,6 +144,12 @@ class Cosine(Schedule):
 
     def time(self, log_snr: Tensor) -> Tensor:
         return ((torch.atan(torch.exp(-log_snr / 2)) - self.b) / self.a).clamp(0, 1)
+
+    def phase(self, t: Tensor) -> Tensor:
+        return t
+
+    def from_phase(self, p: Tensor) -> Tensor:
+        return p.clamp(0, 1)
 
 
 class RectifiedFlow(Schedule):
@@ -317,6 +345,11 @@ def uniform(steps: int, start: float = 1.0, stop: float = 0.0) -> Tensor:
 def quadratic(steps: int, start: float = 1.0) -> Tensor:
     r"""$t_n = (1 - n/N)^2$: denser towards the data; DSNO's CIFAR-10 frames are `quadratic(4)[1:]`."""
     return check_grid(start * torch.linspace(1, 0, _positive(steps) + 1, dtype=torch.float64) ** 2)
+
+
+def even(schedule: Schedule, steps: int) -> Tensor:
+    r"""Equal steps of the phase, $p_n = 1 - n/N$; `uniform` on `Cosine`."""
+    return check_grid(schedule.from_phase(uniform(steps)))
 
 
 def log_snr_uniform(schedule: Schedule, steps: int, log_snr_max: float = 10.0, log_snr_min: float = -10.0) -> Tensor:

@@ -2,16 +2,17 @@ r"""Flow map matching: losses over flow maps of two times (Boffi, Albergo & Vand
 
 $X_{t \to s}$ moves a state along a probability-flow ODE, $\dot x = b_t(x)$, and with its velocity $u(x_t, t, s)$ (see
 `students.twotime`) it is the flow exactly where one of these residuals vanishes for all t and s. Each makes a loss, its mean
-square. Velocities are divided by the path's speed, $(\dot\alpha^2 + \dot\sigma^2)^{1/2}$: it does not matter how the schedule runs
-through time. Nothing in brackets [ ] has a gradient.
+square. They are divided by the scale of the state and by the speed of the angle, $(\alpha^2 + \sigma^2)^{1/2}$ and $\dot\theta$,
+$\theta = \arctan(\sigma / \alpha)$; times are drawn, halved and measured by their phase (see `schedule`). So it does not matter how
+the schedule runs through time, nor how it scales what it noises (that only `direct` knows). Nothing in brackets [ ] has a gradient.
 
 | method | residual | rows |
 |---|---|---|
 | `lagrangian` | $\partial_s X_{t \to s}(x_t) - [b_s(X_{t \to s}(x_t))]$ | $s < t$ |
 | `eulerian` | $E = \partial_t X_{t \to s}(x_t) + \nabla X_{t \to s}(x_t) \, b_t(x_t)$ | $s < t$ |
-| `meanflow` | $u - [u + E]$; $u - b_t$ where $s = t$ | both |
-| `shortcut` | $u - [u^*]$, $u^*$ the velocity that leads to $X_{r \to s}(X_{t \to r}(x_t))$, $r = (s + t) / 2$; $u - b_t$ where $s = t$ | both |
-| `progressive_map` | the same with the map of the stage before, for $t - s \le \tau$ | $s < t$ |
+| `meanflow` | $u - [u + a E]$, a the ratio of the scales of t and s; $u - b_t$ where $s = t$ | both |
+| `shortcut` | $u - [u^*]$, $u^*$ the velocity that leads to $X_{r \to s}(X_{t \to r}(x_t))$, r midway; $u - b_t$ where $s = t$ | both |
+| `progressive_map` | the same with the map of the stage before, for steps up to $\tau$ | $s < t$ |
 | `direct` | $\partial_s X_{t \to s}(X_{s \to t}(x_s)) - \dot x_s$ and $X_{t \to s}(X_{s \to t}(x_s)) - x_s$ | any t, s |
 
 $b_t(x_t)$ is the teacher's velocity, or $\dot x_t = \dot\alpha_t x_0 + \dot\sigma_t \epsilon$ of the data, whose mean it is: the
@@ -22,8 +23,8 @@ residual of `meanflow`, `shortcut` and `direct` are linear in it, so they can be
 
 $$ E = \tfrac{\sigma_s}{\sigma_t} \kappa_t (h - D) + c \, \tfrac{d}{dt} h, \qquad u = \tfrac{\dot\sigma_t}{\sigma_t} x_t - \kappa_t h, $$
 
-so on a straight path, where $X = x + (s - t) u$, it is $E = b_t - u + (s - t) \tfrac{d}{dt} u$ and the target their $b_t - (t - s)
-\tfrac{d}{dt} u$. The derivative needs no graph, which makes it the cheapest loss with one. `shortcut` is Frans et al., 2024
+so on a straight path, where $X = x + (s - t) u$, it is $E = b_t - u + (s - t) \tfrac{d}{dt} u$ and the target with a = 1 their
+$b_t - (t - s) \tfrac{d}{dt} u$. The derivative needs no graph, which makes it the cheapest loss with one. `shortcut` is Frans et al., 2024
 (arXiv 2410.12557).
 
 Derivatives are taken in one of three ways:
@@ -31,12 +32,11 @@ Derivatives are taken in one of three ways:
 | name | derivative |
 |---|---|
 | `forward` | exact, by forward-mode differentiation |
-| `difference` | central, over $\pm 10^{-3}$: for networks without a forward mode |
-| `upwind` | along the flow, $(f(x_t, t) - f(x_r, r)) / (t - r)$ with $x_r$ DDIM's step from $x_t$: of `eulerian`, `meanflow`, continuous consistency |
+| `difference` | central, over an angle of $\pm 10^{-3}$: for networks without a forward mode |
+| `upwind` | along the flow, $(f(x_t, t) - f(x_r, r)) / (\theta_t - \theta_r)$ with $x_r$ DDIM's step from $x_t$: of `eulerian`, `meanflow`, continuous consistency |
 
-where r is an angle of $\tfrac{\pi}{2} w$ before t, but not before s (nor nearer to t than $\tfrac{\pi}{2} 10^{-3}$, which float32 can tell):
-
-$$ \theta_r = \max(\theta_t - \tfrac{\pi}{2} w, \theta_s), \qquad \theta = \arctan(\sigma / \alpha). $$
+where r is the share w of the phase before t, $p_r = \max(p_t - w, p_s)$, but not nearer to t than $10^{-3}$, which float32 can
+tell.
 
 What a map is at t is known from the times before, down to $s$, where it is the identity, so the difference that looks there
 is the one under which an error dies out and does not grow. It also passes over what a network's waves of t, which turn a
@@ -53,7 +53,6 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import math
 from collections.abc import Callable, Iterator
 from typing import Any, Literal, cast
 
@@ -169,7 +168,7 @@ def _slope(f: Callable[..., Tensor], at: tuple[Tensor, ...], along: tuple[Tensor
 def upwind(
     f: Callable[..., Tensor], schedule: Schedule, x0: Tensor, x_t: Tensor, t: Tensor, s: Tensor, width: float = WIDTH
 ) -> tuple[Tensor, Tensor]:
-    r"""$f(x_t, t)$ and $(f(x_t, t) - f(x_r, r)) / (t - r)$, $x_r$ DDIM's step from $x_t$ by $\hat x_0$; t and s (B,).
+    r"""$f(x_t, t)$ and $(f(x_t, t) - f(x_r, r)) / (\theta_t - \theta_r)$, $x_r$ DDIM's step from $x_t$ by $\hat x_0$; t and s (B,).
 
     Runs without autocast.
     """
@@ -177,17 +176,16 @@ def upwind(
     with _Full():
         with same_draws(x_t):
             value = f(x_t, t)
+        first, last = schedule.angle(t.new_tensor([0.0, 1.0]))
         # Both are at the end of a schedule that has no earlier time: nothing moves there.
-        gap = expand_like((t - r).clamp_min(torch.finfo(t.dtype).tiny), x_t)
-        return value, (value - f(ddim_step(schedule, x0, x_t, t, r), r)) / gap
+        gap = (schedule.phase(t) - schedule.phase(r)).clamp_min(torch.finfo(t.dtype).tiny) * (last - first)
+        return value, (value - f(ddim_step(schedule, x0, x_t, t, r), r)) / expand_like(gap, x_t)
 
 
 def earlier(schedule: Schedule, t: Tensor, s: Tensor, width: float = WIDTH) -> Tensor:
-    r"""r of `upwind`, (B,), where $\theta_r = \max(\theta_t - \tfrac{\pi}{2} w, \theta_s)$."""
-    quarter = math.pi / 2
-    theta_t, theta_s = (torch.atan2(sigma, alpha) for alpha, sigma in (schedule(t.double()), schedule(s.double())))
-    theta_r = theta_t - (theta_t - theta_s).clamp(LEAST * quarter, width * quarter)
-    return schedule.time(-2 * theta_r.clamp_min(0).tan().log()).to(t)
+    r"""r of `upwind`, (B,), where $p_r = \max(p_t - w, p_s)$."""
+    p_t, p_s = schedule.phase(t), schedule.phase(s)
+    return schedule.from_phase(p_t - (p_t - p_s).clamp(LEAST, width))
 
 
 def check_derivative(derivative: str, width: float, method: str, along: bool = True) -> None:
@@ -223,7 +221,7 @@ class FlowMapMatching:
         span: The longest step, of `progressive_map`; the shortest of `shortcut`, a power of 1/2.
         before: The map of the stage before, of `progressive_map`; None is the teacher's DDIM step.
         first: Steps that stages before this one took: batches go on where theirs ended.
-        floor: The least time at which a slope of the schedule is needed, which may be infinite at 0; by default $10^{-4}$,
+        floor: The least phase at which a slope of the schedule is needed, which may be infinite at 0; by default $10^{-4}$,
             or what differences reach to.
 
     Raises:
@@ -280,30 +278,30 @@ class FlowMapMatching:
         for step, batch in enumerate(self.noised.batches(start, rank, world), start):
             g = generator(self.noised.seed, step, 1 + rank)
             B, even = len(batch["t"]), batch["t"]
-            # Even in time, but in no order: the rows at rest see all times, too.
+            # Even in phase, but in no order: the rows at rest see all times, too.
             even = even[torch.randperm(B, generator=g)]
             share, moving = torch.rand(B, generator=g), self._moving(B)
             if self.method == "direct":
-                t, s = share, even
+                p, q = share, even
             elif self.method == "shortcut":
                 # A level of 2^k equal steps, and one of them; as a path has fewer long steps, they come as often.
                 levels = round(-torch.tensor(self.span).log2().item())
                 steps = 2 ** torch.randint(levels + 1, (B,), generator=g)
                 first = (even * steps).ceil().clamp_min(1) / steps
-                t, s = first, first - 1 / steps
-                t[moving:] = even[moving:]
+                p, q = first, first - 1 / steps
+                p[moving:] = even[moving:]
             elif self.method == "progressive_map":
                 # Three quarters of the steps are longer than any that the stage before learned.
                 length = self.span * share.sqrt()
-                t = length + (1 - length) * even
-                s = t - length
+                p = length + (1 - length) * even
+                q = p - length
             else:
-                # Of two uniform times the later has density 2 t.
-                t = even.sqrt()
-                s = t * share
-            t, s = t.clamp_min(self.floor), s.clamp_min(self.floor if self._sloped else 0.0)
-            s[moving:] = t[moving:]
-            yield {**batch, "t": t, "s": s}
+                # Of two uniform phases the later has density 2 p.
+                p = even.sqrt()
+                q = p * share
+            p, q = p.clamp_min(self.floor), q.clamp_min(self.floor if self._sloped else 0.0)
+            q[moving:] = p[moving:]
+            yield {**batch, "t": self.schedule.from_phase(p), "s": self.schedule.from_phase(q)}
 
     def __call__(self, model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
         """The loss of one batch, a scalar."""
@@ -327,14 +325,23 @@ class FlowMapMatching:
     def _velocity(self, x_t: Tensor, t: Tensor, cond: Cond | None, b: Tensor | None) -> Tensor:
         return b if b is not None else velocity(cast(Denoiser, self.teacher), self.schedule, x_t, t, cond)
 
-    def _speed(self, x: Tensor, t: Tensor) -> Tensor:
-        d_alpha, d_sigma = (expand_like(c, x) for c in self.schedule.derivative(t))
-        return (d_alpha**2 + d_sigma**2).sqrt()
+    def _speed(self, x: Tensor, t: Tensor, s: Tensor | None = None) -> Tensor:
+        """What a derivative at t of a state at s is divided by; of one at t, without s."""
+        return expand_like(self._scale(t if s is None else s) / self._pace(t), x)
+
+    def _scale(self, t: Tensor) -> Tensor:
+        alpha_t, sigma_t = self.schedule(t)
+        return (alpha_t**2 + sigma_t**2).sqrt()
+
+    def _pace(self, t: Tensor) -> Tensor:
+        r"""$1 / \dot\theta_t$: derivatives with respect to the angle suit one difference on every schedule."""
+        (alpha_t, sigma_t), (d_alpha, d_sigma) = self.schedule(t), self.schedule.derivative(t)
+        return (alpha_t**2 + sigma_t**2) / (alpha_t * d_sigma - sigma_t * d_alpha)
 
     def _lagrangian(
         self, X: nn.Module, x_t: Tensor, t: Tensor, s: Tensor, cond: Cond | None, b: Tensor | None = None
     ) -> Tensor:
-        x_s, d_s = jvp(lambda s: X(x_t, t, s, cond), (s,), (torch.ones_like(s),), self.derivative)
+        x_s, d_s = self._ahead(X, x_t, t, s, cond)
         with torch.no_grad():
             b_s = self._velocity(x_s.detach(), s, cond, None)
         return (d_s - b_s) / self._speed(x_t, s)
@@ -344,14 +351,22 @@ class FlowMapMatching:
     ) -> Tensor:
         with torch.no_grad():
             b = self._velocity(x_t, t, cond, b)
-        return self._along(lambda x, t: X(x, t, s, cond), x_t, t, s, b) / self._speed(x_t, t)
+        return self._along(lambda x, t: X(x, t, s, cond), x_t, t, s, b) / self._speed(x_t, t, s)
+
+    def _ahead(self, X: nn.Module, x_t: Tensor, t: Tensor, s: Tensor, cond: Cond | None) -> tuple[Tensor, Tensor]:
+        """The map, and its derivative in s."""
+        pace = self._pace(s)
+        x_s, d_s = jvp(lambda s: X(x_t, t, s, cond), (s,), (pace,), self.derivative)
+        return x_s, d_s / expand_like(pace, d_s)
 
     def _along(self, f: Callable[..., Tensor], x_t: Tensor, t: Tensor, s: Tensor, b: Tensor) -> Tensor:
         """The derivative of f(x_t, t) along the flow, by the velocity b."""
+        pace = self._pace(t)
+        every = expand_like(pace, x_t)
         if self.derivative == "upwind":
             x0 = x0_from("flow", b, x_t, t, self.schedule)
-            return upwind(f, self.schedule, x0, x_t, t, s, self.width)[1]
-        return _slope(f, (x_t, t), (b, torch.ones_like(t)), self.derivative)
+            return upwind(f, self.schedule, x0, x_t, t, s, self.width)[1] / every
+        return _slope(f, (x_t, t), (every * b, pace), self.derivative) / every
 
     def _meanflow(
         self, X: nn.Module, x_t: Tensor, t: Tensor, s: Tensor, cond: Cond | None, b: Tensor | None = None
@@ -361,7 +376,8 @@ class FlowMapMatching:
             b = self._velocity(x_t, t, cond, b)
             target, held, told = b.clone(), _plain(X), map_cond(lambda c: c[:n], cond)
             # At rest E = b - u, whatever the derivative is.
-            target[:n] = u[:n] + self._along(lambda x, t: held(x, t, s[:n], told), x_t[:n], t[:n], s[:n], b[:n])
+            E = self._along(lambda x, t: held(x, t, s[:n], told), x_t[:n], t[:n], s[:n], b[:n])
+            target[:n] = u[:n] + expand_like(self._scale(t[:n]) / self._scale(s[:n]), E) * E
         return (u - target) / self._speed(x_t, t)
 
     def _shortcut(
@@ -371,7 +387,7 @@ class FlowMapMatching:
 
         def half(x: Tensor, t: Tensor, s: Tensor, cond: Cond | None) -> Tensor:
             # The shortest steps are made of what is learned at rest: DDIM's.
-            short = t - s < 0.75 * self.span
+            short = self.schedule.phase(t) - self.schedule.phase(s) < 0.75 * self.span
             return ddim_step(self.schedule, held.x0(x, t, torch.where(short, t, s), cond), x, t, s)
 
         with torch.no_grad():
@@ -395,12 +411,13 @@ class FlowMapMatching:
         self, X: nn.Module, x_s: Tensor, t: Tensor, s: Tensor, cond: Cond | None, b: Tensor | None = None
     ) -> Tensor:
         x_t = X(x_s, s, t, cond)
-        again, d_s = jvp(lambda s: X(x_t, t, s, cond), (s,), (torch.ones_like(s),), self.derivative)
-        return torch.cat([(d_s - self._velocity(x_s, s, cond, b)) / self._speed(x_s, s), again - x_s], 1)
+        again, d_s = self._ahead(X, x_t, t, s, cond)
+        off = (again - x_s) / expand_like(self._scale(s), x_s)
+        return torch.cat([(d_s - self._velocity(x_s, s, cond, b)) / self._speed(x_s, s), off], 1)
 
     def _twice(self, step: Callable[..., Tensor], x_t: Tensor, t: Tensor, s: Tensor, cond: Cond | None) -> Tensor:
         """The velocity whose step from t to s leads where two of half the length do."""
-        r = (s + t) / 2
+        r = self.schedule.from_phase((self.schedule.phase(s) + self.schedule.phase(t)) / 2)
         x_s = step(step(x_t, t, r, cond), r, s, cond)
         (alpha_t, sigma_t), (alpha_s, sigma_s) = ((expand_like(c, x_t) for c in self.schedule(v)) for v in (t, s))
         d_alpha, d_sigma = (expand_like(c, x_t) for c in self.schedule.derivative(t))

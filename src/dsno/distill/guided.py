@@ -25,7 +25,7 @@ from dsno.distill.denoising import Denoising
 from dsno.distill.progressive import StepDistillation, ddim, halved, halvings
 from dsno.distill.stages import Given, Stage, check_guidance
 from dsno.noise import generator
-from dsno.schedule import uniform
+from dsno.schedule import even
 from dsno.students.twotime import FlowMap, FlowMapSampler
 
 __all__ = ["WeightedRows", "guided", "label_name", "stochastic_sampler"]
@@ -60,7 +60,7 @@ def guided(
     the teacher is called so.
 
     Arguments:
-        student: Told the weight; made for the uniform grid of `given.passes` steps from here on.
+        student: Told the weight; made for the even grid of `given.passes` steps from here on.
         given: Its teacher is a `Guided` that reads its weight from the condition; with labels.
         start: Steps of the student after the stage `guidance`, whose number the others halve.
         stochastic: Train for `stochastic_sampler`, too.
@@ -133,5 +133,5 @@ def stochastic_sampler(student: FlowMap) -> FlowMapSampler:
         raise ValueError(
             f"this flow map was trained for no grid (its way is {student.way!r}): see `progressive` and `guided`"
         )
-    grid = uniform(student.steps)
+    grid = even(student.schedule, student.steps)
     return FlowMapSampler(student, grid, torch.cat([grid[2:], grid[-1:]]))

@@ -23,7 +23,6 @@ student's samples are the teacher's, whichever noise they came from; the anchor 
 from __future__ import annotations
 
 import copy
-import math
 from collections.abc import Iterator, Sequence
 from typing import Any, cast
 
@@ -107,8 +106,7 @@ class Matching:
         regression: What the student was trained by; gives the noises, conditions and stored frames.
         teacher: $D$.
         anchor: What the regression weighs; 0 leaves it out.
-        low: With `high`, the range of noise levels the two are compared at: the angle $\arctan(\sigma_t / \alpha_t)$ is
-            uniform in it, in units of a right angle. It is the time itself of the cosine schedule.
+        low: With `high`, the range of noise levels the two are compared at: their phase (see `schedule`) is uniform in it.
         high: See `low`.
 
     Raises:
@@ -140,8 +138,7 @@ class Matching:
             g = generator(seed, step, 1)
             # One stratum per sample: the levels of a batch cover the range evenly.
             level = (torch.rand(1, generator=g) + torch.arange(B) / B) % 1
-            angle = (self.low + (self.high - self.low) * level) * math.pi / 2
-            t = self.schedule.time(-2 * angle.tan().log())
+            t = self.schedule.from_phase(self.low + (self.high - self.low) * level)
             eps = torch.randn(B, *batch["noise"].shape[1:], generator=g)
             yield {**batch, "t": t[mine], "eps": eps[mine]}
 

@@ -1,10 +1,10 @@
 r"""Progressive distillation: halve a sampler's steps again and again (Salimans & Ho, 2022, arXiv 2202.00512).
 
-A teacher moves a state from $t$ to $s$ in two steps, through $u = (t + s) / 2$, to $x_s = X_{u \to s}(X_{t \to u}(x_t))$. The one
-$\tilde x$ whose DDIM step does the same at once is what the student learns on the uniform grid of $N$ steps,
+A teacher moves a state from $t$ to $s$ in two steps, through the time $u$ midway in phase, to $x_s = X_{u \to s}(X_{t \to u}(x_t))$. The one
+$\tilde x$ whose DDIM step does the same at once is what the student learns on the even grid of $N$ steps,
 
 $$ \tilde x = \frac{x_s - (\sigma_s / \sigma_t) \, x_t}{\alpha_s - (\sigma_s / \sigma_t) \, \alpha_t}, \qquad
-   L = \mathbb E \, \max(\mathrm{SNR}_t, 1) \, \big\| h(x_t, t, s) - \tilde x \big\|^2, \qquad t = \tfrac nN, \; s = \tfrac{n - 1}N. $$
+   L = \mathbb E \, \max(\mathrm{SNR}_t, 1) \, \big\| h(x_t, t, s) - \tilde x \big\|^2, \qquad p_t = \tfrac nN, \; p_s = \tfrac{n - 1}N. $$
 
 Then it is the teacher of the student of $N / 2$ steps. The first teacher is the diffusion model itself, by DDIM. The weight is
 the truncated SNR, without which the last steps, of a few calls that start near pure noise, would not count.
@@ -81,11 +81,11 @@ def ddim(teacher: Denoiser, schedule: Schedule) -> FlowMap:
 
 
 class StepDistillation:
-    r"""The objective of one stage: a step of the uniform grid of N for `substeps` of the teacher's.
+    r"""The objective of one stage: a step of the even grid of N for `substeps` of the teacher's.
 
     Arguments:
         teacher: $X_{t \to s}$.
-        rows: What is noised, to $t \in \{1/N, \dots, 1\}$; `Denoising` makes such.
+        rows: What is noised, to the phases $1/N, \dots, 1$; `Denoising` makes such.
         steps: N.
         substeps: The teacher's steps for one of the student's.
         stochastic: Train half of the rows on steps of twice the length, where there is room for them: what a sampler that jumps
@@ -108,14 +108,14 @@ class StepDistillation:
 
     def batches(self, start: int, rank: int = 0, world: int = 1) -> Iterator[dict[str, Any]]:
         """Batches from step `start` of the stage on: t on the grid and s one or, if stochastic, two steps on."""
-        N = self.steps
+        N, time = self.steps, self.schedule.from_phase
         for batch in self.rows.batches(self.first + start, rank, world):
             n = (batch["t"] * N).floor().clamp_max(N - 1)
             length = torch.ones_like(n)
             if self.stochastic:
                 # Where t fell between two grid times is independent of which two they are.
                 length += (batch["t"] * N - n >= 0.5) & (n >= 1)
-            yield {**batch, "t": (n + 1) / N, "s": (n + 1 - length) / N}
+            yield {**batch, "t": time((n + 1) / N), "s": time((n + 1 - length) / N)}
 
     def __call__(self, model: nn.Module, batch: dict[str, Any]) -> Tensor:
         """The loss of one batch, a scalar."""
@@ -128,8 +128,9 @@ class StepDistillation:
 
     def _taught(self, x: Tensor, t: Tensor, s: Tensor, cond: Cond | None) -> Tensor:
         # A copy of a student is where that was; training may have moved on to another device.
-        X, times = self.teacher.to(x.device), [t + (s - t) * k / self.substeps for k in range(self.substeps)]
-        for a, b in pairwise([*times, s]):
+        X, (p, q), k = self.teacher.to(x.device), (self.schedule.phase(time) for time in (t, s)), self.substeps
+        times = [t, *(self.schedule.from_phase(p + (q - p) * n / k) for n in range(1, k)), s]
+        for a, b in pairwise(times):
             x = X(x, a, b, cond)
         return x
 
@@ -138,7 +139,7 @@ def progressive(student: FlowMap, given: Given, *, start: int = 32, stochastic: 
     r"""Stages `steps-N` for N = `start` / 2, `start` / 4, ..., `given.passes`; the last two, of 2 and 1, take twice the steps.
 
     Arguments:
-        student: Made for the uniform grid of `given.passes` steps from here on.
+        student: Made for the even grid of `given.passes` steps from here on.
         given: Teacher, data, steps and passes.
         start: DDIM steps of the teacher in the first stage.
         stochastic: See `StepDistillation`.

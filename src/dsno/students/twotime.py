@@ -35,7 +35,7 @@ from torch import Tensor, nn
 from dsno.checkpoint import build, load_model, save_model
 from dsno.denoise import Cond, Kind, Prediction, convert, expand_like, scale_input, x0_from
 from dsno.noise import noise_tape
-from dsno.schedule import Schedule, check_grid, schedule_from_config, uniform
+from dsno.schedule import Schedule, check_grid, even, schedule_from_config
 from dsno.solve import initial_state
 from dsno.students.blocks import embedding_dim, find_blocks
 from dsno.students.guidance import WeightEmbedding, split_weight
@@ -59,13 +59,16 @@ Way = Literal["any", "end", "grid"]
 
 
 class TwoTime(nn.Module):
-    """A backbone that is told a second time: an embedding of s, zero at the start, is added to that of t.
+    """A backbone that is told a second time: an embedding of the phase of s, zero at the start, is added to that of t.
 
     Call: `net(x, t, s, cond)` with t and s (B,). With `guidance` it reads its weight from `cond["weight"]`.
     """
 
-    def __init__(self, backbone: nn.Module, embedding: dict[str, int], guidance: bool = False) -> None:
+    def __init__(
+        self, backbone: nn.Module, embedding: dict[str, int], schedule: Schedule, guidance: bool = False
+    ) -> None:
         super().__init__()
+        self.schedule = schedule
         self.backbone, self.embedding, self.rows = backbone, dict(embedding), Rows(1, False)
         self.later = WeightEmbedding(list(embedding.values()))
         self.guidance = WeightEmbedding(list(embedding.values())) if guidance else None
@@ -74,8 +77,8 @@ class TwoTime(nn.Module):
 
     def forward(self, x: Tensor, t: Tensor, s: Tensor, cond: Cond | None = None) -> Tensor:
         weight, cond = split_weight(cond, self.guidance is not None)
-        # The embedding's slowest wave is an eighth of a turn per unit; a time in [0, 1] needs to be told finer.
-        embedded = self.later(16 * s)
+        # The embedding's slowest wave is an eighth of a turn per unit; a phase in [0, 1] needs to be told finer.
+        embedded = self.later(16 * self.schedule.phase(s))
         if self.guidance is not None and weight is not None:
             embedded = tuple(a + b for a, b in zip(embedded, self.guidance(weight), strict=True))
         self.rows.call = Call(x.shape[0], (0,), embedded)
@@ -95,7 +98,7 @@ class FlowMap(nn.Module):
         kind: How the raw output is read as h: as a prediction of this kind at $(x_t, t)$.
         data_std: $\sigma_d$ of the kind `edm`.
         way: Which steps it was trained for; `passes_of` samples accordingly.
-        steps: The steps of the uniform grid it was trained for, of the way `grid`.
+        steps: The steps of the even grid (`schedule.even`) it was trained for, of the way `grid`.
     """
 
     def __init__(
@@ -233,7 +236,7 @@ class FlowMapSampler:
 
     Arguments:
         map: The flow map.
-        grid: N + 1 decreasing times; `uniform(1)` is one pass.
+        grid: N + 1 decreasing times; `even(schedule, 1)` is one pass.
         landings: N times, each at most the grid's next one; the last is the grid's last.
 
     Raises:
@@ -279,7 +282,7 @@ class FlowMapSampler:
 
 
 def passes_of(map: FlowMap, passes: int = 1) -> FlowMapSampler:
-    """The sampler of so many passes that a map was trained for, on the uniform grid.
+    """The sampler of so many passes that a map was trained for, on the even grid.
 
     Raises:
         ValueError: for no passes, or passes it was not trained for.
@@ -291,7 +294,7 @@ def passes_of(map: FlowMap, passes: int = 1) -> FlowMapSampler:
             f"this flow map was trained for the grid of {map.steps} step(s) alone and makes {map.steps} pass(es), got "
             f"{passes}: distil one for {passes}, or by a method that allows any number (`dsno methods`)"
         )
-    grid = uniform(passes)
+    grid = even(map.schedule, passes)
     return FlowMapSampler(map, grid, torch.zeros(passes) if map.way == "end" else None)
 
 
@@ -310,13 +313,15 @@ def flow_map_from_teacher(teacher: Prediction, guidance: bool = False) -> FlowMa
         )
     if teacher.time is not None:
         raise ValueError("a student's network is told t in [0, 1]: put the teacher's `time` into its network's forward")
-    return FlowMap(_two_time(net.requires_grad_(), guidance), teacher.schedule, teacher.kind, teacher.data_std)
+    return FlowMap(
+        _two_time(net.requires_grad_(), teacher.schedule, guidance), teacher.schedule, teacher.kind, teacher.data_std
+    )
 
 
-def _two_time(net: nn.Module, guidance: bool) -> TwoTime:
+def _two_time(net: nn.Module, schedule: Schedule, guidance: bool) -> TwoTime:
     assert isinstance(net, Backbone)
     found = find_blocks(net, example(net, next(net.parameters())), net.embedding)
-    return TwoTime(net, {name: embedding_dim(name, block) for name, block in found.items()}, guidance)
+    return TwoTime(net, {name: embedding_dim(name, block) for name, block in found.items()}, schedule, guidance)
 
 
 def save_flow_map(folder: Path | str, made: FlowMap, **notes: object) -> Path:
@@ -362,5 +367,5 @@ def _flow_map(
     way: Way = "any",
     steps: int | None = None,
 ) -> FlowMap:
-    net = _two_time(net_from_config(backbone), guidance)
-    return FlowMap(net, schedule_from_config(schedule), kind, data_std, way, steps)
+    path = schedule_from_config(schedule)
+    return FlowMap(_two_time(net_from_config(backbone), path, guidance), path, kind, data_std, way, steps)
