@@ -330,6 +330,8 @@ def main() -> None:
     torch.set_num_threads(arguments.threads)
     runs = arguments.runs or Path("runs/family") / arguments.problem
     source = arguments.source or (shipped() if arguments.problem == "digits" else Path("runs") / arguments.problem)
+    if arguments.report and not any((runs / "runs").glob("*.json")):
+        parser.error(f"{runs} holds no runs to report on: run without --report first")
     bench = Bench(arguments.problem, source, arguments.data, runs, arguments.precision)
     if arguments.report:
         report(bench)

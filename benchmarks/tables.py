@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import re
+import statistics
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -239,10 +240,42 @@ def guided(record: dict[str, Any]) -> str:
     return rows(["sampler", *(f"RMSE, w = {w}" for w in "014")], body)
 
 
+def guided_digits(record: dict[str, Any]) -> str:
+    """One student of every class and weight, and the guided teacher's solvers."""
+    weights = ("0", "1", "4")
+    body = []
+    held = record["runs"]
+    for name in dict.fromkeys(run["name"] for run in held):
+        points = [run["points"] for run in held if run["name"] == name]
+        for k in sorted(points[0], key=int):
+            body.append((f"{name}, {k} pass{'es' * (k != '1')}", [p[k] for p in points]))
+    body += [(f"{name.replace('-', ', ')} steps", [point]) for name, point in record["solvers"].items()]
+
+    def cells(points: list[dict[str, dict[str, float]]]) -> list[str]:
+        columns = [[p[w][key] for p in points] for key in ("frechet", "path_error") for w in weights]
+        columns.append([p["4"]["accuracy"] for p in points])
+        return [
+            f"{statistics.mean(c):.2f}" + (f" ± {statistics.stdev(c):.2f}" if len(c) > 1 and k < 3 else "")
+            for k, c in enumerate(columns)
+        ]
+
+    head = [
+        "sampler",
+        "evaluations",
+        *(f"Fréchet, w = {w}" for w in weights),
+        *(f"path error, w = {w}" for w in weights),
+    ]
+    return rows(
+        [*head, "accuracy, w = 4"],
+        [[name, f"{points[0]['0']['evaluations']:.0f}", *cells(points)] for name, points in body],
+    )
+
+
 TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
     "recipe": recipe, "fashion": recipe, "sprites": recipe, "digits": digits, "ablation": digits,
     "parallel": parallel, "parallel_digits": path, "parallel_fashion": path, "family_digits": family,
     "family_fashion": family, "family_sprites": family, "ring": ring, "guided": guided,
+    "guided_digits": guided_digits,
 }  # fmt: skip
 
 
@@ -252,9 +285,22 @@ def timings(record: dict[str, Any]) -> str:
     return rows(["one pass of", "latency alone", "samples per second at saturation"], body)
 
 
+def paths(record: dict[str, Any]) -> str:
+    """The same losses on other paths of the same mixture."""
+    columns = list(record["euler"])
+    body = [
+        [name, path, *(f"{errors[k]:.3f}" for k in columns)]
+        for name in next(iter(record["paths"].values()))
+        for path, found in record["paths"].items()
+        for errors in [found[name]]
+    ]
+    return rows(["method", "path", *(f"{k} pass{'es' * (k != '1')}" for k in columns)], body)
+
+
 PARTS: dict[str, Callable[[dict[str, Any]], str]] = {
     "claims": claims,
     "law": law,
+    "paths": paths,
     "sweep": sweep,
     "passes": passes,
     "timings": timings,

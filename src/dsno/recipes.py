@@ -287,7 +287,7 @@ RECIPES: dict[str, Recipe] = {
     ),
     "sprites": Recipe(
         data="crawl_cc0_32.npz", net={"channels": [64, 64], "patch": 4}, features_steps=1500, count=16_384,
-        teach=TrainConfig(steps=3000, lr=1e-3, warmup=200, precision="bf16", checkpoint_every=500),
+        teach=TrainConfig(steps=10_000, lr=1e-3, warmup=200, precision="bf16", checkpoint_every=500),
         distill=TrainConfig(steps=2000, lr=1e-3, warmup=200, precision="bf16", checkpoint_every=500),
     ),
     "sprites-gpu": Recipe(
