@@ -130,7 +130,7 @@ def student_of(
 ) -> tuple[FlowMap, dict[str, dict[str, float]], float]:
     """A student, its errors after each stage on the grid of that stage, and the CPU seconds its training took."""
     torch.manual_seed(seed)
-    net = TwoTime(Perceptron(arguments.width), {"time": arguments.width}, SCHEDULE, guidance=True)
+    net = TwoTime(Perceptron(arguments.width), {"time": arguments.width}, guidance=True)
     student = FlowMap(net, SCHEDULE, "v")
     x = source.sample(65536, torch.Generator().manual_seed(seed))
     # Which class a sample is of: that of the nearest mode, ten standard deviations from the next of its own class.

@@ -107,6 +107,21 @@ def test_continuous_distillation_vanishes_at_the_exact_map_alone(schedule: Sched
         assert loss_and_gradient(objective, off(schedule), batch)[0] > 1e-3
 
 
+@pytest.mark.parametrize("schedule", SCHEDULES, ids=repr)
+@pytest.mark.parametrize("std", [1.0, 0.5])
+def test_a_narrow_difference_along_the_flow_is_the_exact_derivative(schedule: Schedule, std: float) -> None:
+    """Anywhere, not at the exact map alone, and without the normalisation, under which any scale would do."""
+    x, found = MEAN + STD * torch.randn(16, 3, dtype=D64), []
+    for derivative in ("forward", "upwind"):
+        objective = ContinuousConsistency(
+            x, schedule, Gaussian(schedule, MEAN, STD), Levels(low=0.05, high=9.0), batch=16, data_std=std, c=1e3,
+            derivative=derivative,
+        )  # fmt: skip
+        objective.width = 1e-8
+        found.append(loss_and_gradient(objective, off(schedule), doubled(next(objective.batches(0)))))
+    assert found[0][0] > 0 and found[1] == pytest.approx(found[0], rel=0.02)
+
+
 def nodes() -> tuple[Tensor, Tensor]:
     """x0 = mean +- std and eps = +-1 in all combinations: the first two moments of the Gaussian and of the noise."""
     signs = torch.tensor(list(product((-1.0, 1.0), repeat=2)), dtype=D64)

@@ -16,7 +16,7 @@ from dsno.distill import flowmaps
 from dsno.distill.flowmaps import FlowMapMatching, ddim_step, earlier, jvp, upwind, velocity
 from dsno.distill.stages import Given
 from dsno.noise import noise, seed_range
-from dsno.schedule import VE, Cosine, RectifiedFlow, Schedule, VPLinear, even, quadratic, uniform
+from dsno.schedule import VE, Cosine, RectifiedFlow, Schedule, VPLinear, even, linear_beta, quadratic, uniform
 from dsno.solve import DDIM, SolverSampler
 from dsno.students.flowmap import load_student
 from dsno.students.load import sampler_of
@@ -186,12 +186,31 @@ def test_a_loss_does_not_know_how_the_schedule_runs_nor_scales(method: str, deri
             data, Gaussian(schedule, MEAN, STD), schedule, method, batch=64, derivative=derivative
         )
         batch = {k: v.double() for k, v in next(objective.batches(0)).items()}
-        phases = next(FlowMapMatching(data, Gaussian(cosine, MEAN, STD), cosine, method, batch=64).batches(0))
+        drawn = FlowMapMatching(data, Gaussian(cosine, MEAN, STD), cosine, method, batch=64, derivative=derivative)
+        phases = next(drawn.batches(0))
         for name in ("t", "s"):
             assert torch.allclose(schedule.phase(batch[name]), phases[name].double(), atol=1e-5)
             batch[name] = schedule.from_phase(phases[name].double())
         losses.append(float(objective(X, batch).detach()))
     assert losses[0] > 1e-5 and losses[1] == pytest.approx(losses[0], rel=1e-6)
+
+
+@pytest.mark.parametrize("schedule", [*SCHEDULES, linear_beta(), VE(80.0)], ids=repr)
+def test_down_to_the_floor_the_loss_is_that_of_the_exact_map(schedule: Schedule) -> None:
+    """Where the slope of a beta schedule grows without end, too."""
+    teacher = Gaussian(schedule, MEAN, STD)
+    objective = FlowMapMatching(MEAN.repeat(4, 1), teacher, schedule, "lagrangian", batch=4)
+    batch = {k: v.double() for k, v in next(objective.batches(0)).items()}
+    batch["s"] = schedule.from_phase(torch.full((4,), objective.floor, dtype=D64))
+    assert float(objective(exact(schedule), batch).detach()) < 1e-9
+
+
+def test_a_two_time_network_is_told_the_phase() -> None:
+    teacher = Prediction(UNet(1, 8, (4, 8), attention=()), VE(80.0), "v")
+    X, told = flow_map_from_teacher(teacher), []
+    X.net.later.register_forward_pre_hook(lambda module, args: told.append(args[0]))
+    X(torch.randn(2, 1, 8, 8), 1.0, torch.tensor([0.0, 0.5]))
+    assert torch.allclose(told[0], 16 * VE(80.0).phase(torch.tensor([0.0, 0.5]))) and float(told[0][1]) > 15
 
 
 @pytest.mark.parametrize("method", ["meanflow", "shortcut", "direct"])

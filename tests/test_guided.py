@@ -169,7 +169,7 @@ def test_it_learns_what_the_weight_does() -> None:
     torch.manual_seed(0)
     schedule = Cosine()
     teacher = Guided(Gaussian(schedule, MEANS.float(), 0.4, classes=3), NULL)
-    X = FlowMap(TwoTime(Perceptron(), {"time": 32}, schedule, guidance=True), schedule, "v")
+    X = FlowMap(TwoTime(Perceptron(), {"time": 32}, guidance=True), schedule, "v")
     labels = torch.randint(2, (1024,))
     x = MEANS.float()[labels] + 0.4 * torch.randn(1024, 3)
     for stage in guided(X, Given(teacher, schedule, 250, 64, 0, x, labels), start=8):

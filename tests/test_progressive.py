@@ -114,6 +114,17 @@ def test_batches_are_on_the_grid_and_the_same_for_any_number_of_processes() -> N
     assert torch.equal(next(later.batches(0))["eps"], batch["eps"])
 
 
+@pytest.mark.parametrize("schedule", SCHEDULES, ids=repr)
+def test_steps_are_learned_where_they_are_made(schedule: Schedule) -> None:
+    batch = next(objective(schedule, 4).batches(3))
+    net = UNet(1, 8, (4, 8), attention=())
+    X = flow_map_from_teacher(Prediction(net, schedule, "v"))
+    X.way, X.steps = "grid", 4
+    grid = passes_of(X, 4).grid
+    for name, times in (("t", grid[:-1]), ("s", grid[1:])):
+        assert torch.allclose(batch[name].unique().flip(0).double(), times, rtol=1e-5, atol=1e-7)
+
+
 def test_the_weight_is_the_truncated_snr() -> None:
     t = torch.tensor([0.01, 0.5, 1.0], dtype=D64)
     weight = truncated_snr(t, RectifiedFlow())

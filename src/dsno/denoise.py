@@ -53,6 +53,9 @@ __all__ = [
 Kind = Literal["x0", "eps", "v", "flow", "score", "edm"]
 KINDS: tuple[Kind, ...] = ("x0", "eps", "v", "flow", "score", "edm")
 
+NEAREST = 1e-6
+"""The least time at which a slope of a schedule is taken."""
+
 Cond = Tensor | Mapping[str, Tensor]
 """What a denoiser is told beside the state: one tensor (labels, embeddings) or several by name (`label`, `text`, `pooled`,
 `weight`, ...), each with first dimension B."""
@@ -162,8 +165,7 @@ def convert(kind: Kind, x0_hat: Tensor, x_t: Tensor, t: Tensor, schedule: Schedu
 
 
 def _inner(t: Tensor) -> Tensor:
-    # sigma ~ sqrt(t) near 0 for beta schedules, so d sigma/dt is infinite at t = 0 itself.
-    return t.clamp_min(1e-6)
+    return t.clamp_min(NEAREST)
 
 
 @dataclass(frozen=True)

@@ -158,9 +158,8 @@ class FlowMapModel(FlowMap, _Shared):  # type: ignore[misc]
         way: Any = "any",
         steps: int | None = None,
     ) -> None:
-        path = schedule_from_config(schedule)
-        net = TwoTime(net_from_config(backbone), embedding, path, guidance)
-        super().__init__(net, path, kind, data_std, way, steps)
+        net = TwoTime(net_from_config(backbone), embedding, guidance)
+        super().__init__(net, schedule_from_config(schedule), kind, data_std, way, steps)
 
     @classmethod
     def from_student(cls, student: FlowMap) -> Self:

@@ -82,7 +82,7 @@ class Schedule(ABC):
         return torch.atan2(sigma_t, alpha_t)
 
     def phase(self, t: Tensor) -> Tensor:
-        r"""$p_t$ in $[0, 1]$, of the shape and dtype of `t`."""
+        r"""$p_t$, of the shape and dtype of `t`; in $[0, 1]$ as `t` is."""
         theta_0, theta_1 = self.angle(t.new_tensor([0.0, 1.0]))
         return (self.angle(t) - theta_0) / (theta_1 - theta_0)
 
@@ -348,7 +348,11 @@ def quadratic(steps: int, start: float = 1.0) -> Tensor:
 
 
 def even(schedule: Schedule, steps: int) -> Tensor:
-    r"""Equal steps of the phase, $p_n = 1 - n/N$; `uniform` on `Cosine`."""
+    r"""Equal steps of the phase, $p_n = 1 - n/N$: `steps` + 1 times from 1 to 0, float64; `uniform` on `Cosine`.
+
+    Raises:
+        ValueError: for no steps.
+    """
     return check_grid(schedule.from_phase(uniform(steps)))
 
 

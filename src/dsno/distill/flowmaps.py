@@ -61,7 +61,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 
-from dsno.denoise import Cond, Denoiser, convert, expand_like, map_cond, x0_from
+from dsno.denoise import NEAREST, Cond, Denoiser, convert, expand_like, map_cond, x0_from
 from dsno.distill.denoising import Denoising, noised
 from dsno.distill.stages import Given, Stage
 from dsno.noise import generator
@@ -168,9 +168,9 @@ def _slope(f: Callable[..., Tensor], at: tuple[Tensor, ...], along: tuple[Tensor
 def upwind(
     f: Callable[..., Tensor], schedule: Schedule, x0: Tensor, x_t: Tensor, t: Tensor, s: Tensor, width: float = WIDTH
 ) -> tuple[Tensor, Tensor]:
-    r"""$f(x_t, t)$ and $(f(x_t, t) - f(x_r, r)) / (\theta_t - \theta_r)$, $x_r$ DDIM's step from $x_t$ by $\hat x_0$; t and s (B,).
+    r"""$f(x_t, t)$ and $(f(x_t, t) - f(x_r, r)) / (\theta_t - \theta_r)$, $x_r$ DDIM's step from $x_t$ by $\hat x_0$.
 
-    Runs without autocast.
+    x0, x_t, and both results are (B, *shape), t and s (B,); r is `earlier`. Runs without autocast.
     """
     r = earlier(schedule, t, s, width)
     with _Full():
@@ -183,7 +183,7 @@ def upwind(
 
 
 def earlier(schedule: Schedule, t: Tensor, s: Tensor, width: float = WIDTH) -> Tensor:
-    r"""r of `upwind`, (B,), where $p_r = \max(p_t - w, p_s)$."""
+    r"""r of `upwind`, (B,), where $p_r = \max(p_t - w, p_s)$, but at least 0.001 before t, if there is room to 0."""
     p_t, p_s = schedule.phase(t), schedule.phase(s)
     return schedule.from_phase(p_t - (p_t - p_s).clamp(LEAST, width))
 
@@ -218,7 +218,7 @@ class FlowMapMatching:
         rest: The share of rows with $s = t$, of `meanflow` and `shortcut`.
         power: p of the adaptive weight $(m + c)^{-p}$ of a row, m the mean of its squared residual without gradient and
             $c = 10^{-3}$ (Geng et al., 2025, section 4.3); 0 is none.
-        span: The longest step, of `progressive_map`; the shortest of `shortcut`, a power of 1/2.
+        span: The longest step, of `progressive_map`; the shortest of `shortcut`, a power of 1/2. Both in phase.
         before: The map of the stage before, of `progressive_map`; None is the teacher's DDIM step.
         first: Steps that stages before this one took: batches go on where theirs ended.
         floor: The least phase at which a slope of the schedule is needed, which may be infinite at 0; by default $10^{-4}$,
@@ -269,7 +269,9 @@ class FlowMapMatching:
         self.rest = rest if method in ("meanflow", "shortcut") else 0.0
         self.power, self.span, self.first = power, span, first
         self.before: Callable[..., Tensor] = before or self._ddim
-        self.floor = floor if floor is not None else 1e-4 if derivative == "forward" else 2e-3
+        floor = floor if floor is not None else 1e-4 if derivative == "forward" else 2e-3
+        # Teachers are not asked below: `dsno.denoise` takes slopes of the schedule no nearer to 0.
+        self.floor = max(floor, float(schedule.phase(torch.tensor(NEAREST, dtype=torch.float64))))
         self.noised = Denoising(x, schedule, "x0", labels, batch, seed)
 
     def batches(self, start: int, rank: int = 0, world: int = 1) -> Iterator[dict[str, Tensor]]:

@@ -61,24 +61,22 @@ Way = Literal["any", "end", "grid"]
 class TwoTime(nn.Module):
     """A backbone that is told a second time: an embedding of the phase of s, zero at the start, is added to that of t.
 
-    Call: `net(x, t, s, cond)` with t and s (B,). With `guidance` it reads its weight from `cond["weight"]`.
+    Call: `net(x, t, p, cond)` with t and the phase p of s (B,), in [0, 1]. With `guidance` it reads its weight from
+    `cond["weight"]`.
     """
 
-    def __init__(
-        self, backbone: nn.Module, embedding: dict[str, int], schedule: Schedule, guidance: bool = False
-    ) -> None:
+    def __init__(self, backbone: nn.Module, embedding: dict[str, int], guidance: bool = False) -> None:
         super().__init__()
-        self.schedule = schedule
         self.backbone, self.embedding, self.rows = backbone, dict(embedding), Rows(1, False)
         self.later = WeightEmbedding(list(embedding.values()))
         self.guidance = WeightEmbedding(list(embedding.values())) if guidance else None
         for i, name in enumerate(embedding):
             backbone.get_submodule(name).register_forward_hook(AddWeight(self.rows, i))
 
-    def forward(self, x: Tensor, t: Tensor, s: Tensor, cond: Cond | None = None) -> Tensor:
+    def forward(self, x: Tensor, t: Tensor, p: Tensor, cond: Cond | None = None) -> Tensor:
         weight, cond = split_weight(cond, self.guidance is not None)
         # The embedding's slowest wave is an eighth of a turn per unit; a phase in [0, 1] needs to be told finer.
-        embedded = self.later(16 * self.schedule.phase(s))
+        embedded = self.later(16 * p)
         if self.guidance is not None and weight is not None:
             embedded = tuple(a + b for a, b in zip(embedded, self.guidance(weight), strict=True))
         self.rows.call = Call(x.shape[0], (0,), embedded)
@@ -93,7 +91,8 @@ class FlowMap(nn.Module):
     r"""$X_{t \to s}$ of a network, the formula above.
 
     Arguments:
-        net: Called as `net(x_t, t, s)` or `net(x_t, t, s, cond)`, t and s (B,) in [0, 1]; returns (B, *shape).
+        net: Called as `net(x_t, t, s)` or `net(x_t, t, s, cond)`, t and s (B,) in [0, 1]; returns (B, *shape). A `TwoTime` is
+            told the phase of s in its place.
         schedule: The teacher's path.
         kind: How the raw output is read as h: as a prediction of this kind at $(x_t, t)$.
         data_std: $\sigma_d$ of the kind `edm`.
@@ -191,7 +190,8 @@ class FlowMap(nn.Module):
     def _output(self, x_t: Tensor, t: Tensor | float, s: Tensor | float, cond: Cond | None) -> Tensor:
         t, s = _rows(t, x_t), _rows(s, x_t)
         shown = scale_input(self.kind, x_t, t, self.schedule, self.data_std)
-        return cast(Tensor, self.net(shown, t, s) if cond is None else self.net(shown, t, s, cond))
+        later = self.schedule.phase(s) if isinstance(self.net, TwoTime) else s
+        return cast(Tensor, self.net(shown, t, later) if cond is None else self.net(shown, t, later, cond))
 
     def _read(self, output: Tensor, x_t: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
         r"""An output as h and as e; the latter without dividing by $\sigma_t$ where the kind allows."""
@@ -313,15 +313,13 @@ def flow_map_from_teacher(teacher: Prediction, guidance: bool = False) -> FlowMa
         )
     if teacher.time is not None:
         raise ValueError("a student's network is told t in [0, 1]: put the teacher's `time` into its network's forward")
-    return FlowMap(
-        _two_time(net.requires_grad_(), teacher.schedule, guidance), teacher.schedule, teacher.kind, teacher.data_std
-    )
+    return FlowMap(_two_time(net.requires_grad_(), guidance), teacher.schedule, teacher.kind, teacher.data_std)
 
 
-def _two_time(net: nn.Module, schedule: Schedule, guidance: bool) -> TwoTime:
+def _two_time(net: nn.Module, guidance: bool) -> TwoTime:
     assert isinstance(net, Backbone)
     found = find_blocks(net, example(net, next(net.parameters())), net.embedding)
-    return TwoTime(net, {name: embedding_dim(name, block) for name, block in found.items()}, schedule, guidance)
+    return TwoTime(net, {name: embedding_dim(name, block) for name, block in found.items()}, guidance)
 
 
 def save_flow_map(folder: Path | str, made: FlowMap, **notes: object) -> Path:
@@ -367,5 +365,5 @@ def _flow_map(
     way: Way = "any",
     steps: int | None = None,
 ) -> FlowMap:
-    path = schedule_from_config(schedule)
-    return FlowMap(_two_time(net_from_config(backbone), path, guidance), path, kind, data_std, way, steps)
+    net = _two_time(net_from_config(backbone), guidance)
+    return FlowMap(net, schedule_from_config(schedule), kind, data_std, way, steps)
