@@ -2,15 +2,16 @@ r"""Flow map matching: losses over flow maps of two times (Boffi, Albergo & Vand
 
 $X_{t \to s}$ moves a state along a probability-flow ODE, $\dot x = b_t(x)$, and with its velocity $u(x_t, t, s)$ (see
 `students.twotime`) it is the flow exactly where one of these residuals vanishes for all t and s. Each makes a loss, its mean
-square. They are divided by the scale of the state and by the speed of the angle, $(\alpha^2 + \sigma^2)^{1/2}$ and $\dot\theta$,
-$\theta = \arctan(\sigma / \alpha)$; times are drawn, halved and measured by their phase (see `schedule`). So it does not matter how
-the schedule runs through time, nor how it scales what it noises (that only `direct` knows). Nothing in brackets [ ] has a gradient.
+square. They are divided by the scale of the state and by the speed of the angle, $\rho = (\alpha^2 + \sigma^2)^{1/2}$ and $\dot\theta$,
+$\theta = \arctan(\sigma / \alpha)$; times are drawn, halved and measured by their phase (see `schedule`); and where a derivative in s
+is compared with a velocity, both are taken less $(\dot\rho / \rho) \, x$, what the scale moves. So neither a loss nor its gradient
+knows how the schedule runs through time, or how it scales what it noises. Nothing in brackets [ ] has a gradient.
 
 | method | residual | rows |
 |---|---|---|
 | `lagrangian` | $\partial_s X_{t \to s}(x_t) - [b_s(X_{t \to s}(x_t))]$ | $s < t$ |
 | `eulerian` | $E = \partial_t X_{t \to s}(x_t) + \nabla X_{t \to s}(x_t) \, b_t(x_t)$ | $s < t$ |
-| `meanflow` | $u - [u + a E]$, a the ratio of the scales of t and s; $u - b_t$ where $s = t$ | both |
+| `meanflow` | $u - [u + a E]$, $a = \rho_t / \rho_s$; $u - b_t$ where $s = t$ | both |
 | `shortcut` | $u - [u^*]$, $u^*$ the velocity that leads to $X_{r \to s}(X_{t \to r}(x_t))$, r midway; $u - b_t$ where $s = t$ | both |
 | `progressive_map` | the same with the map of the stage before, for steps up to $\tau$ | $s < t$ |
 | `direct` | $\partial_s X_{t \to s}(X_{s \to t}(x_s)) - \dot x_s$ and $X_{t \to s}(X_{s \to t}(x_s)) - x_s$ | any t, s |
@@ -23,7 +24,7 @@ residual of `meanflow`, `shortcut` and `direct` are linear in it, so they can be
 
 $$ E = \tfrac{\sigma_s}{\sigma_t} \kappa_t (h - D) + c \, \tfrac{d}{dt} h, \qquad u = \tfrac{\dot\sigma_t}{\sigma_t} x_t - \kappa_t h, $$
 
-so on a straight path, where $X = x + (s - t) u$, it is $E = b_t - u + (s - t) \tfrac{d}{dt} u$ and the target with a = 1 their
+so on a straight path, where $X = x + (s - t) u$, it is $E = b_t - u + (s - t) \tfrac{d}{dt} u$ and the target with $a = 1$ their
 $b_t - (t - s) \tfrac{d}{dt} u$. The derivative needs no graph, which makes it the cheapest loss with one. `shortcut` is Frans et al., 2024
 (arXiv 2410.12557).
 
@@ -345,7 +346,7 @@ class FlowMapMatching:
     ) -> Tensor:
         x_s, d_s = self._ahead(X, x_t, t, s, cond)
         with torch.no_grad():
-            b_s = self._velocity(x_s.detach(), s, cond, None)
+            b_s = self._turning(self._velocity(x_s.detach(), s, cond, None), x_s, s)
         return (d_s - b_s) / self._speed(x_t, s)
 
     def _eulerian(
@@ -356,10 +357,15 @@ class FlowMapMatching:
         return self._along(lambda x, t: X(x, t, s, cond), x_t, t, s, b) / self._speed(x_t, t, s)
 
     def _ahead(self, X: nn.Module, x_t: Tensor, t: Tensor, s: Tensor, cond: Cond | None) -> tuple[Tensor, Tensor]:
-        """The map, and its derivative in s."""
+        """The map, and its derivative in s, less what the scale moves."""
         pace = self._pace(s)
         x_s, d_s = jvp(lambda s: X(x_t, t, s, cond), (s,), (pace,), self.derivative)
-        return x_s, d_s / expand_like(pace, d_s)
+        return x_s, self._turning(d_s / expand_like(pace, d_s), x_s, s)
+
+    def _turning(self, d: Tensor, x: Tensor, t: Tensor) -> Tensor:
+        r"""$\dot x - (\dot\rho / \rho) \, x$, what a state moves beside the scale of its path: all of it where that is constant."""
+        (alpha_t, sigma_t), (d_alpha, d_sigma) = self.schedule(t), self.schedule.derivative(t)
+        return d - expand_like((alpha_t * d_alpha + sigma_t * d_sigma) / (alpha_t**2 + sigma_t**2), x) * x
 
     def _along(self, f: Callable[..., Tensor], x_t: Tensor, t: Tensor, s: Tensor, b: Tensor) -> Tensor:
         """The derivative of f(x_t, t) along the flow, by the velocity b."""
@@ -414,8 +420,8 @@ class FlowMapMatching:
     ) -> Tensor:
         x_t = X(x_s, s, t, cond)
         again, d_s = self._ahead(X, x_t, t, s, cond)
-        off = (again - x_s) / expand_like(self._scale(s), x_s)
-        return torch.cat([(d_s - self._velocity(x_s, s, cond, b)) / self._speed(x_s, s), off], 1)
+        b = self._turning(self._velocity(x_s, s, cond, b), x_s, s)
+        return torch.cat([(d_s - b) / self._speed(x_s, s), (again - x_s) / expand_like(self._scale(s), x_s)], 1)
 
     def _twice(self, step: Callable[..., Tensor], x_t: Tensor, t: Tensor, s: Tensor, cond: Cond | None) -> Tensor:
         """The velocity whose step from t to s leads where two of half the length do."""
