@@ -252,6 +252,12 @@ def samplers_of(student: FlowMap | TrajectoryStudent) -> dict[int, Sampler]:
     return {k: MultiPass(student, k, whole=False) for k in PASSES}
 
 
+def seen_error(student: TrajectoryStudent, data: TrajectorySet) -> float:
+    """RMSE of one pass on trajectories that the student learned from: far below the path error, it knows them by heart."""
+    rows = data.__getitems__(list(range(min(512, len(data)))))
+    return float((student.sample(rows["noise"]) - rows["x0"][:, -1]).square().mean().sqrt())
+
+
 def run(name: str, bench: Bench, seed: int, factor: float, folder: Path) -> dict[str, Any]:
     entry = named(ENTRIES, name)
     began = time.perf_counter()
@@ -292,8 +298,12 @@ def run(name: str, bench: Bench, seed: int, factor: float, folder: Path) -> dict
     if isinstance(student, TrajectoryStudent) and student.restarts:
         for k in PASSES[1:]:
             points[f"{k}, re-noised"] = bench.measure(name, MultiPass(student, k, whole=False, fresh=True))
+    seen = {}
+    if isinstance(student, TrajectoryStudent):
+        data = bench.trajectories(round(entry.trajectories * factor), entry, student.times)
+        seen["path_error_seen"] = seen_error(student, data)
     return {
-        "name": name, "seed": seed, "budget": factor, "entry": dataclasses.asdict(entry), "steps": steps,
+        **seen, "name": name, "seed": seed, "budget": factor, "entry": dataclasses.asdict(entry), "steps": steps,
         "stages": {s.name: s.steps for s in stages}, "flops_per_row": per_row, "trajectory_flops": made,
         "train_flops": per_row * entry.batch * steps, "points": points, "seconds": trained,
         "parameters": sum(p.numel() for p in student.parameters())
@@ -441,6 +451,7 @@ def summary(results: list[dict[str, Any]]) -> dict[str, Any]:
             "rounds": point["rounds"], "flops": point["flops"],
             **{q: stat([p[q] for p in here]) for q in ("frechet", "kernel", "precision", "recall", "path_error")},
         }  # fmt: skip
+    seen = [r["path_error_seen"] for r in results if "path_error_seen" in r]
     shared = ("entry", "steps", "flops_per_row", "trajectory_flops", "train_flops", "parameters")
     seconds = stat([r["seconds"] for r in results])
     return {
@@ -448,6 +459,7 @@ def summary(results: list[dict[str, Any]]) -> dict[str, Any]:
         **{k: first[k] for k in shared},
         "seconds": seconds,
         "points": points,
+        **({"path_error_seen": stat(seen)} if seen else {}),
     }
 
 

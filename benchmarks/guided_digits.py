@@ -101,7 +101,9 @@ class Bench:
             rows = torch.arange(COUNT).split(512)
             made = [sampler(z[i], {name: c[i] for name, c in cond.items()}, seeds[i]) for i in rows]
             x = torch.cat([trajectory.sample for trajectory in made])
-            quality = measure(x, name=f"w = {w:g}", reference=self.reference[w], extractor=self.features).quality
+            quality = measure(
+                x.clamp(-1, 1), name=f"w = {w:g}", reference=self.reference[w], extractor=self.features
+            ).quality
             assert quality is not None
             with torch.no_grad():
                 read = self.features(x.clamp(-1, 1)).argmax(1)
