@@ -46,7 +46,7 @@ from dsno.distill.flowmaps import jvp
 from dsno.distill.methods import METHODS
 from dsno.distill.stages import Given, Stage
 from dsno.distill.trajectory import distance
-from dsno.evaluate import Reference, evaluate, fine_solution
+from dsno.evaluate import Reference, evaluate, fine_solution, measure
 from dsno.metrics import FeatureNet, flops, latency, load_feature_net, throughput
 from dsno.noise import noise, seed_range
 from dsno.recipes import RECIPES, make_trajectories, shipped, train_features
@@ -470,6 +470,18 @@ def family_of(name: str) -> str:
     return method if method in COLOURS else "consistency" if "consistency" in method else "flow map"
 
 
+def targets(bench: Bench) -> dict[str, float]:
+    """Frechet distance of the stored trajectories' own ends, by the solver's grid and steps: what students are shown."""
+    found = {}
+    for folder in sorted(p for p in bench.runs.glob("trajectories-*-*-*") if p.is_dir()):
+        _, grid, steps, _ = folder.name.split("-")
+        ends = TrajectorySet(folder).__getitems__(list(range(COUNT)))["x0"][:, -1].clamp(-1, 1)
+        made = measure(ends, name=folder.name, reference=bench.reference, extractor=bench.features)
+        assert made.quality is not None
+        found[f"{grid}, {steps} steps"] = made.quality.frechet
+    return found
+
+
 def report(bench: Bench) -> None:
     """Write the results, the claims and the plots from the runs that are there."""
     found = collect(bench)
@@ -493,7 +505,8 @@ def report(bench: Bench) -> None:
         f"{COUNT:,} held-out noises; Frechet and kernel distance, precision and recall in {quality} features against "
         f"{len(bench.images):,} images; path error: RMSE of the sample to the teacher's fine solution; spread: standard "
         f"deviation over seeds; {bench.precision} training; timings are ratios to one call of the teacher",
-        claims, budgets=budgets, solvers=lines, timings=ratios, slopes=wiggle, teacher=teacher, teacher_flops=bench.row,
+        claims, budgets=budgets, solvers=lines, timings=ratios, slopes=wiggle,
+        targets=targets(bench), teacher=teacher, teacher_flops=bench.row,
         unit=bench.problem.budget,
     )  # fmt: skip
     pictures(bench, budgets, lines, teacher["frechet"])

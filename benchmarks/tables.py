@@ -297,11 +297,18 @@ def paths(record: dict[str, Any]) -> str:
     return rows(["method", "path", *(f"{k} pass{'es' * (k != '1')}" for k in columns)], body)
 
 
+def targets(record: dict[str, Any]) -> str:
+    """What the students of trajectories are shown."""
+    found = {**record["targets"], "teacher, fine": record["teacher"]["frechet"]}
+    return rows(["ends of the trajectories of UniPC", "Fréchet"], [[name, f"{f:.2f}"] for name, f in found.items()])
+
+
 PARTS: dict[str, Callable[[dict[str, Any]], str]] = {
     "claims": claims,
     "law": law,
     "paths": paths,
     "sweep": sweep,
+    "targets": targets,
     "passes": passes,
     "timings": timings,
 }
