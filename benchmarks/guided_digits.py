@@ -1,6 +1,6 @@
 """One student of every class and guidance weight on the digits, for one budget of training FLOPs.
 
-    python benchmarks/guided_digits.py [--seeds 0 1 2]
+    python benchmarks/guided_digits.py [--seeds 0 1]
 
 Trains a class-conditional teacher that can be guided, then, for the same FLOPs each: guided distillation, whose students of four
 and two passes are those on its way to one; and the operator of one and of two frames, from guided trajectories of random labels
@@ -14,15 +14,15 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
 import statistics
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from _common import claim, write
-from family import step_flops
-from torch import Tensor, nn
+from family import kept, step_flops
+from torch import Tensor
 
 from dsno import schedule
 from dsno.checkpoint import read_tensors, write_tensors
@@ -91,13 +91,10 @@ class Bench:
         return made.at(torch.tensor(times, dtype=torch.float64))
 
     def measure(self, sampler: Sampler) -> dict[str, dict[str, float]]:
-        found = {}
+        seeds, found = seed_range(HELD_OUT, COUNT), {}
+        z = noise(seeds, self.images.shape)
         for w in WEIGHTS:
-            z, cond, seeds = (
-                noise(seed_range(HELD_OUT, COUNT), self.images.shape),
-                self.cond(w),
-                seed_range(HELD_OUT, COUNT),
-            )
+            cond = self.cond(w)
             rows = torch.arange(COUNT).split(512)
             made = [sampler(z[i], {name: c[i] for name, c in cond.items()}, seeds[i]) for i in rows]
             x = torch.cat([trajectory.sample for trajectory in made])
@@ -140,7 +137,7 @@ def run(name: str, bench: Bench, seed: int) -> dict[str, Any]:
             RECIPES["digits"].distill, steps=stage.steps, lr=LR * stage.lr, warmup=min(100, stage.steps // 10), seed=seed,
             checkpoint_every=10**9,
         )  # fmt: skip
-        train(nn_of(model), objective, config, bench.runs / f"{name.replace(' ', '-')}-{seed}" / f"{k}", overwrite=True)
+        train(model, objective, config, bench.runs / f"{name.replace(' ', '-')}-{seed}" / f"{k}", overwrite=True)
         passes = stage.name.removeprefix("steps-")
         if passes in ("2", "4") and isinstance(student, FlowMap):
             grid = schedule.even(student.schedule, int(passes))
@@ -158,34 +155,23 @@ def run(name: str, bench: Bench, seed: int) -> dict[str, Any]:
     }
 
 
-def nn_of(model: Any) -> nn.Module:
-    assert isinstance(model, nn.Module)
-    return model
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
     parser.add_argument("--runs", type=Path, default=Path("runs/guided_digits"))
     arguments = parser.parse_args()
     bench = Bench(arguments.runs)
     solvers: dict[str, Any] = {}
     for name, step in (("DDIM", DDIM()), ("UniPC", UniPC())):
         for k in (1, 2, 4, 8):
-            path = arguments.runs / f"{name}-{k}.json"
-            if not path.is_file():
-                grid = schedule.uniform(k)
-                found = bench.measure(SolverSampler(bench.teacher, bench.inner.schedule, grid, step))
-                path.write_text(json.dumps(found))
-            solvers[f"{name}-{k}"] = json.loads(path.read_text())
+            sampler = SolverSampler(bench.teacher, bench.inner.schedule, schedule.uniform(k), step)
+            solvers[f"{name}-{k}"] = kept(arguments.runs / f"{name}-{k}.json", partial(bench.measure, sampler))
             print(f"{name}-{k}", {w: round(p["frechet"], 2) for w, p in solvers[f"{name}-{k}"].items()}, flush=True)
     held: list[dict[str, Any]] = []
     for seed in arguments.seeds:
         for name in METHOD:
             path = arguments.runs / f"{name.replace(' ', '-')}-{seed}.json"
-            if not path.is_file():
-                path.write_text(json.dumps(run(name, bench, seed), indent=1))
-            held.append(json.loads(path.read_text()))
+            held.append(kept(path, partial(run, name, bench, seed)))
             shown = {k: {w: round(p["frechet"], 2) for w, p in ws.items()} for k, ws in held[-1]["points"].items()}
             print(name, seed, held[-1]["steps"], shown, flush=True)
 

@@ -54,7 +54,8 @@ Kind = Literal["x0", "eps", "v", "flow", "score", "edm"]
 KINDS: tuple[Kind, ...] = ("x0", "eps", "v", "flow", "score", "edm")
 
 NEAREST = 1e-6
-"""The least time at which a slope of a schedule is taken."""
+r"""The least time at which a slope of a schedule is taken: $\sigma \sim \sqrt t$ near 0 for beta schedules, whose
+slope is infinite there."""
 
 Cond = Tensor | Mapping[str, Tensor]
 """What a denoiser is told beside the state: one tensor (labels, embeddings) or several by name (`label`, `text`, `pooled`,

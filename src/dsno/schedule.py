@@ -14,7 +14,8 @@ decreasing in $t$, and the *phase* is the angle that turns from data to noise, f
 
 $$ p_t = \frac{\theta_t - \theta_0}{\theta_1 - \theta_0}, \qquad \theta_t = \arctan(\sigma_t / \alpha_t) : $$
 
-in equal steps of it every path moves evenly, however its schedule runs through t. A *grid* is a decreasing float64 tensor of times; a solver makes one step between neighbours.
+in equal steps of it every path moves evenly, however its schedule runs through t. A *grid* is a decreasing float64 tensor of
+times; a solver makes one step between neighbours.
 """
 
 from __future__ import annotations
@@ -91,7 +92,7 @@ class Schedule(ABC):
         theta_0, theta_1 = self.angle(p.new_tensor([0.0, 1.0]))
         t = self.time(-2 * (theta_0 + (theta_1 - theta_0) * p.clamp(0, 1)).tan().log())
         # The tangent of an angle loses the last digits of the ends.
-        return torch.where(p <= 0, 0.0, torch.where(p >= 1, 1.0, t)).to(p)
+        return torch.where(p <= 0, 0.0, torch.where(p >= 1, 1.0, t))
 
     def at(self, t: float) -> tuple[float, float]:
         r"""$(\alpha_t, \sigma_t)$ as Python floats computed in float64: a solver's coefficients never touch the device."""

@@ -305,7 +305,8 @@ class ContinuousConsistency:
 
             if self.derivative == "upwind":
                 f, d_f = upwind(ends, self.schedule, x0_hat, x_t, t, torch.zeros_like(t), self.width)
-                d_f = pace * (d_sigma * alpha - sigma * d_alpha) / (alpha**2 + sigma**2) * d_f
+                # The slope is per unit of the angle without data_std.
+                d_f = alpha * sigma / (alpha**2 + sigma**2) * d_f
             else:
                 along = (pace * (d_alpha * x0_hat + d_sigma * eps_hat), pace.flatten().to(t))
                 f, d_f = jvp(ends, (x_t, t), along, self.derivative)

@@ -25,8 +25,8 @@ residual of `meanflow`, `shortcut` and `direct` are linear in it, so they can be
 $$ E = \tfrac{\sigma_s}{\sigma_t} \kappa_t (h - D) + c \, \tfrac{d}{dt} h, \qquad u = \tfrac{\dot\sigma_t}{\sigma_t} x_t - \kappa_t h, $$
 
 so on a straight path, where $X = x + (s - t) u$, it is $E = b_t - u + (s - t) \tfrac{d}{dt} u$ and the target with $a = 1$ their
-$b_t - (t - s) \tfrac{d}{dt} u$. The derivative needs no graph, which makes it the cheapest loss with one. `shortcut` is Frans et al., 2024
-(arXiv 2410.12557).
+$b_t - (t - s) \tfrac{d}{dt} u$. The derivative needs no graph, which makes it the cheapest loss with one. `shortcut` is Frans et
+al., 2024 (arXiv 2410.12557).
 
 Derivatives are taken in one of three ways:
 

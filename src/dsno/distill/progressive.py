@@ -1,7 +1,7 @@
 r"""Progressive distillation: halve a sampler's steps again and again (Salimans & Ho, 2022, arXiv 2202.00512).
 
-A teacher moves a state from $t$ to $s$ in two steps, through the time $u$ midway in phase, to $x_s = X_{u \to s}(X_{t \to u}(x_t))$. The one
-$\tilde x$ whose DDIM step does the same at once is what the student learns on the even grid of $N$ steps,
+A teacher moves a state from $t$ to $s$ in two steps, through the time $u$ midway in phase, to $x_s = X_{u \to s}(X_{t \to
+u}(x_t))$. The one $\tilde x$ whose DDIM step does the same at once is what the student learns on the even grid of $N$ steps,
 
 $$ \tilde x = \frac{x_s - (\sigma_s / \sigma_t) \, x_t}{\alpha_s - (\sigma_s / \sigma_t) \, \alpha_t}, \qquad
    L = \mathbb E \, \max(\mathrm{SNR}_t, 1) \, \big\| h(x_t, t, s) - \tilde x \big\|^2, \qquad p_t = \tfrac nN, \; p_s = \tfrac{n - 1}N. $$
