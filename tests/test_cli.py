@@ -1,6 +1,7 @@
 """The whole road on the command line: every verb teaches, leads to the next one, and fails in one line."""
 
 import json
+import re
 import shlex
 import shutil
 import sys
@@ -11,6 +12,7 @@ from dataclasses import dataclass
 from functools import partial
 from io import StringIO
 from pathlib import Path
+from typing import get_args, get_type_hints
 
 import numpy as np
 import pytest
@@ -22,6 +24,7 @@ from dsno.checkpoint import read_json, read_tensors, write_json, write_tensors
 from dsno.data import load_data
 from dsno.evaluate import load_results
 from dsno.recipes import train_features
+from dsno.schedule import GRIDS
 from dsno.store import TrajectorySet
 from dsno.students.flowmap import load_student
 from dsno.teachers.load import load_teacher
@@ -97,7 +100,10 @@ def test_each_verb_leads_to_the_next(road: tuple[Path, dict[str, Ran]]) -> None:
 def test_progress_goes_to_stderr_with_the_shares_of_the_loss(road: tuple[Path, dict[str, Ran]]) -> None:
     _, ran = road
     assert ran["teach"].err.splitlines()[-1].startswith("teach 4/4 ")
-    assert ran["generate"].err.startswith("generate 64/64")
+    assert re.match(
+        r"generate: RMSE of 6 steps to the fine solution by grid: \S+ \S+, taken; .*\ngenerate 64/64",
+        ran["generate"].err,
+    )
     assert ran["distill"].err.startswith("distill: loss shares by frame (snr5): t = 0.5625: ")
     assert "evaluate 1" in ran["evaluate"].err
 
@@ -107,6 +113,10 @@ def test_a_terminal_gets_bars(here: Path, monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setenv("TERM", "xterm-256color")
     again = dsno("generate", "--count", 64, "--steps", 6, "--out", "bars", at=here)
     assert again.code == 0 and "━" in again.err and "64/64" in again.err
+
+
+def test_generate_offers_every_grid() -> None:
+    assert get_args(get_type_hints(VERBS["generate"])["grid"]) == ("best", *GRIDS)
 
 
 # Teaching

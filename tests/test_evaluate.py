@@ -17,6 +17,7 @@ from dsno.evaluate import (
     load_results,
     measure,
     save_results,
+    solver_errors,
     table,
 )
 from dsno.metrics import FeatureNet, as_extractor, tensor_sha
@@ -279,6 +280,31 @@ def test_fine_solution_refuses_what_it_cannot_solve(teacher: GaussianMixture) ->
 
 
 # Errors
+
+
+@pytest.mark.parametrize("schedule", [Cosine(), RectifiedFlow()])
+def test_a_solver_error_is_that_to_the_exact_flow(schedule: Schedule) -> None:
+    gaussian = Gaussian(schedule, torch.tensor([0.4, -0.3], dtype=torch.float64), torch.tensor([0.2, 0.7]).double())
+    z = noise(range(32), (2,), dtype=torch.float64)
+    exact = gaussian.flow(initial_state(schedule, z), 1.0, 0.0)
+    grids = {"uniform": uniform(8), "quadratic": quadratic(8), "fine": uniform(64)}
+    errors = solver_errors(gaussian, schedule, z, grids, fine_steps=512)
+    for name, grid in grids.items():
+        ends = SolverSampler(gaussian, schedule, grid, DDIM())(z).sample
+        assert errors[name] == pytest.approx(float((ends - exact).square().mean().sqrt()), abs=1e-4)
+    assert [*errors] == sorted(grids, key=errors.__getitem__) and next(iter(errors)) == "fine"
+    batched = solver_errors(gaussian, schedule, z, grids, fine_steps=512, batch=5)
+    assert batched == pytest.approx(errors, rel=1e-12)
+
+
+def test_a_solver_that_diverges_is_the_last() -> None:
+    gaussian = Gaussian(Cosine(), torch.zeros(2), torch.ones(2))
+
+    def early(x: Tensor, t: Tensor, cond: object = None) -> Tensor:
+        return torch.where((t == 0.25)[:, None], torch.nan, gaussian(x, t))
+
+    errors = solver_errors(early, Cosine(), noise(range(4), (2,)), {"four": uniform(4), "three": uniform(3)})
+    assert [*errors] == ["three", "four"] and errors["three"] < errors["four"] == math.inf
 
 
 def broken(value: float, rows: int = 1):

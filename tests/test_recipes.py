@@ -4,6 +4,7 @@ import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,10 +14,12 @@ from dsno.checkpoint import read_json
 from dsno.data import Samples, load_data
 from dsno.denoise import Guided, Prediction
 from dsno.distill.denoising import Denoising
+from dsno.evaluate import solver_errors
 from dsno.metrics import load_feature_net
 from dsno.noise import noise
 from dsno.recipes import RECIPES, Recipe, distill, make_trajectories, shipped, teach, train_features, uniform_labels
-from dsno.schedule import Cosine, quadratic
+from dsno.schedule import GRIDS, Cosine, quadratic, through
+from dsno.solve import SOLVERS
 from dsno.store import TrajectorySet
 from dsno.students.flowmap import load_student, student_from_teacher
 from dsno.teachers.load import load_teacher
@@ -229,6 +232,8 @@ def test_features_need_labels(tmp_path: Path) -> None:
         ({"times": [0.5, float("nan")]}, r"must lie inside \[0, 1\]"),
         ({"times": []}, "needs at least two times"),
         ({"solver": "ddmi"}, "unknown solver 'ddmi': expected one of ddim"),
+        ({"grid": "fine"}, "unknown grid 'fine': expected one of best, quadratic, uniform, even, log-snr, karras"),
+        ({"grid": "best", "steps": 2}, "a grid of 2 steps cannot pass through .*: use more steps"),
         ({"steps": 2}, "a grid of 2 steps cannot pass through .*: use more steps"),
         ({"steps": 0}, "a grid needs at least one step, got 0"),
     ],
@@ -240,6 +245,62 @@ def test_trajectories_that_cannot_be_made(options: dict, message: str, tmp_path:
     with pytest.raises(ValueError, match=message):
         make_trajectories(teacher, (1, 8, 8), tmp_path / "out", 4, **asked)
     assert not (tmp_path / "out").exists()
+
+
+@pytest.fixture(scope="module")
+def solved(whole: Path) -> tuple[Prediction, dict[str, float]]:
+    """A teacher, and its solver's error by grid."""
+    teacher = load_teacher(whole / "teacher")
+    grids = {name: through(make(Cosine(), 12), quadratic(4)[1:]) for name, make in GRIDS.items()}
+    return teacher, solver_errors(teacher, Cosine(), noise(range(32), (1, 8, 8)), grids, SOLVERS["unipc3"]())
+
+
+def generated(teacher: Prediction, out: Path, count: int = 8, **options: Any) -> tuple[TrajectorySet, list[str]]:
+    """A set, and what was said on the way."""
+    said: list[str] = []
+    data = make_trajectories(
+        teacher, (1, 8, 8), out, count, quadratic(4)[1:], steps=12, shard=4,
+        report=lambda stage, done, total, text: said.append(text) if text else None, **options,
+    )  # fmt: skip
+    return data, said
+
+
+def test_the_best_grid_has_the_least_error(solved: tuple[Prediction, dict[str, float]], tmp_path: Path) -> None:
+    teacher, errors = solved
+    best, worst = min(errors, key=errors.__getitem__), max(errors, key=errors.__getitem__)
+    assert errors[worst] > 1.5 * errors[best]
+    data, said = generated(teacher.train(), tmp_path / "best", grid="best")
+    assert (
+        teacher.training
+        and data.manifest["grid"] == generated(teacher, tmp_path / "same", grid=best)[0].manifest["grid"]
+    )
+    assert said == [said[0]] and said[0].startswith("RMSE of 12 steps to the fine solution by grid: ")
+    # On Cosine `even` is `uniform`.
+    assert all(f"{name} {error:.2g}" in said[0] for name, error in errors.items() if name != "even")
+    later, _ = generated(teacher.eval(), tmp_path / "later", grid="best", first_seed=100, count=4)
+    assert later.manifest["grid"] == data.manifest["grid"]
+
+
+def test_trajectories_go_on_with_the_grid_they_were_begun_on(
+    solved: tuple[Prediction, dict[str, float]], tmp_path: Path
+) -> None:
+    teacher, errors = solved
+    worst = max(errors, key=errors.__getitem__)
+    whole, _ = generated(teacher, tmp_path / "whole", grid=worst)
+    shutil.copytree(tmp_path / "whole", tmp_path / "part")
+    (tmp_path / "part" / "shard-00001.safetensors").unlink()
+    part, said = generated(teacher, tmp_path / "part", grid="best", resume=True)
+    assert said == [] and part.manifest == whole.manifest and contents_of(part) == contents_of(whole)
+    with pytest.raises(FileExistsError, match="holds 2 shards already"):
+        generated(teacher, tmp_path / "whole", grid="best")
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "notes.txt").write_text("mine")
+    with pytest.raises(FileExistsError, match=r"holds other files \(notes.txt\)"):
+        generated(teacher, tmp_path / "other", grid="best")
+
+
+def contents_of(data: TrajectorySet) -> list[bytes]:
+    return [path.read_bytes() for path in sorted(data.folder.glob("shard-*"))]
 
 
 # What ships

@@ -14,10 +14,11 @@ $$ e = \sqrt{\operatorname{mean}_{i, \text{pixels}} (x_i - x^*_i)^2}. $$
 from __future__ import annotations
 
 import importlib.metadata
+import math
 import operator
 import platform
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -47,7 +48,7 @@ from dsno.metrics import (
 )
 from dsno.noise import noise
 from dsno.schedule import Schedule, log_snr_uniform, through
-from dsno.solve import DPMSolverPP, Sampler, Step, initial_state, solve
+from dsno.solve import DDIM, DPMSolverPP, Sampler, SolverSampler, Step, initial_state, solve
 from dsno.trajectory import Trajectory
 
 __all__ = [
@@ -64,6 +65,7 @@ __all__ = [
     "load_results",
     "measure",
     "save_results",
+    "solver_errors",
     "table",
 ]
 
@@ -538,6 +540,46 @@ def fine_solution(
             progress(min(start + batch, len(z)), len(z))
     x0s = [part.x0 for part in parts if part.x0 is not None]
     return replace(parts[-1], x=torch.cat([part.x for part in parts]), x0=torch.cat(x0s) if x0s else None, cond=cond)
+
+
+def solver_errors(
+    denoiser: Denoiser,
+    schedule: Schedule,
+    z: Tensor,
+    grids: Mapping[str, Tensor],
+    step: Step | None = None,
+    *,
+    cond: Cond | None = None,
+    fine_steps: int = 64,
+    batch: int = 256,
+) -> dict[str, float]:
+    """How far a solver's ends are from the fine solution, on each of some grids: which one suits a teacher.
+
+    Arguments:
+        denoiser: The teacher.
+        schedule: Its path.
+        z: Standard normal noise, (B, *shape).
+        grids: Decreasing times by name.
+        step: The solver; DDIM by default.
+        cond: The condition, first dimension B.
+        fine_steps: Steps of `fine_solution`.
+        batch: Samples per network call.
+
+    Returns:
+        RMSE over all values of all samples, in units of the data, by name, least first; infinite where a sample is.
+
+    Raises:
+        ValueError: for an empty batch, or a grid that does not decrease inside [0, 1].
+    """
+    fine = fine_solution(denoiser, schedule, z, fine_steps, cond=cond, batch=batch).sample
+    found = {}
+    for name, grid in grids.items():
+        sampler = SolverSampler(denoiser, schedule, grid, DDIM() if step is None else step)
+        parts = [slice(start, start + batch) for start in range(0, len(z), batch)]
+        ends = torch.cat([sampler(z[rows], map_cond(operator.itemgetter(rows), cond)).sample for rows in parts])
+        error = float((ends - fine).square().mean().sqrt())
+        found[name] = error if math.isfinite(error) else math.inf
+    return dict(sorted(found.items(), key=operator.itemgetter(1)))
 
 
 def save_results(results: Sequence[Result], path: Path | str) -> Path:

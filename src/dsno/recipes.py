@@ -9,9 +9,10 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
+import math
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from importlib import resources
@@ -25,18 +26,20 @@ from torch.nn import functional as F
 from dsno import schedule
 from dsno.checkpoint import prepare_folder, read_json, write_json
 from dsno.data import Samples, check_samples, load_data
-from dsno.denoise import Guided, Kind, Prediction
+from dsno.denoise import Guided, Kind, Prediction, map_cond
 from dsno.distill.denoising import Denoising
 from dsno.distill.methods import METHODS
 from dsno.distill.stages import Given
 from dsno.distill.trajectory import TrajectoryDistillation
 from dsno.distill.trajectory import distance as named_distance
+from dsno.evaluate import solver_errors
 from dsno.metrics import FeatureNet, load_feature_net, save_feature_net, tensor_sha
-from dsno.noise import generator, noise
+from dsno.noise import generator, noise, seed_range
 from dsno.plan import Workload
-from dsno.sets import describe
+from dsno.sets import describe, tensors_of
+from dsno.shards import MANIFEST, read_manifest
 from dsno.solve import SOLVERS, SolverSampler
-from dsno.store import TrajectorySet, generate
+from dsno.store import Label, TrajectorySet, check_out, evaluating, generate
 from dsno.students.flowmap import Target, TrajectoryStudent, save_student, student_from_teacher
 from dsno.students.lift import Told, Where
 from dsno.students.temporal import Activation, Init
@@ -99,8 +102,8 @@ class Recipe:
     """Solver that makes them."""
     solver_steps: int = 16
     """Its steps."""
-    grid: Literal["quadratic", "uniform"] = "quadratic"
-    """The solver's grid."""
+    grid: str = "quadratic"
+    """The solver's grid, as `make_trajectories` takes it."""
     times: tuple[float, ...] = (0.5625, 0.25, 0.0625, 0.0)
     """Times of the student's frames."""
     where: Where | Literal["published"] = "mid"
@@ -286,7 +289,7 @@ RECIPES: dict[str, Recipe] = {
         distill=TrainConfig(steps=30_000, lr=5e-4, warmup=500, precision="bf16", checkpoint_every=2000),
     ),
     "sprites": Recipe(
-        data="crawl_cc0_32.npz", net={"channels": [64, 64], "patch": 4}, features_steps=1500, count=16_384,
+        data="crawl_cc0_32.npz", net={"channels": [64, 64], "patch": 4}, features_steps=1500, count=16_384, grid="log-snr",
         teach=TrainConfig(steps=10_000, lr=1e-3, warmup=200, precision="bf16", checkpoint_every=500),
         distill=TrainConfig(steps=2000, lr=1e-3, warmup=200, precision="bf16", checkpoint_every=500),
     ),
@@ -448,27 +451,94 @@ def make_trajectories(
     resume: bool = False,
     overwrite: bool = False,
     report: Report = _quiet,
-    grid: Literal["quadratic", "uniform"] = "quadratic",
+    grid: str = "quadratic",
     **options: Any,
 ) -> TrajectorySet:
     """Generate a teacher's trajectories into `out`, keeping `times`; the grid is moved through them.
 
+    A student copies its trajectories with their solver's error, and which grid makes it small depends on the teacher: the
+    grid `best` is the one of `schedule.GRIDS` whose ends are nearest to the fine solution from the noises of seeds 0 to 31,
+    whichever seeds are asked for, so that parts of a set agree. What it found is reported.
+
     Raises:
-        ValueError: for an unknown solver, times that do not decrease inside [0, 1), too few steps, or a folder of other
-            trajectories.
+        ValueError: for an unknown solver or grid, times that do not decrease inside [0, 1), too few steps, or a folder of
+            other trajectories.
     """
-    if solver not in SOLVERS:
-        raise ValueError(f"unknown solver {solver!r}: expected one of {', '.join(SOLVERS)}")
+    for what, name, known in (("solver", solver, SOLVERS), ("grid", grid, ("best", *schedule.GRIDS))):
+        if name not in known:
+            raise ValueError(f"unknown {what} {name!r}: expected one of {', '.join(known)}")
     keep = schedule.check_grid([1.0, *times.tolist()])
-    times_of = {"quadratic": schedule.quadratic, "uniform": schedule.uniform}[grid]
-    through = schedule.through(times_of(steps), keep[1:])
     inner = teacher.denoiser if isinstance(teacher, Guided) else teacher
     assert isinstance(inner, Prediction)
-    sampler = SolverSampler(teacher, inner.schedule, through, SOLVERS[solver](), keep)
+    grids = _grids(inner.schedule, steps, keep[1:], schedule.GRIDS if grid == "best" else [grid])
+    sampler = SolverSampler(teacher, inner.schedule, next(iter(grids.values())), SOLVERS[solver](), keep)
+    if len(grids) > 1:
+        say = lambda text: report("generate", 0, count, text)  # noqa: E731
+        chosen = _best(sampler, shape, Path(out), grids, resume, overwrite, say, **options)
+        sampler = replace(sampler, grid=grids[chosen])
     return generate(
         sampler, shape, out, count, targets=targets, resume=resume, overwrite=overwrite,
         progress=lambda done, total: report("generate", done, total, ""), **options,
     )  # fmt: skip
+
+
+def _grids(path: schedule.Schedule, steps: int, keep: Tensor, names: Iterable[str]) -> dict[str, Tensor]:
+    """Grids by name, each moved through `keep`: those that can be, no two the same."""
+    found: dict[str, Tensor] = {}
+    error: ValueError | None = None
+    for name in names:
+        try:
+            grid = schedule.through(schedule.GRIDS[name](path, steps), keep)
+        except ValueError as wrong:
+            error = error or wrong
+            continue
+        if not any(torch.allclose(grid, other) for other in found.values()):
+            found[name] = grid
+    if not found and error is not None:
+        raise error
+    return found
+
+
+def _best(
+    sampler: SolverSampler,
+    shape: tuple[int, ...],
+    out: Path,
+    grids: Mapping[str, Tensor],
+    resume: bool,
+    overwrite: bool,
+    say: Callable[[str], object],
+    *,
+    label: Label | None = None,
+    batch: int = 256,
+    autocast: torch.dtype | None = None,
+    accelerator: Any = None,
+    **_: Any,
+) -> str:
+    """The grid that trajectories in `out` were begun on, else the one whose ends are nearest to the fine solution."""
+    held = read_manifest(out)["grid"] if resume and (out / MANIFEST).is_file() else None
+    chosen = [name for name, grid in grids.items() if grid.tolist() == held]
+    if chosen:
+        return chosen[0]
+    if accelerator is None or accelerator.process_index == 0:
+        check_out(out, resume, overwrite)
+        steps, seeds = len(sampler.grid) - 1, seed_range(0, 32)
+        device = next(iter(tensors_of(sampler.denoiser).values())).device
+        cond = None if label is None else map_cond(lambda c: c.to(device), label(seeds))
+        with evaluating(sampler.denoiser), torch.autocast(device.type, autocast, enabled=autocast is not None):
+            errors = solver_errors(
+                sampler.denoiser, sampler.schedule, noise(seeds, shape).to(device), grids, sampler.step, cond=cond,
+                fine_steps=max(64, 4 * steps), batch=batch,
+            )  # fmt: skip
+        chosen = [*errors][:1]
+        if errors[chosen[0]] < math.inf:
+            best, *rest = (f"{name} {error:.2g}" for name, error in errors.items())
+            say(f"RMSE of {steps} steps to the fine solution by grid: {best}, taken; {', '.join(rest)}")
+    if accelerator is not None:
+        from accelerate.utils import broadcast_object_list
+
+        # Before any process writes: in the last digit two machines may differ.
+        broadcast_object_list(chosen := chosen or [""])
+    return chosen[0]
 
 
 def distill(
@@ -490,7 +560,7 @@ def distill(
 
     `features` is the network of a perceptual `distance`. With `inner_starts` the student `restarts` afterwards.
     """
-    maps = None if features is None else features.requires_grad_(False).maps
+    maps = None if features is None else features.requires_grad_(False).to(_training_device(student)).maps
     objective = TrajectoryDistillation(
         data, student, weights, named_distance(distance, maps), batch, config.seed, others, inner_starts
     )
@@ -556,8 +626,9 @@ def distill_by(
     if config is None:
         config = TrainConfig(lr=1e-3, seed=given.seed)
     told = dict(options)
-    if features is not None:
-        told["distance"] = named_distance(options.get("distance", "l1"), features.requires_grad_(False).maps)
+    if features is not None and "distance" in options:
+        maps = features.requires_grad_(False).to(_training_device(student)).maps
+        told["distance"] = named_distance(options["distance"], maps)
     stages = chosen.stages(student, given, **told)
     settings = _settings(method, student, given, options)
     _prepare(out, resume, overwrite)

@@ -23,12 +23,13 @@ from __future__ import annotations
 import inspect
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
 __all__ = [
+    "GRIDS",
     "SCHEDULES",
     "VE",
     "Cosine",
@@ -377,6 +378,16 @@ def karras(
     ramp = torch.linspace(0, 1, _positive(steps), dtype=torch.float64)
     sigma = (sigma_max ** (1 / rho) + ramp * (sigma_min ** (1 / rho) - sigma_max ** (1 / rho))) ** rho
     return _closed(schedule.time(-2 * sigma.log()))
+
+
+GRIDS: dict[str, Callable[[Schedule, int], Tensor]] = {
+    "quadratic": lambda schedule, steps: quadratic(steps),
+    "uniform": lambda schedule, steps: uniform(steps),
+    "even": even,
+    "log-snr": log_snr_uniform,
+    "karras": karras,
+}
+"""The grids by name: functions of a schedule and the number of steps."""
 
 
 def through(grid: Tensor, times: Sequence[float] | Tensor) -> Tensor:

@@ -61,7 +61,7 @@ from dsno.shards import (
 )
 from dsno.solve import SolverSampler
 
-__all__ = ["Label", "Rows", "TrajectorySet", "batches", "generate"]
+__all__ = ["Label", "Rows", "TrajectorySet", "batches", "check_out", "evaluating", "generate"]
 
 log = logging.getLogger(__name__)
 Label = Callable[[Tensor], Cond]
@@ -161,7 +161,7 @@ def generate(
     done = total - sum(rows_of(manifest, k) for k in missing)
     # While the host looks at a batch, a GPU has the next one to do; a CPU would only learn of an error later.
     ahead = 1 if device.type == "cuda" else 0
-    with _evaluating(sampler.denoiser, channels_last, compile), _Writer(folder, manifest) as writer:
+    with evaluating(sampler.denoiser, channels_last, compile), _Writer(folder, manifest) as writer:
         sampler = dataclasses.replace(sampler, denoiser=_evaluator(sampler.denoiser, device, autocast))
         for flight in _landed(_flights(manifest, missing, sampler, label, device, channels_last), ahead):
             flight.land()
@@ -366,7 +366,8 @@ def _nets(denoiser: Denoiser) -> list[nn.Module]:
 
 
 @contextlib.contextmanager
-def _evaluating(denoiser: Denoiser, channels_last: bool, compile: bool) -> Iterator[None]:
+def evaluating(denoiser: Denoiser, channels_last: bool = False, compile: bool = False) -> Iterator[None]:
+    """A denoiser in eval mode meanwhile; its networks channels last and compiled, where asked."""
     modes = [(m, m.training) for part in modules_of(denoiser).values() for m in part.modules()]
     nets = _nets(denoiser)
     compiled = [net for net in nets if compile and net._compiled_call_impl is None]
@@ -496,13 +497,43 @@ def _check_manifest(folder: Path, expected: Manifest) -> Manifest:
     return found
 
 
-def _prepare(folder: Path, manifest: Manifest, resume: bool, overwrite: bool) -> None:
-    """Make the folder ready for this manifest, or say why not, before any work; rank 0 alone does this."""
-    shards, known = sorted(folder.glob("shard-*.safetensors")), (folder / MANIFEST).is_file()
+def check_out(folder: Path, resume: bool, overwrite: bool) -> None:
+    """Refuse a folder that trajectories cannot be stored in, whatever they are; makes it where there is none.
+
+    Raises:
+        FileExistsError: if it holds trajectories and neither `resume` nor `overwrite` is set, or other files.
+        PermissionError: if it cannot be written to.
+    """
+    shards = _shards(folder)
     if shards and not (resume or overwrite):
         raise FileExistsError(
             f"{folder} holds {len(shards)} shards already: pass resume=True to continue or overwrite=True to start again"
         )
+    # Without a shard, a folder with a manifest in it is as good as new.
+    known = (folder / MANIFEST).is_file()
+    if (
+        folder.is_dir()
+        and not known
+        and not shards
+        and (others := sorted({*folder.iterdir()} - {*_unfinished(folder)}))
+    ):
+        raise FileExistsError(
+            f"{folder} holds other files ({join([p.name for p in others], ', ')}): choose an empty one"
+        )
+    prepare_folder(folder, resume=True)
+
+
+def _shards(folder: Path) -> list[Path]:
+    return sorted(folder.glob("shard-*.safetensors"))
+
+
+def _unfinished(folder: Path) -> list[Path]:
+    return [*folder.glob(".shard-*.tmp"), *folder.glob(f".{MANIFEST}*.tmp")]
+
+
+def _prepare(folder: Path, manifest: Manifest, resume: bool, overwrite: bool) -> None:
+    """Make the folder ready for this manifest, or say why not, before any work; rank 0 alone does this."""
+    shards, known = _shards(folder), (folder / MANIFEST).is_file()
     pulled = False
     if resume:
         if known:
@@ -516,15 +547,8 @@ def _prepare(folder: Path, manifest: Manifest, resume: bool, overwrite: bool) ->
         check_foreign(folder, manifest)
         if known and len(shards) == shard_count(manifest) and not pulled:
             return  # Complete: nothing will be written, so the folder may be read-only.
-    # Without a shard, a folder with a manifest in it is as good as new.
-    unfinished = [*folder.glob(".shard-*.tmp"), *folder.glob(f".{MANIFEST}*.tmp")]
-    ours = {*unfinished} if resume else {*unfinished, *shards, *folder.glob(MANIFEST)}
-    if folder.is_dir() and not known and not shards and (others := sorted({*folder.iterdir()} - ours)):
-        raise FileExistsError(
-            f"{folder} holds other files ({join([p.name for p in others], ', ')}): choose an empty one"
-        )
-    prepare_folder(folder, resume=True)
-    for path in sorted(ours, reverse=True):
+    check_out(folder, resume, overwrite)
+    for path in [*_unfinished(folder), *([] if resume else [*reversed(shards), *folder.glob(MANIFEST)])]:
         path.unlink(missing_ok=True)
     if not (resume and known) or pulled:
         write_file(folder / MANIFEST, [json.dumps(found if pulled else manifest, indent=1).encode(), b"\n"])

@@ -58,6 +58,8 @@ class Generate(Teacher):
     """Solver of the probability-flow ODE."""
     steps: int = 16
     """Solver steps."""
+    grid: Literal["best", "quadratic", "uniform", "even", "log-snr", "karras"] = "best"
+    """Where they are; `best` tries all on 32 noises and takes the one whose ends are nearest to the fine solution."""
     batch: int = 256
     """Trajectories solved at once."""
     dtype: Literal["fp32", "bf16", "fp16"] = "fp32"
@@ -98,7 +100,7 @@ class Generate(Teacher):
             data = make_trajectories(
                 guided(self.teacher, teacher, self.guidance, self.prompts is not None, self.null), sample_shape(teacher), self.out, self.count, times, self.targets, self.solver,
                 self.steps, self.resume, self.overwrite, report, batch=self.batch, shard=self.shard, label=label,
-                first_seed=self.first_seed, accelerator=accelerator, dtype=getattr(torch, self.store), autocast=autocast,
+                first_seed=self.first_seed, grid=self.grid, accelerator=accelerator, dtype=getattr(torch, self.store), autocast=autocast,
                 channels_last=self.channels_last, compile=self.compile,
             )  # fmt: skip
         say(f"{len(data)} trajectories in {self.out}", f"dsno distill --teacher {self.teacher} --data {self.out}")
