@@ -2,7 +2,7 @@
 
     python benchmarks/family.py digits [--budget 4] [--seeds 0 1 2] [--only NAME ...]
     python benchmarks/family.py fashion --data PATH
-    python benchmarks/family.py sprites --data PATH --only knowledge consistency "operator of two frames, matching"
+    python benchmarks/family.py sprites --data PATH --only consistency "knowledge, perceptual@grid=log-snr"
     python benchmarks/family.py digits --report
 
 The digits' teacher is the shipped one; another is made as its recipe makes it, with the features to measure in, if --source
@@ -46,7 +46,7 @@ from dsno.distill.flowmaps import jvp
 from dsno.distill.methods import METHODS
 from dsno.distill.stages import Given, Stage
 from dsno.distill.trajectory import distance
-from dsno.evaluate import Reference, evaluate, fine_solution, measure
+from dsno.evaluate import Reference, evaluate, fine_solution, measure, solver_errors
 from dsno.metrics import FeatureNet, flops, latency, load_feature_net, throughput
 from dsno.noise import noise, seed_range
 from dsno.recipes import RECIPES, make_trajectories, shipped, train_features
@@ -63,7 +63,8 @@ PASSES = (1, 2, 4)
 SHOWN = 24
 MAIN = "4"
 """The budget of the main table; x1 and x16 are beside it."""
-GRIDS = {"quadratic": schedule.quadratic, "uniform": schedule.uniform}
+TIMES = schedule.quadratic(4)[1:]
+"""Of the frames that are kept of trajectories."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,13 +79,14 @@ class Entry:
     solver_steps: int = 16
     """Steps of UniPC behind each."""
     grid: str = "quadratic"
-    """Of the solver, and of the frames."""
+    """Of the solver."""
     frames: int = 4
-    """The last of every 4 / frames of the grid's four."""
+    """The last of every 4 / frames of `TIMES`."""
     weights: str = "snr100"
     others: float | None = 0.25
     inner_starts: float = 0.0
-    distance: str = "l1"
+    distance: str = ""
+    """Of the loss, where not the method's own."""
     fine_tuning: float = 0.0
     """Share of the steps behind the regression that match distributions."""
     ema: float = 0.999
@@ -99,10 +101,16 @@ ENTRIES: dict[str, Entry] = {
     "operator, perceptual": Entry("operator", trajectories=1024, distance="l1+perceptual"),
     "operator, matching": Entry("matching", trajectories=1024, fine_tuning=0.4),
     "operator of two frames": Entry("operator", trajectories=1024, frames=2),
+    "operator of two frames, perceptual": Entry("operator", trajectories=1024, frames=2, distance="l1+perceptual"),
     "operator of two frames, matching": Entry("matching", trajectories=1024, frames=2, fine_tuning=0.4),
     "knowledge, matching": Entry(
         "matching", trajectories=1024, frames=1, weights="last", others=None, fine_tuning=0.4
     ),
+    "knowledge, perceptual": Entry(
+        "knowledge", trajectories=1024, frames=1, weights="last", others=None, distance="l1+perceptual"
+    ),
+    # Its paper's distance, too, is a perceptual one.
+    "consistency, perceptual": Entry("consistency", distance="l1+perceptual"),
     **{
         name: Entry(name)
         for name in (
@@ -121,14 +129,22 @@ class Problem:
     size: int | None
     budget: float
     """FLOPs of the budget 1."""
+    grid: str = "quadratic"
+    """The solver's, of which the trajectories' error is small (`grids` in the results)."""
 
 
 PROBLEMS = {
     "digits": Problem("digits", None, 2e12),
     "fashion": Problem("hf:zalando-datasets/fashion_mnist:train", 16, 2e12),
     # Its network is twice as large.
-    "sprites": Problem("crawl_cc0_32.npz", None, 4e12),
+    "sprites": Problem("crawl_cc0_32.npz", None, 4e12, "log-snr"),
 }
+
+
+def names_of(problem: Problem) -> list[str]:
+    """The entries as they are run on a problem."""
+    other = problem.grid != Entry.grid
+    return [f"{name}@grid={problem.grid}" if other and e.trajectories else name for name, e in ENTRIES.items()]
 
 
 def folders(archive: str) -> Tensor:
@@ -173,7 +189,7 @@ class Bench:
         size = next((n for n in sizes if n >= count), 4096 * 2 ** max(0, math.ceil(math.log2(count / 4096))))
         with FileLock(self.runs / "trajectories.lock"):
             made = make_trajectories(
-                self.teacher, self.shape, self.runs / f"{name}-{size}", size, GRIDS[entry.grid](4)[1:], ("x0", "state"),
+                self.teacher, self.shape, self.runs / f"{name}-{size}", size, TIMES, ("x0", "state"),
                 steps=entry.solver_steps, resume=True, grid=entry.grid,
             )  # fmt: skip
         return made.at(times).head(count)
@@ -203,7 +219,7 @@ def student_of(entry: Entry, bench: Bench, seed: int) -> FlowMap | TrajectoryStu
     torch.manual_seed(seed)
     if METHODS[entry.method].student == "flow map":
         return flow_map_from_teacher(bench.teacher)
-    times = GRIDS[entry.grid](4)[1:][4 // entry.frames - 1 :: 4 // entry.frames]
+    times = TIMES[4 // entry.frames - 1 :: 4 // entry.frames]
     return student_from_teacher(bench.teacher, times, where="mid" if entry.frames > 1 else "none")
 
 
@@ -213,17 +229,17 @@ def stages_of(
     given = Given(
         bench.teacher, bench.teacher.schedule, steps, batch, seed, bench.images.x, derivative=entry.derivative or None
     )  # fmt: skip
+    own: dict[str, Any] = {}
+    if entry.distance:
+        maps = bench.loss_features().requires_grad_(False).maps if "perceptual" in entry.distance else None
+        own["distance"] = distance(entry.distance, maps)
     if isinstance(student, FlowMap):
-        return METHODS[entry.method].stages(student, given)
+        return METHODS[entry.method].stages(student, given, **own)
     data = bench.trajectories(round(entry.trajectories * factor), entry, student.times)
-    maps = None
-    if "perceptual" in entry.distance:
-        maps = bench.loss_features().requires_grad_(False).maps
-    own = {"fine_tuning": entry.fine_tuning} if entry.fine_tuning else {"inner_starts": entry.inner_starts}
+    own |= {"fine_tuning": entry.fine_tuning} if entry.fine_tuning else {"inner_starts": entry.inner_starts}
     return METHODS[entry.method].stages(
-        student, dataclasses.replace(given, trajectories=data), weights=entry.weights,
-        distance=distance(entry.distance, maps), others=entry.others, **own,
-    )  # fmt: skip
+        student, dataclasses.replace(given, trajectories=data), weights=entry.weights, others=entry.others, **own
+    )
 
 
 def step_flops(make: Callable[[int], tuple[nn.Module, list[Stage]]], rows: int = 4, count: int = 48) -> float:
@@ -330,7 +346,7 @@ def main() -> None:
     parser.add_argument("--source", type=Path, help="folder of the teacher and the features")
     parser.add_argument("--data", help="where the data are, if not where the recipe says")
     parser.add_argument("--runs", type=Path)
-    parser.add_argument("--only", nargs="*", default=list(ENTRIES))
+    parser.add_argument("--only", nargs="*", help="the entries to run, all by default")
     parser.add_argument("--seeds", type=int, nargs="*", default=[0, 1, 2])
     parser.add_argument("--budget", type=float, nargs="*", default=[4.0])
     parser.add_argument("--precision", default="bf16")
@@ -348,7 +364,7 @@ def main() -> None:
         return
     for factor in arguments.budget:
         for seed in arguments.seeds:
-            for name in arguments.only:
+            for name in arguments.only or names_of(bench.problem):
                 path = runs / "runs" / f"{stem_of(name)}-{factor:g}-{seed}.json"
                 path.parent.mkdir(exist_ok=True)
                 with claimed(path) as mine:
@@ -369,7 +385,7 @@ def main() -> None:
 # The report
 
 
-SOLVERS = {"DDIM": DDIM(), "DPM-Solver++": DPMSolverPP(), "UniPC": UniPC()}
+SOLVERS, STEPS = {"DDIM": DDIM(), "DPM-Solver++": DPMSolverPP(), "UniPC": UniPC()}, (1, 2, 4, 8, 16, 32)
 COLOURS = {
     "operator": "tab:red", "knowledge": "tab:orange", "progressive": "tab:brown", "consistency": "tab:blue",
     "flow map": "tab:green",
@@ -383,13 +399,30 @@ def kept(path: Path, make: Callable[[], Any]) -> Any:
     return json.loads(path.read_text())
 
 
-def solvers(bench: Bench) -> dict[str, Any]:
-    """The lines without training."""
+def grid_errors(bench: Bench) -> dict[str, dict[str, dict[str, float]]]:
+    """RMSE of the ends to the fine solution, by solver, number of steps and grid, least first."""
+    path, z = bench.teacher.schedule, noise(bench.seeds[:64], bench.shape)
+    found: dict[str, dict[str, dict[str, float]]] = {}
+    for name, step in SOLVERS.items():
+        grids = {f"{n} {grid}": make(path, n) for n in STEPS for grid, make in schedule.GRIDS.items()}
+        errors = solver_errors(bench.teacher, path, z, grids, step, fine_steps=128)
+        found[name] = {str(n): {} for n in STEPS}
+        for key, error in errors.items():
+            n, grid = key.split(" ")
+            found[name][n][grid] = error
+    return found
+
+
+def solvers(bench: Bench, errors: dict[str, dict[str, dict[str, float]]]) -> dict[str, Any]:
+    """The lines without training, each on the grid with the least error."""
     found = {}
     for name, step in SOLVERS.items():
-        for n in (1, 2, 4, 8, 16, 32):
-            grid = schedule.uniform(n)
-            found[f"{name}-{n}"] = bench.measure(name, SolverSampler(bench.teacher, bench.teacher.schedule, grid, step))
+        for n in STEPS:
+            grid = next(iter(errors[name][str(n)]))
+            sampler = SolverSampler(
+                bench.teacher, bench.teacher.schedule, schedule.GRIDS[grid](bench.teacher.schedule, n), step
+            )
+            found[f"{name}-{n}"] = {"grid": grid, **bench.measure(name, sampler)}
     return found
 
 
@@ -474,7 +507,7 @@ def targets(bench: Bench) -> dict[str, float]:
     """Frechet distance of the stored trajectories' own ends, by the solver's grid and steps: what students are shown."""
     found = {}
     for folder in sorted(p for p in bench.runs.glob("trajectories-*-*-*") if p.is_dir()):
-        _, grid, steps, _ = folder.name.split("-")
+        grid, steps, _ = folder.name.removeprefix("trajectories-").rsplit("-", 2)
         ends = TrajectorySet(folder).__getitems__(list(range(COUNT)))["x0"][:, -1].clamp(-1, 1)
         made = measure(ends, name=folder.name, reference=bench.reference, extractor=bench.features)
         assert made.quality is not None
@@ -485,11 +518,12 @@ def targets(bench: Bench) -> dict[str, float]:
 def report(bench: Bench) -> None:
     """Write the results, the claims and the plots from the runs that are there."""
     found = collect(bench)
-    lines = kept(bench.runs / "solvers.json", lambda: solvers(bench))
+    errors = kept(bench.runs / "grids.json", lambda: grid_errors(bench))
+    lines = kept(bench.runs / "solvers.json", lambda: solvers(bench, errors))
     ratios = kept(bench.runs / "timings.json", lambda: timings(bench))
     wiggle = kept(bench.runs / "slopes.json", lambda: slopes(bench))
     budgets = {f"{factor:g}": {name: summary(runs) for name, runs in named.items()} for factor, named in found.items()}
-    claims = [c for factor, table in budgets.items() for c in ahead(factor, table)]
+    claims = [c for factor, table in budgets.items() for c in ahead(factor, table, names_of(bench.problem))]
     for factor, table in budgets.items():
         print(f"x{factor}: {float(factor) * bench.problem.budget / 1e12:g} TFLOP")
         for name, s in sorted(table.items(), key=lambda item: item[1]["points"]["1"]["frechet"]["mean"]):
@@ -505,7 +539,7 @@ def report(bench: Bench) -> None:
         f"{COUNT:,} held-out noises; Frechet and kernel distance, precision and recall in {quality} features against "
         f"{len(bench.images):,} images; path error: RMSE of the sample to the teacher's fine solution; spread: standard "
         f"deviation over seeds; {bench.precision} training; timings are ratios to one call of the teacher",
-        claims, budgets=budgets, solvers=lines, timings=ratios, slopes=wiggle,
+        claims, entered=names_of(bench.problem), budgets=budgets, solvers=lines, grids=errors, timings=ratios, slopes=wiggle,
         targets=targets(bench), teacher=teacher, teacher_flops=bench.row,
         unit=bench.problem.budget,
     )  # fmt: skip
@@ -518,11 +552,17 @@ def _given(fine: Tensor, seeds: Tensor) -> Trajectory:
     return Trajectory(torch.stack([x, x], 1), torch.tensor([1.0, 0.0], dtype=torch.float64), None, None, seeds, 64, 64)
 
 
-def ahead(factor: str, table: dict[str, Any]) -> list[dict[str, Any]]:
+def ahead(factor: str, table: dict[str, Any], entered: list[str]) -> list[dict[str, Any]]:
     """At one pass: Frechet distance of the best of some less that of the best of others, as entered; and less both spreads."""
-    own = [n for n in table if n in ENTRIES and named(ENTRIES, n).method in ("operator", "matching")]
+    names = [n for n in table if n in entered]
+    # Knowledge distillation as published is a peer; with another loss or behind matching it is an operator of one frame.
+    own = [
+        n
+        for n in names
+        if named(ENTRIES, n).method in ("operator", "matching") or n.startswith("knowledge, perceptual")
+    ]
     several = [n for n in own if named(ENTRIES, n).frames > 1]
-    peers = [n for n in table if n in ENTRIES and n not in own]
+    peers = [n for n in names if n not in own]
     matched = [n for n in own if named(ENTRIES, n).method == "matching"]
     made = []
     for what, ours, theirs in (
@@ -553,7 +593,7 @@ def pictures(bench: Bench, budgets: dict[str, Any], lines: dict[str, Any], teach
     import matplotlib.pyplot as plt
 
     images = Path(__file__).parents[1] / "docs/images"
-    table = {name: s for name, s in budgets[MAIN].items() if name in ENTRIES}
+    table = {name: s for name, s in budgets[MAIN].items() if name in names_of(bench.problem)}
     names = [n for n in table if sum(n in t for t in budgets.values()) > 1]
     # The second panel is of what was run at several budgets.
     figure, axes = plt.subplots(
@@ -567,11 +607,14 @@ def pictures(bench: Bench, budgets: dict[str, Any], lines: dict[str, Any], teach
     for name, s in sorted(table.items(), key=lambda item: item[1]["points"]["1"]["frechet"]["mean"]):
         look = {"marker": marks[name], "ms": 5, "color": COLOURS[family_of(name)]}
         points = [(p["rounds"], p["frechet"]["mean"]) for k, p in s["points"].items() if k.isdigit()]
-        left.plot(*zip(*sorted(points), strict=True), label=name, **look)
+        left.plot(*zip(*sorted(points), strict=True), label=name.split("@")[0], **look)
         again = [(p["rounds"], p["frechet"]["mean"]) for k, p in s["points"].items() if not k.isdigit()]
         if again:
             left.plot(
-                *zip(min(points), *sorted(again), strict=True), linestyle=":", label=f"{name}, noised again", **look
+                *zip(min(points), *sorted(again), strict=True),
+                linestyle=":",
+                label=f"{name.split('@')[0]}, noised again",
+                **look,
             )
     left.set(
         xscale="log", yscale="log", xlabel="serial network calls", ylabel=f"Fréchet distance ({bench.features.name})"
@@ -622,7 +665,7 @@ def strips(bench: Bench, table: dict[str, Any], path: Path) -> None:
     for axis, (name, x) in zip(axes[:, 0], rows.items(), strict=True):
         strip = torch.cat(list((x.clamp(-1, 1) + 1) / 2), -1).movedim(0, -1)
         axis.imshow(strip.squeeze(-1), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
-        axis.set_ylabel(name, rotation=0, ha="right", va="center", fontsize=8)
+        axis.set_ylabel(name.split("@")[0], rotation=0, ha="right", va="center", fontsize=8)
         axis.set(xticks=[], yticks=[])
         axis.spines[:].set_visible(False)
     figure.subplots_adjust(left=0.19, right=0.995, top=0.995, bottom=0.005, hspace=0.08)

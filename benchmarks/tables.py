@@ -158,12 +158,12 @@ def family(record: dict[str, Any]) -> str:
     """Every method at the main budget, best first, and the solvers that need no training."""
     body = []
     for name, s in by_frechet(record["budgets"]["4"]):
-        if "@" in name:
+        if name not in record["entered"]:
             continue
         points, seeds = s["points"], len(s["seeds"])
         one = points["1"]
         body.append([
-            name, f"{s['flops_per_row'] / record['teacher_flops']:.1f}", f"{one['flops'] / 1e6:.0f}",
+            name.split("@")[0], f"{s['flops_per_row'] / record['teacher_flops']:.1f}", f"{one['flops'] / 1e6:.0f}",
             spread(one["frechet"], seeds), f"{one['kernel']['mean']:.3g}", f"{one['precision']['mean']:.2f}",
             f"{one['recall']['mean']:.2f}", f"{one['path_error']['mean']:.3f}", *(spread(points[k]["frechet"], seeds) if k in points else "-" for k in "24"),
             str(seeds),
@@ -188,7 +188,11 @@ def by_frechet(table: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
 def sweep(record: dict[str, Any]) -> str:
     """One pass as the budget grows, for the methods that were run at more than one."""
     budgets = record["budgets"]
-    names = [n for n, _ in by_frechet(budgets["4"]) if "@" in n or sum(n in t for t in budgets.values()) > 1]
+    names = [
+        n
+        for n, _ in by_frechet(budgets["4"])
+        if n not in record["entered"] or sum(n in t for t in budgets.values()) > 1
+    ]
     body = []
     for name in names:
         entries = [budgets[f].get(name) for f in budgets]
@@ -303,8 +307,17 @@ def targets(record: dict[str, Any]) -> str:
     return rows(["ends of the trajectories of UniPC", "Fréchet"], [[name, f"{f:.2f}"] for name, f in found.items()])
 
 
+def grids(record: dict[str, Any]) -> str:
+    """How far UniPC's ends are from the fine solution on each grid."""
+    errors = record["grids"]["UniPC"]
+    names = list(errors["16"])
+    body = [[f"UniPC, {n} steps", *(f"{errors[n][grid]:.3f}" for grid in names)] for n in ("8", "16", "32")]
+    return rows(["RMSE to the fine solution", *names], body)
+
+
 PARTS: dict[str, Callable[[dict[str, Any]], str]] = {
     "claims": claims,
+    "grids": grids,
     "law": law,
     "paths": paths,
     "sweep": sweep,

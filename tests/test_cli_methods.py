@@ -213,6 +213,8 @@ def test_an_operator_of_some_of_the_stored_times(method: str, runs: Path, tmp_pa
         ("--method knowledge --passes 4", "knowledge makes one pass: leave `--passes` out"),
         ("--passes 4", "operator is not trained for a number of passes: leave `--passes` out, and train it with `--inner"),
         ("--method progressive --passes 3", "halving the teacher's 32 steps gives 16, 8, 4, 2, 1, not 3 passes"),
+        ("--method consistency --distance perceptual", "the perceptual distance needs a feature network: "),
+        ("--method lagrangian --distance l2", "--distance is no option of the method lagrangian, which takes --size, --deri"),
         ("--method consistency --where every", "--where is no option of the method consistency, which takes --size"),
         ("--method lagrangian --weights snr", "--weights is no option of the method lagrangian, which takes --size, --deri"),
         ("--derivative difference", "--derivative is no option of the method operator, which takes --target, --where"),

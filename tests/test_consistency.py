@@ -23,7 +23,7 @@ from dsno.distill.consistency import (
     easy_consistency,
     teacher_step,
 )
-from dsno.distill.denoising import Denoising
+from dsno.distill.denoising import Denoising, noised
 from dsno.distill.stages import Given, Stage
 from dsno.noise import noise_tape
 from dsno.schedule import VE, Cosine, RectifiedFlow, Schedule, VPLinear, quadratic, uniform
@@ -168,6 +168,21 @@ def test_training_in_steps_is_unbiased_as_the_gap_closes(schedule: Schedule) -> 
         loss = objective(X, {"x0": x0, "eps": eps, "t": t, "r": t - gap, "weight": torch.ones(4, dtype=D64)})
         found.append(abs(float(torch.autograd.grad(loss, X.net.tilt)[0])))
     assert found[0] / found[1] == pytest.approx(4, abs=0.4) and found[1] / found[2] == pytest.approx(4, abs=0.2)
+
+
+def test_another_distance_takes_the_place_of_pseudo_hubers() -> None:
+    schedule, (x0, eps) = Cosine(), nodes()
+    X, t, weight = exact(schedule), torch.full((4,), 0.6, dtype=D64), torch.tensor([0.5, 1, 1, 1.5], dtype=D64)
+    batch = {"x0": x0, "eps": eps, "t": t, "r": t - 0.1, "weight": weight}
+    later, earlier = (X(noised(schedule, x0, eps, s), s, 0.0) for s in (t, t - 0.1))
+    mine = lambda a, b: (a - b).flatten(1).abs().amax(1)  # noqa: E731
+    for chosen, d in (
+        ("l1", (later - earlier).abs().mean(1)),
+        (mine, mine(later, earlier)),
+        (None, ((later - earlier).square().mean(1) + 0.00054**2).sqrt() - 0.00054),
+    ):
+        objective = Consistency(x0, schedule, Grid(lambda step: 18, None, 10.0), batch=4, distance=chosen)
+        assert float(objective(X, batch)) == pytest.approx(float((weight * d).mean()), rel=1e-9)
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES, ids=repr)
@@ -357,6 +372,9 @@ def test_bad_input() -> None:
             method(X, Given(teacher, Cosine(), 10))
         with pytest.raises(ValueError, match="must be positive, got 0"):
             method(X, given, c=0.0)
+        if method is not continuous_consistency:
+            with pytest.raises(ValueError, match="unknown distance 'l3': expected l1, l2"):
+                method(X, given, distance="l3")
     with pytest.raises(ValueError, match="intervals must be at least 1, got 0"):
         consistency(X, given, intervals=0)
     with pytest.raises(ValueError, match="unknown solver 'euler': expected ddim or heun"):

@@ -305,11 +305,13 @@ def test_the_name_of_a_perceptual_distance_is_noted(
     teacher: Prediction, trajectories: TrajectorySet, tmp_path: Path
 ) -> None:
     drawn_on = given(teacher, trajectories, steps=2)
-    student, net = student_of(METHODS["matching"], teacher, drawn_on), FeatureNet("tiny", 1, 2, 4)
-    with pytest.raises(ValueError, match="needs a feature network"):
-        distill_by("matching", student, drawn_on, tmp_path / "out", CONFIG, distance="l1+perceptual")
-    distill_by("matching", student, drawn_on, tmp_path / "out", CONFIG, features=net, distance="l1+perceptual")
-    assert "zhang2018unreasonable" in used_by(tmp_path / "out")
+    net = FeatureNet("tiny", 1, 2, 4)
+    for method in ("matching", "consistency"):
+        student, out = student_of(METHODS[method], teacher, drawn_on), tmp_path / method
+        with pytest.raises(ValueError, match=r"needs a feature network: .* `--features FOLDER`"):
+            distill_by(method, student, drawn_on, out, CONFIG, distance="l1+perceptual")
+        distill_by(method, student, drawn_on, out, CONFIG, features=net, distance="l1+perceptual")
+        assert "zhang2018unreasonable" in used_by(out)
 
 
 def test_a_student_of_another_kind_and_an_unknown_method(

@@ -195,9 +195,9 @@ def _takes(method: Method) -> tuple[str, ...]:
         return ("target", "distance", "features")
     known = inspect.signature(method.stages).parameters
     if method.student == "operator":
-        own = tuple(name for name in REGRESSION if name in known or (name == "features" and "distance" in known))
-        return (*LIFT, "times", *own)
-    own = ("size",)
+        of_loss = tuple(name for name in REGRESSION if name in known or (name == "features" and "distance" in known))
+        return (*LIFT, "times", *of_loss)
+    own: tuple[str, ...] = ("size", *(("distance", "features") if "distance" in known else ()))
     # The teacher's velocity, or the data's: a teacher that may be missing, or an option of the method.
     own = (*own, "from_data") if method.needs == ("samples",) or "distil" in known else own
     own = (*own, "stochastic") if "stochastic" in known else own

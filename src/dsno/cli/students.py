@@ -33,7 +33,7 @@ EXACT_OPTIONS = ("tolerance", "window", "order", "memory", "blocks")
 class Distill:
     """Distil a teacher into a student of one pass or a few: by --method, which `dsno methods` lists.
 
-    Options of frames, weights and distances are of the operator; other methods refuse what they do not take.
+    Options of frames and weights are of the operator; other methods refuse what they do not take.
 
     In Python:
 
@@ -63,8 +63,8 @@ class Distill:
     """The student's frames: some of the stored times; all by default. Fewer cost less, and often the sample is as good."""
     weights: str = "snr5"
     """Frame weighting: snr (the paper's), snr<clamp>, uniform, last."""
-    distance: str = "l1"
-    """Distance of the loss: l1, l2, huber, perceptual, or a sum such as l1+perceptual."""
+    distance: str | None = None
+    """Distance of the loss: l1, l2, huber, perceptual, or a sum such as l1+perceptual; by default l1, of consistency its own."""
     features: Path | None = None
     """Folder of the feature network of a perceptual distance (not the one that quality is measured in)."""
     where: Literal["every", "low", "mid", "none"] = "mid"
@@ -137,7 +137,7 @@ class Distill:
         )  # fmt: skip
         with progress() as report:
             distill(
-                student, data, self.out, self.train, self.weights, self.distance, self.batch or 256, self.others,
+                student, data, self.out, self.train, self.weights, self.distance or "l1", self.batch or 256, self.others,
                 self.inner_starts, None if self.features is None else load_feature_net(self.features), self.resume,
                 self.overwrite, report,
             )  # fmt: skip

@@ -6,7 +6,8 @@ With $\bar\sigma = \sigma / \alpha$ (the sigma of the papers) and $r < t$,
 $$ L = \mathbb E \; \lambda(t, r) \, d\big(f(x_t, t), \; \mathrm{sg} f(x_r, r)\big), \qquad
    d(a, b) = \sqrt{\mathrm{mean}(a - b)^2 + c^2} - c, \quad c = 0.00054, $$
 
-without a moving average of weights in the target. What differs is where $x_r$ comes from and which $(t, r)$ are drawn:
+without a moving average of weights in the target, or with another distance d of images, as the papers' perceptual one
+(`dsno.distill.trajectory.distance`). What differs is where $x_r$ comes from and which $(t, r)$ are drawn:
 
 | method | $x_r$ | $\bar\sigma_t, \bar\sigma_r$ |
 |---|---|---|
@@ -52,6 +53,8 @@ from dsno.denoise import Cond, Denoiser, expand_like
 from dsno.distill.denoising import Denoising, noised
 from dsno.distill.flowmaps import WIDTH, check_derivative, ddim_step, jvp, same_draws, upwind
 from dsno.distill.stages import Given, Stage
+from dsno.distill.trajectory import Distance
+from dsno.distill.trajectory import distance as named_distance
 from dsno.schedule import Schedule
 from dsno.students.twotime import FlowMap
 
@@ -186,10 +189,11 @@ class Consistency:
         labels: (N,) labels of a class-conditional map, or None.
         batch: Rows per step, over all processes.
         seed: With the step, determines the batch, times and noise.
-        c: Where d turns from a square to an absolute value, in root mean square.
+        distance: d of two batches, (B,), or its name; None is the formula above.
+        c: Where that d turns from a square to an absolute value, in root mean square.
 
     Raises:
-        ValueError: as `Denoising` does, or unless c is positive.
+        ValueError: as `Denoising` does, for an unknown distance, or unless c is positive.
     """
 
     def __init__(
@@ -202,14 +206,15 @@ class Consistency:
         labels: Tensor | None = None,
         batch: int = 128,
         seed: int = 0,
+        distance: Distance | str | None = None,
         c: float = 0.00054,
     ) -> None:
-        if not c > 0:
-            raise ValueError(f"c of the pseudo-Huber distance must be positive, got {c:g}")
         if weights not in _WEIGHTS:
             raise ValueError(f"unknown weights {weights!r}: expected one of {', '.join(_WEIGHTS)}")
         self.noised = Denoising(x, schedule, "x0", labels, batch, seed)
-        self.schedule, self.pairs, self.jump, self.weigh, self.c = schedule, pairs, jump, _WEIGHTS[weights], c
+        self.schedule, self.pairs, self.jump, self.weigh = schedule, pairs, jump, _WEIGHTS[weights]
+        named = named_distance(distance) if isinstance(distance, str) else distance
+        self.distance = _pseudo_huber(c) if named is None else named
 
     def batches(self, start: int, rank: int = 0, world: int = 1) -> Iterator[dict[str, Tensor]]:
         """Batches from step `start` on: x0, eps, cond, and t, r and weight (B,)."""
@@ -227,9 +232,19 @@ class Consistency:
         with torch.no_grad(), same_draws(x_t):
             x_r = noised(self.schedule, x0, eps, r) if self.jump is None else self.jump(x_t, t, r, cond)
             target = getattr(model, "module", model)(x_r, r, 0.0, cond)
-        square = (model(x_t, t, 0.0, cond) - target).square().flatten(1).mean(1)
+        return (batch["weight"] * self.distance(model(x_t, t, 0.0, cond), target)).mean()
+
+
+def _pseudo_huber(c: float) -> Distance:
+    if not c > 0:
+        raise ValueError(f"c of the pseudo-Huber distance must be positive, got {c:g}")
+
+    def d(a: Tensor, b: Tensor) -> Tensor:
+        square = (a - b).square().flatten(1).mean(1)
         # sqrt(square + c^2) - c, without the difference of nearly equal numbers.
-        return (batch["weight"] * square / ((square + self.c**2).sqrt() + self.c)).mean()
+        return square / ((square + c**2).sqrt() + c)
+
+    return d
 
 
 class ContinuousConsistency:
@@ -329,6 +344,7 @@ def consistency(
     solver: Solver = "ddim",
     levels: Levels | None = Levels(),
     weights: Weights = "angle",
+    distance: Distance | str | None = None,
     c: float = 0.00054,
 ) -> list[Stage]:
     r"""Consistency distillation (Song et al., 2023, arXiv 2303.01469): a teacher, and any number of passes.
@@ -341,7 +357,7 @@ def consistency(
     """
     pairs = Grid(_constant("intervals", intervals), levels, _end(given.schedule))
     jump = teacher_step(given.denoiser, given.schedule, solver)
-    objective = Consistency(**_common(given), pairs=pairs, jump=jump, weights=weights, c=c)
+    objective = Consistency(**_common(given), pairs=pairs, jump=jump, weights=weights, distance=distance, c=c)
     return _stages(student, given, "consistency", objective)
 
 
@@ -353,6 +369,7 @@ def consistency_training(
     last: int = 1280,
     levels: Levels = Levels(),
     weights: Weights = "angle",
+    distance: Distance | str | None = None,
     c: float = 0.00054,
 ) -> list[Stage]:
     """Improved consistency training (Song & Dhariwal, 2023, arXiv 2310.14189): data alone, the teacher is not called.
@@ -367,7 +384,7 @@ def consistency_training(
     doublings = int(math.log2(last // first))
     each = max(given.steps // (doublings + 1), 1)
     pairs = Grid(lambda step: min(first * 2 ** min(step // each, doublings), last), levels, _end(given.schedule))
-    objective = Consistency(**_common(given), pairs=pairs, weights=weights, c=c)
+    objective = Consistency(**_common(given), pairs=pairs, weights=weights, distance=distance, c=c)
     return _stages(student, given, "consistency-training", objective)
 
 
@@ -379,6 +396,7 @@ def easy_consistency(
     q: float = 2.0,
     levels: Levels = Levels(),
     weights: Weights = "angle",
+    distance: Distance | str | None = None,
     c: float = 0.00054,
 ) -> list[Stage]:
     """Easy consistency tuning (Geng et al., 2024, arXiv 2406.14548): data alone, from a teacher's weights.
@@ -391,7 +409,7 @@ def easy_consistency(
             f"the gap shrinks in at least 1 stage by a factor above 1: got stages = {stages} and q = {q:g}"
         )
     pairs = Gap(lambda step: 1 + min(step * stages // given.steps, stages - 1), levels, q)
-    objective = Consistency(**_common(given), pairs=pairs, weights=weights, c=c)
+    objective = Consistency(**_common(given), pairs=pairs, weights=weights, distance=distance, c=c)
     return _stages(student, given, "easy-consistency", objective)
 
 

@@ -92,7 +92,9 @@ def _distance(name: str, features: Features | None) -> Distance:
         return lambda a, b: ((a - b).square() + 0.03**2).sqrt().sub(0.03).flatten(1).mean(1)
     if name == "perceptual":
         if features is None:
-            raise ValueError("the perceptual distance needs a feature network: distance('perceptual', net.maps)")
+            raise ValueError(
+                "the perceptual distance needs a feature network: distance('perceptual', net.maps), `--features FOLDER`"
+            )
         return _perceptual(features)
     raise ValueError(f"unknown distance {name!r}: expected l1, l2, huber, perceptual, or a sum such as l1+perceptual")
 
