@@ -187,7 +187,7 @@ def main() -> None:
     # Every time and both targets that any student needs, which the recipe's own trajectories do not hold.
     make_trajectories(
         teacher, tuple(real.shape[1:]), arguments.runs / "trajectories", 20_000, schedule.quadratic(8)[1:],
-        ("x0", "state"), resume=True,
+        ("x0", "state"), grid="quadratic", resume=True,
     )  # fmt: skip
     noises = noise(seed_range(HELD_OUT, COUNT), real.shape[1:])
     fine = fine_frames(teacher, noises, arguments.runs / "fine.safetensors")

@@ -85,7 +85,7 @@ class Bench:
         labels, weights = uniform_labels(CLASSES), uniform_weights(LOW, HIGH)
         made = make_trajectories(
             self.teacher, self.images.shape, self.runs / "trajectories", TRAJECTORIES, schedule.quadratic(4)[1:],
-            ("x0", "state"), steps=SOLVER_STEPS, resume=True,
+            ("x0", "state"), steps=SOLVER_STEPS, grid="quadratic", resume=True,
             label=lambda seeds: {"label": labels(seeds), "weight": weights(seeds)},
         )  # fmt: skip
         return made.at(torch.tensor(times, dtype=torch.float64))

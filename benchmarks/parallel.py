@@ -233,8 +233,9 @@ def restartable(folder: Path, out: Path, name: str) -> TrajectoryStudent:
         assert teacher.shape is not None
         times = torch.tensor(settings.times, dtype=torch.float64)
         data = make_trajectories(
-            teacher, teacher.shape, out / "trajectories", 32_768, times, ("x0", "state"), resume=True, report=told
-        )
+            teacher, teacher.shape, out / "trajectories", 32_768, times, ("x0", "state"), grid="quadratic",
+            resume=True, report=told,
+        )  # fmt: skip
         torch.manual_seed(0)
         student = student_from_teacher(teacher, data.times, "state")
         config = TrainConfig(steps=4800, lr=1e-3, warmup=100, precision="bf16", checkpoint_every=250)

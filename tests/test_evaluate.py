@@ -22,8 +22,8 @@ from dsno.evaluate import (
 )
 from dsno.metrics import FeatureNet, as_extractor, tensor_sha
 from dsno.noise import noise, seed_range
-from dsno.schedule import Cosine, RectifiedFlow, Schedule, quadratic, uniform
-from dsno.solve import DDIM, Ancestral, Heun, SolverSampler, initial_state
+from dsno.schedule import GRIDS, VE, Cosine, RectifiedFlow, Schedule, VPLinear, quadratic, through, uniform
+from dsno.solve import DDIM, Ancestral, Heun, SolverSampler, UniPC, initial_state
 from dsno.trajectory import Trajectory
 
 SHAPE, N = (1, 8, 8), 96
@@ -295,6 +295,18 @@ def test_a_solver_error_is_that_to_the_exact_flow(schedule: Schedule) -> None:
     assert [*errors] == sorted(grids, key=errors.__getitem__) and next(iter(errors)) == "fine"
     batched = solver_errors(gaussian, schedule, z, grids, fine_steps=512, batch=5)
     assert batched == pytest.approx(errors, rel=1e-12)
+
+
+def test_steps_and_frames_of_the_phase_cost_the_same_error_on_every_path() -> None:
+    """Whatever a path's time: an EDM teacher's frames at quadratic t would leave no step for the data."""
+    means, found = noise(range(20), (8,), dtype=torch.float64) * 0.7, []
+    for path in (Cosine(), VE(80.0), RectifiedFlow(), VPLinear()):
+        teacher, frames = GaussianMixture(path, means, 0.15), path.from_phase(quadratic(4))[1:]
+        grids = {"quadratic": through(GRIDS["quadratic"](path, 16), frames)}
+        found.append(
+            solver_errors(teacher, path, noise(range(64), (8,), dtype=torch.float64), grids, UniPC(3))["quadratic"]
+        )
+    assert max(found) < 1.1 * min(found) < 0.05
 
 
 def test_a_solver_that_diverges_is_the_last() -> None:

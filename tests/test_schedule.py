@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.func import jvp
 
 from dsno.schedule import (
+    GRIDS,
     VE,
     Cosine,
     RectifiedFlow,
@@ -260,3 +261,15 @@ def test_a_bad_grid_gives_one_clear_error(grid: list, message: str) -> None:
 def test_a_grid_needs_a_step(build) -> None:
     with pytest.raises(ValueError, match="at least one step, got 0"):
         build(0)
+
+
+@pytest.mark.parametrize("schedule", [Cosine(), RectifiedFlow(), VPLinear(), VE(), LINEAR], ids=repr)
+def test_grids_by_name_are_those_of_the_phase(schedule: Schedule) -> None:
+    for steps in (1, 4, 16):
+        for name, shares in (("quadratic", quadratic(steps)), ("even", uniform(steps))):
+            grid = GRIDS[name](schedule, steps)
+            assert torch.allclose(schedule.phase(grid), shares, atol=1e-9)
+            assert not isinstance(schedule, Cosine) or torch.equal(grid, shares)
+        for name, make in GRIDS.items():
+            grid = make(schedule, steps)
+            assert len(grid) == steps + 1 and grid[0] == 1 and grid[-1] == 0, name

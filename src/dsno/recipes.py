@@ -451,7 +451,7 @@ def make_trajectories(
     resume: bool = False,
     overwrite: bool = False,
     report: Report = _quiet,
-    grid: str = "quadratic",
+    grid: str = "best",
     **options: Any,
 ) -> TrajectorySet:
     """Generate a teacher's trajectories into `out`, keeping `times`; the grid is moved through them.

@@ -381,13 +381,13 @@ def karras(
 
 
 GRIDS: dict[str, Callable[[Schedule, int], Tensor]] = {
-    "quadratic": lambda schedule, steps: quadratic(steps),
+    "quadratic": lambda schedule, steps: check_grid(schedule.from_phase(quadratic(steps))),
     "uniform": lambda schedule, steps: uniform(steps),
     "even": even,
     "log-snr": log_snr_uniform,
     "karras": karras,
 }
-"""The grids by name: functions of a schedule and the number of steps."""
+"""The grids by name: functions of a schedule and the number of steps. `quadratic` is so in the phase, as `even` is uniform."""
 
 
 def through(grid: Tensor, times: Sequence[float] | Tensor) -> Tensor:

@@ -32,8 +32,9 @@ class Generate(Teacher):
 
         from dsno import load_teacher, schedule
         from dsno.recipes import make_trajectories
-        times = schedule.quadratic(4)[1:]
-        data = make_trajectories(load_teacher("runs/teacher"), (1, 8, 8), "runs/trajectories", 20_000, times)
+        teacher = load_teacher("runs/teacher")
+        times = teacher.schedule.from_phase(schedule.quadratic(4))[1:]
+        data = make_trajectories(teacher, (1, 8, 8), "runs/trajectories", 20_000, times)
     """
 
     out: Path = Path("runs/trajectories")
@@ -49,7 +50,7 @@ class Generate(Teacher):
     null: int | None = None
     """The label that stands for no class, where the teacher does not say."""
     frames: int = 4
-    """Frames to keep, at the quadratic times (1 - m/M)^2; --times overrides."""
+    """Frames to keep, at the quadratic times (1 - m/M)^2 of the phase, on cosine paths t itself; --times overrides."""
     times: tuple[float, ...] = ()
     """Times to keep, decreasing, ending with 0."""
     targets: tuple[Literal["x0", "state"], ...] = ("x0",)
@@ -95,7 +96,9 @@ class Generate(Teacher):
         if accelerator is not None:
             teacher.to(accelerator.device)
         label = told(self.teacher, teacher, self.labels, self.prompts, self.guidance)
-        times = torch.tensor(self.times, dtype=torch.float64) if self.times else schedule.quadratic(self.frames)[1:]
+        times = torch.tensor(self.times, dtype=torch.float64)
+        if not self.times:
+            times = teacher.schedule.from_phase(schedule.quadratic(self.frames))[1:]
         with progress() as report:
             data = make_trajectories(
                 guided(self.teacher, teacher, self.guidance, self.prompts is not None, self.null), sample_shape(teacher), self.out, self.count, times, self.targets, self.solver,
