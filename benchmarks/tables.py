@@ -308,10 +308,10 @@ def targets(record: dict[str, Any]) -> str:
 
 
 def grids(record: dict[str, Any]) -> str:
-    """How far UniPC's ends are from the fine solution on each grid."""
-    errors = record["grids"]["UniPC"]
+    """How far the ends of trajectories are from the fine solution on each grid."""
+    errors = record["grids"]["trajectories"]
     names = list(errors["16"])
-    body = [[f"UniPC, {n} steps", *(f"{errors[n][grid]:.3f}" for grid in names)] for n in ("8", "16", "32")]
+    body = [[f"{n} steps of UniPC", *(f"{errors[n][grid]:.3f}" for grid in names)] for n in ("8", "16", "32")]
     return rows(["RMSE to the fine solution", *names], body)
 
 

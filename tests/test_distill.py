@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from dsno.denoise import Gaussian, GaussianMixture, Kind, Prediction, convert
 from dsno.distill.denoising import Denoising
 from dsno.distill.trajectory import TrajectoryDistillation, distance, frame_weights
+from dsno.metrics import FeatureNet
 from dsno.schedule import VE, Cosine, RectifiedFlow, Schedule, quadratic, uniform
 from dsno.solve import SolverSampler, initial_state
 from dsno.store import TrajectorySet, generate
@@ -107,6 +108,17 @@ def test_distances() -> None:
         distance("lpips")
     with pytest.raises(ValueError, match="needs a feature network"):
         distance("perceptual")
+
+
+def test_the_perceptual_distance_of_close_images_survives_half_precision() -> None:
+    torch.manual_seed(0)
+    d, a = distance("perceptual", FeatureNet("tiny", 1, 2, 8).maps), torch.randn(4, 1, 8, 8)
+    b, gradients = a + 1e-3 * torch.randn_like(a), []
+    for half in (False, True):
+        x = a.clone().requires_grad_()
+        with torch.autocast("cpu", torch.bfloat16, enabled=half):
+            gradients.append(torch.autograd.grad(d(x, b).sum(), x)[0])
+    assert torch.allclose(*gradients, rtol=1e-4, atol=1e-4 * float(gradients[0].abs().max()))
 
 
 @pytest.mark.parametrize("layers", [1, 2])

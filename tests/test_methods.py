@@ -312,6 +312,13 @@ def test_the_name_of_a_perceptual_distance_is_noted(
             distill_by(method, student, drawn_on, out, CONFIG, distance="l1+perceptual")
         distill_by(method, student, drawn_on, out, CONFIG, features=net, distance="l1+perceptual")
         assert "zhang2018unreasonable" in used_by(out)
+        with pytest.raises(ValueError, match="features are of a perceptual distance, and this one is the default"):
+            distill_by(method, student, drawn_on, out, CONFIG, features=net)
+    operator = student_of(METHODS["operator"], teacher, drawn_on)
+    with pytest.raises(ValueError, match="features are of a perceptual distance, and this one is l1: name one"):
+        recipes.distill(operator, trajectories, tmp_path / "operator", CONFIG, features=net)
+    with pytest.raises(ValueError, match=r"tiny takes images \(B, 3, H, W\) of 4x4 or more, got \(.*1, 4, 4\)"):
+        FeatureNet("tiny", 3, 2, 4).maps(torch.zeros(2, 1, 4, 4))
 
 
 def test_a_student_of_another_kind_and_an_unknown_method(

@@ -1,5 +1,6 @@
 """A recipe run twice is run once, interrupted or not, and what does not belong together is refused."""
 
+import math
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -8,17 +9,19 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 from dsno import recipes
-from dsno.checkpoint import read_json
+from dsno.checkpoint import read_json, write_json
 from dsno.data import Samples, load_data
-from dsno.denoise import Guided, Prediction
+from dsno.denoise import Guided, Meter, Prediction
 from dsno.distill.denoising import Denoising
 from dsno.evaluate import solver_errors
 from dsno.metrics import load_feature_net
 from dsno.noise import noise
 from dsno.recipes import RECIPES, Recipe, distill, make_trajectories, shipped, teach, train_features, uniform_labels
 from dsno.schedule import GRIDS, Cosine, quadratic, through
+from dsno.shards import fingerprint
 from dsno.solve import SOLVERS
 from dsno.store import TrajectorySet
 from dsno.students.flowmap import load_student, student_from_teacher
@@ -247,14 +250,6 @@ def test_trajectories_that_cannot_be_made(options: dict, message: str, tmp_path:
     assert not (tmp_path / "out").exists()
 
 
-@pytest.fixture(scope="module")
-def solved(whole: Path) -> tuple[Prediction, dict[str, float]]:
-    """A teacher, and its solver's error by grid."""
-    teacher = load_teacher(whole / "teacher")
-    grids = {name: through(make(Cosine(), 12), quadratic(4)[1:]) for name, make in GRIDS.items()}
-    return teacher, solver_errors(teacher, Cosine(), noise(range(32), (1, 8, 8)), grids, SOLVERS["unipc3"]())
-
-
 def generated(teacher: Prediction, out: Path, count: int = 8, **options: Any) -> tuple[TrajectorySet, list[str]]:
     """A set, and what was said on the way."""
     said: list[str] = []
@@ -265,38 +260,88 @@ def generated(teacher: Prediction, out: Path, count: int = 8, **options: Any) ->
     return data, said
 
 
-def test_the_best_grid_has_the_least_error(solved: tuple[Prediction, dict[str, float]], tmp_path: Path) -> None:
-    teacher, errors = solved
+def errors_of(teacher: Prediction, cond: Tensor | None = None) -> dict[str, float]:
+    """The solver's error by grid from the noises of `generated`."""
+    grids = {name: through(make(Cosine(), 12), quadratic(4)[1:]) for name, make in GRIDS.items()}
+    return solver_errors(teacher, Cosine(), noise(range(8), (1, 8, 8)), grids, SOLVERS["unipc3"](), cond=cond)
+
+
+@pytest.mark.parametrize("classes", [None, 3])
+def test_the_best_grid_has_the_least_error(classes: int | None, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    teacher = Prediction(UNet(1, 8, (8, 16), classes=classes, dropout=0.5), Cosine(), "v", classes=classes)
+    label = uniform_labels(3) if classes else None
+    errors = errors_of(teacher.eval(), label(torch.arange(8)) if label else None)
     best, worst = min(errors, key=errors.__getitem__), max(errors, key=errors.__getitem__)
     assert errors[worst] > 1.5 * errors[best]
-    data, said = generated(teacher.train(), tmp_path / "best", grid="best")
-    assert (
-        teacher.training
-        and data.manifest["grid"] == generated(teacher, tmp_path / "same", grid=best)[0].manifest["grid"]
-    )
-    assert said == [said[0]] and said[0].startswith("RMSE of 12 steps to the fine solution by grid: ")
+    # Generated from a network that is being trained, whose dropout is not the teacher's.
+    data, said = generated(teacher.train(), tmp_path / "best", label=label, batch=3)
+    assert teacher.training
+    named, _ = generated(teacher, tmp_path / "same", grid=best, label=label, batch=3)
+    assert data.manifest == named.manifest and contents_of(data) == contents_of(named)
+    assert len(said) == 1 and f"by grid: {best} {errors[best]:.2g}, taken; " in said[0]
     # On Cosine `even` is `uniform`.
     assert all(f"{name} {error:.2g}" in said[0] for name, error in errors.items() if name != "even")
-    later, _ = generated(teacher.eval(), tmp_path / "later", grid="best", first_seed=100, count=4)
-    assert later.manifest["grid"] == data.manifest["grid"]
 
 
-def test_trajectories_go_on_with_the_grid_they_were_begun_on(
-    solved: tuple[Prediction, dict[str, float]], tmp_path: Path
-) -> None:
-    teacher, errors = solved
-    worst = max(errors, key=errors.__getitem__)
-    whole, _ = generated(teacher, tmp_path / "whole", grid=worst)
-    shutil.copytree(tmp_path / "whole", tmp_path / "part")
+def test_trajectories_go_on_with_the_grid_they_were_begun_on(whole: Path, tmp_path: Path) -> None:
+    teacher = load_teacher(whole / "teacher")
+    worst = max(errors := errors_of(teacher), key=errors.__getitem__)
+    done, _ = generated(teacher, tmp_path / "done", grid=worst)
+    shutil.copytree(tmp_path / "done", tmp_path / "part")
     (tmp_path / "part" / "shard-00001.safetensors").unlink()
-    part, said = generated(teacher, tmp_path / "part", grid="best", resume=True)
-    assert said == [] and part.manifest == whole.manifest and contents_of(part) == contents_of(whole)
-    with pytest.raises(FileExistsError, match="holds 2 shards already"):
-        generated(teacher, tmp_path / "whole", grid="best")
+    part, said = generated(teacher, tmp_path / "part", resume=True)
+    assert said == [] and part.manifest == done.manifest and contents_of(part) == contents_of(done)
+
+
+def test_another_machines_last_digits_do_not_keep_a_set_from_being_resumed(whole: Path, tmp_path: Path) -> None:
+    teacher = load_teacher(whole / "teacher")
+    generated(teacher, tmp_path / "set", grid="log-snr")
+    manifest = read_json(tmp_path / "set" / "manifest.json")
+    manifest["grid"][3] = math.nextafter(manifest["grid"][3], 1.0)
+    write_json(tmp_path / "set" / "manifest.json", {**manifest, "fingerprint": fingerprint(manifest)})
+    for shard in (tmp_path / "set").glob("shard-*"):
+        shard.unlink()
+    for grid in ("log-snr", "best"):
+        resumed, _ = generated(teacher, tmp_path / "set", grid=grid, resume=True)
+        assert resumed.manifest["grid"] == manifest["grid"] and len(resumed) == 8
+
+
+@pytest.mark.parametrize(
+    "options, error",
+    [
+        ({"count": 0}, "count must be at least 1, got 0"),
+        ({"batch": 0}, "batch must be at least 1, got 0"),
+        ({"targets": "x1"}, "targets must be a selection of"),
+        ({"resume": True, "overwrite": True}, "resume continues what is there and overwrite throws it away"),
+        (
+            {"solver": "ancestral"},
+            "the grid best is that of a solver of the ODE, and ancestral draws noise: name a grid",
+        ),
+    ],
+)
+def test_what_cannot_be_generated_is_refused_before_the_grids_are_tried(
+    options: dict[str, Any], error: str, tmp_path: Path
+) -> None:
+    teacher = Prediction(Meter(UNet(1, 8, (8, 8))), Cosine(), "v")
+    with pytest.raises(ValueError, match=error):
+        generated(teacher, tmp_path / "out", **options)
+    assert teacher.net.rounds == 0 and not (tmp_path / "out").exists()
+
+
+def test_a_folder_that_is_taken_is_refused_before_the_grids_are_tried(tmp_path: Path) -> None:
+    teacher = Prediction(Meter(UNet(1, 8, (8, 8))), Cosine(), "v")
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "notes.txt").write_text("mine")
     with pytest.raises(FileExistsError, match=r"holds other files \(notes.txt\)"):
-        generated(teacher, tmp_path / "other", grid="best")
+        generated(teacher, tmp_path / "other")
+    generated(teacher, tmp_path / "set", grid="uniform")
+    calls = teacher.net.rounds
+    with pytest.raises(FileExistsError, match="holds 2 shards already"):
+        generated(teacher, tmp_path / "set")
+    with pytest.raises(ValueError, match="holds other trajectories than asked for: count: expected 4, found 8"):
+        generated(teacher, tmp_path / "set", 4, resume=True)
+    assert teacher.net.rounds == calls
 
 
 def contents_of(data: TrajectorySet) -> list[bytes]:

@@ -552,6 +552,7 @@ def solver_errors(
     cond: Cond | None = None,
     fine_steps: int = 64,
     batch: int = 256,
+    progress: Callable[[int, int], object] | None = None,
 ) -> dict[str, float]:
     """How far a solver's ends are from the fine solution, on each of some grids: which one suits a teacher.
 
@@ -564,6 +565,7 @@ def solver_errors(
         cond: The condition, first dimension B.
         fine_steps: Steps of `fine_solution`.
         batch: Samples per network call.
+        progress: Called with the solutions done, of the fine one and all grids, and their number.
 
     Returns:
         RMSE over all values of all samples, in units of the data, by name, least first; infinite where a sample is.
@@ -573,12 +575,16 @@ def solver_errors(
     """
     fine = fine_solution(denoiser, schedule, z, fine_steps, cond=cond, batch=batch).sample
     found = {}
-    for name, grid in grids.items():
+    for n, (name, grid) in enumerate(grids.items(), 1):
+        if progress is not None:
+            progress(n, len(grids) + 1)
         sampler = SolverSampler(denoiser, schedule, grid, DDIM() if step is None else step)
         parts = [slice(start, start + batch) for start in range(0, len(z), batch)]
         ends = torch.cat([sampler(z[rows], map_cond(operator.itemgetter(rows), cond)).sample for rows in parts])
         error = float((ends - fine).square().mean().sqrt())
         found[name] = error if math.isfinite(error) else math.inf
+    if progress is not None:
+        progress(len(grids) + 1, len(grids) + 1)
     return dict(sorted(found.items(), key=operator.itemgetter(1)))
 
 

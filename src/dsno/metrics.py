@@ -101,18 +101,26 @@ class FeatureNet(nn.Module):
         Raises:
             ValueError: for another number of channels, or images smaller than 8x8.
         """
-        if x.ndim != 4 or x.shape[1] != self.channels or min(x.shape[2:]) < 8:
-            raise ValueError(
-                f"{self.name} takes images (B, {self.channels}, H, W) of 8x8 or more, got {tuple(x.shape)}"
-            )
+        self._check(x, 8)
         return nnf.silu(self.penultimate(nnf.adaptive_avg_pool2d(self.maps(x)[-1], 2).flatten(1)))
 
     def maps(self, x: Tensor) -> list[Tensor]:
-        """The feature maps after each convolution, what a perceptual distance compares; x as in `features`."""
+        """The feature maps after each convolution, what a perceptual distance compares; H and W at least 4.
+
+        Raises:
+            ValueError: for another number of channels, or smaller images.
+        """
+        self._check(x, 4)
         maps: list[Tensor] = []
         for conv, norm in zip(self.convs, self.norms, strict=True):
             maps.append(x := nnf.silu(norm(conv(nnf.avg_pool2d(x, 2) if maps else x))))
         return maps
+
+    def _check(self, x: Tensor, least: int) -> None:
+        if x.ndim != 4 or x.shape[1] != self.channels or min(x.shape[2:]) < least:
+            raise ValueError(
+                f"{self.name} takes images (B, {self.channels}, H, W) of {least}x{least} or more, got {tuple(x.shape)}"
+            )
 
     def forward(self, x: Tensor) -> Tensor:
         """Images (B, C, H, W) in [-1, 1] to logits (B, classes)."""

@@ -26,20 +26,19 @@ from torch.nn import functional as F
 from dsno import schedule
 from dsno.checkpoint import prepare_folder, read_json, write_json
 from dsno.data import Samples, check_samples, load_data
-from dsno.denoise import Guided, Kind, Prediction, map_cond
+from dsno.denoise import Cond, Guided, Kind, Prediction
 from dsno.distill.denoising import Denoising
 from dsno.distill.methods import METHODS
 from dsno.distill.stages import Given
-from dsno.distill.trajectory import TrajectoryDistillation
+from dsno.distill.trajectory import Distance, TrajectoryDistillation
 from dsno.distill.trajectory import distance as named_distance
 from dsno.evaluate import solver_errors
 from dsno.metrics import FeatureNet, load_feature_net, save_feature_net, tensor_sha
-from dsno.noise import generator, noise, seed_range
+from dsno.noise import generator, noise
 from dsno.plan import Workload
-from dsno.sets import describe, tensors_of
-from dsno.shards import MANIFEST, read_manifest
+from dsno.sets import describe
 from dsno.solve import SOLVERS, SolverSampler
-from dsno.store import Label, TrajectorySet, check_out, evaluating, generate
+from dsno.store import TrajectorySet, generate
 from dsno.students.flowmap import Target, TrajectoryStudent, save_student, student_from_teacher
 from dsno.students.lift import Told, Where
 from dsno.students.temporal import Activation, Init
@@ -457,8 +456,8 @@ def make_trajectories(
     """Generate a teacher's trajectories into `out`, keeping `times`; the grid is moved through them.
 
     A student copies its trajectories with their solver's error, and which grid makes it small depends on the teacher: the
-    grid `best` is the one of `schedule.GRIDS` whose ends are nearest to the fine solution from the noises of seeds 0 to 31,
-    whichever seeds are asked for, so that parts of a set agree. What it found is reported.
+    grid `best` is the one of `schedule.GRIDS` whose ends are nearest to the fine solution from the first noises, 32 at most.
+    That takes some 4,000 network evaluations at 16 steps; what it found is reported.
 
     Raises:
         ValueError: for an unknown solver or grid, times that do not decrease inside [0, 1), too few steps, or a folder of
@@ -467,78 +466,51 @@ def make_trajectories(
     for what, name, known in (("solver", solver, SOLVERS), ("grid", grid, ("best", *schedule.GRIDS))):
         if name not in known:
             raise ValueError(f"unknown {what} {name!r}: expected one of {', '.join(known)}")
+    step = SOLVERS[solver]()
+    if grid == "best" and step.stochastic:
+        raise ValueError(f"the grid best is that of a solver of the ODE, and {solver} draws noise: name a grid for it")
     keep = schedule.check_grid([1.0, *times.tolist()])
     inner = teacher.denoiser if isinstance(teacher, Guided) else teacher
     assert isinstance(inner, Prediction)
-    grids = _grids(inner.schedule, steps, keep[1:], schedule.GRIDS if grid == "best" else [grid])
-    sampler = SolverSampler(teacher, inner.schedule, next(iter(grids.values())), SOLVERS[solver](), keep)
-    if len(grids) > 1:
-        say = lambda text: report("generate", 0, count, text)  # noqa: E731
-        chosen = _best(sampler, shape, Path(out), grids, resume, overwrite, say, **options)
-        sampler = replace(sampler, grid=grids[chosen])
+    grids, left = _grids(inner.schedule, steps, keep[1:], schedule.GRIDS if grid == "best" else [grid])
+
+    def choose(run: SolverSampler, z: Tensor, cond: Cond | None) -> str:
+        errors = solver_errors(
+            run.denoiser, run.schedule, z, grids, run.step, cond=cond, fine_steps=max(64, 2 * steps),
+            batch=options.get("batch", 256), progress=lambda done, total: report("grid", done, total, ""),
+        )  # fmt: skip
+        chosen = next(iter(errors))
+        best, *rest = (f"{name} {error:.2g}" for name, error in errors.items())
+        text = f"RMSE of {steps} steps to the fine solution by grid: {best}, taken; {', '.join(rest)}"
+        if errors[chosen] == math.inf:
+            text = f"neither the fine solution nor any grid's ends are finite: {chosen} taken unmeasured"
+        report("generate", 0, count, text + (f"; {', '.join(left)} cannot pass through the frames" if left else ""))
+        return chosen
+
+    sampler = SolverSampler(teacher, inner.schedule, next(iter(grids.values())), step, keep)
     return generate(
-        sampler, shape, out, count, targets=targets, resume=resume, overwrite=overwrite,
+        sampler, shape, out, count, targets=targets, grids=grids, choose=choose, resume=resume, overwrite=overwrite,
         progress=lambda done, total: report("generate", done, total, ""), **options,
     )  # fmt: skip
 
 
-def _grids(path: schedule.Schedule, steps: int, keep: Tensor, names: Iterable[str]) -> dict[str, Tensor]:
-    """Grids by name, each moved through `keep`: those that can be, no two the same."""
+def _grids(
+    path: schedule.Schedule, steps: int, keep: Tensor, names: Iterable[str]
+) -> tuple[dict[str, Tensor], list[str]]:
+    """Grids by name, no two the same, each moved through `keep`; and the names of those that cannot be."""
     found: dict[str, Tensor] = {}
-    error: ValueError | None = None
+    left: dict[str, ValueError] = {}
     for name in names:
         try:
             grid = schedule.through(schedule.GRIDS[name](path, steps), keep)
-        except ValueError as wrong:
-            error = error or wrong
+        except ValueError as error:
+            left[name] = error
             continue
         if not any(torch.allclose(grid, other) for other in found.values()):
             found[name] = grid
-    if not found and error is not None:
-        raise error
-    return found
-
-
-def _best(
-    sampler: SolverSampler,
-    shape: tuple[int, ...],
-    out: Path,
-    grids: Mapping[str, Tensor],
-    resume: bool,
-    overwrite: bool,
-    say: Callable[[str], object],
-    *,
-    label: Label | None = None,
-    batch: int = 256,
-    autocast: torch.dtype | None = None,
-    accelerator: Any = None,
-    **_: Any,
-) -> str:
-    """The grid that trajectories in `out` were begun on, else the one whose ends are nearest to the fine solution."""
-    held = read_manifest(out)["grid"] if resume and (out / MANIFEST).is_file() else None
-    chosen = [name for name, grid in grids.items() if grid.tolist() == held]
-    if chosen:
-        return chosen[0]
-    if accelerator is None or accelerator.process_index == 0:
-        check_out(out, resume, overwrite)
-        steps, seeds = len(sampler.grid) - 1, seed_range(0, 32)
-        device = next(iter(tensors_of(sampler.denoiser).values())).device
-        cond = None if label is None else map_cond(lambda c: c.to(device), label(seeds))
-        with evaluating(sampler.denoiser), torch.autocast(device.type, autocast, enabled=autocast is not None):
-            errors = solver_errors(
-                sampler.denoiser, sampler.schedule, noise(seeds, shape).to(device), grids, sampler.step, cond=cond,
-                fine_steps=max(64, 4 * steps), batch=batch,
-            )  # fmt: skip
-        chosen = [*errors][:1]
-        if errors[chosen[0]] < math.inf:
-            best, *rest = (f"{name} {error:.2g}" for name, error in errors.items())
-            say(f"RMSE of {steps} steps to the fine solution by grid: {best}, taken; {', '.join(rest)}")
-    if accelerator is not None:
-        from accelerate.utils import broadcast_object_list
-
-        # Before any process writes: in the last digit two machines may differ.
-        broadcast_object_list(chosen := chosen or [""])
-    return chosen[0]
+    if not found:
+        raise next(iter(left.values()))
+    return found, [*left]
 
 
 def distill(
@@ -560,9 +532,8 @@ def distill(
 
     `features` is the network of a perceptual `distance`. With `inner_starts` the student `restarts` afterwards.
     """
-    maps = None if features is None else features.requires_grad_(False).to(_training_device(student)).maps
     objective = TrajectoryDistillation(
-        data, student, weights, named_distance(distance, maps), batch, config.seed, others, inner_starts
+        data, student, weights, _distance(distance, features, student), batch, config.seed, others, inner_starts
     )
     settings = {
         **student.config, "trajectories": data.manifest["fingerprint"], "count": len(data), "weights": weights,
@@ -626,9 +597,8 @@ def distill_by(
     if config is None:
         config = TrainConfig(lr=1e-3, seed=given.seed)
     told = dict(options)
-    if features is not None and "distance" in options:
-        maps = features.requires_grad_(False).to(_training_device(student)).maps
-        told["distance"] = named_distance(options["distance"], maps)
+    if features is not None:
+        told["distance"] = _distance(options.get("distance"), features, student)
     stages = chosen.stages(student, given, **told)
     settings = _settings(method, student, given, options)
     _prepare(out, resume, overwrite)
@@ -656,6 +626,22 @@ def distill_by(
     else:
         save_student(out, student, **notes)
     return student
+
+
+def _distance(name: str | None, features: FeatureNet | None, student: nn.Module) -> Distance:
+    """A distance by name; its features where the student is trained.
+
+    Raises:
+        ValueError: for an unknown name, or if it needs features that are not there, or the other way round.
+    """
+    if features is None:
+        return named_distance(name or "l1")
+    if "perceptual" not in (name or ""):
+        raise ValueError(
+            f"features are of a perceptual distance, and this one is {name or 'the default'}: name one "
+            "(`--distance l1+perceptual`), or leave them out"
+        )
+    return named_distance(name or "l1", features.requires_grad_(False).to(_training_device(student)).maps)
 
 
 def _training_device(model: nn.Module) -> torch.device:

@@ -374,7 +374,11 @@ def karras(
     r"""Karras et al., 2022 (arXiv 2206.00364), eq. 5, in $\bar\sigma = \sigma_t / \alpha_t$, then one last step to $t = 0$.
 
     $$ \bar\sigma_n = \big(\sigma_{\max}^{1/\rho} + \tfrac{n}{N-1}(\sigma_{\min}^{1/\rho} - \sigma_{\max}^{1/\rho})\big)^\rho $$
+
+    A schedule that ends at a lower level than `sigma_max` has its own.
     """
+    alpha, sigma_end = schedule.at(1.0)
+    sigma_max = min(sigma_max, sigma_end / alpha) if alpha > 0 else sigma_max
     ramp = torch.linspace(0, 1, _positive(steps), dtype=torch.float64)
     sigma = (sigma_max ** (1 / rho) + ramp * (sigma_min ** (1 / rho) - sigma_max ** (1 / rho))) ** rho
     return _closed(schedule.time(-2 * sigma.log()))

@@ -130,7 +130,9 @@ def differences(expected: Any, found: Any, field: str = "") -> list[str]:
     if isinstance(expected, list) and isinstance(found, list) and len(expected) == len(found):
         expected, found = dict(enumerate(expected)), dict(enumerate(found))
     if isinstance(expected, dict) and isinstance(found, dict):
-        paths = {k: f"{field}.{k}".lstrip(".") for k in sorted({*expected, *found})}
+        # Lists last: a grid that differs all along must not hide the schedule that makes it differ.
+        keys = sorted({*expected, *found}, key=lambda k: (isinstance(expected.get(k), list), k))
+        paths = {k: f"{field}.{k}".lstrip(".") for k in keys}
         return [d for k, path in paths.items() for d in differences(expected.get(k), found.get(k), path)]
     shown = [f"{len(v)} values" if isinstance(v, list) and len(v) > 8 else json.dumps(v) for v in (expected, found)]
     return [f"{field}: expected {shown[0]:.80}, found {shown[1]:.80}"]

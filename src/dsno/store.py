@@ -61,10 +61,11 @@ from dsno.shards import (
 )
 from dsno.solve import SolverSampler
 
-__all__ = ["Label", "Rows", "TrajectorySet", "batches", "check_out", "evaluating", "generate"]
+__all__ = ["Label", "Rows", "TrajectorySet", "batches", "generate"]
 
 log = logging.getLogger(__name__)
 Label = Callable[[Tensor], Cond]
+Choose = Callable[[SolverSampler, Tensor, Cond | None], str]
 
 STORABLE = (torch.float16, torch.bfloat16, torch.float32)
 
@@ -82,6 +83,8 @@ def generate(
     dtype: torch.dtype = torch.float16,
     label: Label | None = None,
     teacher: Mapping[str, object] | None = None,
+    grids: Mapping[str, Tensor] | None = None,
+    choose: Choose | None = None,
     autocast: torch.dtype | None = None,
     channels_last: bool = False,
     compile: bool = False,
@@ -112,6 +115,10 @@ def generate(
         label: The condition as a function of the seeds: (B,) int64 to (B, ...), or to several such by name.
         teacher: A description for the manifest, JSON-able. The weights of a module are fingerprinted in any case; a
             plain function is known by this description alone.
+        grids: Grids to choose from, by name, instead of the sampler's; all pass through its kept times. Trajectories that are
+            resumed go on with the one they were begun on.
+        choose: Names one of several, given the sampler as it will run and the noise and condition of its first rows, 32 at
+            most. Called when all else has been checked.
         autocast: Evaluate the denoiser in mixed precision: `torch.bfloat16` or `torch.float16`. Like the next two, this
             changes the trajectories a little, so it is part of the manifest.
         channels_last: Keep images and the weights of their convolutions channels last, which tensor cores prefer.
@@ -145,6 +152,20 @@ def generate(
         sampler, shape, count, first_seed, targets, batch, shard, dtype, label, teacher, compute, device
     )
     rank, world = (0, 1) if accelerator is None else (accelerator.process_index, accelerator.num_processes)
+    if grids:
+        grid = _begun(folder, sampler, grids) if resume else None
+        if grid is None and choose is not None and len(grids) > 1:
+            if rank == 0:
+                _check_out(folder, resume, overwrite)
+            seeds = seed_range(first_seed, min(count, 32))
+            cond = None if label is None else map_cond(lambda c: c.to(device), _labels(label, seeds))
+            run = dataclasses.replace(sampler, denoiser=_evaluator(sampler.denoiser, device, autocast))
+            # All ranks find the same, so that none waits for another.
+            with _evaluating(sampler.denoiser):
+                grid = grids[choose(run, noise(seeds, shape).to(device), cond)]
+        sampler = dataclasses.replace(sampler, grid=next(iter(grids.values())) if grid is None else grid)
+        manifest["grid"] = check_grid(sampler.grid).tolist()
+        manifest["fingerprint"] = fingerprint(manifest)
     if rank == 0:
         _prepare(folder, manifest, resume, overwrite)
     if accelerator is not None:
@@ -161,7 +182,7 @@ def generate(
     done = total - sum(rows_of(manifest, k) for k in missing)
     # While the host looks at a batch, a GPU has the next one to do; a CPU would only learn of an error later.
     ahead = 1 if device.type == "cuda" else 0
-    with evaluating(sampler.denoiser, channels_last, compile), _Writer(folder, manifest) as writer:
+    with _evaluating(sampler.denoiser, channels_last, compile), _Writer(folder, manifest) as writer:
         sampler = dataclasses.replace(sampler, denoiser=_evaluator(sampler.denoiser, device, autocast))
         for flight in _landed(_flights(manifest, missing, sampler, label, device, channels_last), ahead):
             flight.land()
@@ -358,6 +379,16 @@ def _frames(sampler: SolverSampler) -> Tensor:
     return grid[frames]
 
 
+def _begun(folder: Path, sampler: SolverSampler, grids: Mapping[str, Tensor]) -> Tensor | None:
+    """The grid that the trajectories in a folder were begun on, if it is one of these, else the sampler's; None if there are none."""
+    if not (folder / MANIFEST).is_file():
+        return None
+    held = torch.tensor(read_manifest(folder)["grid"], dtype=torch.float64)
+    # The last digits of a logarithm differ from machine to machine.
+    near = (g.shape == held.shape and torch.allclose(g, held, rtol=0, atol=1e-12) for g in grids.values())
+    return held if any(near) else sampler.grid
+
+
 def _nets(denoiser: Denoiser) -> list[nn.Module]:
     """The networks of a denoiser, without what is wrapped around them."""
     while isinstance(denoiser, Meter | Guided):
@@ -366,8 +397,7 @@ def _nets(denoiser: Denoiser) -> list[nn.Module]:
 
 
 @contextlib.contextmanager
-def evaluating(denoiser: Denoiser, channels_last: bool = False, compile: bool = False) -> Iterator[None]:
-    """A denoiser in eval mode meanwhile; its networks channels last and compiled, where asked."""
+def _evaluating(denoiser: Denoiser, channels_last: bool = False, compile: bool = False) -> Iterator[None]:
     modes = [(m, m.training) for part in modules_of(denoiser).values() for m in part.modules()]
     nets = _nets(denoiser)
     compiled = [net for net in nets if compile and net._compiled_call_impl is None]
@@ -497,13 +527,8 @@ def _check_manifest(folder: Path, expected: Manifest) -> Manifest:
     return found
 
 
-def check_out(folder: Path, resume: bool, overwrite: bool) -> None:
-    """Refuse a folder that trajectories cannot be stored in, whatever they are; makes it where there is none.
-
-    Raises:
-        FileExistsError: if it holds trajectories and neither `resume` nor `overwrite` is set, or other files.
-        PermissionError: if it cannot be written to.
-    """
+def _check_out(folder: Path, resume: bool, overwrite: bool) -> None:
+    """Refuse a folder that trajectories cannot be stored in, whatever they are; makes it where there is none."""
     shards = _shards(folder)
     if shards and not (resume or overwrite):
         raise FileExistsError(
@@ -547,7 +572,7 @@ def _prepare(folder: Path, manifest: Manifest, resume: bool, overwrite: bool) ->
         check_foreign(folder, manifest)
         if known and len(shards) == shard_count(manifest) and not pulled:
             return  # Complete: nothing will be written, so the folder may be read-only.
-    check_out(folder, resume, overwrite)
+    _check_out(folder, resume, overwrite)
     for path in [*_unfinished(folder), *([] if resume else [*reversed(shards), *folder.glob(MANIFEST)])]:
         path.unlink(missing_ok=True)
     if not (resume and known) or pulled:

@@ -213,8 +213,8 @@ class Consistency:
             raise ValueError(f"unknown weights {weights!r}: expected one of {', '.join(_WEIGHTS)}")
         self.noised = Denoising(x, schedule, "x0", labels, batch, seed)
         self.schedule, self.pairs, self.jump, self.weigh = schedule, pairs, jump, _WEIGHTS[weights]
-        named = named_distance(distance) if isinstance(distance, str) else distance
-        self.distance = _pseudo_huber(c) if named is None else named
+        own, named = _pseudo_huber(c), named_distance(distance) if isinstance(distance, str) else distance
+        self.distance = own if named is None else named
 
     def batches(self, start: int, rank: int = 0, world: int = 1) -> Iterator[dict[str, Tensor]]:
         """Batches from step `start` on: x0, eps, cond, and t, r and weight (B,)."""

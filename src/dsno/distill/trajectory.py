@@ -104,7 +104,9 @@ def _perceptual(features: Features) -> Distance:
         features.eval().requires_grad_(False)
 
     def normalised(x: Tensor) -> list[Tensor]:
-        maps = features(x)
+        # Differences of nearly equal maps: in half precision nothing is left of them.
+        with torch.autocast(x.device.type, enabled=False):
+            maps = features(x.float())
         return [F.normalize(phi, dim=1, eps=1e-6) for phi in ([maps] if isinstance(maps, Tensor) else maps)]
 
     def d(a: Tensor, b: Tensor) -> Tensor:
