@@ -98,7 +98,8 @@ class Generate(Teacher):
         label = told(self.teacher, teacher, self.labels, self.prompts, self.guidance)
         times = torch.tensor(self.times, dtype=torch.float64)
         if not self.times:
-            times = teacher.schedule.from_phase(schedule.quadratic(self.frames))[1:]
+            # Rounded, so that they are the same on machines whose tangents differ in the last digit.
+            times = teacher.schedule.from_phase(schedule.quadratic(self.frames))[1:].round(decimals=12)
         with progress() as report:
             data = make_trajectories(
                 guided(self.teacher, teacher, self.guidance, self.prompts is not None, self.null), sample_shape(teacher), self.out, self.count, times, self.targets, self.solver,
