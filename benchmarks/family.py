@@ -103,6 +103,9 @@ ENTRIES: dict[str, Entry] = {
     "operator of two frames": Entry("operator", trajectories=1024, frames=2),
     "operator of two frames, perceptual": Entry("operator", trajectories=1024, frames=2, distance="l1+perceptual"),
     "operator of two frames, matching": Entry("matching", trajectories=1024, frames=2, fine_tuning=0.4),
+    "operator of two frames, perceptual, matching": Entry(
+        "matching", trajectories=1024, frames=2, distance="l1+perceptual", fine_tuning=0.4
+    ),
     "knowledge, matching": Entry(
         "matching", trajectories=1024, frames=1, weights="last", others=None, fine_tuning=0.4
     ),
