@@ -182,7 +182,7 @@ def test_another_distance_takes_the_place_of_pseudo_hubers() -> None:
         (None, ((later - earlier).square().mean(1) + 0.00054**2).sqrt() - 0.00054),
     ):
         objective = Consistency(x0, schedule, Grid(lambda step: 18, None, 10.0), batch=4, distance=chosen)
-        assert float(objective(X, batch)) == pytest.approx(float((weight * d).mean()), rel=1e-9)
+        assert float(objective(X, batch).detach()) == pytest.approx(float((weight * d).mean().detach()), rel=1e-9)
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES, ids=repr)
