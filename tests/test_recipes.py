@@ -294,6 +294,23 @@ def test_trajectories_go_on_with_the_grid_they_were_begun_on(whole: Path, tmp_pa
     assert said == [] and part.manifest == done.manifest and contents_of(part) == contents_of(done)
 
 
+def test_every_process_finds_the_same_grid(whole: Path, tmp_path: Path) -> None:
+    class Rank:
+        device, num_processes = torch.device("cpu"), 2
+
+        def __init__(self, rank: int) -> None:
+            self.process_index = rank
+
+        def wait_for_everyone(self) -> None: ...
+
+    teacher = load_teacher(whole / "teacher")
+    one, _ = generated(teacher, tmp_path / "one")
+    with pytest.raises(FileNotFoundError, match="is incomplete"):
+        generated(teacher, tmp_path / "two", accelerator=Rank(0))
+    two, said = generated(teacher, tmp_path / "two", accelerator=Rank(1))
+    assert len(said) == 1 and two.manifest == one.manifest and contents_of(two) == contents_of(one)
+
+
 def test_another_machines_last_digits_do_not_keep_a_set_from_being_resumed(whole: Path, tmp_path: Path) -> None:
     teacher = load_teacher(whole / "teacher")
     generated(teacher, tmp_path / "set", grid="log-snr")
