@@ -673,14 +673,14 @@ def strips(bench: Bench, table: dict[str, Any], path: Path) -> None:
     for name in sorted(table, key=lambda n: table[n]["points"]["1"]["frechet"]["mean"]):
         stem = f"{stem_of(name)}-{MAIN}-{table[name]['seeds'][0]}"
         rows[name] = read_tensors(bench.runs / "training" / stem / "samples.safetensors")["sample"]
-    figure, axes = plt.subplots(len(rows), 1, figsize=(0.36 * SHOWN + 2.2, 0.42 * len(rows)), squeeze=False)
+    figure, axes = plt.subplots(len(rows), 1, figsize=(0.36 * SHOWN + 3, 0.42 * len(rows)), squeeze=False)
     for axis, (name, x) in zip(axes[:, 0], rows.items(), strict=True):
         strip = torch.cat(list((x.clamp(-1, 1) + 1) / 2), -1).movedim(0, -1)
         axis.imshow(strip.squeeze(-1), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
         axis.set_ylabel(name.split("@")[0], rotation=0, ha="right", va="center", fontsize=8)
         axis.set(xticks=[], yticks=[])
         axis.spines[:].set_visible(False)
-    figure.subplots_adjust(left=0.19, right=0.995, top=0.995, bottom=0.005, hspace=0.08)
+    figure.subplots_adjust(left=0.24, right=0.995, top=0.995, bottom=0.005, hspace=0.08)
     figure.savefig(path, dpi=120)
     plt.close(figure)
 
