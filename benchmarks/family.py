@@ -568,14 +568,15 @@ def ahead(factor: str, table: dict[str, Any], entered: list[str]) -> list[dict[s
     """At one pass: Frechet distance of the best of some less that of the best of others, as entered; and less both spreads."""
     names = [n for n in table if n in entered]
     # Knowledge distillation as published is a peer, with a perceptual loss or matching behind it a variant of this library.
+    entries = {n: named(ENTRIES, n) for n in names}
     own = [
         n
-        for n in names
-        if named(ENTRIES, n).method in ("operator", "matching") or n.startswith("knowledge, perceptual")
+        for n, e in entries.items()
+        if e.method in ("operator", "matching") or (e.method == "knowledge" and e.distance)
     ]
-    several = [n for n in own if named(ENTRIES, n).frames > 1]
+    several = [n for n in own if entries[n].frames > 1]
     peers = [n for n in names if n not in own]
-    matched = [n for n in own if named(ENTRIES, n).method == "matching"]
+    matched = [n for n in own if entries[n].method == "matching"]
     made = []
     for what, ours, theirs in (
         ("an operator of several frames", several, peers),

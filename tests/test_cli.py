@@ -19,6 +19,7 @@ import pytest
 import torch
 from PIL import Image
 
+from conftest import Rank
 from dsno import cli, recipes, report
 from dsno.checkpoint import read_json, read_tensors, write_json, write_tensors
 from dsno.data import load_data
@@ -522,17 +523,6 @@ def test_a_set_goes_and_comes_back_and_a_student_leaves(here: Path) -> None:
 
 
 # Several processes
-
-
-class Rank:
-    """An accelerator of one of two processes, as `accelerate launch` would make it."""
-
-    device, num_processes = torch.device("cpu"), 2
-
-    def __init__(self, rank: int) -> None:
-        self.process_index = rank
-
-    def wait_for_everyone(self) -> None: ...
 
 
 def test_processes_share_the_trajectories(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from conftest import Rank
 from dsno import recipes
 from dsno.checkpoint import read_json, write_json
 from dsno.data import Samples, load_data
@@ -295,14 +296,6 @@ def test_trajectories_go_on_with_the_grid_they_were_begun_on(whole: Path, tmp_pa
 
 
 def test_every_process_finds_the_same_grid(whole: Path, tmp_path: Path) -> None:
-    class Rank:
-        device, num_processes = torch.device("cpu"), 2
-
-        def __init__(self, rank: int) -> None:
-            self.process_index = rank
-
-        def wait_for_everyone(self) -> None: ...
-
     teacher = load_teacher(whole / "teacher")
     one, _ = generated(teacher, tmp_path / "one")
     with pytest.raises(FileNotFoundError, match="is incomplete"):

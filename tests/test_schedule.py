@@ -263,7 +263,6 @@ def test_a_grid_needs_a_step(build) -> None:
         build(0)
 
 
-@pytest.mark.parametrize("schedule", [Cosine(), RectifiedFlow(), VPLinear(), VE(), LINEAR], ids=repr)
 def test_grids_by_name_are_those_of_the_phase(schedule: Schedule) -> None:
     for steps in (1, 4, 16):
         for name, shares in (("quadratic", quadratic(steps)), ("even", uniform(steps))):

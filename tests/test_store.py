@@ -27,6 +27,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+from conftest import Rank
 from dsno import schedule as schedules
 from dsno import shards, store
 from dsno.denoise import Gaussian, GaussianMixture, Guided, Meter, Prediction, Threshold
@@ -598,17 +599,6 @@ def test_two_processes_give_the_bytes_of_one(
     output, _ = process.communicate(timeout=120)
     assert process.returncode == 0, output
     assert contents(tmp_path / "set") == contents(whole)
-
-
-class Rank:
-    """What `generate` needs of an accelerator."""
-
-    device = torch.device("cpu")
-
-    def __init__(self, rank: int, world: int) -> None:
-        self.process_index, self.num_processes = rank, world
-
-    def wait_for_everyone(self) -> None: ...
 
 
 def test_each_rank_makes_its_own_shards(tmp_path: Path) -> None:

@@ -48,7 +48,7 @@ from dsno.metrics import (
 )
 from dsno.noise import noise
 from dsno.schedule import Schedule, log_snr_uniform, through
-from dsno.solve import DDIM, DPMSolverPP, Sampler, SolverSampler, Step, initial_state, solve
+from dsno.solve import DDIM, DPMSolverPP, Sampler, Step, initial_state, solve
 from dsno.trajectory import Trajectory
 
 __all__ = [
@@ -524,18 +524,31 @@ def fine_solution(
     top = min(14.0, float(schedule.log_snr(torch.zeros((), dtype=torch.float64))) - 1)
     times = [1.0, 0.0] if keep is None else torch.as_tensor(keep, dtype=torch.float64).tolist()
     grid = through(log_snr_uniform(schedule, steps, top, -14.0), times)
+    step = DPMSolverPP(3) if step is None else step
+    return _solved(denoiser, schedule, z, grid, step, cond, batch, keep=times, keep_x0=keep_x0, progress=progress)
+
+
+def _solved(
+    denoiser: Denoiser,
+    schedule: Schedule,
+    z: Tensor,
+    grid: Tensor,
+    step: Step,
+    cond: Cond | None,
+    batch: int,
+    *,
+    keep: Sequence[float] | None = None,
+    keep_x0: bool = False,
+    progress: Callable[[int, int], object] | None = None,
+) -> Trajectory:
+    """Trajectories on a grid from noise, a batch at a time."""
     parts = []
     for start in range(0, len(z), batch):
         rows = slice(start, start + batch)
         told = map_cond(operator.itemgetter(rows), cond)
-        x = initial_state(schedule, z[rows])
+        x = initial_state(schedule, z[rows], float(grid[0]))
         with torch.no_grad():
-            parts.append(
-                solve(
-                    denoiser, schedule, x, grid, DPMSolverPP(3) if step is None else step,
-                    told, keep=times, keep_x0=keep_x0,
-                )
-            )  # fmt: skip
+            parts.append(solve(denoiser, schedule, x, grid, step, told, keep=keep, keep_x0=keep_x0))
         if progress is not None:
             progress(min(start + batch, len(z)), len(z))
     x0s = [part.x0 for part in parts if part.x0 is not None]
@@ -578,9 +591,7 @@ def solver_errors(
     for n, (name, grid) in enumerate(grids.items(), 1):
         if progress is not None:
             progress(n, len(grids) + 1)
-        sampler = SolverSampler(denoiser, schedule, grid, DDIM() if step is None else step)
-        parts = [slice(start, start + batch) for start in range(0, len(z), batch)]
-        ends = torch.cat([sampler(z[rows], map_cond(operator.itemgetter(rows), cond)).sample for rows in parts])
+        ends = _solved(denoiser, schedule, z, grid, DDIM() if step is None else step, cond, batch).sample
         error = float((ends - fine).square().mean().sqrt())
         found[name] = error if math.isfinite(error) else math.inf
     if progress is not None:

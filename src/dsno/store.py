@@ -115,7 +115,7 @@ def generate(
         label: The condition as a function of the seeds: (B,) int64 to (B, ...), or to several such by name.
         teacher: A description for the manifest, JSON-able. The weights of a module are fingerprinted in any case; a
             plain function is known by this description alone.
-        grids: Grids to choose from, by name, instead of the sampler's; all pass through its kept times. Trajectories that are
+        grids: Grids to choose from, by name, the sampler's among them; all pass through its kept times. Trajectories that are
             resumed go on with the one they were begun on.
         choose: Names one of several, given the sampler as it will run and the noise and condition of its first rows, 32 at
             most. Called when all else has been checked.
@@ -163,9 +163,10 @@ def generate(
             # All ranks find the same, so that none waits for another.
             with _evaluating(sampler.denoiser):
                 grid = grids[choose(run, noise(seeds, shape).to(device), cond)]
-        sampler = dataclasses.replace(sampler, grid=next(iter(grids.values())) if grid is None else grid)
-        manifest["grid"] = check_grid(sampler.grid).tolist()
-        manifest["fingerprint"] = fingerprint(manifest)
+        if grid is not None:
+            sampler = dataclasses.replace(sampler, grid=grid)
+            manifest["grid"] = grid.tolist()
+            manifest["fingerprint"] = fingerprint(manifest)
     if rank == 0:
         _prepare(folder, manifest, resume, overwrite)
     if accelerator is not None:
