@@ -24,19 +24,23 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
-from dsno import schedule
+from dsno import grids
 from dsno.checkpoint import read_tensors, write_tensors
-from dsno.data import load_data
-from dsno.distill.trajectory import TrajectoryDistillation, distance
-from dsno.evaluate import fine_solution
-from dsno.metrics import extract, frechet_distance, load_feature_net
-from dsno.noise import noise, seed_range
-from dsno.recipes import make_trajectories
-from dsno.solve import UniPC, initial_state
-from dsno.store import TrajectorySet
-from dsno.students.flowmap import TrajectoryStudent, student_from_teacher
+from dsno.data.load import load_data
+from dsno.distillation.distances import distance
+from dsno.distillation.regression import TrajectoryDistillation
+from dsno.measure.features import extract
+from dsno.measure.metrics import frechet_distance
+from dsno.nets.features import load_feature_net
+from dsno.seeds import noise, seed_range
+from dsno.solvers.fine import fine_solution
+from dsno.solvers.multistep import UniPC
+from dsno.solvers.run import initial_state
+from dsno.students.operator import TrajectoryStudent, student_from_teacher
 from dsno.teachers.load import load_teacher
 from dsno.train import TrainConfig, train
+from dsno.trajectories.make import make_trajectories
+from dsno.trajectories.sets import TrajectorySet
 
 HELD_OUT = 10_000_000
 COUNT = 2048
@@ -123,7 +127,7 @@ class Adapter(nn.Module):
 
 
 def times_of(run: Run) -> Tensor:
-    return schedule.quadratic(run.frames)[1:]
+    return grids.quadratic(run.frames)[1:]
 
 
 def make_student(run: Run, teacher: object, seed: int) -> TrajectoryStudent:
@@ -186,7 +190,7 @@ def main() -> None:
     real_features = extract(extractor, real)
     # Every time and both targets that any student needs, which the recipe's own trajectories do not hold.
     make_trajectories(
-        teacher, tuple(real.shape[1:]), arguments.runs / "trajectories", 20_000, schedule.quadratic(8)[1:],
+        teacher, tuple(real.shape[1:]), arguments.runs / "trajectories", 20_000, grids.quadratic(8)[1:],
         ("x0", "state"), grid="quadratic", resume=True,
     )  # fmt: skip
     noises = noise(seed_range(HELD_OUT, COUNT), real.shape[1:])

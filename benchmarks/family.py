@@ -38,32 +38,40 @@ from filelock import FileLock, Timeout
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from dsno import schedule
+from dsno import grids
 from dsno.checkpoint import read_tensors, write_tensors
-from dsno.data import load_data
+from dsno.cost import flops, latency, throughput
+from dsno.data.load import load_data
 from dsno.denoise import Prediction
-from dsno.distill.flowmaps import jvp
-from dsno.distill.methods import METHODS
-from dsno.distill.stages import Given, Stage
-from dsno.distill.trajectory import distance
-from dsno.evaluate import Reference, evaluate, fine_solution, measure, solver_errors
-from dsno.metrics import FeatureNet, flops, latency, load_feature_net, throughput
-from dsno.noise import noise, seed_range
-from dsno.recipes import RECIPES, make_trajectories, shipped, train_features
-from dsno.solve import DDIM, DPMSolverPP, Sampler, SolverSampler, UniPC
-from dsno.store import TrajectorySet
-from dsno.students.flowmap import MultiPass, OnePass, TrajectoryStudent, student_from_teacher
-from dsno.students.twotime import FlowMap, FlowMapSampler, flow_map_from_teacher, passes_of
+from dsno.distillation.derivatives import jvp
+from dsno.distillation.distances import distance
+from dsno.distillation.registry import METHODS
+from dsno.distillation.stages import Given, Stage
+from dsno.measure.evaluate import Reference, evaluate, measure
+from dsno.nets.features import FeatureNet, load_feature_net
+from dsno.runs.features import train_features
+from dsno.runs.recipes import RECIPES
+from dsno.runs.shipped import shipped
+from dsno.seeds import noise, seed_range
+from dsno.solvers.fine import fine_solution, solver_errors
+from dsno.solvers.first_order import DDIM
+from dsno.solvers.multistep import DPMSolverPP, UniPC
+from dsno.solvers.run import SolverSampler
+from dsno.students.flowmap import FlowMap, flow_map_from_teacher
+from dsno.students.operator import TrajectoryStudent, student_from_teacher
+from dsno.students.samplers import FlowMapSampler, MultiPass, OnePass, passes_of
 from dsno.teachers.load import load_teacher
 from dsno.train import TrainConfig, train
-from dsno.trajectory import Trajectory
+from dsno.trajectories.make import make_trajectories
+from dsno.trajectories.sets import TrajectorySet
+from dsno.trajectory import Sampler, Trajectory
 
 HELD_OUT, COUNT = 10_000_000, 2048
 PASSES = (1, 2, 4)
 SHOWN = 24
 MAIN = "4"
 """The budget of the main table; x1 and x16 are beside it."""
-TIMES = schedule.quadratic(4)[1:]
+TIMES = grids.quadratic(4)[1:]
 """Of the frames that are kept of trajectories."""
 
 
@@ -306,9 +314,7 @@ def run(name: str, bench: Bench, seed: int, factor: float, folder: Path) -> dict
         halving = stage.name.removeprefix("steps-")
         if halving.isdigit() and int(halving) in PASSES[1:]:
             # The students on the way to one pass are this method's students of more passes.
-            points[halving] = bench.measure(
-                name, FlowMapSampler(student, schedule.even(student.schedule, int(halving)))
-            )
+            points[halving] = bench.measure(name, FlowMapSampler(student, grids.even(student.schedule, int(halving))))
     trained = time.perf_counter() - began
     student.eval()
     shown = noise(bench.seeds[:SHOWN], bench.shape)
@@ -411,11 +417,11 @@ def grid_errors(bench: Bench) -> dict[str, dict[str, dict[str, float]]]:
     found: dict[str, dict[str, dict[str, float]]] = {}
     for name, step in {**SOLVERS, "trajectories": UniPC(3)}.items():
         made, found[name] = {}, {}
-        for n, (grid, make) in product(STEPS, schedule.GRIDS.items()):
+        for n, (grid, make) in product(STEPS, grids.GRIDS.items()):
             # A grid that is too coarse for the frames makes no trajectories.
             with suppress(ValueError):
                 times = make(path, n)
-                made[f"{n} {grid}"] = schedule.through(times, TIMES) if name == "trajectories" else times
+                made[f"{n} {grid}"] = grids.through(times, TIMES) if name == "trajectories" else times
         for key, error in solver_errors(bench.teacher, path, z, made, step, fine_steps=128).items():
             steps, grid = key.split(" ")
             found[name].setdefault(steps, {})[grid] = error
@@ -429,7 +435,7 @@ def solvers(bench: Bench, errors: dict[str, dict[str, dict[str, float]]]) -> dic
         for n in STEPS:
             grid = next(iter(errors[name][str(n)]))
             sampler = SolverSampler(
-                bench.teacher, bench.teacher.schedule, schedule.GRIDS[grid](bench.teacher.schedule, n), step
+                bench.teacher, bench.teacher.schedule, grids.GRIDS[grid](bench.teacher.schedule, n), step
             )
             found[f"{name}-{n}"] = {"grid": grid, **bench.measure(name, sampler)}
     return found

@@ -20,13 +20,15 @@ from _common import claim, write
 from torch import Tensor, nn
 
 from dsno import Cosine, GaussianMixture, SolverSampler
-from dsno.denoise import Cond, Guided
-from dsno.distill.guided import guided, stochastic_sampler
-from dsno.distill.stages import Given
-from dsno.noise import noise, seed_range
-from dsno.schedule import uniform
-from dsno.students.twotime import FlowMap, FlowMapSampler, TwoTime
-from dsno.teachers.unet import time_embedding
+from dsno.condition import Cond
+from dsno.denoise import Guided
+from dsno.distillation.guided import guided, stochastic_sampler
+from dsno.distillation.stages import Given
+from dsno.grids import uniform
+from dsno.nets.unet import time_embedding
+from dsno.seeds import noise, seed_range
+from dsno.students.flowmap import FlowMap, TwoTime
+from dsno.students.samplers import FlowMapSampler
 from dsno.train import TrainConfig, train
 
 SCHEDULE, MODES, NULL = Cosine(), 8, 2

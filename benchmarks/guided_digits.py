@@ -24,21 +24,31 @@ from _common import claim, write
 from family import kept, step_flops
 from torch import Tensor
 
-from dsno import schedule
+from dsno import grids
 from dsno.checkpoint import read_tensors, write_tensors
-from dsno.data import load_data
+from dsno.cost import flops
+from dsno.data.load import load_data
 from dsno.denoise import Guided
-from dsno.distill.methods import METHODS, student_of
-from dsno.distill.stages import Given, Stage
-from dsno.evaluate import Reference, fine_solution, measure
-from dsno.metrics import flops, load_feature_net
-from dsno.noise import noise, seed_range
-from dsno.recipes import RECIPES, make_trajectories, shipped, teach, uniform_labels, uniform_weights
-from dsno.solve import DDIM, Sampler, SolverSampler, UniPC
-from dsno.students.flowmap import OnePass, TrajectoryStudent
-from dsno.students.twotime import FlowMap, FlowMapSampler, passes_of
+from dsno.distillation.registry import METHODS, student_of
+from dsno.distillation.stages import Given, Stage
+from dsno.measure.evaluate import Reference, measure
+from dsno.nets.features import load_feature_net
+from dsno.runs.recipes import RECIPES
+from dsno.runs.shipped import shipped
+from dsno.runs.teach import teach
+from dsno.seeds import noise, seed_range
+from dsno.solvers.fine import fine_solution
+from dsno.solvers.first_order import DDIM
+from dsno.solvers.multistep import UniPC
+from dsno.solvers.run import SolverSampler
+from dsno.students.flowmap import FlowMap
+from dsno.students.operator import TrajectoryStudent
+from dsno.students.samplers import FlowMapSampler, OnePass, passes_of
 from dsno.teachers.load import load_teacher
 from dsno.train import train
+from dsno.trajectories.labels import uniform_labels, uniform_weights
+from dsno.trajectories.make import make_trajectories
+from dsno.trajectory import Sampler
 
 BUDGET, BATCH, LR = 8e12, 64, 1e-3
 LOW, HIGH, WEIGHTS = 0.0, 4.0, (0.0, 1.0, 4.0)
@@ -84,7 +94,7 @@ class Bench:
     def trajectories(self, times: tuple[float, ...]) -> Any:
         labels, weights = uniform_labels(CLASSES), uniform_weights(LOW, HIGH)
         made = make_trajectories(
-            self.teacher, self.images.shape, self.runs / "trajectories", TRAJECTORIES, schedule.quadratic(4)[1:],
+            self.teacher, self.images.shape, self.runs / "trajectories", TRAJECTORIES, grids.quadratic(4)[1:],
             ("x0", "state"), steps=SOLVER_STEPS, grid="quadratic", resume=True,
             label=lambda seeds: {"label": labels(seeds), "weight": weights(seeds)},
         )  # fmt: skip
@@ -140,7 +150,7 @@ def run(name: str, bench: Bench, seed: int) -> dict[str, Any]:
         train(model, objective, config, bench.runs / f"{name.replace(' ', '-')}-{seed}" / f"{k}", overwrite=True)
         passes = stage.name.removeprefix("steps-")
         if passes in ("2", "4") and isinstance(student, FlowMap):
-            grid = schedule.even(student.schedule, int(passes))
+            grid = grids.even(student.schedule, int(passes))
             points[passes] = bench.measure(FlowMapSampler(student.eval(), grid))
     student.eval()
     last = passes_of(student, 1) if isinstance(student, FlowMap) else OnePass(student, whole=False)
@@ -164,7 +174,7 @@ def main() -> None:
     solvers: dict[str, Any] = {}
     for name, step in (("DDIM", DDIM()), ("UniPC", UniPC())):
         for k in (1, 2, 4, 8):
-            sampler = SolverSampler(bench.teacher, bench.inner.schedule, schedule.uniform(k), step)
+            sampler = SolverSampler(bench.teacher, bench.inner.schedule, grids.uniform(k), step)
             solvers[f"{name}-{k}"] = kept(arguments.runs / f"{name}-{k}.json", partial(bench.measure, sampler))
             print(f"{name}-{k}", {w: round(p["frechet"], 2) for w, p in solvers[f"{name}-{k}"].items()}, flush=True)
     held: list[dict[str, Any]] = []

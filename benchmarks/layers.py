@@ -22,10 +22,10 @@ import torch
 from _common import claim, write
 from torch import Tensor
 
-from dsno import Cosine, Prediction, schedule, student_from_teacher
-from dsno.metrics import flops
+from dsno import Cosine, Prediction, grids, student_from_teacher
+from dsno.cost import flops
+from dsno.nets.unet import UNet
 from dsno.students.temporal import TemporalFourier
-from dsno.teachers.unet import UNet
 
 
 def ratio(a: Callable[[], object], b: Callable[[], object], repeats: int = 15) -> float:
@@ -65,7 +65,7 @@ def layer_speed(channels: int) -> float:
 def step_ratio(where: str, once: bool, frames: int = 4, batch: int = 32) -> float:
     net = UNet(channels=(32, 64))
     student = student_from_teacher(
-        Prediction(net, Cosine(), "v"), schedule.quadratic(frames)[1:], where=where, once=once, told="output"
+        Prediction(net, Cosine(), "v"), grids.quadratic(frames)[1:], where=where, once=once, told="output"
     )
     z, t = torch.randn(batch, 1, 8, 8), torch.rand(batch * frames)
     x = torch.randn(batch * frames, 1, 8, 8)
@@ -85,7 +85,7 @@ def last_frame(where: str, once: bool) -> tuple[float, float]:
     """Time and FLOPs of the sample alone over those of the whole trajectory."""
     student = student_from_teacher(
         Prediction(UNet(channels=(32, 64)), Cosine(), "v"),
-        schedule.quadratic(4)[1:],
+        grids.quadratic(4)[1:],
         where=where,
         once=once,
         told="output",

@@ -20,8 +20,8 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from dsno import Cosine, Prediction, schedule, student_from_teacher
-from dsno.teachers.unet import UNet
+from dsno import Cosine, Prediction, grids, student_from_teacher
+from dsno.nets.unet import UNet
 
 FRAMES, BATCH, SHAPE, CHANNELS = 4, 16, (3, 32, 32), (32, 64, 64)
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -71,9 +71,7 @@ def measured(where: Any, once: bool, told: Any) -> dict[str, float]:
     z, t = torch.randn(BATCH, *SHAPE, device=DEVICE), torch.rand(BATCH, device=DEVICE)
     target = torch.randn(BATCH, FRAMES, *SHAPE, device=DEVICE)
     teacher = Prediction(net, Cosine(), "v")
-    student = student_from_teacher(teacher, schedule.quadratic(FRAMES)[1:], where=where, once=once, told=told).to(
-        DEVICE
-    )
+    student = student_from_teacher(teacher, grids.quadratic(FRAMES)[1:], where=where, once=once, told=told).to(DEVICE)
     found = {"backbone": peak(net, lambda z, t, y: (net(z, t) - y).abs().mean(), z, t, target[:, 0].contiguous())}
 
     def loss(z: Tensor, y: Tensor) -> Tensor:

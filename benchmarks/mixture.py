@@ -18,15 +18,16 @@ import torch
 from _common import claim, write
 from torch import Tensor, nn
 
-from dsno import Cosine, DPMSolverPP, GaussianMixture, SolverSampler, lift, schedule
-from dsno.distill.trajectory import TrajectoryDistillation
-from dsno.noise import noise, seed_range
-from dsno.store import TrajectorySet, generate
-from dsno.students.flowmap import TrajectoryStudent
-from dsno.teachers.unet import time_embedding
+from dsno import Cosine, DPMSolverPP, GaussianMixture, SolverSampler, grids, lift
+from dsno.distillation.regression import TrajectoryDistillation
+from dsno.nets.unet import time_embedding
+from dsno.seeds import noise, seed_range
+from dsno.students.operator import TrajectoryStudent
 from dsno.train import TrainConfig, train
+from dsno.trajectories.generate import generate
+from dsno.trajectories.sets import TrajectorySet
 
-TIMES = schedule.quadratic(4)[1:]
+TIMES = grids.quadratic(4)[1:]
 KEEP = torch.cat([torch.ones(1, dtype=torch.float64), TIMES])
 
 
@@ -73,7 +74,7 @@ def student_error(data: Path, width: int, count: int, steps: int, seed: int, tar
     with tempfile.TemporaryDirectory() as folder:
         train(student, objective, config, Path(folder) / "run")
     z = noise(seed_range(10_000_000, 4096), (2,))
-    exact = SolverSampler(teacher(), Cosine(), schedule.through(schedule.uniform(400), TIMES), DPMSolverPP(3))(z).sample
+    exact = SolverSampler(teacher(), Cosine(), grids.through(grids.uniform(400), TIMES), DPMSolverPP(3))(z).sample
     error = (student.sample(z) - exact).square().sum(-1).mean().sqrt()
     return float(error), sum(p.numel() for p in student.parameters())
 
@@ -93,9 +94,7 @@ def main() -> None:
     by_count: dict[str, list[float]] = {}
     with tempfile.TemporaryDirectory() as folder:
         data = Path(folder) / "data"
-        sampler = SolverSampler(
-            teacher(), Cosine(), schedule.through(schedule.uniform(100), TIMES), DPMSolverPP(3), KEEP
-        )
+        sampler = SolverSampler(teacher(), Cosine(), grids.through(grids.uniform(100), TIMES), DPMSolverPP(3), KEEP)
         generate(sampler, (2,), data, max(counts), targets=("x0", "state"), dtype=torch.float32, batch=1024)
         for target in ("x0", "state"):
             by_count[target] = [student_error(data, 64, n, steps, 0, target)[0] for n in counts]

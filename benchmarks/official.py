@@ -31,8 +31,8 @@ from _common import claim, write
 from torch import Tensor, nn
 
 from dsno import Cosine
-from dsno.students.flowmap import TrajectoryStudent
 from dsno.students.official import official_student
+from dsno.students.operator import TrajectoryStudent
 
 CONFIG = {
     "data": {"image_size": 32, "num_channels": 3},

@@ -25,25 +25,36 @@ from _common import claim, write
 from torch import Tensor
 
 from dsno.checkpoint import read_json, write_json
-from dsno.data import load_data
-from dsno.denoise import Denoiser, GaussianMixture
-from dsno.evaluate import Reference, fine_solution
-from dsno.metrics import extract, frechet_distance, load_feature_net
-from dsno.noise import noise, seed_range
+from dsno.data.load import load_data
+from dsno.denoise import Denoiser
+from dsno.distillation.run import distill
+from dsno.grids import uniform
+from dsno.measure.evaluate import Reference
+from dsno.measure.features import extract
+from dsno.measure.metrics import frechet_distance
+from dsno.nets.features import load_feature_net
 from dsno.parallel.picard import Picard
 from dsno.parallel.receding import Receding
 from dsno.parallel.rounds import Exact
 from dsno.parallel.speculative import Speculative
 from dsno.parallel.srds import SRDS
 from dsno.parallel.taa import ParaTAA
-from dsno.recipes import RECIPES, distill, make_trajectories
-from dsno.report import HELD_OUT
-from dsno.schedule import Cosine, uniform
-from dsno.solve import SOLVERS, Chain, Sampler, SolverSampler
-from dsno.students.flowmap import MultiPass, OnePass, TrajectoryStudent, load_student, student_from_teacher
+from dsno.report.compare import HELD_OUT
+from dsno.runs.recipes import RECIPES
+from dsno.schedule import Cosine
+from dsno.seeds import noise, seed_range
+from dsno.solvers.chain import Chain
+from dsno.solvers.fine import fine_solution
+from dsno.solvers.named import SOLVERS
+from dsno.solvers.run import SolverSampler
+from dsno.students.files import load_student
+from dsno.students.operator import TrajectoryStudent, student_from_teacher
+from dsno.students.samplers import MultiPass, OnePass
+from dsno.teachers.closed import GaussianMixture
 from dsno.teachers.load import load_teacher
 from dsno.train import TrainConfig
-from dsno.trajectory import Trajectory
+from dsno.trajectories.make import make_trajectories
+from dsno.trajectory import Sampler, Trajectory
 
 IMAGES = Path(__file__).parents[1] / "docs" / "images"
 SPECULATIVE: dict[str, dict[str, bool]] = {

@@ -17,12 +17,15 @@ from typing import Any
 from _common import claim, write
 
 from dsno.checkpoint import read_json
-from dsno.data import load_data
-from dsno.evaluate import Result, fine_solution, load_results
-from dsno.noise import noise, seed_range
-from dsno.recipes import RECIPES
-from dsno.report import HELD_OUT, compare, image_grid, quality_against_cost, trajectory_strips
-from dsno.students.flowmap import OnePass, load_student
+from dsno.data.load import load_data
+from dsno.measure.results import Result, load_results
+from dsno.report.compare import HELD_OUT, compare
+from dsno.report.pictures import image_grid, quality_against_cost, trajectory_strips
+from dsno.runs.recipes import RECIPES
+from dsno.seeds import noise, seed_range
+from dsno.solvers.fine import fine_solution
+from dsno.students.files import load_student
+from dsno.students.samplers import OnePass
 from dsno.teachers.load import load_teacher
 from dsno.teachers.native import sample_shape
 

@@ -21,13 +21,16 @@ import torch
 from _common import claim, write
 from torch import Tensor, nn
 
-from dsno.denoise import GaussianMixture
-from dsno.distill.flowmaps import direct, eulerian, lagrangian, meanflow, progressive_map, shortcut
-from dsno.distill.stages import Given
-from dsno.noise import noise, seed_range
-from dsno.schedule import VE, Cosine, RectifiedFlow, Schedule, VPLinear, even, quadratic, uniform
-from dsno.solve import DPMSolverPP, SolverSampler
-from dsno.students.twotime import FlowMap, passes_of
+from dsno.distillation.flowmaps import direct, eulerian, lagrangian, meanflow, progressive_map, shortcut
+from dsno.distillation.stages import Given
+from dsno.grids import even, quadratic, uniform
+from dsno.schedule import VE, Cosine, RectifiedFlow, Schedule, VPLinear
+from dsno.seeds import noise, seed_range
+from dsno.solvers.multistep import DPMSolverPP
+from dsno.solvers.run import SolverSampler
+from dsno.students.flowmap import FlowMap
+from dsno.students.samplers import passes_of
+from dsno.teachers.closed import GaussianMixture
 from dsno.train import TrainConfig, train
 
 METHODS = {

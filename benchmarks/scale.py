@@ -23,11 +23,11 @@ from pathlib import Path
 import torch
 from _common import claim, write
 
-from dsno import Cosine, Prediction, SolverSampler, schedule
-from dsno.store import generate
-from dsno.teachers.unet import UNet
+from dsno import Cosine, Prediction, SolverSampler, grids
+from dsno.nets.unet import UNet
+from dsno.trajectories.generate import generate
 
-SHAPE, KEEP, STEPS = (1, 8, 8), schedule.quadratic(4), 16
+SHAPE, KEEP, STEPS = (1, 8, 8), grids.quadratic(4), 16
 
 
 def work(folder: Path, batches: int, batch: int) -> None:
@@ -37,7 +37,7 @@ def work(folder: Path, batches: int, batch: int) -> None:
     torch.set_num_threads(1)
     torch.manual_seed(0)
     accelerator = Accelerator(cpu=True)
-    grid = schedule.through(schedule.uniform(STEPS), KEEP[1:])
+    grid = grids.through(grids.uniform(STEPS), KEEP[1:])
     sampler = SolverSampler(Prediction(UNet(channels=(32, 64)).eval(), Cosine()), Cosine(), grid, keep=KEEP)
     done: list[tuple[float, int]] = []
     generate(

@@ -19,12 +19,14 @@ import torch
 from _common import claim, write
 from torch import nn
 
-from dsno import Cosine, Gaussian, Prediction, SolverSampler, schedule
-from dsno.share import push
-from dsno.store import TrajectorySet, batches, generate
-from dsno.teachers.unet import UNet
+from dsno import Cosine, Gaussian, Prediction, SolverSampler, grids
+from dsno.nets.unet import UNet
+from dsno.trajectories.generate import generate
+from dsno.trajectories.order import batches
+from dsno.trajectories.sets import TrajectorySet
+from dsno.trajectories.share import push
 
-SHAPE, KEEP = (1, 8, 8), schedule.quadratic(4)
+SHAPE, KEEP = (1, 8, 8), grids.quadratic(4)
 
 
 def network() -> UNet:
@@ -47,7 +49,7 @@ def ratios(first: Callable[[], object], second: Callable[[], object], repeats: i
 def generation(folder: Path, steps: int, batch: int, calls: int, repeats: int) -> list[float]:
     """Network rows per second of `generate`, files and checksums included, over those of the network alone."""
     net = network().eval()
-    grid = schedule.through(schedule.uniform(steps), KEEP[1:])
+    grid = grids.through(grids.uniform(steps), KEEP[1:])
     sampler = SolverSampler(Prediction(net, Cosine()), Cosine(), grid, keep=KEEP)
     x, t = torch.randn(batch, *SHAPE), torch.full((batch,), 0.5)
 

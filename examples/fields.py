@@ -26,15 +26,17 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from dsno import OnePass, Prediction, Schedule, SolverSampler, UniPC, student_from_teacher
-from dsno.data import load_data
+from dsno.data.load import load_data
 from dsno.denoise import expand_like
-from dsno.noise import noise, seed_range
-from dsno.recipes import distill, teach
-from dsno.schedule import Cosine, quadratic
-from dsno.solve import initial_state
-from dsno.store import generate
-from dsno.teachers.unet import UNet
+from dsno.distillation.run import distill
+from dsno.grids import quadratic
+from dsno.nets.unet import UNet
+from dsno.runs.teach import teach
+from dsno.schedule import Cosine
+from dsno.seeds import noise, seed_range
+from dsno.solvers.run import initial_state
 from dsno.train import TrainConfig
+from dsno.trajectories.generate import generate
 
 SIZE = 32
 _k = torch.fft.fftfreq(SIZE, 1 / SIZE, dtype=torch.float64)

@@ -24,11 +24,13 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from dsno import OnePass, SolverSampler, UniPC, student_from_teacher
-from dsno.data import load_data
-from dsno.noise import noise, seed_range
-from dsno.recipes import distill, make_trajectories, teach
-from dsno.schedule import quadratic
+from dsno.data.load import load_data
+from dsno.distillation.run import distill
+from dsno.grids import quadratic
+from dsno.runs.teach import teach
+from dsno.seeds import noise, seed_range
 from dsno.train import TrainConfig
+from dsno.trajectories.make import make_trajectories
 
 LENGTH = 64
 TAU = np.arange(LENGTH) / LENGTH

@@ -6,22 +6,11 @@ from torch import Tensor, nn
 from torch.distributions import Categorical, Independent, MixtureSameFamily, Normal
 from torch.func import grad
 
-from dsno.denoise import (
-    KINDS,
-    Cond,
-    Denoiser,
-    Gaussian,
-    GaussianMixture,
-    Guided,
-    Kind,
-    Meter,
-    Prediction,
-    Threshold,
-    convert,
-    scale_input,
-    x0_from,
-)
+from dsno.condition import Cond
+from dsno.cost import Meter
+from dsno.denoise import KINDS, Denoiser, Guided, Kind, Prediction, Threshold, convert, scale_input, x0_from
 from dsno.schedule import VE, Cosine, RectifiedFlow, Schedule
+from dsno.teachers.closed import Gaussian, GaussianMixture
 
 MEAN = torch.tensor([0.3, -0.7, 1.1], dtype=torch.float64)
 STD = torch.tensor([0.5, 0.2, 1.5], dtype=torch.float64)

@@ -9,9 +9,10 @@ import pytest
 import torch
 
 from dsno.checkpoint import read_json
-from dsno.noise import noise
-from dsno.schedule import log_snr_uniform
-from dsno.solve import DPMSolverPP, SolverSampler
+from dsno.grids import log_snr_uniform
+from dsno.seeds import noise
+from dsno.solvers.multistep import DPMSolverPP
+from dsno.solvers.run import SolverSampler
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 

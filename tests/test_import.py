@@ -7,15 +7,15 @@ MODULES = [
     "dsno",
     "dsno.schedule",
     "dsno.denoise",
-    "dsno.noise",
+    "dsno.seeds",
     "dsno.trajectory",
-    "dsno.solve",
+    "dsno.solvers.run",
     "dsno.checkpoint",
-    "dsno.data",
+    "dsno.data.load",
     "dsno.train",
     "dsno.students.temporal",
     "dsno.students.lift",
-    "dsno.teachers.unet",
+    "dsno.nets.unet",
 ]
 HEAVY = ["diffusers", "transformers", "accelerate", "sklearn", "scipy", "matplotlib", "torchmetrics", "tyro", "rich"]
 

@@ -23,15 +23,17 @@ from torch import Tensor, nn
 
 from dsno import Cosine, Gaussian, OnePass, Prediction, SolverSampler, student_from_teacher
 from dsno.checkpoint import read_tensors
-from dsno.distill.denoising import Denoising
-from dsno.distill.trajectory import TrajectoryDistillation
-from dsno.evaluate import Result, evaluate, load_results
-from dsno.recipes import shipped
-from dsno.report import compare
-from dsno.schedule import quadratic
-from dsno.store import TrajectorySet, generate
-from dsno.teachers.unet import UNet
+from dsno.distillation.denoising import Denoising
+from dsno.distillation.regression import TrajectoryDistillation
+from dsno.grids import quadratic
+from dsno.measure.evaluate import evaluate
+from dsno.measure.results import Result, load_results
+from dsno.nets.unet import UNet
+from dsno.report.compare import compare
+from dsno.runs.shipped import shipped
 from dsno.train import TrainConfig, train
+from dsno.trajectories.generate import generate
+from dsno.trajectories.sets import TrajectorySet
 from dsno.trajectory import Trajectory
 
 CONFIG = TrainConfig(steps=8, lr=1e-3, warmup=2, ema=0.9, checkpoint_every=3, log_every=1)
@@ -40,7 +42,7 @@ BATCH = 8
 # What a process would otherwise import for seconds.
 PRELOAD = [
     "accelerate", "torch._dynamo", "torch.distributed.fsdp", "torch.distributed.tensor", "torchmetrics.image.fid",
-    "torchmetrics.image.kid", "dsno.train", "dsno.evaluate",
+    "torchmetrics.image.kid", "dsno.train", "dsno.measure.evaluate",
 ]  # fmt: skip
 
 

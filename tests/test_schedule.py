@@ -9,24 +9,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.func import jvp
 
-from dsno.schedule import (
-    GRIDS,
-    VE,
-    Cosine,
-    RectifiedFlow,
-    Schedule,
-    Tabulated,
-    VPLinear,
-    check_grid,
-    even,
-    karras,
-    linear_beta,
-    log_snr_uniform,
-    quadratic,
-    schedule_from_config,
-    through,
-    uniform,
-)
+from dsno.grids import GRIDS, check_grid, even, karras, log_snr_uniform, quadratic, through, uniform
+from dsno.schedule import VE, Cosine, RectifiedFlow, Schedule, Tabulated, VPLinear, linear_beta, schedule_from_config
 
 # Condition numbers of the maps are below 1e3 inside, so float64 round-off stays below this.
 EXACT = dict(rtol=1e-11, atol=1e-11)

@@ -1,21 +1,22 @@
 """Fast sampling of diffusion models: learn the whole trajectory, emit it in one forward pass."""
 
-from dsno.denoise import Denoiser, Gaussian, GaussianMixture, Guided, Meter, Prediction
+from dsno.cost import Meter
+from dsno.denoise import Denoiser, Guided, Prediction
 from dsno.parallel import SRDS, ParaTAA, Picard, Receding, Replicas, Speculative
 from dsno.schedule import VE, Cosine, RectifiedFlow, Schedule, Tabulated, VPLinear, linear_beta
-from dsno.solve import DDIM, Ancestral, Chain, DPMSolverPP, Heun, Sampler, SolverSampler, UniPC
-from dsno.students.flowmap import (
-    MultiPass,
-    OnePass,
-    TrajectoryStudent,
-    load_student,
-    save_student,
-    student_from_teacher,
-)
+from dsno.solvers.chain import Chain
+from dsno.solvers.first_order import DDIM, Ancestral
+from dsno.solvers.heun import Heun
+from dsno.solvers.multistep import DPMSolverPP, UniPC
+from dsno.solvers.run import SolverSampler
+from dsno.students.files import load_student, save_student
 from dsno.students.lift import lift
+from dsno.students.operator import TrajectoryStudent, student_from_teacher
+from dsno.students.samplers import MultiPass, OnePass
+from dsno.teachers.closed import Gaussian, GaussianMixture
 from dsno.teachers.load import load_teacher
 from dsno.teachers.native import save_teacher
-from dsno.trajectory import Trajectory
+from dsno.trajectory import Sampler, Trajectory
 
 __version__ = "0.1.0"
 

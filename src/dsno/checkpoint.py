@@ -8,6 +8,7 @@ weights disagree with the architecture.
 from __future__ import annotations
 
 import difflib
+import hashlib
 import inspect
 import json
 import os
@@ -18,16 +19,31 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 __all__ = [
-    "build", "check_keys", "compare", "fill", "load_model", "prepare_folder", "read_json", "read_tensors", "save_model",
-    "write_atomically", "write_json", "write_tensors",
-]  # fmt: skip
+    "build",
+    "check_keys",
+    "compare",
+    "digest",
+    "fill",
+    "load_model",
+    "prepare_folder",
+    "raw_bytes",
+    "read_json",
+    "read_tensors",
+    "save_model",
+    "tensor_sha",
+    "write_atomically",
+    "write_json",
+    "write_tensors",
+]
 
 T = TypeVar("T")
+
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 
 
@@ -207,3 +223,24 @@ def load_model(folder: Path | str, kind: str, make: Callable[[dict[str, Any]], t
     made, module = make({k: v for k, v in config.items() if k not in ("type", "notes")})
     fill(module, read_tensors(folder / WEIGHTS), folder)
     return made
+
+
+def digest(tensors: Mapping[str, Tensor]) -> str:
+    """sha256 over names, dtypes, shapes and bytes, in the order of the names."""
+    total = hashlib.sha256()
+    for name, x in sorted(tensors.items()):
+        total.update(f"{name} {x.dtype} {tuple(x.shape)}\n".encode())
+        total.update(raw_bytes(x))
+    return total.hexdigest()
+
+
+def raw_bytes(x: Tensor) -> memoryview:
+    return x.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
+
+
+def tensor_sha(x: Tensor) -> str:
+    """SHA-256 over dtype, shape and values."""
+    array = x.detach().cpu().contiguous()
+    digest = hashlib.sha256(f"{array.dtype}{tuple(array.shape)}".encode())
+    digest.update(array.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()

@@ -24,53 +24,37 @@ tested against them.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol, overload, runtime_checkable
+from typing import Literal, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 
+from dsno.condition import Cond, map_cond, named, rows_like
 from dsno.schedule import Schedule
 
 __all__ = [
-    "Cond",
     "Denoiser",
-    "Gaussian",
-    "GaussianMixture",
     "Guided",
     "Kind",
-    "Meter",
     "Prediction",
     "Threshold",
     "convert",
     "expand_like",
-    "map_cond",
+    "modules_of",
     "scale_input",
+    "tensors_of",
     "x0_from",
 ]
 
 Kind = Literal["x0", "eps", "v", "flow", "score", "edm"]
+
 KINDS: tuple[Kind, ...] = ("x0", "eps", "v", "flow", "score", "edm")
 
 NEAREST = 1e-6
 r"""The least time at which a slope of a schedule is taken: $\sigma \sim \sqrt t$ near 0 for beta schedules, whose
 slope is infinite there."""
-
-Cond = Tensor | Mapping[str, Tensor]
-"""What a denoiser is told beside the state: one tensor (labels, embeddings) or several by name (`label`, `text`, `pooled`,
-`weight`, ...), each with first dimension B."""
-
-
-@overload
-def map_cond(fn: Callable[[Tensor], Tensor], cond: Cond) -> Cond: ...
-@overload
-def map_cond(fn: Callable[[Tensor], Tensor], cond: Cond | None) -> Cond | None: ...
-def map_cond(fn: Callable[[Tensor], Tensor], cond: Cond | None) -> Cond | None:
-    """Apply `fn` to every tensor of a condition; None stays None."""
-    if cond is None or isinstance(cond, Tensor):
-        return None if cond is None else fn(cond)
-    return {name: fn(value) for name, value in cond.items()}
 
 
 @runtime_checkable
@@ -267,8 +251,8 @@ class Guided(nn.Module):
         w, cond = self._weight(x_t, cond)
         # Kept where it is needed: a copy to a GPU at every call would make the host wait each time.
         self.null = map_cond(lambda n: n.to(x_t.device), self.null)
-        null = _rows_like(self.null, cond)
-        both = {name: torch.cat([c, null[name]]) for name, c in _named(cond).items()}
+        null = rows_like(self.null, cond)
+        both = {name: torch.cat([c, null[name]]) for name, c in named(cond).items()}
         told: Cond = both.get("", both)
         D = self.denoiser.unclipped if isinstance(self.denoiser, Prediction) else self.denoiser
         conditional, unconditional = D(torch.cat([x_t, x_t]), torch.cat([t.expand(len(x_t))] * 2), told).chunk(2)
@@ -284,141 +268,16 @@ class Guided(nn.Module):
         return expand_like(cond["weight"].to(x_t.device), x_t), rest
 
 
-def _named(cond: Cond) -> dict[str, Tensor]:
-    return {"": cond} if isinstance(cond, Tensor) else dict(cond)
+def modules_of(denoiser: Denoiser) -> dict[str, nn.Module]:
+    """The denoiser if it is a module, else the modules among its attributes, under their prefix."""
+    if isinstance(denoiser, nn.Module):
+        return {"": denoiser}
+    return {f"{k}.": v for k, v in getattr(denoiser, "__dict__", {}).items() if isinstance(v, nn.Module)}
 
 
-def _label(cond: Cond | None) -> Tensor | None:
-    """The labels of a condition, alone or by name."""
-    return cond if cond is None or isinstance(cond, Tensor) else cond["label"]
-
-
-def _rows_like(null: Cond, cond: Cond) -> dict[str, Tensor]:
-    """One row of `null` for each of `cond`, by name."""
-    absent, named = _named(null), _named(cond)
-    if set(absent) != set(named):
-        known = [sorted(names) for names in (absent, named)]
-        raise ValueError(f"the null condition names {known[0]}, the condition {known[1]}: they must be alike")
-    return {name: absent[name].to(c).expand_as(c) for name, c in named.items()}
-
-
-class Meter(nn.Module):
-    """Counts what a denoiser costs: `rounds` (calls, the serial cost) and `rows` (batch rows, the total cost).
-
-    A guided denoiser evaluates two rows for each. `jvps` and `vjps` are counted by the samplers that differentiate,
-    through `tally`.
-    """
-
-    def __init__(self, denoiser: Denoiser) -> None:
-        super().__init__()
-        self.denoiser = denoiser
-        self.evaluations: int = denoiser.evaluations if isinstance(denoiser, Guided | Meter) else 1
-        self.reset()
-
-    def reset(self) -> None:
-        self.rounds = self.rows = self.jvps = self.vjps = 0
-
-    def tally(self, jvps: int = 0, vjps: int = 0) -> None:
-        self.jvps += jvps
-        self.vjps += vjps
-
-    def forward(self, x_t: Tensor, t: Tensor, cond: Cond | None = None) -> Tensor:
-        self.rounds += 1
-        self.rows += len(x_t) * self.evaluations
-        return self.denoiser(x_t, t, cond)
-
-
-class Gaussian:
-    r"""The exact denoiser of $x_0 \sim \mathcal N(\mu, \mathrm{diag}(s^2))$, and its exact flow.
-
-    $$ D(x_t, t) = \mu + \frac{\alpha_t s^2}{\alpha_t^2 s^2 + \sigma_t^2} (x_t - \alpha_t \mu) $$
-
-    Arguments:
-        schedule: The path.
-        mean: $\mu$, of shape (*shape); or (K, *shape) with `classes` = K, picked by `cond` of shape (B,).
-        std: $s > 0$, broadcastable to (*shape).
-        classes: The number of classes, or None.
-    """
-
-    def __init__(self, schedule: Schedule, mean: Tensor, std: Tensor | float, classes: int | None = None) -> None:
-        self.schedule = schedule
-        self.mean = mean
-        self.std = torch.as_tensor(std, dtype=mean.dtype)
-        self.classes = classes
-        if not bool((self.std > 0).all()):
-            raise ValueError("std must be positive")
-        if classes is not None and len(mean) != classes:
-            raise ValueError(f"mean has {len(mean)} rows but there are {classes} classes")
-
-    def _mu(self, cond: Cond | None) -> Tensor:
-        if self.classes is None:
-            return self.mean
-        if (label := _label(cond)) is None:
-            raise ValueError("this Gaussian is class conditional: pass labels of shape (B,) as cond")
-        return self.mean.to(label.device)[label]
-
-    def __call__(self, x_t: Tensor, t: Tensor, cond: Cond | None = None) -> Tensor:
-        mu, s2 = self._mu(cond).to(x_t), self.std.to(x_t) ** 2
-        alpha_t, sigma_t = (expand_like(c, x_t) for c in self.schedule(t))
-        return mu + alpha_t * s2 / (alpha_t**2 * s2 + sigma_t**2) * (x_t - alpha_t * mu)
-
-    def flow(self, x_t: Tensor, t: float, s: float, cond: Cond | None = None) -> Tensor:
-        r"""The probability-flow ODE solved exactly from time `t` to time `s`; shapes (B, *shape).
-
-        $$ x_s = \alpha_s \mu + \sqrt{\frac{\alpha_s^2 s^2 + \sigma_s^2}{\alpha_t^2 s^2 + \sigma_t^2}} (x_t - \alpha_t \mu) $$
-        """
-        mu, s2 = self._mu(cond).to(x_t), self.std.to(x_t) ** 2
-        (alpha_t, sigma_t), (alpha_s, sigma_s) = self.schedule.at(t), self.schedule.at(s)
-        gain = ((alpha_s**2 * s2 + sigma_s**2) / (alpha_t**2 * s2 + sigma_t**2)).sqrt()
-        return alpha_s * mu + gain * (x_t - alpha_t * mu)
-
-
-class GaussianMixture:
-    r"""The exact denoiser of a mixture $\sum_k w_k \mathcal N(\mu_k, s_k^2 I)$.
-
-    $$ D(x_t, t) = \sum_k r_k(x_t) \Big( \mu_k + \tfrac{\alpha_t s_k^2}{v_k} (x_t - \alpha_t \mu_k) \Big), \quad
-       r_k \propto w_k \mathcal N(x_t; \alpha_t \mu_k, v_k I), \quad v_k = \alpha_t^2 s_k^2 + \sigma_t^2. $$
-
-    Arguments:
-        schedule: The path.
-        means: $\mu_k$, shape (K, *shape).
-        stds: $s_k$, shape (K,) or a number.
-        weights: $w_k$, shape (K,); equal by default.
-        labels: The class of each component, shape (K,); a `cond` of shape (B,) keeps the components of that class.
-    """
-
-    def __init__(
-        self,
-        schedule: Schedule,
-        means: Tensor,
-        stds: Tensor | float,
-        weights: Tensor | None = None,
-        labels: Sequence[int] | Tensor | None = None,
-    ) -> None:
-        K = len(means)
-        self.schedule, self.means = schedule, means
-        self.stds = torch.as_tensor(stds, dtype=means.dtype).expand(K)
-        self.weights = torch.full((K,), 1 / K, dtype=means.dtype) if weights is None else weights / weights.sum()
-        self.labels = None if labels is None else torch.as_tensor(labels)
-
-    def __call__(self, x_t: Tensor, t: Tensor, cond: Cond | None = None) -> Tensor:
-        B, K = len(x_t), len(self.means)
-        x = x_t.reshape(B, 1, -1)
-        mu = self.means.to(x_t).reshape(1, K, -1)
-        s2 = self.stds.to(x_t).reshape(1, K, 1) ** 2
-        alpha_t, sigma_t = (c.to(x_t).reshape(-1, 1, 1) for c in self.schedule(t))
-        v = alpha_t**2 * s2 + sigma_t**2
-        residual = x - alpha_t * mu
-        logits = self.weights.to(x_t).log() - 0.5 * (residual**2 / v).sum(-1) - 0.5 * x.shape[-1] * v.log().squeeze(-1)
-        if (label := _label(cond)) is not None:
-            if self.labels is None:
-                raise ValueError("this mixture has no labels: it cannot be conditioned on a class")
-            logits = logits.masked_fill(self.labels.to(label)[None] != label[:, None], -torch.inf)
-        r = logits.softmax(-1).unsqueeze(-1)
-        return (r * (mu + alpha_t * s2 / v * residual)).sum(1).reshape(x_t.shape)
-
-    def sample(self, count: int, generator: torch.Generator | None = None) -> Tensor:
-        """Draw `count` exact samples, shape (count, *shape)."""
-        k = torch.multinomial(self.weights, count, replacement=True, generator=generator)
-        noise = torch.randn(count, *self.means.shape[1:], dtype=self.means.dtype, generator=generator)
-        return self.means[k] + expand_like(self.stds[k], noise) * noise
+def tensors_of(denoiser: Denoiser) -> dict[str, Tensor]:
+    """The weights of a denoiser: its state dict if it is a module, else those and the tensors among its attributes."""
+    state = {} if isinstance(denoiser, nn.Module) else dict(getattr(denoiser, "__dict__", {}))
+    for prefix, module in modules_of(denoiser).items():
+        state |= module.state_dict(prefix=prefix)
+    return {k: v for k, v in state.items() if isinstance(v, Tensor)}

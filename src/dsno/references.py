@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from dsno.checkpoint import CONFIG, read_json
-from dsno.distill.methods import METHODS
-from dsno.shards import MANIFEST
+from dsno.distillation.registry import METHODS
+from dsno.trajectories.manifest import MANIFEST
 
 __all__ = ["REFERENCES", "Reference", "bibtex", "used_by"]
 
@@ -54,6 +54,7 @@ ICLR, ICML, CVPR = (
     "International Conference on Machine Learning",
     "IEEE/CVF Conference on Computer Vision and Pattern Recognition",
 )
+
 NEURIPS = "Advances in Neural Information Processing Systems"
 
 REFERENCES: dict[str, Reference] = {
@@ -207,15 +208,19 @@ SOLVERS = {
     "DDIM": "song2021denoising", "Ancestral": "ho2020denoising", "Heun": "karras2022elucidating",
     "DPMSolverPP": "lu2022dpmpp", "DPM-Solver++": "lu2022dpmpp", "UniPC": "zhao2023unipc",
 }  # fmt: skip
+
 PATHS = {
     "Cosine": "nichol2021improved", "RectifiedFlow": "liu2023flow", "VE": "karras2022elucidating",
     "VPLinear": "song2021score", "Tabulated": "ho2020denoising",
 }  # fmt: skip
+
 KINDS = {"v": "salimans2022progressive", "edm": "karras2022elucidating", "flow": "liu2023flow"}
+
 NETS = {
     "IDDPMUNet": "nichol2021improved", "PreconditionedUNet": "karras2022elucidating", "SongUNet": "song2021score",
     "DhariwalUNet": "dhariwal2021diffusion", "MagnitudeUNet": "karras2024analyzing",
 }  # fmt: skip
+
 METRICS = ("heusel2017gans", "binkowski2018demystifying", "kynkaanniemi2019improved")
 
 

@@ -23,13 +23,12 @@ from __future__ import annotations
 import inspect
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 __all__ = [
-    "GRIDS",
     "SCHEDULES",
     "VE",
     "Cosine",
@@ -37,15 +36,8 @@ __all__ = [
     "Schedule",
     "Tabulated",
     "VPLinear",
-    "check_grid",
-    "even",
-    "karras",
     "linear_beta",
-    "log_snr_uniform",
-    "quadratic",
     "schedule_from_config",
-    "through",
-    "uniform",
 ]
 
 
@@ -316,110 +308,3 @@ def schedule_from_config(config: dict[str, object]) -> Schedule:
     except TypeError as error:
         raise ValueError(f"the schedule {name} has {', '.join(signature.parameters) or 'no keys'}: {error}") from None
     return SCHEDULES[name](**arguments)
-
-
-def check_grid(grid: Tensor | Sequence[float]) -> Tensor:
-    """Return `grid` as a float64 tensor on the host, or say what is wrong with it.
-
-    Raises:
-        ValueError: unless the grid has at least two times, strictly decreasing, inside [0, 1].
-    """
-    times = torch.as_tensor(grid, dtype=torch.float64, device="cpu")
-    if times.ndim != 1 or len(times) < 2:
-        raise ValueError(f"a grid needs at least two times (one step), got shape {tuple(times.shape)}")
-    if not bool(torch.isfinite(times).all()) or times.min() < 0 or times.max() > 1:
-        raise ValueError(f"a grid must lie inside [0, 1] (1 is noise), got {_preview(times)}")
-    if not bool((times[1:] < times[:-1]).all()):
-        raise ValueError(f"a grid must decrease strictly, from noise to data, got {_preview(times)}")
-    return times
-
-
-def _preview(times: Tensor) -> str:
-    shown = ", ".join(f"{t:g}" for t in times[:6].tolist())
-    return f"[{shown}{', ...' if len(times) > 6 else ''}]"
-
-
-def uniform(steps: int, start: float = 1.0, stop: float = 0.0) -> Tensor:
-    r"""$t_n = 1 - n/N$: `steps` + 1 times from `start` to `stop`, float64."""
-    return check_grid(torch.linspace(start, stop, _positive(steps) + 1, dtype=torch.float64))
-
-
-def quadratic(steps: int, start: float = 1.0) -> Tensor:
-    r"""$t_n = (1 - n/N)^2$: denser towards the data; DSNO's CIFAR-10 frames are `quadratic(4)[1:]`."""
-    return check_grid(start * torch.linspace(1, 0, _positive(steps) + 1, dtype=torch.float64) ** 2)
-
-
-def even(schedule: Schedule, steps: int) -> Tensor:
-    r"""Equal steps of the phase, $p_n = 1 - n/N$: `steps` + 1 times from 1 to 0, float64; `uniform` on `Cosine`.
-
-    Raises:
-        ValueError: for no steps.
-    """
-    return check_grid(schedule.from_phase(uniform(steps)))
-
-
-def log_snr_uniform(schedule: Schedule, steps: int, log_snr_max: float = 10.0, log_snr_min: float = -10.0) -> Tensor:
-    r"""Equal steps of $\ell$ between $t = 1$ and `log_snr_max`, then one last step to $t = 0$ (`steps` + 1 times).
-
-    The log-SNR is infinite at one end of most schedules, so the range is clipped to `[log_snr_min, log_snr_max]`.
-    """
-    start = max(log_snr_min, float(schedule.log_snr(torch.tensor(1.0, dtype=torch.float64))))
-    inner = schedule.time(torch.linspace(start, log_snr_max, _positive(steps), dtype=torch.float64))
-    return _closed(inner)
-
-
-def karras(
-    schedule: Schedule, steps: int, sigma_min: float = 0.002, sigma_max: float = 80.0, rho: float = 7.0
-) -> Tensor:
-    r"""Karras et al., 2022 (arXiv 2206.00364), eq. 5, in $\bar\sigma = \sigma_t / \alpha_t$, then one last step to $t = 0$.
-
-    $$ \bar\sigma_n = \big(\sigma_{\max}^{1/\rho} + \tfrac{n}{N-1}(\sigma_{\min}^{1/\rho} - \sigma_{\max}^{1/\rho})\big)^\rho $$
-
-    A schedule that ends at a lower level than `sigma_max` has its own.
-    """
-    alpha, sigma_end = schedule.at(1.0)
-    sigma_max = min(sigma_max, sigma_end / alpha) if alpha > 0 else sigma_max
-    ramp = torch.linspace(0, 1, _positive(steps), dtype=torch.float64)
-    sigma = (sigma_max ** (1 / rho) + ramp * (sigma_min ** (1 / rho) - sigma_max ** (1 / rho))) ** rho
-    return _closed(schedule.time(-2 * sigma.log()))
-
-
-GRIDS: dict[str, Callable[[Schedule, int], Tensor]] = {
-    "quadratic": lambda schedule, steps: check_grid(schedule.from_phase(quadratic(steps))),
-    "uniform": lambda schedule, steps: uniform(steps),
-    "even": even,
-    "log-snr": log_snr_uniform,
-    "karras": karras,
-}
-"""The grids by name: functions of a schedule and the number of steps. `quadratic` is so in the phase, as `even` is uniform."""
-
-
-def through(grid: Tensor, times: Sequence[float] | Tensor) -> Tensor:
-    """Move the nearest inner times of a grid onto `times`, so that a solver's states can be kept there.
-
-    Raises:
-        ValueError: if the grid is too coarse to give each of the times an inner grid time of its own.
-    """
-    moved = check_grid(grid).clone()
-    for t in torch.as_tensor(times, dtype=torch.float64).tolist():
-        moved[(check_grid(grid) - t).abs().argmin()] = t
-    missing = [t for t in torch.as_tensor(times, dtype=torch.float64).tolist() if not bool((moved == t).any())]
-    ends_moved = not torch.equal(moved[[0, -1]], check_grid(grid)[[0, -1]])
-    if missing or ends_moved or not bool((moved[1:] < moved[:-1]).all()):
-        raise ValueError(
-            f"a grid of {len(moved) - 1} steps cannot pass through {list(map(float, times))}: use more steps"
-        )
-    return moved
-
-
-def _closed(inner: Tensor) -> Tensor:
-    # The first time is the noise itself and the last the data, whatever range the inner times were clipped to.
-    inner = inner.clone()
-    inner[0] = 1.0
-    return check_grid(torch.cat([inner, torch.zeros(1, dtype=torch.float64)]))
-
-
-def _positive(steps: int) -> int:
-    if steps < 1:
-        raise ValueError(f"a grid needs at least one step, got {steps}")
-    return int(steps)

@@ -21,6 +21,7 @@ import copy
 import json
 import logging
 import math
+import os
 import shutil
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping
@@ -43,11 +44,30 @@ from dsno.checkpoint import (
     write_json,
     write_tensors,
 )
-from dsno.noise import mixed
+from dsno.seeds import mixed
 
-__all__ = ["Objective", "TrainConfig", "learning_rate", "train"]
+__all__ = ["Objective", "Report", "TrainConfig", "learning_rate", "prepare_run", "quiet", "stage_progress", "train"]
+
+Report = Callable[[str, int, int, str], None]
+"""Progress of a stage: `report(stage, done, total, text)`."""
+
+
+def quiet(stage: str, done: int, total: int, text: str) -> None:
+    log.debug("%s %d/%d %s", stage, done, total, text)
+
+
+def prepare_run(out: Path | str, resume: bool, overwrite: bool) -> None:
+    """Make a model's folder ready; of several processes the first does this, and the others wait for it in `train`."""
+    if os.environ.get("RANK", "0") == "0":
+        prepare_folder(out, resume, overwrite)
+
+
+def stage_progress(stage: str, report: Report) -> Callable[[int, int, dict[str, float]], None]:
+    return lambda done, total, numbers: report(stage, done, total, f"loss {numbers['loss']:.4f}")
+
 
 log = logging.getLogger(__name__)
+
 Progress = Callable[[int, int, dict[str, float]], None]
 
 
@@ -409,9 +429,6 @@ def _rewind(path: Path, step: int) -> None:
 def _latest(folder: Path) -> Path | None:
     found = sorted(folder.glob("step-*"))
     return found[-1] if found else None
-
-
-# Sharded tensors: what a process holds, the whole of them, and back.
 
 
 def _local(value: Tensor) -> Tensor:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Protocol
 
 from torch import Tensor
 
-from dsno.denoise import Cond
+from dsno.condition import Cond
 
-__all__ = ["Trace", "Trajectory"]
+__all__ = ["Sampler", "Trace", "Trajectory"]
 
 
 @dataclass(frozen=True)
@@ -66,3 +67,13 @@ class Trajectory:
     def sample(self) -> Tensor:
         """The last state, shape (B, *shape)."""
         return self.x[:, -1]
+
+
+class Sampler(Protocol):
+    """Noise in, trajectory out: sequential solvers, parallel-in-time solvers and one-pass students are called alike.
+
+    `z` is standard normal noise of shape (B, *shape); `cond` has first dimension B; `seeds` (B,) are recorded and, for a
+    stochastic sampler, give the noise of its steps.
+    """
+
+    def __call__(self, z: Tensor, cond: Cond | None = None, seeds: Tensor | None = None) -> Trajectory: ...

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from dsno.check import Verdict
-    from dsno.evaluate import Result
-    from dsno.plan import Plan
-    from dsno.recipes import Report
+    from dsno.measure.results import Result
+    from dsno.runs.plan import Plan
+    from dsno.teachers.check.verdict import Verdict
+    from dsno.train import Report
 
 __all__ = ["counted", "launched", "progress", "say", "show", "show_methods", "show_plan", "show_verdict", "speaks"]
 
@@ -65,7 +65,7 @@ def show(results: Sequence[Result]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from dsno.evaluate import best, table
+    from dsno.measure.table import best, table
 
     rows, winners = table(results), best(results)
     titles = (key.replace(" ", "\n") for key in rows[0])

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from dsno.cli.students import Sample
     from dsno.parallel import Exact
-    from dsno.solve import Chain
+    from dsno.solvers.chain import Chain
     from dsno.trajectory import Trajectory
 
 __all__ = ["sample_exactly"]
@@ -34,13 +34,14 @@ def sample_exactly(options: Sample) -> None:
         ValueError: for an option that the sampler does not have, or as the sampler does.
     """
     from dsno.checkpoint import write_atomically
-    from dsno.denoise import map_cond
-    from dsno.noise import noise, seed_range
+    from dsno.condition import map_cond
+    from dsno.grids import uniform
     from dsno.parallel import EXACT, Replicas
-    from dsno.recipes import shipped
-    from dsno.report import image_grid
-    from dsno.schedule import uniform
-    from dsno.solve import Chain, initial_state
+    from dsno.report.pictures import image_grid
+    from dsno.runs.shipped import shipped
+    from dsno.seeds import noise, seed_range
+    from dsno.solvers.chain import Chain
+    from dsno.solvers.run import initial_state
     from dsno.teachers.load import load_teacher
     from dsno.teachers.native import sample_shape
 
@@ -103,8 +104,8 @@ def _asked(options: Sample, kind: type[Exact]) -> dict[str, Any]:
 
 
 def _draft(ref: str, device: torch.device) -> Any:
-    from dsno.recipes import shipped
-    from dsno.students.flowmap import load_student
+    from dsno.runs.shipped import shipped
+    from dsno.students.files import load_student
 
     return load_student(shipped() / "student" if ref == "shipped" else Path(ref)).to(device)
 

@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 
     from dsno.cli.students import Distill
     from dsno.denoise import Denoiser, Prediction
-    from dsno.distill.methods import Method
-    from dsno.store import TrajectorySet
+    from dsno.distillation.registry import Method
+    from dsno.trajectories.sets import TrajectorySet
 
 __all__ = ["Cite", "Methods", "distill_method"]
 
@@ -35,13 +35,13 @@ class Methods:
 
     In Python:
 
-        from dsno.distill.methods import METHODS
+        from dsno.distillation.registry import METHODS
         for name, method in METHODS.items():
             print(name, method.needs, method.passes, method.choose)
     """
 
     def run(self) -> None:
-        from dsno.distill.methods import METHODS
+        from dsno.distillation.registry import METHODS
         from dsno.references import REFERENCES
 
         rows = [
@@ -84,12 +84,12 @@ def distill_method(options: Distill) -> None:
         ValueError: for an option that the method does not take, or anything it needs and is not given.
     """
     from dsno.cli.sets import guided
-    from dsno.distill.methods import METHODS, student_of
-    from dsno.distill.stages import Given
-    from dsno.metrics import load_feature_net
-    from dsno.recipes import distill_by
-    from dsno.store import TrajectorySet
+    from dsno.distillation.registry import METHODS, student_of
+    from dsno.distillation.run import distill_by
+    from dsno.distillation.stages import Given
+    from dsno.nets.features import load_feature_net
     from dsno.teachers.load import load_teacher
+    from dsno.trajectories.sets import TrajectorySet
 
     method = METHODS[options.method]
     check_options(options, method)
@@ -209,7 +209,7 @@ def _takes(method: Method) -> tuple[str, ...]:
 
 def holds_trajectories(data: str) -> bool:
     """Whether `data` names trajectories, rather than an image set."""
-    from dsno.shards import MANIFEST
+    from dsno.trajectories.manifest import MANIFEST
 
     return "://" in data or (Path(data) / MANIFEST).is_file()
 
@@ -220,9 +220,9 @@ def _samples(options: Distill, teacher: Prediction, trajectories: TrajectorySet 
     Raises:
         ValueError: if they do not fit the teacher.
     """
-    from dsno.data import load_data
-    from dsno.recipes import samples_of
+    from dsno.data.load import load_data
     from dsno.teachers.native import sample_shape
+    from dsno.trajectories.labels import samples_of
 
     if trajectories is not None:
         if options.size is not None:

@@ -13,8 +13,8 @@ from dsno.cli.console import progress, say, show, show_plan
 from dsno.cli.teachers import device_of, new_file
 
 if TYPE_CHECKING:
-    from dsno.plan import Workload
-    from dsno.recipes import Recipe
+    from dsno.runs.recipes import Recipe
+    from dsno.runs.workload import Workload
 
 __all__ = ["Plan", "Reproduce"]
 
@@ -25,8 +25,8 @@ class Plan:
 
     In Python:
 
-        from dsno.plan import plan
-        from dsno.recipes import RECIPES
+        from dsno.runs.plan import plan
+        from dsno.runs.recipes import RECIPES
         print(plan(RECIPES["digits"].workload(), budget_hours=1))
     """
 
@@ -69,7 +69,7 @@ class Plan:
 
     def run(self) -> None:
         from dsno.checkpoint import write_json
-        from dsno.plan import plan
+        from dsno.runs.plan import plan
 
         if self.out is not None:
             new_file(self.out, self.overwrite)
@@ -80,8 +80,8 @@ class Plan:
         show_plan(made)
 
     def _workload(self) -> Workload:
-        from dsno.plan import Workload
-        from dsno.recipes import RECIPES
+        from dsno.runs.recipes import RECIPES
+        from dsno.runs.workload import Workload
         from dsno.teachers.load import load_teacher
 
         if self.recipe in RECIPES:
@@ -90,7 +90,7 @@ class Plan:
         return Workload(self.recipe, lambda: teacher)
 
     def _changed(self, work: Workload) -> Workload:
-        from dsno.schedule import quadratic
+        from dsno.grids import quadratic
 
         given = {"count": self.count, "solver": self.solver, "steps": self.steps, "train_batch": self.batch, "others": self.others}  # fmt: skip
         work = replace(work, guided=self.guided, **{k: v for k, v in given.items() if v is not None})  # type: ignore[arg-type]
@@ -119,8 +119,8 @@ class Reproduce:
     """A teacher to use instead of training one."""
 
     def run(self) -> None:
-        from dsno.data import load_data
-        from dsno.report import compare
+        from dsno.data.load import load_data
+        from dsno.report.compare import compare
 
         began = time.perf_counter()
         recipe = self._recipe()
@@ -140,7 +140,7 @@ class Reproduce:
         say(f"{minutes:.1f} minutes{page}", f"dsno sample --student {out / 'student'}")
 
     def _recipe(self) -> Recipe:
-        from dsno.recipes import RECIPES
+        from dsno.runs.recipes import RECIPES
 
         if self.recipe not in RECIPES:
             raise ValueError(f"unknown recipe {self.recipe!r}: expected one of {', '.join(RECIPES)}")

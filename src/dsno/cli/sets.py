@@ -17,7 +17,8 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from dsno.denoise import Cond, Guided, Prediction
+    from dsno.condition import Cond
+    from dsno.denoise import Guided, Prediction
 
 __all__ = ["Generate", "Pull", "Push", "prompts_by_seed"]
 
@@ -30,10 +31,10 @@ class Generate(Teacher):
 
     In Python:
 
-        from dsno import load_teacher, schedule
-        from dsno.recipes import make_trajectories
+        from dsno import grids, load_teacher, schedule
+        from dsno.trajectories.make import make_trajectories
         teacher = load_teacher("runs/teacher")
-        times = teacher.schedule.from_phase(schedule.quadratic(4))[1:]
+        times = teacher.schedule.from_phase(grids.quadratic(4))[1:]
         data = make_trajectories(teacher, (1, 8, 8), "runs/trajectories", 20_000, times)
     """
 
@@ -81,10 +82,10 @@ class Generate(Teacher):
     """Throw away what is in --out."""
 
     def run(self) -> None:
-        from dsno import schedule
-        from dsno.recipes import make_trajectories
+        from dsno import grids
         from dsno.teachers.load import check_dtype
         from dsno.teachers.native import sample_shape
+        from dsno.trajectories.make import make_trajectories
 
         autocast = None if self.dtype == "fp32" else check_dtype(self.dtype, device_of(self.device))
         if len(self.guidance) > 2 or any(w < 0 for w in self.guidance) or sorted(self.guidance) != [*self.guidance]:
@@ -99,7 +100,7 @@ class Generate(Teacher):
         times = torch.tensor(self.times, dtype=torch.float64)
         if not self.times:
             # Rounded, so that they are the same on machines whose tangents differ in the last digit.
-            times = teacher.schedule.from_phase(schedule.quadratic(self.frames))[1:].round(decimals=12)
+            times = teacher.schedule.from_phase(grids.quadratic(self.frames))[1:].round(decimals=12)
         with progress() as report:
             data = make_trajectories(
                 guided(self.teacher, teacher, self.guidance, self.prompts is not None, self.null), sample_shape(teacher), self.out, self.count, times, self.targets, self.solver,
@@ -135,7 +136,7 @@ def told(
     ref: str, teacher: Prediction, labels: str | None, prompts: Path | None, weights: Sequence[float] = ()
 ) -> Callable[[Tensor], Cond] | None:
     """The condition of each row, a function of its seed; two `weights` are the range of one more."""
-    from dsno.recipes import uniform_weights
+    from dsno.trajectories.labels import uniform_weights
 
     rest: Callable[[Tensor], Cond] | None = None
     if prompts is not None:
@@ -155,7 +156,7 @@ def told(
 
 
 def _labels(labels: str, classes: int | None, teacher: str) -> Callable[[Tensor], Tensor]:
-    from dsno.recipes import uniform_labels
+    from dsno.trajectories.labels import uniform_labels
 
     if classes is None:
         raise ValueError(f"--labels {labels}: {teacher} has no classes")
@@ -192,7 +193,7 @@ def prompts_by_seed(teacher: str, path: Path) -> Callable[[Tensor], dict[str, Te
         FileNotFoundError: if there is no such file.
         ValueError: if it holds no prompt, or the teacher has no text encoder that we know.
     """
-    from dsno.teachers.diffusers import encode_prompts
+    from dsno.teachers.prompts import encode_prompts
 
     if not path.is_file():
         raise FileNotFoundError(f"there is no file {path} of prompts, one a line")
@@ -209,7 +210,7 @@ class Push:
 
     In Python:
 
-        from dsno.share import push
+        from dsno.trajectories.share import push
         push("runs/trajectories", "hf://datasets/org/name")
     """
 
@@ -225,7 +226,7 @@ class Push:
     """Replace another set there."""
 
     def run(self) -> None:
-        from dsno.share import push
+        from dsno.trajectories.share import push
 
         with progress() as report:
             url = push(
@@ -241,7 +242,7 @@ class Pull:
 
     In Python:
 
-        from dsno.share import pull
+        from dsno.trajectories.share import pull
         pull("hf://datasets/org/name", "runs/trajectories")
     """
 
@@ -255,8 +256,8 @@ class Pull:
     """Replace another set in --out."""
 
     def run(self) -> None:
-        from dsno.share import pull
-        from dsno.store import TrajectorySet
+        from dsno.trajectories.sets import TrajectorySet
+        from dsno.trajectories.share import pull
 
         with progress() as report:
             pull(self.url, self.out, self.count, overwrite=self.overwrite, progress=counted(report, "pull"))

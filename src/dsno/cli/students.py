@@ -18,9 +18,10 @@ from dsno.train import TrainConfig
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from dsno.denoise import Cond, Denoiser, Prediction
-    from dsno.sets import TrajectorySet
-    from dsno.students.load import Student
+    from dsno.condition import Cond
+    from dsno.denoise import Denoiser, Prediction
+    from dsno.students.samplers import Student
+    from dsno.trajectories.sets import TrajectorySet
 
 __all__ = ["Demo", "Distill", "Evaluate", "Export", "Sample"]
 
@@ -38,8 +39,8 @@ class Distill:
     In Python:
 
         from dsno import load_teacher, student_from_teacher
-        from dsno.recipes import distill
-        from dsno.store import TrajectorySet
+        from dsno.distillation.run import distill
+        from dsno.trajectories.sets import TrajectorySet
         data = TrajectorySet("runs/trajectories")
         distill(student_from_teacher(load_teacher("runs/teacher"), data.times), data, "runs/student")
     """
@@ -92,7 +93,7 @@ class Distill:
     from_data: bool = False
     """Learn the velocity of the data, not the teacher's: of shortcut, meanflow, continuous-consistency."""
     stochastic: bool = False
-    """Train for `dsno.distill.guided.stochastic_sampler`, too: of progressive, guided."""
+    """Train for `dsno.distillation.guided.stochastic_sampler`, too: of progressive, guided."""
     derivative: Literal["forward", "difference", "upwind"] | None = None
     """How a loss takes derivatives of the student: along the flow `upwind` by default, else in forward mode, or by central
     differences where a layer has none."""
@@ -113,12 +114,12 @@ class Distill:
             next_sample,
             weight_of,
         )
-        from dsno.distill.methods import METHODS
-        from dsno.metrics import load_feature_net
-        from dsno.recipes import distill
-        from dsno.store import TrajectorySet
-        from dsno.students.flowmap import student_from_teacher
+        from dsno.distillation.registry import METHODS
+        from dsno.distillation.run import distill
+        from dsno.nets.features import load_feature_net
+        from dsno.students.operator import student_from_teacher
         from dsno.teachers.load import load_teacher
+        from dsno.trajectories.sets import TrajectorySet
 
         if self.method not in ("operator", "knowledge"):
             return distill_method(self)
@@ -167,8 +168,8 @@ class Sample:
     In Python:
 
         from dsno import Chain, ParaTAA, load_student, load_teacher
-        from dsno.noise import noise, seed_range
-        from dsno.schedule import uniform
+        from dsno.seeds import noise, seed_range
+        from dsno.grids import uniform
         z = noise(seed_range(0, 64), (1, 8, 8))
         images = load_student("runs/student").sample(z)
         teacher = load_teacher("runs/teacher")  # what `dsno teach` wrote
@@ -226,11 +227,12 @@ class Sample:
 
     def run(self) -> None:
         from dsno.checkpoint import write_atomically
-        from dsno.denoise import map_cond
-        from dsno.noise import noise, seed_range
-        from dsno.recipes import shipped
-        from dsno.report import image_grid
-        from dsno.students.load import load_any, sampler_of
+        from dsno.condition import map_cond
+        from dsno.report.pictures import image_grid
+        from dsno.runs.shipped import shipped
+        from dsno.seeds import noise, seed_range
+        from dsno.students.files import load_any
+        from dsno.students.samplers import sampler_of
 
         if self.count < 1:
             raise ValueError(f"count must be at least 1, got {self.count}")
@@ -267,7 +269,7 @@ class Sample:
 
     def _told(self, student: Student, seeds: Tensor, folder: Path) -> Cond | None:
         from dsno.checkpoint import CONFIG, read_json
-        from dsno.recipes import uniform_labels
+        from dsno.trajectories.labels import uniform_labels
 
         K = student.classes
         if self.label is not None and (K is None or not 0 <= self.label < K):
@@ -296,7 +298,7 @@ class Sample:
     def decoded(self, samples: Tensor) -> Tensor:
         if self.teacher is None:
             return samples
-        from dsno.teachers.diffusers import load_decoder
+        from dsno.teachers.latents import load_decoder
 
         latents = load_decoder(self.teacher)
         return samples if latents is None else latents.decode(samples)
@@ -309,7 +311,7 @@ class Export:
     In Python:
 
         from dsno import load_student
-        from dsno.export import export_onnx, export_program
+        from dsno.app.export import export_onnx, export_program
         student = load_student("runs/student")
         export_onnx(student, "runs/student.onnx")
         export_program(student, "runs/student.pt2")
@@ -329,9 +331,9 @@ class Export:
     """Replace --out if it exists."""
 
     def run(self) -> None:
-        from dsno.export import export_onnx, export_program
-        from dsno.recipes import shipped
-        from dsno.students.load import load_any
+        from dsno.app.export import export_onnx, export_program
+        from dsno.runs.shipped import shipped
+        from dsno.students.files import load_any
 
         writers = {".onnx": export_onnx, ".pt2": export_program}
         if self.out.suffix not in writers:
@@ -348,7 +350,7 @@ class Evaluate:
 
     In Python:
 
-        from dsno.report import compare
+        from dsno.report.compare import compare
         results = compare("runs/teacher", "runs/student", "runs/features", "digits", count=2048)
     """
 
@@ -375,10 +377,10 @@ class Evaluate:
 
     def run(self) -> None:
         from dsno.checkpoint import prepare_folder
-        from dsno.data import load_data
-        from dsno.recipes import shipped
-        from dsno.report import compare
-        from dsno.students.load import load_any
+        from dsno.data.load import load_data
+        from dsno.report.compare import compare
+        from dsno.runs.shipped import shipped
+        from dsno.students.files import load_any
 
         folder = self.student or shipped() / "student"
         student = load_any(folder)
@@ -386,7 +388,7 @@ class Evaluate:
             told = " and ".join(["a class"] * bool(student.classes) + ["a guidance weight"] * student.guided)
             raise ValueError(
                 f"{folder} is told {told}, and evaluate measures unconditional students: look at its samples (`dsno sample "
-                f"--student {folder}`), or call dsno.evaluate.evaluate with a condition (`cond`)"
+                f"--student {folder}`), or call dsno.measure.evaluate.evaluate with a condition (`cond`)"
             )
         accelerator = launched()
         if accelerator is None or accelerator.is_main_process:
@@ -409,8 +411,8 @@ class Demo:
 
     In Python:
 
-        from dsno.recipes import shipped
-        from dsno.report import compare
+        from dsno.runs.shipped import shipped
+        from dsno.report.compare import compare
         w = shipped("digits")
         compare(w / "teacher", w / "student", w / "features", "digits", count=320, page="report.html")
     """
@@ -422,8 +424,8 @@ class Demo:
 
     def run(self) -> None:
         from dsno.checkpoint import prepare_folder
-        from dsno.recipes import shipped
-        from dsno.report import compare
+        from dsno.report.compare import compare
+        from dsno.runs.shipped import shipped
 
         folder = shipped()
         prepare_folder(self.out.parent, resume=True)

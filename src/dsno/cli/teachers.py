@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     import torch
 
     from dsno import schedule
-    from dsno.denoise import Cond, Prediction
+    from dsno.condition import Cond
+    from dsno.denoise import Prediction
 
 __all__ = ["CheckTeacher", "Convert", "Teach", "Teacher", "device_of", "new_file", "null_of"]
 
@@ -71,7 +72,7 @@ def null_of(ref: str, teacher: Prediction, null: int | None) -> Cond:
     if null is not None:
         return torch.tensor(null)
     if type(teacher.net).__name__ == "DiffusersNet":
-        from dsno.teachers.diffusers import null_cond
+        from dsno.teachers.prompts import null_cond
 
         return null_cond(ref)
     raise ValueError(
@@ -87,8 +88,8 @@ class CheckTeacher(Teacher):
     In Python:
 
         from dsno import load_teacher
-        from dsno.check import check_teacher
-        from dsno.data import load_data
+        from dsno.teachers.check.check import check_teacher
+        from dsno.data.load import load_data
         print(check_teacher(load_teacher("runs/teacher"), load_data("digits").x))
     """
 
@@ -114,9 +115,9 @@ class CheckTeacher(Teacher):
     """Replace --out if it exists."""
 
     def run(self) -> int:
-        from dsno.check import check_teacher
         from dsno.checkpoint import write_json
-        from dsno.data import load_data
+        from dsno.data.load import load_data
+        from dsno.teachers.check.check import check_teacher
 
         began = time.perf_counter()
         if self.out is not None:
@@ -176,9 +177,9 @@ class Convert:
 
     def run(self) -> None:
         from dsno.checkpoint import prepare_folder
+        from dsno.nets.backbone import Backbone
         from dsno.teachers.load import load_teacher
         from dsno.teachers.native import save_teacher
-        from dsno.teachers.nets import Backbone
 
         teacher = load_teacher(self.ref, self.dtype)
         if not isinstance(teacher.net, Backbone) or teacher.time is not None:
@@ -197,8 +198,8 @@ class Teach:
 
     In Python:
 
-        from dsno.data import load_data
-        from dsno.recipes import teach
+        from dsno.data.load import load_data
+        from dsno.runs.teach import teach
         from dsno.train import TrainConfig
         teacher = teach(load_data("digits"), "runs/teacher", config=TrainConfig(steps=5000, lr=1e-3))
     """
@@ -225,8 +226,8 @@ class Teach:
 
     def run(self) -> None:
         from dsno import schedule
-        from dsno.data import load_data
-        from dsno.recipes import teach
+        from dsno.data.load import load_data
+        from dsno.runs.teach import teach
 
         path: dict[str, Callable[[], schedule.Schedule]] = {
             "cosine": schedule.Cosine, "flow": schedule.RectifiedFlow, "linear": schedule.linear_beta

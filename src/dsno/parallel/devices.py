@@ -23,14 +23,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
-from torch.utils.weak import WeakIdKeyDictionary
 
-from dsno.denoise import Cond, Denoiser, Meter, map_cond
-from dsno.sets import modules_of
+from dsno.condition import Cond, map_cond
+from dsno.cost import Live, Meter
+from dsno.denoise import Denoiser, modules_of
 
-__all__ = ["Live", "Replicas"]
+__all__ = ["Replicas"]
 
 Device = torch.device | str
 
@@ -189,23 +187,3 @@ def _picked(rows: range | list[int], x_t: Tensor, t: Tensor, cond: Cond | None) 
     """The arguments of a call at some of its rows."""
     index = slice(rows.start, rows.stop) if isinstance(rows, range) else rows
     return x_t[index], t[index] if t.ndim else t, map_cond(lambda c: c[index], cond)
-
-
-class Live(TorchDispatchMode):
-    """Counts the bytes of the tensors made inside it, `peak` at the worst moment; of any device, the meta device too."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.peak = 0
-        # Storages and not tensors: views of one take no room of their own.
-        self._bytes = WeakIdKeyDictionary()
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        given = {x.untyped_storage()._cdata for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)}
-        made = func(*args, **(kwargs or {}))
-        for storage in (x.untyped_storage() for x in tree_leaves(made) if isinstance(x, Tensor)):
-            # What lies in an argument's storage was counted where that was made, or is a weight.
-            if storage._cdata not in given:
-                self._bytes[storage] = storage.nbytes()
-        self.peak = max(self.peak, sum(self._bytes.values()))
-        return made

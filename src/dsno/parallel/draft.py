@@ -17,11 +17,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from dsno.denoise import Cond, map_cond
+from dsno.condition import Cond, map_cond
 from dsno.parallel.rounds import Rounds, System
-from dsno.solve import Chain, Sampler
-from dsno.students.flowmap import TrajectoryStudent
-from dsno.trajectory import Trajectory
+from dsno.solvers.chain import Chain
+from dsno.students.operator import TrajectoryStudent
+from dsno.trajectory import Sampler, Trajectory
 
 __all__ = ["Draft", "fill", "fill_from", "guess"]
 

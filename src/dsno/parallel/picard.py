@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from dsno.denoise import Cond
+from dsno.condition import Cond
 from dsno.parallel.draft import Draft, guess
 from dsno.parallel.rounds import Exact, Rounds, System
 from dsno.parallel.window import check_window, first_guess, iterate

@@ -11,11 +11,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from dsno.denoise import Cond
+from dsno.condition import Cond
 from dsno.parallel.draft import fill_from, guess
 from dsno.parallel.rounds import Exact, Rounds, System
 from dsno.parallel.window import Sweep, check_window, first_guess, iterate
-from dsno.students.flowmap import TrajectoryStudent
+from dsno.students.operator import TrajectoryStudent
 from dsno.trajectory import Trajectory
 
 __all__ = ["Receding"]

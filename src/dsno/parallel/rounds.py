@@ -1,6 +1,6 @@
 r"""What the exact samplers share: the chain as equations for all its states, and the batched calls they are solved with.
 
-The affine chain (`dsno.solve.Chain`) with its noise drawn once is a triangular system,
+The affine chain (`dsno.solvers.chain.Chain`) with its noise drawn once is a triangular system,
 
 $$ x_{n+1} = a_n x_n + b_n D(x_n, t_n) + s_n z_n, \qquad n = 0, \dots, N - 1, $$
 
@@ -17,10 +17,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from dsno.denoise import Cond, Denoiser, Meter, expand_like, map_cond
-from dsno.noise import noise_tape
-from dsno.sets import modules_of
-from dsno.solve import Chain, initial_state
+from dsno.condition import Cond, map_cond
+from dsno.cost import Meter
+from dsno.denoise import Denoiser, expand_like, modules_of
+from dsno.seeds import noise_tape
+from dsno.solvers.chain import Chain
+from dsno.solvers.run import initial_state
 from dsno.trajectory import Trace, Trajectory
 
 __all__ = ["Exact", "Rounds", "System", "rms"]

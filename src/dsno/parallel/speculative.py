@@ -36,12 +36,13 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from dsno.denoise import Cond
-from dsno.noise import noise
+from dsno.condition import Cond
 from dsno.parallel.draft import Draft, fill_from, guess
 from dsno.parallel.rounds import Exact, Rounds, System
-from dsno.solve import Chain, initial_state
-from dsno.students.flowmap import TrajectoryStudent
+from dsno.seeds import noise
+from dsno.solvers.chain import Chain
+from dsno.solvers.run import initial_state
+from dsno.students.operator import TrajectoryStudent
 from dsno.trajectory import Trajectory
 
 __all__ = ["Speculative", "reflect"]

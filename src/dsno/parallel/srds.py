@@ -49,7 +49,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from dsno.denoise import Cond, expand_like
+from dsno.condition import Cond
+from dsno.denoise import expand_like
 from dsno.parallel.draft import Draft, guess
 from dsno.parallel.rounds import Exact, Rounds, System
 from dsno.trajectory import Trajectory

@@ -22,7 +22,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from dsno.denoise import Cond
+from dsno.condition import Cond
 from dsno.parallel.draft import Draft, guess
 from dsno.parallel.rounds import Exact, Rounds, System
 from dsno.parallel.window import Sweep, check_window, first_guess, gains, iterate

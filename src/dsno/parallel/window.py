@@ -44,7 +44,7 @@ import torch
 from torch import Tensor
 
 from dsno.parallel.rounds import Rounds, System, rms
-from dsno.solve import Chain
+from dsno.solvers.chain import Chain
 
 __all__ = ["Sweep", "check_window", "first_guess", "gains", "iterate", "shares"]
 

@@ -10,12 +10,14 @@ from typing import Any, Literal, cast
 import torch
 from torch import Tensor, nn
 
-from dsno.denoise import Cond
+from dsno.condition import Cond
 
 __all__ = ["Block", "Blocks", "Told", "Where", "embedding_dim", "evaluating", "find_blocks", "phases", "place", "site"]
 
 Where = Literal["every", "low", "mid", "none"]
+
 Told = Literal["output", "input"]
+
 Blocks = type[nn.Module] | Iterable[type[nn.Module] | str]
 
 

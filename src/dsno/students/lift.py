@@ -30,13 +30,13 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from dsno.denoise import Cond, map_cond
+from dsno.condition import Cond, map_cond, split_weight
 from dsno.students.blocks import Blocks, Told, Where, embedding_dim, evaluating, find_blocks, phases, place, site
-from dsno.students.guidance import WeightEmbedding, split_weight
 from dsno.students.rows import AddWeight, After, Before, Call, Checkpointed, Rows
 from dsno.students.temporal import Activation, Init, TemporalFourier
+from dsno.students.weight import WeightEmbedding
 
-__all__ = ["Blocks", "Lifted", "Plan", "Told", "Where", "install", "lift"]
+__all__ = ["Lifted", "Plan", "install", "lift"]
 
 logger = logging.getLogger(__name__)
 

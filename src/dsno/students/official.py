@@ -32,11 +32,11 @@ import torch
 from torch import Tensor, nn
 
 from dsno.checkpoint import fill
-from dsno.students.flowmap import TrajectoryStudent
+from dsno.nets.backbone import example
+from dsno.nets.iddpm import CIFAR10, IMAGENET64, Attention, Block, IDDPMUNet, published_blocks
 from dsno.students.lift import lift
+from dsno.students.operator import TrajectoryStudent
 from dsno.students.temporal import TemporalFourier
-from dsno.teachers.iddpm import CIFAR10, IMAGENET64, Attention, Block, IDDPMUNet, published_blocks
-from dsno.teachers.nets import example
 
 __all__ = ["OFFICIAL", "load_official", "official_parameters", "official_student"]
 
@@ -53,6 +53,7 @@ BLOCK = {
     "GroupNorm_0": "norm1", "Conv_0": "conv1", "Dense_0": "emb", "GroupNorm_1": "norm2", "Conv_1": "conv2",
     "NIN_0": "shortcut",
 }  # fmt: skip
+
 ATTENTION = {"GroupNorm_0": "norm", "NINs": "qkv", "NIN_3": "proj"}
 
 # Options of an official configuration and the one value that the published models have.

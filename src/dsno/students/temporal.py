@@ -29,6 +29,7 @@ from torch import Tensor, nn
 __all__ = ["TemporalFourier", "fourier_tables"]
 
 Init = Literal["zero", "uniform", "normal"]
+
 Activation = Literal["silu", "leaky_relu", "identity"]
 
 

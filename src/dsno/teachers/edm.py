@@ -28,7 +28,7 @@ from __future__ import annotations
 import io
 import json
 import math
-import pickle  # noqa: TID251 - the format is a pickle; `_Reader` resolves no name of the file to anything but a stand-in.
+import pickle  # noqa: TID251 - the format is a pickle; `_Reader` resolves no name to anything but a stand-in.
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -41,8 +41,8 @@ from torch import Tensor
 
 from dsno.checkpoint import fill
 from dsno.denoise import Kind, Prediction
+from dsno.nets.preconditioned import PreconditionedUNet, iddpm_schedule, iddpm_sigmas
 from dsno.schedule import VE, Schedule, VPLinear
-from dsno.teachers.edm_nets import PreconditionedUNet, iddpm_schedule, iddpm_sigmas
 
 __all__ = ["Inert", "load_edm", "read_snapshot"]
 

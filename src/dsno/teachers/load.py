@@ -30,7 +30,7 @@ from torch import nn
 
 from dsno.checkpoint import read_json
 from dsno.denoise import Prediction
-from dsno.teachers.hub import is_hub_id, local_copy
+from dsno.hub import is_hub_id, local_copy
 from dsno.teachers.native import load_native, sample_shape
 
 __all__ = ["check_dtype", "load_teacher"]
@@ -39,6 +39,7 @@ _FORMS = (
     "expected a folder of dsno or diffusers, an EDM file *.pkl, package.module:attribute, file.py:attribute, a Hub id "
     "org/name, or 'digits'"
 )
+
 _DTYPES = {
     "fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16, "float": torch.float32, "half": torch.float16,
 }  # fmt: skip

@@ -14,8 +14,8 @@ from torch import nn
 
 from dsno.checkpoint import build, load_model, save_model
 from dsno.denoise import Kind, Prediction, Threshold
+from dsno.nets.backbone import Backbone, net_from_config
 from dsno.schedule import schedule_from_config
-from dsno.teachers.nets import Backbone, net_from_config
 
 __all__ = ["load_native", "sample_shape", "save_teacher"]
 

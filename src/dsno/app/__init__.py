@@ -1,0 +1,1 @@
+"""Students outside of the library: a diffusers pipeline, graphs for other runtimes."""

@@ -1,0 +1,362 @@
+r"""The one-pass sampler outside of Python's reach: `torch.export`, ONNX, and CUDA graphs.
+
+A sample of one pass, a student's or a flow map's, is one network call between two multiplications by constants,
+
+$$ x = a z + b F(c z), $$
+
+whose $(a, b, c)$ follow from its schedule and prediction, in float64 on the host. That function of noise and condition is
+what is written. Every file is run and compared with the student before it appears under its name; beside it lies a JSON of
+the same stem with what a caller must know, the condition's tensors among it.
+
+Needs: ONNX the packages onnx, onnxscript and onnxruntime (`pip install dsno[onnx]`).
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+import dsno
+from dsno.checkpoint import read_json, write_json
+from dsno.condition import Cond, map_cond
+from dsno.nets.backbone import Backbone, example
+from dsno.solvers.run import initial_state
+from dsno.students.flowmap import FlowMap, TwoTime
+from dsno.students.samplers import Student, passes_of
+from dsno.trajectory import Trajectory
+
+__all__ = ["CUDAGraphSampler", "Program", "export_onnx", "export_program", "load_program"]
+
+
+class _Sampler(nn.Module):
+    """Noise (B, *shape) and the condition's tensors in the order of `names` to samples (B, *shape)."""
+
+    def __init__(self, student: Student, names: tuple[str, ...]) -> None:
+        super().__init__()
+        self.net, self.affine, self.names, self.is_map = (
+            student.net,
+            student.affine,
+            names,
+            isinstance(student, FlowMap),
+        )
+        times = torch.tensor([1.0, 0.0]) if isinstance(student, FlowMap) else student.times.float()
+        self.register_buffer("times", times, persistent=False)
+
+    def forward(self, z: Tensor, *told: Tensor) -> Tensor:
+        a, b, c = self.affine
+        cond, times = _cond(self.names, told), self.get_buffer("times")
+        if self.is_map:
+            t, s = (times[i].expand(z.shape[0]) for i in range(2))
+            F = self.net(c * z, t, s) if cond is None else self.net(c * z, t, s, cond)
+            return a * z + b * F
+        return a * z + b * self.net(c * z, times, cond, 1.0, (-1,))[:, 0]
+
+
+def _backbone(student: Student) -> nn.Module:
+    """The network inside, which knows what it is told.
+
+    Raises:
+        ValueError: for a flow map that one pass does not sample, or whose network does not say what it makes.
+    """
+    if not isinstance(student, FlowMap):
+        return student.net.backbone
+    passes_of(student, 1)
+    if not isinstance(student.net, TwoTime):
+        raise ValueError(
+            f"a flow map of a {type(student.net).__name__} does not say what it takes: export one of a TwoTime"
+        )
+    return student.net.backbone
+
+
+def _cond(names: tuple[str, ...], told: tuple[Tensor, ...]) -> Cond | None:
+    if not names:
+        return None
+    return told[0] if names == ("",) else dict(zip(names, told, strict=True))
+
+
+def _told(cond: Cond | None) -> dict[str, Tensor]:
+    if cond is None:
+        return {}
+    return {"": cond} if isinstance(cond, Tensor) else dict(cond)
+
+
+def _inputs(student: Student, batch: int, cond: Cond | None) -> tuple[Tensor, dict[str, Tensor]]:
+    """Noise and a condition of `batch` rows: the given one, repeated, or what the backbone says of itself."""
+    backbone = _backbone(student)
+    like = next(student.parameters())
+    if cond is None and isinstance(backbone, Backbone):
+        cond = (*example(backbone, like), None)[2]
+        if student.guided:
+            cond = {
+                **{name or next(iter(backbone.tokens), "label"): c for name, c in _told(cond).items()},
+                "weight": like.new_zeros(1),
+            }
+    told = _told(cond if cond is None else map_cond(lambda c: c.to(like.device), cond))
+    told = {n: c.repeat(-(-batch // len(c)), *[1] * (c.ndim - 1))[:batch] for n, c in told.items()}
+    g = torch.Generator().manual_seed(0)
+    z = torch.randn(batch, *student.shape, generator=g).to(like)
+    return z, {
+        n: torch.rand(c.shape, generator=g).to(c) if c.is_floating_point() and not bool(c.any()) else c
+        for n, c in told.items()
+    }
+
+
+def _metadata(student: Student, told: Mapping[str, Tensor], form: str, notes: Mapping[str, Any]) -> dict[str, Any]:
+    own = (
+        {"times": [0.0]}
+        if isinstance(student, FlowMap)
+        else {"times": student.times.tolist(), "target": student.target}
+    )
+    return {
+        "format": form, "dsno": dsno.__version__, "torch": str(torch.__version__), "shape": list(student.shape),
+        "dtype": str(next(student.parameters()).dtype).removeprefix("torch."), "classes": student.classes,
+        "cond": {n: {"shape": list(c.shape[1:]), "dtype": str(c.dtype).removeprefix("torch.")} for n, c in told.items()},
+        "schedule": student.schedule.config, **own, "kind": student.kind, **notes,
+    }  # fmt: skip
+
+
+@torch.no_grad()
+def _error(student: Student, run: Callable[..., Tensor], cond: Cond | None, batch: int, dynamic: bool) -> float:
+    """The largest difference from the student, relative to its largest value, over three batch sizes where any is allowed."""
+    worst = 0.0
+    for rows in (batch, batch + 1, 1) if dynamic else (batch,):
+        z, told = _inputs(student, rows, cond)
+        expected = student.sample(z, _cond(tuple(told), tuple(told.values())))
+        found = run(z, *told.values()).to(expected)
+        difference = float((found - expected).abs().max() / expected.abs().max().clamp_min(1e-30))
+        # A comparison with NaN is false, so it is asked the other way round.
+        worst = worst if difference <= worst else difference
+    return worst
+
+
+def _check(error: float, tolerance: float, path: Path) -> None:
+    if not error <= tolerance:
+        raise ValueError(
+            f"the exported sampler differs from the student by {error:.2g} of its largest value, more than the tolerance "
+            f"{tolerance:.2g}: {path} was not written; raise `tolerance` if that is acceptable"
+        )
+
+
+def _publish(path: Path, write: Callable[[Path], Mapping[str, Any]]) -> Path:
+    """Let `write` fill a folder with `path.name`, and move its files beside `path`; what it returns becomes the JSON."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
+        metadata = write(Path(folder) / path.name)
+        path.with_suffix(".json").unlink(missing_ok=True)
+        # The file itself last of the folder: what it refers to is there already.
+        for file in sorted(Path(folder).iterdir(), key=lambda f: f.name == path.name):
+            os.replace(file, path.with_name(file.name))
+    write_json(path.with_suffix(".json"), metadata)
+    return path
+
+
+def export_program(
+    student: Student,
+    path: Path | str,
+    batch: int = 2,
+    cond: Cond | None = None,
+    dynamic: bool = True,
+    tolerance: float = 1e-4,
+) -> Path:
+    """Write the one-pass sampler as a `torch.export` program, `path` (`.pt2`) and `.json` beside it.
+
+    Arguments:
+        student: Any student or flow map whose backbone `torch.export` takes; in evaluation mode here, and left as it was.
+        path: The file.
+        batch: Rows of the example; the only batch size if not `dynamic`.
+        cond: An example of the condition, first dimension at least 1; by default what the backbone says it is told.
+        dynamic: Whether the batch may be any size.
+        tolerance: The largest error allowed, relative to the largest value of a sample.
+
+    Raises:
+        ValueError: if the program differs from the student, or the backbone fixes the batch, or a flow map is not sampled in
+            one pass; nothing is written then.
+    """
+    path, training = Path(path), student.training
+    student.eval()
+    try:
+        z, told = _inputs(student, batch, cond)
+        program, most = _exported(_Sampler(student, tuple(told)), (z, *told.values()), dynamic)
+
+        def write(file: Path) -> dict[str, Any]:
+            torch.export.save(program, file)
+            error = _error(student, cast(Any, torch.export.load(file).module()), cond, batch, dynamic)
+            _check(error, tolerance, path)
+            return _metadata(student, told, "torch.export", {"batch": most if dynamic else batch, "error": error})
+
+        return _publish(path, write)
+    finally:
+        student.train(training)
+
+
+def _exported(
+    sampler: nn.Module, args: tuple[Tensor, ...], dynamic: bool
+) -> tuple[torch.export.ExportedProgram, int | None]:
+    """The program, and its largest batch where there is one."""
+    if not dynamic:
+        return torch.export.export(sampler, args, strict=False), None
+    # The upsampling of diffusers' U-Nets takes another way from 64 rows on, so a program of them ends there.
+    for most in (None, 63):
+        rows = {0: torch.export.Dim("B", min=1, max=most)}
+        shapes = {"z": rows, "told": (rows,) * (len(args) - 1)} if len(args) > 1 else {"z": rows}
+        try:
+            return torch.export.export(sampler, args, dynamic_shapes=shapes, strict=False), most
+        except torch._dynamo.exc.UserError as error:
+            failure = error
+    raise ValueError(f"torch.export keeps the batch of this backbone fixed: pass dynamic=False ({failure})")
+
+
+def export_onnx(
+    student: Student,
+    path: Path | str,
+    batch: int = 2,
+    cond: Cond | None = None,
+    dynamic: bool = True,
+    tolerance: float = 1e-3,
+) -> Path:
+    """Write the one-pass sampler as ONNX, `path` (`.onnx`) and `.json` beside it, checked in onnxruntime on the CPU.
+
+    The inputs are `z` and the names of the condition (`cond` where it has none), the output is `x`. Weights beyond the
+    2 GB that one file can hold lie in `.onnx.data`. Arguments as in `export_program`.
+
+    Raises:
+        ImportError: without onnx, onnxscript or onnxruntime.
+        ValueError: if the model differs from the student; nothing is written then.
+    """
+    import onnxruntime
+
+    path, training = Path(path), student.training
+    student.eval()
+    try:
+        z, told = _inputs(student, batch, cond)
+        names = ["z", *(name or "cond" for name in told)]
+        with torch.no_grad():
+            program, most = _exported(_Sampler(student, tuple(told)), (z, *told.values()), dynamic)
+            made = torch.onnx.export(program, input_names=names, output_names=["x"], dynamo=True, verbose=False)
+        assert made is not None
+
+        def write(file: Path) -> dict[str, Any]:
+            made.save(file)
+            session = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
+            inputs = {given.name for given in session.get_inputs()}
+
+            def run(*args: Tensor) -> Tensor:
+                given = {n: a.detach().cpu().numpy() for n, a in zip(names, args, strict=True) if n in inputs}
+                return torch.from_numpy(session.run(None, given)[0])
+
+            error = _error(student, run, cond, batch, dynamic)
+            _check(error, tolerance, path)
+            notes = {"batch": most if dynamic else batch, "error": error, "inputs": [n for n in names if n in inputs]}
+            return _metadata(student, told, "onnx", notes)
+
+        return _publish(path, write)
+    finally:
+        student.train(training)
+
+
+@dataclass(frozen=True)
+class Program:
+    """A loaded program: noise (B, *shape) and a condition to samples (B, *shape); `metadata` is what lay beside it."""
+
+    run: Callable[..., Tensor]
+    metadata: dict[str, Any]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape of one sample."""
+        return tuple(self.metadata["shape"])
+
+    @torch.no_grad()
+    def __call__(self, z: Tensor, cond: Cond | None = None) -> Tensor:
+        told, names = _told(cond), list(self.metadata["cond"])
+        if sorted(told) != sorted(names):
+            wanted = ", ".join(n or "one tensor" for n in names) or "no condition"
+            raise ValueError(
+                f"this program is told {wanted}, got {', '.join(n or 'one tensor' for n in told) or 'none'}"
+            )
+        return self.run(z, *(told[n] for n in names))
+
+
+def load_program(path: Path | str) -> Program:
+    """Read what `export_program` wrote.
+
+    Raises:
+        FileNotFoundError: if a file is missing.
+        ValueError: if it is no exported program.
+    """
+    path = Path(path)
+    metadata = read_json(path.with_suffix(".json"))
+    if not isinstance(metadata, dict) or metadata.get("format") != "torch.export":
+        raise ValueError(
+            f"{path.with_suffix('.json')} describes no torch.export program: make one with `export_program`"
+        )
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"no file {path}, though {path.with_suffix('.json').name} describes it: export it again"
+        )
+    return Program(torch.export.load(path).module(), metadata)
+
+
+class CUDAGraphSampler:
+    """A student's sampler recorded as one CUDA graph: the host launches it once instead of every kernel.
+
+    Worth it where kernels are short, that is, for small batches. A `Sampler` of the sample alone. The graph has one batch size;
+    smaller batches are filled up, larger ones taken in parts.
+
+    Arguments:
+        student: On a GPU; its weights are read in place, so it may be trained on, but not moved or cast.
+        batch: Rows of the graph.
+        cond: An example of the condition, as for `export_program`.
+
+    Raises:
+        ValueError: if the student is not on a CUDA device, or a condition differs in its names or shapes.
+    """
+
+    def __init__(self, student: Student, batch: int, cond: Cond | None = None) -> None:
+        device = next(student.parameters()).device
+        if device.type != "cuda":
+            raise ValueError(f"CUDA graphs need a CUDA device, the student is on {device}: use OnePass there")
+        self.student, self.batch = student, batch
+        self.z, self.told = _inputs(student, batch, cond)
+        sampler = _Sampler(student, tuple(self.told)).eval()
+        sampler.get_buffer("times").data = sampler.get_buffer("times").to(device)
+        with torch.no_grad(), torch.cuda.device(device):
+            # Lazy initialisation (cuBLAS, cuDNN's choice of kernels) must not be recorded.
+            stream = torch.cuda.Stream()
+            stream.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(stream):
+                for _ in range(3):
+                    sampler(self.z, *self.told.values())
+            torch.cuda.current_stream().wait_stream(stream)
+            self.graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(self.graph):
+                self.x = sampler(self.z, *self.told.values())
+
+    @torch.no_grad()
+    def sample(self, z: Tensor, cond: Cond | None = None) -> Tensor:
+        """Samples (B, *shape) from noise (B, *shape), any B."""
+        told = _told(cond)
+        if {n: c.shape[1:] for n, c in told.items()} != {n: c.shape[1:] for n, c in self.told.items()}:
+            raise ValueError(f"this graph is told {sorted(self.told)}, got {sorted(told)}, or of other shapes")
+        parts = []
+        for i in range(0, len(z), self.batch):
+            n = len(z[i : i + self.batch])
+            self.z[:n].copy_(z[i : i + n])
+            for name, held in self.told.items():
+                held[:n].copy_(told[name][i : i + n])
+            self.graph.replay()
+            parts.append(self.x[:n].clone())
+        return torch.cat(parts)
+
+    def __call__(self, z: Tensor, cond: Cond | None = None, seeds: Tensor | None = None) -> Trajectory:
+        x = torch.stack([initial_state(self.student.schedule, z), self.sample(z, cond)], 1)
+        times = (0.0,) if isinstance(self.student, FlowMap) else self.student.times[-1:].tolist()
+        t = torch.tensor([1.0, *times], dtype=torch.float64)
+        return Trajectory(x, t, None, cond, seeds, nfe=1, rounds=1)

@@ -1,0 +1,202 @@
+r"""Data sets, and the only place that knows pixel ranges: samples (N, C, *spatial), float32, of about unit size.
+
+A sample has channels and one to three spatial directions: a signal (C, L), an image (C, H, W), a volume (C, D, H, W).
+
+| source | what |
+|---|---|
+| `digits` | scikit-learn's 1,797 handwritten digits, 8x8 grey, embedded in that package (Alpaydin & Kaynak, 1998) |
+| a folder of pictures | its PNG and JPEG files; or those of its sub-folders, labelled by folder in alphabetical order |
+| `*.npy`, `*.npz`, `*.zarr` | an array (N, *spatial), (N, C, *spatial) or (N, *spatial, C); labels under `labels` |
+| `*-ubyte.gz` | an idx file as MNIST and Fashion-MNIST ship them; labels from the matching file beside it |
+| a folder or `*.parquet` | a Hugging Face dataset: one that `save_to_disk` wrote, or parquet files |
+| `hf:org/name[:split]` | a Hugging Face dataset from the Hub; `hf:folder:split` names a split of a local one |
+
+Bytes are taken for pixels and mapped from 0..255 to [-1, 1], the range of images in the library. Other numbers are taken as
+they are, or on request standardised by an affine map per channel, kept as `units`,
+
+$$ \text{physical} = \text{shift} + \text{scale} \cdot x, $$
+
+by which samples go back.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dsno.data.files import composed, has, need, read_folder, read_idx, read_numpy, read_zarr
+from dsno.data.hub import read_dataset
+from dsno.data.samples import PIXELS, Affine, Samples, check_samples, finite_range, resized
+
+__all__ = ["Channels", "Scale", "load_data"]
+
+Channels = Literal["first", "last", "none"]
+"""Where an array has its channels: (N, C, *spatial), (N, *spatial, C) or (N, *spatial)."""
+
+Scale = Literal["range", "std"]
+"""How each channel is standardised: its range to [-1, 1], or to mean 0 and standard deviation 1."""
+
+
+def load_data(
+    source: str | Path,
+    *,
+    channels: Channels | None = None,
+    scale: Scale | None = None,
+    size: int | None = None,
+    key: str | None = None,
+    background: int | tuple[int, int, int] = 255,
+) -> Samples:
+    """Load a data set; see the table above.
+
+    Arguments:
+        source: One of the table.
+        channels: Where an array has its channels. By default (N, A) and (N, A, B) have none, and an axis of one or three
+            next to N or at the end is the channels of an image; what could be either is refused.
+        scale: Standardise each channel; by default bytes are pixels and other numbers stay as they are.
+        size: Make images `size` x `size`, see `resized`; pictures of a folder may then be of different sizes.
+        key: Which array of an .npz or .zarr file, or which column of a dataset, where there are several.
+        background: What shows through transparent pixels: a grey level or (r, g, b), 0..255; white by default.
+
+    Raises:
+        FileNotFoundError: if `source` is none of the known forms, or the Hub has no such dataset.
+        ConnectionError: if the Hub cannot be reached.
+        ModuleNotFoundError: if the package that reads this source is not installed; says which extra has it.
+        ValueError: if the samples have a wrong shape or range, are damaged, empty or constant, or an option is unknown.
+    """
+    for option, given, known in (("channels", channels, ("first", "last", "none")), ("scale", scale, ("range", "std"))):
+        if given is not None and given not in known:
+            raise ValueError(f"unknown {option} {given!r}: expected one of {', '.join(known)}")
+    if size is not None and size < 1:
+        raise ValueError(f"size must be at least 1, got {size}")
+    raw, labels, name = _read(str(source), size, key, background)
+    if labels is not None and labels.shape != (len(raw),):
+        raise ValueError(
+            f"{source} has {len(raw)} samples but labels of shape {tuple(labels.shape)}: expected one for each"
+        )
+    if isinstance(raw, np.ndarray):
+        x, units = _numbers(raw, channels, scale, background, name)
+    else:
+        x, units = raw, PIXELS if name != "digits" else Affine((8.0,), (8.0,))
+    samples = Samples(x, labels, name, units)
+    if size is not None:
+        samples = resized(samples, size)
+    if scale is not None:
+        samples = _standardised(samples, scale)
+    samples = replace(samples, x=samples.x.float())
+    check_samples(samples.x, name)
+    return samples
+
+
+def _numbers(
+    array: np.ndarray,
+    channels: Channels | None,
+    scale: Scale | None,
+    background: int | tuple[int, int, int],
+    name: str,
+) -> tuple[Tensor, Affine]:
+    if array.dtype.kind not in "buif":
+        raise ValueError(f"{name} holds {array.dtype}, expected real numbers (of complex ones, two channels)")
+    if array.dtype == np.uint8 and array.ndim == 4 and array.shape[-1] == 4 and channels is None:
+        array = composed(array, background)
+    array = _channels_first(array, channels, name)
+    if array.dtype == np.uint8:
+        x = torch.from_numpy(np.ascontiguousarray(array)).to(torch.float32)
+        return x.div_(127.5).sub_(1), PIXELS
+    # Standardising takes what float32 cannot hold, such as millikelvins on three hundred kelvins.
+    wide = torch.from_numpy(np.ascontiguousarray(array, dtype=np.float32 if array.dtype == np.float32 else np.float64))
+    if scale is None and wide.numel() and wide.min() >= 0 and wide.max() <= 1:
+        raise ValueError(
+            f"{name} has numbers in [0, 1], expected [-1, 1] or about unit variance: store 2 * x - 1, or uint8 for pixels, "
+            "or load it with scale='range'"
+        )
+    return wide, Affine()
+
+
+def _channels_first(array: np.ndarray, channels: Channels | None, name: str) -> np.ndarray:
+    shape = array.shape
+    if channels is None:
+        channels = _guess(shape, name)
+    if not 2 <= array.ndim - (channels != "none") <= 4:
+        raise ValueError(
+            f"{name} has shape {shape}, expected N samples of one to three spatial directions with channels={channels!r}"
+        )
+    if channels == "none":
+        return array[:, None]
+    return array if channels == "first" else np.moveaxis(array, -1, 1)
+
+
+def _guess(shape: tuple[int, ...], name: str) -> Channels:
+    if len(shape) == 2 or (len(shape) == 3 and min(shape[1:]) > 4):
+        return "none"
+    if len(shape) in (4, 5):
+        first, last = shape[1] in (1, 3), shape[-1] in (1, 3)
+        if first or last:
+            return "first" if first else "last"
+    if not 2 <= len(shape) <= 5:
+        raise ValueError(
+            f"{name} has shape {shape}, expected (N, *spatial), (N, C, *spatial) or (N, *spatial, C) with one to three "
+            "spatial directions"
+        )
+    raise ValueError(
+        f"{name} has shape {shape}, which does not tell where the channels are: load it with channels='first', 'last' or "
+        "'none'"
+    )
+
+
+def _standardised(samples: Samples, scale: Scale) -> Samples:
+    finite_range(samples.x, samples.name)
+    x, shifts, scales = samples.x.to(torch.float32).clone(), [], []
+    for c in range(x.shape[1]):
+        # In float64, per channel: the difference of two near numbers comes before the rounding.
+        channel = samples.x[:, c].double()
+        low, high = (float(v) for v in channel.aminmax())
+        if low == high:
+            raise ValueError(f"channel {c} of {samples.name} is constant ({low:g}): it cannot be standardised")
+        shift, spread = float(channel.mean()), float(channel.std())
+        if scale == "range":
+            shift, spread = (low + high) / 2, (high - low) / 2
+        x[:, c] = (channel - shift) / spread
+        shifts.append(shift)
+        scales.append(spread)
+    b, a = (np.asarray(v) for v in (samples.units.shift, samples.units.scale))
+    return replace(
+        samples, x=x, units=Affine(tuple((b + a * shifts).tolist()), tuple((a * np.asarray(scales)).tolist()))
+    )
+
+
+_Read = tuple[np.ndarray | Tensor, Tensor | None, str]
+
+
+def _read(source: str, size: int | None, key: str | None, background: int | tuple[int, int, int]) -> _Read:
+    path = Path(source)
+    if source == "digits":
+        return *_digits(), source
+    if source.startswith("hf:"):
+        return *read_dataset(source[3:], size, key, background), source[3:]
+    if path.suffix in (".npy", ".npz") and path.is_file():
+        return *read_numpy(path, key, background), path.name
+    if path.name.endswith("ubyte.gz") and path.is_file():
+        return *read_idx(path), path.name
+    if path.exists() and (path.name.endswith((".zarr", ".zarr.zip")) or has(path, "zarr.json", ".zarray", ".zgroup")):
+        return *read_zarr(path, key), path.name
+    if (path.suffix == ".parquet" and path.is_file()) or has(
+        path, "dataset_info.json", "dataset_dict.json", "*.parquet", "*/*.parquet"
+    ):
+        return *read_dataset(source, size, key, background), path.name
+    if path.is_dir():
+        return *read_folder(path, size, background), path.name
+    raise FileNotFoundError(
+        f"no data {source!r}: expected 'digits', a folder of PNG or JPEG files, an .npy, .npz or .zarr array, an idx "
+        "'*-ubyte.gz' file, a dataset's folder or .parquet file, or 'hf:org/name' for one on the Hub"
+    )
+
+
+def _digits() -> tuple[Tensor, Tensor]:
+    digits = need("sklearn.datasets", "images").load_digits()
+    x = torch.as_tensor(digits.images, dtype=torch.float32)[:, None] / 8 - 1
+    return x, torch.as_tensor(digits.target, dtype=torch.int64)

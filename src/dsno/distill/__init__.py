@@ -1,1 +1,0 @@
-"""Distillation methods: what a batch is, and the loss."""

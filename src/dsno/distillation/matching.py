@@ -1,0 +1,243 @@
+r"""Distribution matching: fine-tune a one-pass student on what its samples are, not on what each of them should be.
+
+Regression on trajectories averages where the student is unsure, and the average of two sharp images is a blurred one.
+Distribution matching (DMD: Yin et al., 2023, arXiv 2311.18828; DMD2: 2024, arXiv 2405.14867) descends the divergence
+between the student's samples $x = G(z)$ and the teacher's, both noised to $x_t = \alpha_t x + \sigma_t \epsilon$,
+
+$$ \nabla_\theta \, \mathrm{KL}\big(p^G_t \,\|\, p^D_t\big)
+   = \mathbb E \Big[ \tfrac{\alpha_t^2}{\sigma_t^2} \big(D_G(x_t, t) - D(x_t, t)\big) \, \nabla_\theta G(z) \Big], $$
+
+with $D$ the teacher and $D_G$ the denoiser of the student's own samples. That one starts as the teacher's copy and is trained
+beside the student, so three losses are added:
+
+| loss | of | trains |
+|---|---|---|
+| $\tfrac12 \| x - [x - g] \|^2$, with $g = \big(D_G - D\big)(x_t, t) \big/ \mathrm{mean}\,\lvert x - D(x_t, t)\rvert$ per sample | matching | the student: its gradient there is g |
+| $(1 + \mathrm{SNR}_t) \, \| D_G(x_t, t) - [x] \|^2$ | denoising | $D_G$ |
+| the regression on the stored trajectories of the same noises | anchor | the student |
+
+$[\cdot]$ passes no gradient, and one pass of each network serves all three. With the exact $D_G$ the first vanishes where the
+student's samples are the teacher's, whichever noise they came from; the anchor keeps them on their trajectories.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Sequence
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from dsno.condition import Cond
+from dsno.cost import Meter
+from dsno.denoise import Denoiser, Guided, Prediction, expand_like
+from dsno.distillation.denoising import noised
+from dsno.distillation.distances import Distance
+from dsno.distillation.regression import TrajectoryDistillation
+from dsno.distillation.stages import Given, Stage
+from dsno.seeds import generator
+from dsno.students.flowmap import FlowMap, flow_map_from_teacher
+from dsno.students.operator import TrajectoryStudent
+
+__all__ = ["Matching", "Pair", "matching", "student_denoiser"]
+
+
+class Pair(nn.Module):
+    """A student and the denoiser of its own samples; no gradient passes from one to the other.
+
+    Arguments:
+        student: A `TrajectoryStudent`, or a `FlowMap` as its one-frame case.
+        fake: $D_G$, which the pair takes over: its parameters are rescaled.
+        pace: The learning rate of $D_G$ over the student's.
+
+    Raises:
+        ValueError: for a pace that is not positive.
+    """
+
+    def __init__(self, student: nn.Module, fake: nn.Module, pace: float = 1.0) -> None:
+        super().__init__()
+        if not pace > 0:
+            raise ValueError(f"pace is the learning rate of the denoiser over the student's, above 0, got {pace:g}")
+        self.student: Any = _End(student) if isinstance(student, FlowMap) else student
+        self.fake = _Paced(fake, pace)
+
+    def forward(
+        self, x: Tensor, cond: Cond | None, start: float, frames: Sequence[int], t: Tensor, eps: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """The student's frames from the state x at `start`, (B, K, *shape), the sample last; that sample noised to t (B,)
+        by eps (B, *shape); and what $D_G$ says of it.
+        """
+        made = self.student(x, cond, start, frames)
+        if self.student.target == "state":
+            made = self.student.states(x, made, start, frames)
+        x_t = noised(self.student.schedule, made[:, -1].detach(), eps, t)
+        return made, x_t, self.fake(x_t, t, cond)
+
+
+class _End(nn.Module):
+    """A flow map's jump to s = 0 as a student of one frame."""
+
+    def __init__(self, map: FlowMap) -> None:
+        super().__init__()
+        self.map, self.schedule, self.target, self.frames = map, map.schedule, "x0", 1
+        self.times = torch.zeros(1, dtype=torch.float64)
+
+    def forward(self, x: Tensor, cond: Cond | None, start: float, frames: Sequence[int]) -> Tensor:
+        return cast(Tensor, self.map(x, start, 0.0, cond)).unsqueeze(1)
+
+
+class _Paced(nn.Module):
+    """A network whose parameters are `pace` times those held: one Adam moves them that much faster than others."""
+
+    def __init__(self, net: nn.Module, pace: float) -> None:
+        super().__init__()
+        self.net, self.pace = net, pace
+        with torch.no_grad():
+            for parameter in net.parameters():
+                parameter.div_(pace)
+
+    def forward(self, x_t: Tensor, t: Tensor, cond: Cond | None = None) -> Tensor:
+        scaled = {name: self.pace * parameter for name, parameter in self.net.named_parameters()}
+        return cast(Tensor, torch.func.functional_call(self.net, scaled, (x_t, t, cond)))
+
+
+class Matching:
+    r"""The objective of a `Pair`: matching, denoising and anchor, the table above.
+
+    Arguments:
+        regression: What the student was trained by; gives the noises, conditions and stored frames.
+        teacher: $D$.
+        anchor: What the regression weighs; 0 leaves it out.
+        low: With `high`, the range of noise levels the two are compared at: their phase (see `schedule`) is uniform in it.
+        high: See `low`.
+
+    Raises:
+        ValueError: for a negative anchor, or a range outside (0, 1) or without room.
+    """
+
+    def __init__(
+        self,
+        regression: TrajectoryDistillation,
+        teacher: Denoiser,
+        anchor: float = 1.0,
+        low: float = 0.02,
+        high: float = 0.98,
+    ) -> None:
+        if not anchor >= 0:
+            raise ValueError(f"anchor is the weight of the regression, at least 0, got {anchor:g}")
+        if not 0 < low < high < 1:
+            raise ValueError(
+                f"noise levels are compared from low to high, 0 < low < high < 1, got {low:g} and {high:g}"
+            )
+        self.regression, self.schedule, self.teacher = regression, regression.schedule, teacher
+        self.anchor, self.low, self.high = anchor, low, high
+
+    def batches(self, start: int, rank: int = 0, world: int = 1) -> Iterator[dict[str, Any]]:
+        """The regression's batches from step `start` on, with the noise levels t and the noise eps of the comparison."""
+        B, seed = self.regression.batch, self.regression.seed
+        mine = slice(rank * B // world, (rank + 1) * B // world)
+        for step, batch in enumerate(self.regression.batches(start, rank, world), start):
+            g = generator(seed, step, 1)
+            # One stratum per sample: the levels of a batch cover the range evenly.
+            level = (torch.rand(1, generator=g) + torch.arange(B) / B) % 1
+            t = self.schedule.from_phase(self.low + (self.high - self.low) * level)
+            eps = torch.randn(B, *batch["noise"].shape[1:], generator=g)
+            yield {**batch, "t": t[mine], "eps": eps[mine]}
+
+    def __call__(self, pair: nn.Module, batch: dict[str, Any]) -> Tensor:
+        """The sum of the losses of one batch, a scalar."""
+        t, cond = batch["t"], batch.get("cond")
+        x_1, start = self.regression.start(batch)
+        made, x_t, D_G = pair(x_1, cond, start, batch["frames"], t, batch["eps"])
+        x = made[:, -1].to(x_t.dtype)
+        with torch.no_grad():
+            D = self.teacher(x_t, t, cond)
+            g = (D_G - D) / expand_like((x - D).abs().flatten(1).mean(1), x)
+        match = 0.5 * (x - (x - g).detach()).square().mean()
+        alpha_t, sigma_t = (expand_like(c, x) for c in self.schedule(t))
+        denoise = ((1 + (alpha_t / sigma_t) ** 2) * (D_G - x.detach()).square()).mean()
+        if self.anchor == 0:
+            return match + denoise
+        return match + denoise + self.anchor * self.regression.compare(made, batch)
+
+
+def student_denoiser(teacher: Denoiser, guided: bool = False) -> nn.Module:
+    """What $D_G$ starts as: a copy of the teacher that can be trained, without guidance and unclipped.
+
+    The samples of a student that is told a guidance weight depend on it, so their denoiser is told it, too (`guided`).
+
+    Raises:
+        ValueError: if the teacher is no network of this library's; or, where a weight is to be told, as `flow_map_from_teacher`
+            does.
+    """
+    while isinstance(teacher, Meter | Guided):
+        teacher = teacher.denoiser
+    if not isinstance(teacher, Prediction):
+        raise ValueError(
+            f"matching trains a copy of the teacher, and a {type(teacher).__name__} is no Prediction that can be copied: wrap "
+            "its network in one"
+        )
+    if guided:
+        return _Told(flow_map_from_teacher(teacher, guidance=True))
+    made = copy.deepcopy(teacher).requires_grad_()
+    made.clip = None
+    return made
+
+
+class _Told(nn.Module):
+    """A flow map as the denoiser that it is at s = t, told a guidance weight."""
+
+    def __init__(self, map: FlowMap) -> None:
+        super().__init__()
+        self.map = map
+
+    def forward(self, x_t: Tensor, t: Tensor, cond: Cond | None = None) -> Tensor:
+        return self.map.x0(x_t, t, t, cond)
+
+
+def matching(
+    student: nn.Module,
+    given: Given,
+    *,
+    weights: str = "snr5",
+    distance: Distance | str = "l1",
+    others: float | None = None,
+    inner_starts: float = 0.0,
+    anchor: float = 1.0,
+    pace: float = 10.0,
+    lr: float = 0.1,
+) -> list[Stage]:
+    """Fine-tune a `TrajectoryStudent`, or a `FlowMap` at one pass, in one stage.
+
+    The student should have been trained by then: from noise, a copy of the teacher makes no samples whose denoiser is worth
+    anything. `weights`, `distance`, `others` and `inner_starts` are the anchor's, as in `TrajectoryDistillation`. A step costs
+    about twice one of regression. The student learns at `lr` times the run's rate and $D_G$, which has to follow it, `pace`
+    times as fast as that (DMD2's two time scales).
+
+    Raises:
+        ValueError: if there are no trajectories, or they do not fit the student; for a teacher that cannot be copied.
+    """
+    data = given.trajectories
+    if data is None:
+        raise ValueError(
+            "matching needs the noises and ends of the teacher's trajectories and there are none: generate them, and give them "
+            "(`--data runs/trajectories`)"
+        )
+    if not isinstance(student, TrajectoryStudent | FlowMap):
+        raise ValueError(f"matching trains a TrajectoryStudent or a FlowMap, got a {type(student).__name__}")
+    times = torch.zeros(1, dtype=torch.float64) if isinstance(student, FlowMap) else student.times
+    data = data.at(times) if len(times) < len(data.times) else data
+    guided = bool(getattr(student, "guided", False))
+    # All now, so that what does not fit is refused before the stages ahead of this one.
+    pair = Pair(student, student_denoiser(given.denoiser, guided), pace)
+    frames = pair.student.frames
+    regression = TrajectoryDistillation(
+        data, pair.student, weights, distance, given.batch, given.seed, others if frames > 1 else None, inner_starts
+    )
+    objective = Matching(regression, given.denoiser, anchor)
+
+    def make(student: nn.Module) -> tuple[Pair, Matching]:
+        return Pair(student, student_denoiser(given.denoiser, guided), pace), objective
+
+    return [Stage("matching", given.steps, make, lr)]

@@ -1,0 +1,184 @@
+r"""DSNO's objective: regress the whole trajectory of each noise, in one pass (Zheng et al., 2023, arXiv 2211.13449).
+
+$$ L = \sum_m w_m \, \frac1B \sum_b d\big(G_\theta(z_b)(t_m), \; y_{b,m}\big), \qquad
+   w_m = \lambda_m \Big/ \sum_{m'} \lambda_{m'} $$
+
+with $y$ the teacher's $\hat x_0$ or state at time $t_m$. The weights are normalised to shares, so that the learning rate
+means the same for every choice:
+
+| name | $\lambda_m$ |
+|---|---|
+| `snr` | $\mathrm{clamp}(\alpha_m / \sigma_m, 1, 10^4)$, the official code's; 99.9 % of the loss is the last frame |
+| `snr<c>`, for example `snr5` | $\mathrm{clamp}(\alpha_m / \sigma_m, 1, c)$ |
+| `uniform` | 1 |
+| `last` | the last frame alone |
+
+With one frame at $t = 0$ this is knowledge distillation (Luhman & Luhman, 2021, arXiv 2101.02388).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dsno.distillation.distances import Distance, distance
+from dsno.schedule import Schedule
+from dsno.seeds import generator
+from dsno.solvers.run import initial_state
+from dsno.students.operator import TrajectoryStudent
+from dsno.trajectories.order import batches
+from dsno.trajectories.sets import TrajectorySet
+
+__all__ = ["TrajectoryDistillation", "frame_weights"]
+
+
+def frame_weights(schedule: Schedule, times: Tensor, name: str = "snr5") -> Tensor:
+    r"""Shares $w_m$ of the frames in the loss, (M,), summing to one; names in the table above.
+
+    Raises:
+        ValueError: for an unknown name.
+    """
+    alpha, sigma = schedule(times.double())
+    if name == "uniform":
+        weight = torch.ones_like(alpha)
+    elif name == "last":
+        weight = torch.zeros_like(alpha)
+        weight[-1] = 1
+    elif name.startswith("snr") and (name == "snr" or _is_number(name[3:])):
+        weight = (alpha / sigma).clamp(1, float(name[3:] or 1e4))
+    else:
+        raise ValueError(f"unknown frame weighting {name!r}: expected snr, snr<clamp> (as snr5), uniform or last")
+    return (weight / weight.sum()).float()
+
+
+def _is_number(text: str) -> bool:
+    try:
+        return float(text) >= 1
+    except ValueError:
+        return False
+
+
+class TrajectoryDistillation:
+    r"""The objective of a `TrajectoryStudent` on a `TrajectorySet`.
+
+    Arguments:
+        data: Trajectories that hold the student's times and target.
+        student: Its times, target and schedule are read.
+        weights: Frame weighting, see `frame_weights`.
+        distance: $d$, see `distance`.
+        batch: Trajectories per step, over all processes.
+        seed: With the step, determines the batch.
+        others: None to supervise every frame in every step. A number p in (0, 1]: a step supervises the last frame and,
+            with probability p, one other, weighted so that the expected loss is the same; the blocks behind the last
+            temporal layer then run 1 + p times per sample instead of M times.
+        inner_starts: The share of steps, in [0, 1], whose start is not the noise but a stored state $x_{t_j}$, drawn per
+            step; the frames up to j are then left out. Needs a network that is told its start: `told="input"` or `once`.
+
+    Raises:
+        ValueError: if the trajectories do not fit the student.
+    """
+
+    def __init__(
+        self,
+        data: TrajectorySet,
+        student: TrajectoryStudent,
+        weights: str = "snr5",
+        distance: Distance | str = "l1",
+        batch: int = 256,
+        seed: int = 0,
+        others: float | None = None,
+        inner_starts: float = 0.0,
+    ) -> None:
+        if data.schedule != student.schedule:
+            raise ValueError(f"the trajectories are of {data.schedule}, the student of {student.schedule}")
+        if student.target not in data.targets:
+            raise ValueError(f"the trajectories hold {data.targets}, the student needs {student.target!r}: generate it")
+        if not torch.equal(data.times, student.times):
+            raise ValueError(f"the trajectories have times {data.times.tolist()}, the student {student.times.tolist()}")
+        if others is not None and not 0 < others <= 1:
+            raise ValueError(f"others is a probability in (0, 1], or None for every frame in every step, got {others}")
+        if not 0 <= inner_starts <= 1:
+            raise ValueError(
+                f"inner_starts is the share of steps that start from an inner state, in [0, 1], got {inner_starts}"
+            )
+        if inner_starts:
+            _check_inner_starts(data, student)
+        batches(data, batch, seed)  # Refuses sizes that do not fit now, before any work.
+        self.data, self.target, self.schedule = data, student.target, student.schedule
+        self.shares = self._shares = frame_weights(student.schedule, student.times, weights)
+        self.weights = weights
+        self.distance: Distance = _named(distance) if isinstance(distance, str) else distance
+        self.batch, self.seed, self.others, self.inner_starts = batch, seed, others, inner_starts
+
+    def describe(self) -> str:
+        """One line to print at the start: what share of the loss each frame carries."""
+        shares = ", ".join(f"t = {t:.4g}: {100 * w:.2f} %" for t, w in zip(self.data.times, self.shares, strict=True))
+        return f"loss shares by frame ({self.weights}): {shares}"
+
+    def batches(self, start: int, rank: int = 0, world: int = 1) -> Iterator[dict[str, Any]]:
+        """Batches from step `start` on; each is the share of `rank` in one that is a function of (seed, step)."""
+        M = len(self.shares)
+        for step, batch in enumerate(batches(self.data, self.batch, self.seed, start, rank, world), start):
+            # Frames and starts are drawn per step, the same on every rank: the shapes of all ranks must agree.
+            g = generator(self.seed, step)
+            first = 0
+            if self.inner_starts and float(torch.rand((), generator=g)) < self.inner_starts:
+                first = int(torch.randint(1, M, (), generator=g))
+            *others, last = [m for m in range(first, M) if self.shares[m] > 0]
+            boost = 1.0
+            if self.others is not None and others:
+                boost = len(others) / self.others
+                other = others[int(torch.randint(len(others), (), generator=g))]
+                others = [other] if float(torch.rand((), generator=g)) < self.others else []
+            yield {**batch, "first": first, "frames": (*others, last), "boost": boost}
+
+    def start(self, batch: dict[str, Any]) -> tuple[Tensor, float]:
+        """The state a batch starts from, (B, *shape), and its time."""
+        first: int = batch["first"]
+        if first:
+            return batch["state"][:, first - 1], float(self.data.times[first - 1])
+        return initial_state(self.schedule, batch["noise"]), 1.0
+
+    def __call__(self, student: nn.Module, batch: dict[str, Any]) -> Tensor:
+        r"""The loss of one batch, a scalar; shapes as in `TrajectorySet`."""
+        frames: Sequence[int] = batch["frames"]
+        x_t, start = self.start(batch)
+        output = student(x_t, batch.get("cond"), start, frames)
+        if self.target == "state":
+            # Data-parallel wrappers hide the student's own methods behind `.module`.
+            owner: Any = getattr(student, "module", student)
+            output = owner.states(x_t, output, start, frames)
+        return self.compare(output, batch)
+
+    def compare(self, output: Tensor, batch: dict[str, Any]) -> Tensor:
+        """The loss of a batch's frames as a student made them, (B, K, *shape)."""
+        frames: Sequence[int] = batch["frames"]
+        target = torch.stack([batch[self.target][:, m] for m in frames], 1)
+        d = self.distance(output.flatten(0, 1).float(), target.flatten(0, 1)).reshape(len(output), -1)
+        if self._shares.device != d.device:
+            # Once: every copy from the host and every index list makes a GPU wait.
+            self._shares = self.shares.to(d)
+        w = torch.stack([self._shares[m] for m in frames])
+        w = torch.cat([w[:-1] * batch["boost"], w[-1:]])
+        return (d.mean(0) * w).sum()
+
+
+def _check_inner_starts(data: TrajectorySet, student: TrajectoryStudent) -> None:
+    if student.frames == 1:
+        raise ValueError("inner starts need inner states: a student of one frame has none")
+    if not (student.net.once or student.net.told == "input"):
+        raise ValueError(
+            "inner starts need a student whose network is told its start: make it with told='input' (`--told input`) or "
+            "once=True (`--once`)"
+        )
+    if "state" not in data.targets:
+        raise ValueError(
+            f"inner starts need trajectories that hold the states, these hold {data.targets}: generate them with the targets "
+            "x0 and state (`dsno generate --targets x0 state`)"
+        )
+
+
+_named = distance

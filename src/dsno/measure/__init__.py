@@ -1,0 +1,1 @@
+"""Measuring: distances, a sampler to numbers, and the table."""

@@ -1,0 +1,339 @@
+r"""A sampler in, numbers out, with the protocol that produced them.
+
+`evaluate` runs any `Sampler` on per-sample seeds and returns one `Result`: quality of the set (distances between
+features), the error of each sample against the teacher's own solution from the same noise, what it cost, and the
+protocol. A number without its protocol does not reproduce, so the two are one object: stored together, printed
+together, and compared only where their protocols agree.
+
+The path error needs no reference set and no network of ours: with $x^*$ the fine solution of the teacher's
+probability-flow ODE from the noise $z_i$ of seed $i$,
+
+$$ e = \sqrt{\operatorname{mean}_{i, \text{pixels}} (x_i - x^*_i)^2}. $$
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import operator
+import platform
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dsno.checkpoint import tensor_sha
+from dsno.condition import Cond, map_cond
+from dsno.cost import flops, latency, timed
+from dsno.data.samples import check_images
+from dsno.measure.features import Extractor, as_extractor, extract
+from dsno.measure.metrics import (
+    diversity,
+    frechet_distance,
+    kernel_distance,
+    mean_distance,
+    neighbour_radii,
+    precision_recall,
+    sample_error,
+)
+from dsno.measure.results import Cost, Protocol, Quality, Result
+from dsno.seeds import noise
+from dsno.trajectory import Sampler
+
+__all__ = ["Reference", "evaluate", "measure"]
+
+KERNEL_SUBSETS, KERNEL_SUBSET = 50, 1000
+
+
+@dataclass(frozen=True)
+class Reference:
+    """A reference set's features, computed once for many samplers."""
+
+    features: Tensor
+    sha: str
+    extractor_sha: str
+    rounding: str
+
+    @classmethod
+    def of(cls, images: Tensor, extractor: nn.Module | Extractor, levels: int | None = None) -> Reference:
+        """From images (N, C, H, W) in [-1, 1]; `levels` as in `evaluate`.
+
+        Raises:
+            ValueError: if the images are not a usable set.
+        """
+        check_images(images, "the reference set")
+        extractor = as_extractor(extractor)
+        features = extract(extractor, _prepared(images, levels))
+        return cls(features, tensor_sha(images), extractor.sha, _rounding(levels))
+
+    @cached_property
+    def mean_distance(self) -> float:
+        """Between two images, of `diversity`."""
+        return mean_distance(self.features)
+
+    def radii(self, k: int) -> Tensor:
+        """Of the set's manifold, of `precision_recall`; computed at the first call."""
+        if k not in self._radii:
+            self._radii[k] = neighbour_radii(self.features, k)
+        return self._radii[k]
+
+    @cached_property
+    def _radii(self) -> dict[int, Tensor]:
+        return {}
+
+
+def evaluate(
+    sampler: Sampler,
+    *,
+    name: str,
+    shape: Sequence[int],
+    seeds: Sequence[int] | Tensor,
+    reference: Tensor | Reference | None = None,
+    extractor: nn.Module | Extractor | None = None,
+    fine: Tensor | None = None,
+    cond: Cond | None = None,
+    family: str | None = None,
+    batch: int = 512,
+    flops_per_row: int | None = None,
+    repeats: int = 5,
+    levels: int | None = None,
+    k: int = 3,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str = "cpu",
+    accelerator: Any = None,
+    progress: Callable[[int, int], object] | None = None,
+) -> Result:
+    r"""Run a sampler on seeds and measure what it made and what that cost.
+
+    Features are computed from samples clamped to $[-1, 1]$; the path error from samples as they are.
+
+    With an `accelerator` every process calls this with the same arguments; each samples its share of the seeds, the
+    first compares them with the reference, and all return the same numbers. A sample depends on its seed alone, so they
+    are those of one process; `seconds` are the slowest process's.
+
+    Arguments:
+        sampler: Noise in, trajectory out.
+        name: What to call it; unique among results that are shown together.
+        shape: The shape of one sample.
+        seeds: (N,) different seeds, one per sample.
+        reference: Images (N', C, H, W) in [-1, 1], or their `Reference` where several samplers share it. Without one
+            there is no `quality`.
+        extractor: The feature network; needed with a reference.
+        fine: The fine solution from the same noise, (N, *shape); see `fine_solution`. Without one there is no path error.
+        cond: The condition, first dimension N.
+        family: The curve this is a point of; by default the name without a trailing `-<number>`.
+        batch: Samples per call in the timed run.
+        flops_per_row: FLOPs of one network evaluation of one sample; by default one sampler call is counted.
+        repeats: Calls at batch 1 behind the latency, after one warm-up; 0 to leave it out.
+        levels: Round samples and reference to this many levels before features (256 is what an 8-bit file holds).
+        k: Neighbours of precision and recall.
+        dtype: Dtype of the noise.
+        device: Where the noise is drawn.
+        accelerator: An `accelerate.Accelerator`, or None for one process.
+        progress: Called with samples done and N after every batch, on the first process.
+
+    Returns:
+        The numbers and their protocol.
+
+    Raises:
+        ValueError: for no or repeated seeds, a reference without extractor or from another one, a condition or fine
+            solution of another length, or a sampler whose samples have a wrong shape, are not finite or all constant.
+    """
+    seed = torch.as_tensor(seeds, dtype=torch.int64, device="cpu").reshape(-1)
+    N, shape = len(seed), tuple(shape)
+    if N == 0 or len(seed.unique()) < N:
+        raise ValueError(
+            f"evaluate needs one or more seeds, all different, got {N}, {len(seed.unique())} of them different"
+        )
+    if batch < 1 or repeats < 0:
+        raise ValueError(f"batch must be positive and repeats not negative, got {batch} and {repeats}")
+    conds = {"cond": cond} if cond is None or isinstance(cond, Tensor) else {f"cond {k}": c for k, c in cond.items()}
+    for what, given in {**conds, "fine": fine}.items():
+        if given is not None and len(given) != N:
+            raise ValueError(f"{what} has {len(given)} rows but there are {N} seeds")
+    # What is wrong with the reference is said before the sampling, not after it.
+    known = _reference(reference, extractor, levels)
+
+    rank, world = (0, 1) if accelerator is None else (accelerator.process_index, accelerator.num_processes)
+    # The last share is filled up with rows of the first: all processes make as many, and what is too much is cut off.
+    share = -(-N // world)
+    mine = torch.arange(rank * share, (rank + 1) * share) % N
+
+    def arguments(rows: slice | Tensor) -> tuple[Tensor, Cond | None, Tensor]:
+        z = noise(seed[rows], shape, dtype=dtype, device=device)
+        return z, map_cond(operator.itemgetter(rows), cond), seed[rows]
+
+    first = arguments(slice(0, 1))
+    per_call = flops(sampler, *first) if flops_per_row is None else None
+    alone = latency(sampler, *first, repeats=repeats, warmup=1) if repeats and rank == 0 else None
+    if accelerator is not None:
+        accelerator.wait_for_everyone()
+    samples, seconds, done = [], 0.0, 0
+    for rows in mine.split(batch):
+        path, spent = timed(sampler, *arguments(rows))
+        samples.append(path.sample.detach())
+        seconds += spent
+        done = min(done + world * len(rows), N)
+        if progress is not None and rank == 0:
+            progress(done, N)
+    x = torch.cat(samples)
+    if world > 1:
+        x = accelerator.gather(x.contiguous().to(accelerator.device))[:N]
+        seconds = float(accelerator.gather(torch.tensor([seconds], device=accelerator.device)).max())
+    if tuple(x.shape) != (N, *shape):
+        raise ValueError(f"{name} made samples of shape {tuple(x.shape[1:])}, expected {shape}")
+    broken = int((~torch.isfinite(x)).flatten(1).any(1).sum())
+    if broken:
+        raise ValueError(f"{name} made values that are not finite in {broken} of {N} samples")
+
+    def compared() -> Result:
+        quality, protocol = _compare(x, name, known, levels, k)
+        error = None if fine is None else sample_error(x, fine)
+        return Result(
+            name=name,
+            family=re.sub(r"-\d+$", "", name) if family is None else family,
+            cost=Cost(
+                nfe=path.nfe,
+                rounds=path.rounds,
+                flops=path.nfe * flops_per_row if flops_per_row is not None else per_call,
+                seconds=seconds,
+                seconds_per_sample=seconds / N,
+                latency=alone,
+            ),
+            protocol=replace(
+                protocol,
+                seeds=_seeds(seed),
+                fine_sha="" if fine is None else tensor_sha(fine),
+                batch=min(batch, N),
+                repeats=repeats,
+                dtype=str(x.dtype).removeprefix("torch."),
+                device=_device(x.device) if world == 1 else f"{world} x {_device(x.device)}",
+            ),
+            quality=quality,
+            path_error=None if error is None else float(error.square().mean().sqrt()),
+            path_error_median=None if error is None else float(error.median()),
+        )
+
+    if world == 1:
+        return compared()
+    from accelerate.utils import broadcast_object_list
+
+    outcome: list[Any] = [None]
+    if rank == 0:
+        try:
+            outcome = [compared()]
+        except ValueError as error:
+            # All say what is wrong; none waits for a process that has gone.
+            outcome = [error]
+    broadcast_object_list(outcome)
+    if isinstance(outcome[0], ValueError):
+        raise outcome[0]
+    return outcome[0]
+
+
+def measure(
+    images: Tensor,
+    *,
+    name: str,
+    reference: Tensor | Reference,
+    extractor: nn.Module | Extractor,
+    levels: int | None = None,
+    k: int = 3,
+) -> Result:
+    """The quality of images (N, C, H, W) that are there already, at no cost: held-out data, say, as the floor.
+
+    Raises:
+        ValueError: if the images or the reference are not a usable set.
+    """
+    check_images(images, f"the set {name!r}")
+    quality, protocol = _compare(images, name, _reference(reference, extractor, levels), levels, k)
+    return Result(name, name, Cost(), protocol, quality)
+
+
+def _reference(
+    reference: Tensor | Reference | None, extractor: nn.Module | Extractor | None, levels: int | None
+) -> tuple[Reference, Extractor] | None:
+    if reference is None:
+        return None
+    if extractor is None:
+        raise ValueError("a reference set needs an extractor: distances are between features")
+    extractor = as_extractor(extractor)
+    if isinstance(reference, Tensor):
+        return Reference.of(reference, extractor, levels), extractor
+    if (reference.extractor_sha, reference.rounding) != (extractor.sha, _rounding(levels)):
+        raise ValueError(
+            f"the reference features are not from {extractor.name} with rounding {_rounding(levels)}: compute them again"
+        )
+    return reference, extractor
+
+
+def _compare(
+    x: Tensor, name: str, known: tuple[Reference, Extractor] | None, levels: int | None, k: int
+) -> tuple[Quality | None, Protocol]:
+    """The quality of a set, and the part of the protocol that every result has."""
+    protocol = Protocol(
+        count=len(x),
+        dsno=_version("dsno"),
+        torch=_version("torch"),
+        torchmetrics=_version("torchmetrics"),
+        python=platform.python_version(),
+    )
+    if known is None:
+        return None, protocol
+    reference, extractor = known
+    x = _prepared(x, levels)
+    check_images(x, f"the set {name!r}")
+    fake, real = extract(extractor, x), reference.features
+    subset = min(KERNEL_SUBSET, len(fake), len(real))
+    kernel, kernel_std = kernel_distance(fake, real, KERNEL_SUBSETS, subset)
+    precision, recall = precision_recall(fake, real, k, reference.radii(k))
+    spread = diversity(fake, real, reference.mean_distance)
+    quality = Quality(frechet_distance(fake, real), kernel, kernel_std, precision, recall, spread)
+    return quality, replace(
+        protocol,
+        reference_count=len(real),
+        reference_sha=reference.sha,
+        extractor=extractor.name,
+        extractor_sha=reference.extractor_sha,
+        rounding=reference.rounding,
+        neighbours=k,
+        kernel_subsets=f"{KERNEL_SUBSETS} x {subset}",
+    )
+
+
+def _prepared(x: Tensor, levels: int | None) -> Tensor:
+    x = x.clamp(-1, 1)
+    if levels is None:
+        return x
+    if levels < 2:
+        raise ValueError(f"levels must be at least 2, got {levels}")
+    return ((x + 1) / 2 * (levels - 1)).round() / (levels - 1) * 2 - 1
+
+
+def _rounding(levels: int | None) -> str:
+    return "none" if levels is None else f"{levels} levels"
+
+
+def _seeds(seeds: Tensor) -> str:
+    first, last = int(seeds[0]), int(seeds[-1])
+    if torch.equal(seeds, torch.arange(first, first + len(seeds))):
+        return f"{first}..{last}"
+    return f"sha256 {tensor_sha(seeds)}"
+
+
+def _device(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    if device.type != "cpu":
+        return str(device)
+    return f"{platform.machine()} CPU, threads: {torch.get_num_threads()}"
+
+
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"

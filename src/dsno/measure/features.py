@@ -1,0 +1,64 @@
+"""Features of images: the network, its name and checksum."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from dsno.checkpoint import tensor_sha
+from dsno.data.samples import check_images
+from dsno.nets.features import FeatureNet
+
+__all__ = ["Extractor", "as_extractor", "extract"]
+
+
+@dataclass(frozen=True)
+class Extractor:
+    """A named network from images (B, C, H, W) in [-1, 1] to features (B, D)."""
+
+    net: nn.Module
+    name: str
+
+    def __call__(self, x: Tensor) -> Tensor:
+        features = self.net.features(x) if isinstance(self.net, FeatureNet) else self.net(x)
+        return features.flatten(1)
+
+    @property
+    def sha(self) -> str:
+        """SHA-256 over the names and values of the weights."""
+        state = sorted(self.net.state_dict().items())
+        return hashlib.sha256("".join(f"{k}:{tensor_sha(v)};" for k, v in state).encode()).hexdigest()
+
+
+def as_extractor(net: nn.Module | Extractor, name: str | None = None) -> Extractor:
+    """Name a network: its own name for a `FeatureNet`, else `name`, else the name of its class."""
+    if isinstance(net, Extractor):
+        return net
+    return Extractor(net, name or (net.name if isinstance(net, FeatureNet) else type(net).__name__))
+
+
+@torch.no_grad()
+def extract(extractor: nn.Module | Extractor, images: Tensor, batch: int = 512) -> Tensor:
+    """Features of an image set, (N, C, H, W) in [-1, 1] to (N, D), float64 on the host.
+
+    The network runs in evaluation mode, on its own device and in its own dtype, and is left in the mode it was in.
+
+    Raises:
+        ValueError: if the images are not a usable set (`dsno.data.samples.check_images`) or a feature is not finite.
+    """
+    extractor = as_extractor(extractor)
+    check_images(images, "the image set to extract features from")
+    like = next(extractor.net.parameters(), images)
+    was_training = extractor.net.training
+    extractor.net.eval()
+    try:
+        rows = [extractor(part.to(like)).to("cpu", torch.float64) for part in images.split(batch)]
+    finally:
+        extractor.net.train(was_training)
+    features = torch.cat(rows)
+    if not bool(torch.isfinite(features).all()):
+        raise ValueError(f"{extractor.name} gave features that are not finite: are its weights?")
+    return features

@@ -1,0 +1,163 @@
+"""Results: numbers with what they cost and the protocol that produced them, and their file."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from dsno.checkpoint import read_json, write_json
+
+__all__ = ["Cost", "Protocol", "Quality", "Result", "load_results", "save_results"]
+
+
+@dataclass(frozen=True)
+class Quality:
+    """Set against set, in the features the protocol names; see `dsno.measure.metrics`.
+
+    Attributes:
+        frechet: Fréchet distance, 0 is best.
+        kernel: Kernel distance (mean over subsets), around 0 is best.
+        kernel_std: Its standard deviation over subsets.
+        precision: Share of samples inside the reference's manifold, 1 is best.
+        recall: Share of references inside the samples' manifold, 1 is best.
+        diversity: Mean pairwise distance relative to the reference's, 1 is best.
+    """
+
+    frechet: float
+    kernel: float
+    kernel_std: float
+    precision: float
+    recall: float
+    diversity: float
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What one sample cost.
+
+    Attributes:
+        nfe: Network evaluations per sample.
+        rounds: Serial network calls; 0 for a set nothing sampled.
+        flops: Floating-point operations per sample, two per multiply-add, or None.
+        seconds: Seconds of the whole set, in the protocol's batches.
+        seconds_per_sample: The same per sample.
+        latency: Median seconds of one sample alone, or None where it was not timed.
+    """
+
+    nfe: int = 0
+    rounds: int = 0
+    flops: int | None = None
+    seconds: float = 0.0
+    seconds_per_sample: float = 0.0
+    latency: float | None = None
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """How the numbers came about.
+
+    Attributes:
+        count: Samples in the set.
+        seeds: Their seeds: `first..last` where consecutive, else their checksum; empty where nothing was sampled.
+        reference_count: Images in the reference set.
+        reference_sha: SHA-256 of the reference images as given.
+        extractor: The feature network's name.
+        extractor_sha: SHA-256 of its weights.
+        values: What was done to values outside the pixel range before features: always clamped.
+        rounding: `none`, or the number of equally spaced levels in [-1, 1] both sets were rounded to before features.
+        neighbours: k of precision and recall.
+        kernel_subsets: Subsets and their size in the kernel distance.
+        fine_sha: SHA-256 of the fine solution the path error is against.
+        batch: Batch of the timed run.
+        repeats: Calls behind the latency.
+        dtype: Dtype of the noise and the states.
+        device: Where it ran: accelerator, or processor and threads.
+        dsno, torch, torchmetrics, python: Versions.
+    """
+
+    count: int
+    seeds: str = ""
+    reference_count: int = 0
+    reference_sha: str = ""
+    extractor: str = ""
+    extractor_sha: str = ""
+    values: str = "clamped to [-1, 1]"
+    rounding: str = "none"
+    neighbours: int = 0
+    kernel_subsets: str = ""
+    fine_sha: str = ""
+    batch: int = 0
+    repeats: int = 0
+    dtype: str = ""
+    device: str = ""
+    dsno: str = ""
+    torch: str = ""
+    torchmetrics: str = ""
+    python: str = ""
+
+    @property
+    def scale(self) -> tuple[object, ...]:
+        """What two results must share for their quality and path error to be compared."""
+        return (
+            self.count, self.reference_sha, self.extractor_sha, self.rounding, self.neighbours, self.kernel_subsets,
+            self.fine_sha,
+        )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Result:
+    """One sampler's numbers.
+
+    Attributes:
+        name: The sampler's, unique in a table.
+        family: The curve it is a point of, such as `DDIM` for `DDIM-8`.
+        cost: What a sample cost.
+        protocol: How all this was measured.
+        quality: Set against reference set, or None where there was no reference.
+        path_error: RMSE over samples and pixels against the fine solution, or None.
+        path_error_median: Median over samples of their own RMSE: small where few samples land elsewhere.
+    """
+
+    name: str
+    family: str
+    cost: Cost
+    protocol: Protocol
+    quality: Quality | None = None
+    path_error: float | None = None
+    path_error_median: float | None = None
+
+
+def save_results(results: Sequence[Result], path: Path | str) -> Path:
+    """Write results, protocols included, as one JSON file, atomically; its folder is made where missing."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_json(path, {"results": [asdict(result) for result in results]})
+    return path
+
+
+def load_results(path: Path | str) -> list[Result]:
+    """Read what `save_results` wrote.
+
+    Raises:
+        FileNotFoundError: if the file is missing.
+        ValueError: if it is not a file of results.
+    """
+    stored = read_json(Path(path))
+    try:
+        return [_result(dict(entry)) for entry in stored["results"]]
+    except (TypeError, KeyError) as error:
+        raise ValueError(f"{path} is not a file of dsno results ({error})") from None
+
+
+def _result(entry: dict[str, Any]) -> Result:
+    quality = entry.pop("quality")
+    return Result(
+        **{
+            **entry,
+            "cost": Cost(**entry["cost"]),
+            "protocol": Protocol(**entry["protocol"]),
+            "quality": None if quality is None else Quality(**quality),
+        }
+    )

@@ -1,0 +1,1 @@
+"""Backbones: networks and nothing else; none of them knows what a teacher or a student is."""

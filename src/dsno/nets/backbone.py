@@ -1,0 +1,79 @@
+"""Backbones: the networks that the library can rebuild from a configuration, and so store, share and lift."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from importlib import import_module
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor, nn
+
+from dsno.checkpoint import build
+from dsno.condition import Cond
+
+__all__ = ["NETS", "Backbone", "example", "net_from_config"]
+
+# Named, not imported: a U-Net of ours must not load diffusers.
+NETS: dict[str, str] = {
+    "UNet": "dsno.nets.unet:UNet",
+    "DiffusersNet": "dsno.nets.diffusers:DiffusersNet",
+    "IDDPMUNet": "dsno.nets.iddpm:IDDPMUNet",
+    "PreconditionedUNet": "dsno.nets.preconditioned:PreconditionedUNet",
+}
+
+
+@runtime_checkable
+class Backbone(Protocol):
+    """A network `net(x_t, t, cond)` with t (B,) in [0, 1] that says what it is."""
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """JSON-able constructor arguments, and the key in `NETS` under `name`."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape of one sample, (C, *spatial)."""
+
+    @property
+    def classes(self) -> int | None:
+        """The number of classes it may be told, or None."""
+
+    @property
+    def tokens(self) -> Mapping[str, tuple[int, ...]]:
+        """What else it is told, the shape of one row by name: `{"text": (77, 768)}`, say; empty for most."""
+
+    @property
+    def blocks(self) -> tuple[type[nn.Module] | str, ...]:
+        """The modules that `lift` hooks: classes of blocks that may get a temporal layer, names of others."""
+
+    @property
+    def embedding(self) -> tuple[str, ...]:
+        """The names of the submodules whose output (B, D) is the time embedding."""
+
+    def __call__(self, x_t: Tensor, t: Tensor, cond: Cond | None = None) -> Tensor: ...
+
+
+def net_from_config(config: Mapping[str, Any]) -> nn.Module:
+    """Rebuild a backbone, with fresh weights, from its `config`; one without a name is a `UNet`.
+
+    Raises:
+        ValueError: for an unknown name or key, with the nearest known one, or a missing key.
+    """
+    arguments = dict(config)
+    name = str(arguments.pop("name", "UNet"))
+    if name not in NETS:
+        raise ValueError(f"unknown network {name!r}: expected one of {', '.join(sorted(NETS))}")
+    module, attribute = NETS[name].split(":")
+    return build(getattr(import_module(module), attribute), arguments, f"the configuration of a {name}")
+
+
+def example(net: Backbone, parameters: Tensor, rows: int = 1) -> tuple[Tensor, Tensor] | tuple[Tensor, Tensor, Cond]:
+    """Arguments of one call of `net`, all zeros, of the dtype and on the device of `parameters`."""
+    x, t = parameters.new_zeros(rows, *net.shape), parameters.new_zeros(rows)
+    cond: dict[str, Tensor] = {name: parameters.new_zeros(rows, *shape) for name, shape in net.tokens.items()}
+    if net.classes is not None:
+        cond["label"] = torch.zeros(rows, dtype=torch.int64, device=parameters.device)
+    if not cond:
+        return x, t
+    return x, t, cond if len(cond) > 1 else next(iter(cond.values()))

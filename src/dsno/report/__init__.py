@@ -1,0 +1,1 @@
+"""What people look at: pictures, a page, and the comparison that fills it."""

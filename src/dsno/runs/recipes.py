@@ -1,0 +1,324 @@
+"""Named experiments, from nothing to a report, as data.
+
+A recipe is a dataclass: its fields are the whole configuration, and running it twice is running it once. Every stage
+has a folder of its own and is skipped when that folder is complete; an interrupted stage continues where it stopped.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from dsno import schedule
+from dsno.checkpoint import read_json, write_json
+from dsno.data.load import load_data
+from dsno.data.samples import Samples
+from dsno.denoise import Kind, Prediction
+from dsno.distillation.run import distill
+from dsno.nets.backbone import net_from_config
+from dsno.nets.features import load_feature_net
+from dsno.nets.iddpm import CIFAR10, IMAGENET64, IDDPMUNet, published_blocks
+from dsno.nets.unet import UNet
+from dsno.runs.features import train_features
+from dsno.runs.teach import teach
+from dsno.runs.workload import Workload
+from dsno.students.blocks import Told, Where
+from dsno.students.operator import Target, TrajectoryStudent, student_from_teacher
+from dsno.students.temporal import Activation, Init
+from dsno.teachers.load import load_teacher
+from dsno.teachers.native import save_teacher
+from dsno.train import Report, TrainConfig, quiet
+from dsno.trajectories.labels import uniform_labels
+from dsno.trajectories.make import make_trajectories
+
+__all__ = ["RECIPES", "Recipe"]
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """From a data set to a one-pass student, stage by stage; the named ones are in `RECIPES`."""
+
+    data: str = "digits"
+    """What `load_data` takes; may be moved between two pieces of one run."""
+    size: int | None = None
+    """Resize images to this many pixels a side."""
+    seed: int = 0
+    """Seed of every stage."""
+    net: Mapping[str, Any] = field(default_factory=lambda: {"channels": [32, 64]})
+    """The teacher's network: options of `UNet`, or the `config` of another backbone."""
+    kind: Kind = "v"
+    """What the teacher predicts, on the cosine schedule."""
+    conditional: bool = False
+    """Train on the labels too; trajectories then draw theirs uniformly."""
+    teach: TrainConfig = field(
+        default_factory=lambda: TrainConfig(steps=3000, lr=1e-3, warmup=200, precision="bf16", checkpoint_every=250)
+    )
+    """Training of the teacher."""
+    teach_batch: int = 128
+    """Samples per step of the teacher."""
+    clip: float | None = None
+    """Bound on the teacher's prediction while trajectories are made."""
+    features_steps: int = 800
+    """Training steps of the feature network that the quality is measured in."""
+    count: int = 32_768
+    """Trajectories."""
+    solver: str = "unipc3"
+    """Solver that makes them."""
+    solver_steps: int = 16
+    """Its steps."""
+    grid: str = "quadratic"
+    """The solver's grid, as `make_trajectories` takes it."""
+    times: tuple[float, ...] = (0.5625, 0.25, 0.0625, 0.0)
+    """Times of the student's frames."""
+    where: Where | Literal["published"] = "mid"
+    """Blocks with temporal layers; `published` are those of the paper, of an `IDDPMUNet`."""
+    once: bool = True
+    """Run the blocks before the first temporal layer once per sample."""
+    told: Told = "input"
+    """The time a frame's blocks are told."""
+    activation: Activation = "silu"
+    """Of the temporal layers."""
+    init: Init = "zero"
+    """Of the temporal layers."""
+    target: Target = "x0"
+    """What the frames are trained on."""
+    weights: str = "snr100"
+    """Frame weighting."""
+    distance: str = "l1"
+    """Distance of the loss."""
+    others: float | None = 0.25
+    """Supervise the last frame in every step and one other in this share of them."""
+    distill: TrainConfig = field(
+        default_factory=lambda: TrainConfig(steps=3200, lr=1e-3, warmup=100, precision="bf16", checkpoint_every=250)
+    )
+    """Training of the student."""
+    distill_batch: int = 128
+    """Trajectories per step of the student."""
+
+    def run(
+        self, out: Path | str, report: Report = quiet, teacher: str | None = None, data: Samples | None = None
+    ) -> Path:
+        """Run every stage that is not complete in `out`, and return `out`.
+
+        Arguments:
+            out: The folder of the run.
+            report: Told of the progress.
+            teacher: A teacher to use, as `load_teacher` takes it, instead of training one.
+            data: The data, where it is at hand already.
+
+        Raises:
+            ValueError: if `out` holds a run of other settings; names the first one that differs.
+        """
+        out = self._open(out)
+        if all((out / name / "config.json").is_file() for name in ("features", "teacher", "student")):
+            return out
+        samples = self.prepare(out, report, teacher, data)
+        solved = load_teacher(out / "teacher")
+        with _timed(out, "trajectories"):
+            trajectories = make_trajectories(
+                solved, samples.shape, out / "trajectories", self.count, torch.tensor(self.times, dtype=torch.float64),
+                (self.target,), self.solver, self.solver_steps, grid=self.grid, resume=True, report=report,
+                label=uniform_labels(solved.classes) if solved.classes else None,
+            )  # fmt: skip
+        if not (out / "student" / "config.json").is_file():
+            features = load_feature_net(out / "loss_features") if "perceptual" in self.distance else None
+            with _timed(out, "student"):
+                distill(
+                    self.student(solved), trajectories, out / "student", replace(self.distill, seed=self.seed),
+                    self.weights, self.distance, self.distill_batch, self.others, features=features, resume=True,
+                    report=report,
+                )  # fmt: skip
+        return out
+
+    def prepare(
+        self, out: Path | str, report: Report = quiet, teacher: str | None = None, data: Samples | None = None
+    ) -> Samples:
+        """The stages before trajectories: the feature network, of labelled data, and the teacher. Returns the data.
+
+        Raises:
+            ValueError: as `run` does.
+        """
+        out = self._open(out)
+        samples = load_data(self.data, size=self.size) if data is None else data
+        for name in self._feature_nets(samples):
+            if not (out / name / "config.json").is_file():
+                # What is optimised must not be what is measured: the loss has a feature network of its own.
+                seed, width = (self.seed, 16) if name == "features" else (self.seed + 1, 24)
+                with _timed(out, name):
+                    train_features(samples, out / name, self.features_steps, seed, width, report)
+        if not (out / "teacher" / "config.json").is_file():
+            with _timed(out, "teacher"):
+                if teacher is None:
+                    self._teach(samples, out / "teacher", report)
+                else:
+                    given = load_teacher(teacher)
+                    given.clip = self.clip
+                    save_teacher(out / "teacher", given, source=teacher)
+        return samples
+
+    def student(self, teacher: Prediction) -> TrajectoryStudent:
+        """The student before it is trained."""
+        torch.manual_seed(self.seed)
+        return student_from_teacher(teacher, self.times, **self._student())
+
+    def _student(self) -> dict[str, Any]:
+        """The options of `student_from_teacher`."""
+        where: Where | Callable[[str, torch.Size], bool]
+        if self.where == "published":
+            with torch.device("meta"):
+                net = net_from_config(self.net)
+            assert isinstance(net, IDDPMUNet)
+            names = published_blocks(net)
+            where = lambda name, shape: name in names  # noqa: E731
+        else:
+            where = self.where
+        return {
+            "target": self.target, "where": where, "once": self.once, "activation": self.activation, "init": self.init,
+            "told": self.told,
+        }  # fmt: skip
+
+    def workload(self, shape: tuple[int, ...] | None = None, classes: int | None = None) -> Workload:
+        """What the run costs, for `dsno.runs.plan.plan`; the shape of a sample and the classes are the data's by default."""
+        if "name" not in self.net and shape is None:
+            samples = load_data(self.data, size=self.size)
+            shape = samples.shape
+            if self.conditional and samples.labels is not None:
+                classes = int(samples.labels.max()) + 1
+
+        def teacher() -> Prediction:
+            if "name" in self.net:
+                net = net_from_config(self.net)
+            else:
+                assert shape is not None
+                net = UNet(shape[0], shape[1:], **{**self.net, "classes": classes})
+            return Prediction(net, schedule.Cosine(), self.kind, clip=self.clip, shape=shape, classes=classes)
+
+        return Workload(
+            self.data, teacher, self.times, self.count, self.solver, self.solver_steps, targets=(self.target,),
+            student=self._student(), train=self.distill, train_batch=self.distill_batch, others=self.others, teach=self.teach,
+            teach_batch=self.teach_batch,
+        )  # fmt: skip
+
+    def _feature_nets(self, samples: Samples) -> list[str]:
+        if samples.labels is None:
+            return []
+        return ["features", "loss_features"] if "perceptual" in self.distance else ["features"]
+
+    def _teach(self, samples: Samples, out: Path, report: Report) -> None:
+        options = dict(self.net)
+        net = net_from_config(options) if "name" in options else None
+        if net is None:
+            options["channels"] = tuple(options["channels"])
+        teach(
+            samples, out, config=replace(self.teach, seed=self.seed), batch=self.teach_batch, kind=self.kind,
+            conditional=self.conditional, clip=self.clip, resume=True, report=report,
+            **({"net": net} if net is not None else options),
+        )  # fmt: skip
+
+    def _open(self, out: Path | str) -> Path:
+        """The folder of a run of these settings."""
+        out = Path(out)
+        out.mkdir(parents=True, exist_ok=True)
+        path = out / "recipe.json"
+        if not path.is_file():
+            write_json(path, dataclasses.asdict(self))
+            return out
+        held = _flat(read_json(path))
+        for key, value in _flat(json.loads(json.dumps(dataclasses.asdict(self)))).items():
+            if key != "data" and held.get(key) != value:
+                raise ValueError(
+                    f"{out} holds a run with {key} = {held.get(key)}, this one has {value}: choose another folder"
+                )
+        return out
+
+
+PUBLISHED: dict[str, Any] = {
+    "where": "published", "once": False, "told": "output", "activation": "leaky_relu", "init": "uniform",
+    "weights": "snr", "distance": "l1", "others": None,
+}  # fmt: skip
+"""The operator as published."""
+
+RECIPES: dict[str, Recipe] = {
+    "digits": Recipe(),
+    "fashion": Recipe(
+        data="hf:zalando-datasets/fashion_mnist:train", size=16, net={"channels": [32, 64], "patch": 2},
+        features_steps=2000, count=102_400,
+        teach=TrainConfig(steps=12_000, lr=1e-3, warmup=200, precision="bf16", checkpoint_every=500),
+        distill=TrainConfig(steps=12_000, lr=1e-3, warmup=200, precision="bf16", checkpoint_every=500),
+    ),
+    "fashion-gpu": Recipe(
+        data="hf:zalando-datasets/fashion_mnist:train", size=32, net={"channels": [64, 128, 128], "attention": [1, 2]},
+        count=204_800, features_steps=3000, teach_batch=256, distill_batch=256,
+        teach=TrainConfig(steps=20_000, lr=5e-4, warmup=500, precision="bf16", checkpoint_every=2000),
+        distill=TrainConfig(steps=30_000, lr=5e-4, warmup=500, precision="bf16", checkpoint_every=2000),
+    ),
+    "sprites": Recipe(
+        data="crawl_cc0_32.npz", net={"channels": [64, 64], "patch": 4}, features_steps=1500, count=16_384, grid="log-snr",
+        teach=TrainConfig(steps=10_000, lr=1e-3, warmup=200, precision="bf16", checkpoint_every=500),
+        distill=TrainConfig(steps=2000, lr=1e-3, warmup=200, precision="bf16", checkpoint_every=500),
+    ),
+    "sprites-gpu": Recipe(
+        data="crawl_cc0_32.npz", net={"channels": [64, 128, 128], "attention": [1, 2], "dropout": 0.1},
+        features_steps=3000, count=204_800, teach_batch=256, distill_batch=256,
+        teach=TrainConfig(steps=20_000, lr=5e-4, warmup=500, precision="bf16", checkpoint_every=2000),
+        distill=TrainConfig(steps=30_000, lr=5e-4, warmup=500, precision="bf16", checkpoint_every=2000),
+    ),
+    # The paper's own (Zheng et al., 2023, arXiv 2211.13449, and its code), with the L1 distance of its objective: the VGG
+    # features of its last CIFAR-10 figure are not ours to ship. Its teachers are those of progressive distillation; pass
+    # one, or train one here. Attention starts as the teacher's, which the official loader scrambles on ImageNet.
+    "cifar10": Recipe(
+        data="hf:uoft-cs/cifar10:train", net={"name": "IDDPMUNet", **CIFAR10}, kind="x0",
+        teach=TrainConfig(
+            steps=800_000, lr=2e-4, warmup=5000, decay="constant", ema=0.9999, checkpoint_every=10_000
+        ),
+        count=1_024_000, solver="ddim", solver_steps=512, grid="uniform", times=(0.5625, 0.25, 0.0625, 0.0),
+        distill=TrainConfig(
+            steps=400_000, lr=2e-4, warmup=10_000, decay="constant", halve_at=(100_000, 200_000, 300_000), ema=0.9999,
+            clip=None, checkpoint_every=10_000,
+        ),
+        distill_batch=256, **PUBLISHED,
+    ),
+    "imagenet64": Recipe(
+        data="hf:benjamin-paine/imagenet-1k-64x64:train", net={"name": "IDDPMUNet", **IMAGENET64}, kind="x0",
+        conditional=True,
+        teach=TrainConfig(
+            steps=550_000, lr=2e-4, warmup=5000, decay="constant", ema=0.9999, precision="bf16", checkpoint_every=10_000
+        ),
+        teach_batch=2048, clip=1.0, count=2_300_000, solver="ddim", solver_steps=16, grid="uniform",
+        times=(0.75, 0.5, 0.25, 0.0),
+        distill=TrainConfig(
+            steps=120_000, lr=2e-4, warmup=10_000, decay="constant", ema=0.9999, clip=None, accumulate=4,
+            precision="fp16", checkpoint_every=3000,
+        ),
+        distill_batch=512, **PUBLISHED,
+    ),
+}  # fmt: skip
+"""The named recipes. The numbers they reached are in `benchmarks/results`."""
+
+
+def _flat(settings: dict[str, Any]) -> dict[str, Any]:
+    """`{"teach": {"steps": 1}}` as `{"teach.steps": 1}`."""
+    nested = {k: v.items() if isinstance(v, dict) else [("", v)] for k, v in settings.items()}
+    return {f"{key}.{name}".rstrip("."): value for key, items in nested.items() for name, value in items}
+
+
+@contextmanager
+def _timed(out: Path, stage: str) -> Iterator[None]:
+    """Add the seconds spent to the stage's in `timings.json`, interrupted pieces included."""
+    path, began = out / "timings.json", time.perf_counter()
+    try:
+        yield
+    finally:
+        held = read_json(path) if path.is_file() else {}
+        write_json(path, held | {stage: held.get(stage, 0.0) + time.perf_counter() - began})

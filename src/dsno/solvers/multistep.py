@@ -1,0 +1,145 @@
+"""Multistep solvers: DPM-Solver++ and UniPC, one evaluation a step."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from dsno.schedule import Schedule
+from dsno.solvers.first_order import affine
+from dsno.solvers.step import Eval, Evaluate, Past, half_log_snr
+
+__all__ = ["DPMSolverPP", "UniPC"]
+
+
+@dataclass(frozen=True)
+class DPMSolverPP:
+    r"""DPM-Solver++, multistep, order 1 to 3 (Lu et al., 2022, arXiv 2211.01095, algorithm 2 and appendix).
+
+    With $h = \lambda_s - \lambda_t$, $\lambda = \log(\alpha/\sigma)$, and differences $D^{(k)} \approx h^k d^k D / d\lambda^k$ of the
+    past evaluations,
+
+    $$ x_s = \frac{\sigma_s}{\sigma_t} x_t - \alpha_s (e^{-h} - 1) D
+             + \alpha_s \Big(\frac{e^{-h} - 1}{h} + 1\Big) D^{(1)} - \alpha_s \Big(\frac{e^{-h} - 1 + h}{h^2} - \frac12\Big) D^{(2)}; $$
+
+    order 2 uses the midpoint form $-\tfrac12 \alpha_s (e^{-h} - 1) D^{(1)}$. The order is lowered while the past is short
+    and for the step to $\sigma_s = 0$. One evaluation a step.
+
+    The authors' multistep code, and diffusers after it, take half of $D^{(2)}$ (their singlestep code does not), which
+    leaves order 3 converging at order 2; here it converges at order 3.
+    """
+
+    order: int = 2
+    stochastic = False
+
+    def __post_init__(self) -> None:
+        if self.order not in (1, 2, 3):
+            raise ValueError(f"DPM-Solver++ has orders 1, 2 and 3, got {self.order}")
+
+    def __call__(
+        self, D: Evaluate, schedule: Schedule, x: Tensor, t: float, s: float, past: Past, z: Tensor | None
+    ) -> tuple[Tensor, Past]:
+        past = (Eval(t, x, D(x, t)), *past)[: self.order]
+        m = [e.x0 for e in past]
+        lam = [half_log_snr(schedule, s)] + [half_log_snr(schedule, e.t) for e in past]
+        order = _usable_order(lam, self.order)
+        if order == 1:
+            a, b, _ = affine(schedule, t, s, eta=0.0)
+            return a * x + b * m[0], past
+        (alpha_s, sigma_s), (_, sigma_t) = schedule.at(s), schedule.at(t)
+        h, h_0 = lam[0] - lam[1], lam[1] - lam[2]
+        phi_1 = math.expm1(-h)
+        r_0 = h_0 / h
+        D_1 = (m[0] - m[1]) / r_0
+        x_s = sigma_s / sigma_t * x - alpha_s * phi_1 * m[0]
+        if order == 2:
+            return x_s - 0.5 * alpha_s * phi_1 * D_1, past
+        r_1 = (lam[2] - lam[3]) / h
+        D_1b = (m[1] - m[2]) / r_1
+        D_2 = 2 * (D_1 - D_1b) / (r_0 + r_1)
+        D_1 = D_1 + r_0 / 2 * D_2
+        return x_s + alpha_s * (phi_1 / h + 1) * D_1 - alpha_s * ((phi_1 + h) / h**2 - 0.5) * D_2, past
+
+
+@dataclass(frozen=True)
+class UniPC:
+    r"""UniPC with $B_2(h) = e^{h} - 1$, data prediction (Zhao et al., 2023, arXiv 2302.04867, algorithms 5 to 8).
+
+    The evaluation at the predicted state first *corrects* that state (order $p + 1$, no extra evaluation), then predicts
+    the next one (order $p$). The state the sampler keeps at inner times is the predicted one; the step to $\sigma_s = 0$
+    is first order and the order is lowered while the past is short. One evaluation a step.
+    """
+
+    order: int = 2
+    stochastic = False
+
+    def __post_init__(self) -> None:
+        if self.order not in (1, 2, 3):
+            raise ValueError(f"UniPC is implemented for orders 1, 2 and 3, got {self.order}")
+
+    def __call__(
+        self, D: Evaluate, schedule: Schedule, x: Tensor, t: float, s: float, past: Past, z: Tensor | None
+    ) -> tuple[Tensor, Past]:
+        x0_hat = D(x, t)
+        if past:
+            x = self._correct(schedule, past, t, x0_hat)
+        past = (Eval(t, x, x0_hat), *past)[: self.order]
+        return self._predict(schedule, past, s), past
+
+    def _predict(self, schedule: Schedule, past: Past, s: float) -> Tensor:
+        base, coefficient, r, D_1, h = self._differences(schedule, past, s)
+        if not r:
+            return base
+        if len(r) == 1:
+            return base + coefficient * 0.5 * D_1[0]
+        R, b = _unipc_system(r, -h)
+        rho = torch.linalg.solve(R, b).tolist()
+        return base + coefficient * sum((p * d for p, d in zip(rho, D_1, strict=True)), torch.zeros_like(base))
+
+    def _correct(self, schedule: Schedule, past: Past, t: float, x0_hat: Tensor) -> Tensor:
+        base, coefficient, r, D_1, h = self._differences(schedule, past, t)
+        r, D_1 = [*r, 1.0], [*D_1, x0_hat - past[0].x0]
+        if len(r) == 1:
+            return base + coefficient * 0.5 * D_1[0]
+        R, b = _unipc_system(r, -h)
+        rho = torch.linalg.solve(R, b).tolist()
+        return base + coefficient * sum((p * d for p, d in zip(rho, D_1, strict=True)), torch.zeros_like(base))
+
+    def _differences(
+        self, schedule: Schedule, past: Past, s: float
+    ) -> tuple[Tensor, float, list[float], list[Tensor], float]:
+        """The first-order step, the factor of the rest, and the ratios and divided differences of the past."""
+        newest = past[0]
+        a, b, _ = affine(schedule, newest.t, s, eta=0.0)
+        lam = [half_log_snr(schedule, s)] + [half_log_snr(schedule, e.t) for e in past]
+        h = lam[0] - lam[1]
+        r, D_1 = [], []
+        for k in range(1, _usable_order(lam, self.order)):
+            r_k = (lam[k + 1] - lam[1]) / h
+            r.append(r_k)
+            D_1.append((past[k].x0 - newest.x0) / r_k)
+        return a * newest.x + b * newest.x0, b, r, D_1, h
+
+
+def _unipc_system(r: list[float], hh: float) -> tuple[Tensor, Tensor]:
+    R, b = [], []
+    h_phi_k, factorial = math.expm1(hh) / hh - 1, 1.0
+    for i in range(1, len(r) + 1):
+        R.append([x ** (i - 1) for x in r])
+        b.append(h_phi_k * factorial / math.expm1(hh))
+        factorial *= i + 1
+        h_phi_k = h_phi_k / hh - 1 / factorial
+    return torch.tensor(R, dtype=torch.float64), torch.tensor(b, dtype=torch.float64)
+
+
+def _usable_order(lam: list[float], order: int) -> int:
+    """The highest order whose log-SNRs (target first, then newest to oldest) are all finite."""
+    if not math.isfinite(lam[0]) or not math.isfinite(lam[1]):
+        return 1
+    known = 1
+    while known < order and known + 1 < len(lam) and math.isfinite(lam[known + 1]):
+        known += 1
+    return known

@@ -1,0 +1,23 @@
+"""The solvers by name, as recipes and the command line call them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from dsno.solvers.first_order import DDIM, Ancestral
+from dsno.solvers.heun import Heun
+from dsno.solvers.multistep import DPMSolverPP, UniPC
+from dsno.solvers.step import Step
+
+__all__ = ["SOLVERS"]
+
+SOLVERS: dict[str, Callable[[], Step]] = {
+    "ddim": DDIM,
+    "heun": Heun,
+    "dpm1": lambda: DPMSolverPP(1),
+    "dpm2": lambda: DPMSolverPP(2),
+    "dpm3": lambda: DPMSolverPP(3),
+    "unipc2": UniPC,
+    "unipc3": lambda: UniPC(3),
+    "ancestral": Ancestral,
+}

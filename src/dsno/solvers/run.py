@@ -1,0 +1,140 @@
+r"""Solvers: pure steps, and the one driver that runs them on an explicit grid.
+
+The probability-flow ODE of a denoiser, $\dot x_t = \dot\alpha_t D + \dot\sigma_t \hat\epsilon$, has an exact linear part.
+With $\kappa = \alpha / \sigma$ it reads $d(x / \sigma) = D \, d\kappa$, so between two times
+
+$$ x_s = \frac{\sigma_s}{\sigma_t} x_t + \sigma_s \int_{\kappa_t}^{\kappa_s} D \, d\kappa, $$
+
+and a solver is a rule for the integral: $D$ constant is DDIM, $D$ polynomial in $\lambda = \log \kappa$ is
+DPM-Solver++. A step is a pure function of the current state, two times and the past evaluations; its coefficients are
+Python floats computed from the schedule in float64, so nothing is looked up by index and nothing is read back from the
+device. Limits at $\sigma_s = 0$ ($x_s = D$) and $\alpha_t = 0$ are analytic: no grid gives a NaN.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+
+from dsno.condition import Cond
+from dsno.cost import Meter
+from dsno.denoise import Denoiser
+from dsno.grids import check_grid
+from dsno.schedule import Schedule
+from dsno.seeds import noise_tape
+from dsno.solvers.first_order import DDIM
+from dsno.solvers.step import Past, Step
+from dsno.trajectory import Trajectory
+
+__all__ = ["SolverSampler", "initial_state", "solve"]
+
+
+def initial_state(schedule: Schedule, z: Tensor, start: float = 1.0) -> Tensor:
+    r"""Standard normal noise as the state at the start: $x_1 = \sigma_1 z$, shape (B, *shape)."""
+    return schedule.at(start)[1] * z
+
+
+def solve(
+    denoiser: Denoiser,
+    schedule: Schedule,
+    x: Tensor,
+    grid: Tensor | Sequence[float],
+    step: Step | None = None,
+    cond: Cond | None = None,
+    seeds: Tensor | None = None,
+    keep: Sequence[float] | Tensor | None = None,
+    keep_x0: bool = False,
+    tape: Tensor | None = None,
+) -> Trajectory:
+    r"""Run a solver from the state `x` at `grid[0]` to `grid[-1]`, one step between neighbouring times.
+
+    Arguments:
+        denoiser: $D(x_t, t, \mathrm{cond})$.
+        schedule: The path it was trained on.
+        x: The state at `grid[0]`, shape (B, *shape).
+        grid: N + 1 strictly decreasing times in [0, 1], N >= 1.
+        step: The solver; DDIM by default.
+        cond: The condition, first dimension B.
+        seeds: (B,) seeds; a stochastic solver without a `tape` draws its noise from streams 1 to N of them.
+        keep: The times whose states are returned (a subset of the grid; the first and last by default).
+        keep_x0: Also return $\hat x_0$ at each kept state, at no extra evaluation for inner times.
+        tape: The noise of the steps, shape (N, B, *shape).
+
+    Returns:
+        A trajectory of the kept states, noise first.
+
+    Raises:
+        ValueError: for a bad grid, a kept time that is not on it, or a stochastic solver without seeds or tape.
+    """
+    step = DDIM() if step is None else step
+    times = check_grid(grid)
+    wanted = _kept(times, keep)
+    if step.stochastic and tape is None:
+        if seeds is None:
+            raise ValueError("a stochastic solver needs `seeds` (one per sample) or a noise `tape`")
+        tape = noise_tape(seeds, x.shape[1:], len(times) - 1, x.dtype, x.device)
+    meter = Meter(denoiser)
+
+    def D(x_t: Tensor, t: float) -> Tensor:
+        time_dtype = torch.promote_types(x_t.dtype, torch.float32)  # 0.999 is 1.0 in bfloat16
+        return meter(x_t, torch.full((len(x_t),), t, dtype=time_dtype, device=x_t.device), cond)
+
+    states, x0s = [], []
+    past: Past = ()
+    grid_times = times.tolist()
+    for n, (t, s) in enumerate(pairwise(grid_times)):
+        state = x
+        z = tape[n] if tape is not None else None
+        x, past = step(D, schedule, state, t, s, past, z)
+        if n in wanted:
+            states.append(state)
+            x0s.append(past[0].x0)
+    if len(times) - 1 in wanted:
+        states.append(x)
+        if keep_x0:
+            x0s.append(x if schedule.at(grid_times[-1])[1] < 1e-4 else D(x, grid_times[-1]))
+    return Trajectory(
+        x=torch.stack(states, 1),
+        t=times[sorted(wanted)],
+        x0=torch.stack(x0s, 1) if keep_x0 else None,
+        cond=cond,
+        seeds=seeds,
+        nfe=meter.rows // max(len(x), 1),
+        rounds=meter.rounds,
+    )
+
+
+def _kept(times: Tensor, keep: Sequence[float] | Tensor | None) -> set[int]:
+    if keep is None:
+        return {0, len(times) - 1}
+    wanted = set()
+    for t in torch.as_tensor(keep, dtype=torch.float64).tolist():
+        distance = (times - t).abs()
+        n = int(distance.argmin())
+        if distance[n] > 1e-9:
+            raise ValueError(f"cannot keep t = {t:g}: it is not on the grid (nearest is {times[n]:g})")
+        wanted.add(n)
+    return wanted
+
+
+@dataclass(frozen=True)
+class SolverSampler:
+    """A solver on a grid as a `Sampler`: from standard normal noise to a trajectory."""
+
+    denoiser: Denoiser
+    schedule: Schedule
+    grid: Tensor
+    step: Step = field(default_factory=DDIM)
+    keep: Tensor | None = None
+    keep_x0: bool = False
+
+    @torch.no_grad()
+    def __call__(self, z: Tensor, cond: Cond | None = None, seeds: Tensor | None = None) -> Trajectory:
+        x = initial_state(self.schedule, z, float(self.grid[0]))
+        return solve(
+            self.denoiser, self.schedule, x, self.grid, self.step, cond, seeds, keep=self.keep, keep_x0=self.keep_x0
+        )

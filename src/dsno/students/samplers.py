@@ -1,0 +1,245 @@
+"""Either kind of student from its folder, and the sampler of so many passes that it was trained for."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import cast
+
+import torch
+from torch import Tensor
+
+from dsno.condition import Cond
+from dsno.grids import check_grid, even
+from dsno.seeds import noise_tape
+from dsno.solvers.run import initial_state
+from dsno.students.flowmap import FlowMap
+from dsno.students.operator import TrajectoryStudent
+from dsno.trajectory import Sampler, Trajectory
+
+__all__ = ["FlowMapSampler", "MultiPass", "OnePass", "Student", "passes_of", "sampler_of"]
+
+
+@dataclass(frozen=True)
+class OnePass:
+    r"""A student as a `Sampler`: noise to trajectory in one network call.
+
+    The trajectory's states are noise and the student's frames; a `x0` student's states are the formula's with its
+    $\hat x_0$ in place of $h$, exact at the last frame. Without `whole` the sample is the only frame, and the blocks
+    behind the last temporal layer run for it alone.
+    """
+
+    student: TrajectoryStudent
+    whole: bool = True
+
+    def __call__(self, z: Tensor, cond: Cond | None = None, seeds: Tensor | None = None) -> Trajectory:
+        return MultiPass(self.student, 1, self.whole)(z, cond, seeds)
+
+
+@dataclass(frozen=True)
+class MultiPass:
+    r"""Draft, move to an inner frame, draft again: a student as a `Sampler` of one to M passes.
+
+    Pass $i$ starts from the state $x_{t_j}$ that the pass before it made, with noise ($t = 1$) the first, and makes the
+    frames up to the next inner one,
+
+    $$ x_{t_m} = \alpha_m h_m + \sigma_m (x_{t_j} - \alpha_j h_m) / \sigma_j, \qquad h_m = h_m(x_{t_j}, t_j), \quad m > j; $$
+
+    the last pass makes the rest. With the exact $h$ of `target="state"` this is the ODE's solution, whatever is passed
+    through; with `target="x0"` an inner state is DDIM's, one step from the last start with the $\hat x_0$ of its own time,
+    and the sample is exact for the state that the last pass starts from. One pass is `OnePass`.
+
+    With `fresh` noise a pass makes its sample $x$, too, and the next one starts from that sample noised again,
+
+    $$ x_{t_j} = \alpha_j x + \sigma_j \epsilon, $$
+
+    as consistency models do (Song et al., 2023, arXiv 2303.01469, algorithm 1): no ODE's solution, but what a pass gets wrong
+    is drowned in noise instead of handed on.
+
+    Arguments:
+        student: A student that was trained from inner starts, if it is to make more than one pass.
+        through: The number of passes, 1 to M, whose inner frames are spread evenly; or the inner frames themselves,
+            indices increasing in [0, M - 2].
+        whole: Whether all frames are kept; else only those passed through and the last, and the blocks behind the last
+            temporal layer run for them alone.
+        fresh: Whether inner passes start from the sample of the pass before, noised again.
+
+    Raises:
+        ValueError: for more passes than the student has frames, frames that do not increase or are not inner ones, or more
+            than one pass of a student that starts from noise alone; when called without seeds where fresh noise is needed.
+    """
+
+    student: TrajectoryStudent
+    through: Sequence[int] | int
+    whole: bool = True
+    fresh: bool = False
+
+    def __post_init__(self) -> None:
+        M = self.student.frames
+        if isinstance(self.through, int) and not 1 <= self.through <= M:
+            if M == 1:
+                raise ValueError(
+                    f"a student of one frame makes one pass alone, got {self.through}: for more, distil one of several frames "
+                    "with inner starts (`dsno distill --inner-starts 0.5`), or by a method that makes more (`dsno methods`)"
+                )
+            raise ValueError(f"a student of {M} frames makes 1 to {M} passes, got {self.through}")
+        if any(not i < j < M - 1 for i, j in pairwise((-1, *self.inner))):
+            raise ValueError(
+                f"inner frames must increase within [0, {M - 2}], the last of {M} being the sample: got {list(self.inner)}"
+            )
+        if self.passes > 1:
+            self.student.check_restarts()
+
+    @property
+    def inner(self) -> tuple[int, ...]:
+        """The inner frames that passes start from."""
+        if not isinstance(self.through, int):
+            return tuple(self.through)
+        # Noise and the M frames are M + 1 places: i M / k, to the nearest, is the place of the i-th restart of k passes.
+        k, M = self.through, self.student.frames
+        return tuple((2 * i * M + k) // (2 * k) - 1 for i in range(1, k))
+
+    @property
+    def passes(self) -> int:
+        """Network calls: one more than inner frames."""
+        return len(self.inner) + 1
+
+    @torch.no_grad()
+    def __call__(self, z: Tensor, cond: Cond | None = None, seeds: Tensor | None = None) -> Trajectory:
+        student, first, start = self.student, 0, 1.0
+        end, noises = student.frames - 1, iter(self._noises(z, seeds))
+        x_t = initial_state(student.schedule, z)
+        x, hs, kept = [x_t.unsqueeze(1)], list[Tensor](), list[int]()
+        for last in (*self.inner, end):
+            frames = range(first, last + 1) if self.whole else (last,)
+            # Where the next pass starts from the sample, that frame is asked for in place of its own.
+            again = self.fresh and last < end
+            asked = (*frames[:-1], end) if again else frames
+            h = student(x_t, cond, start, asked)
+            states = student.states(x_t, h, start, asked)
+            if student.target == "x0" and asked[-1] == end:
+                # The sample is h itself; the formula would add sigma_M times the noise where a schedule is truncated.
+                states[:, -1] = h[:, -1]
+            if again:
+                alpha_j, sigma_j = student.schedule.at(float(student.times[last]))
+                states[:, -1] = alpha_j * states[:, -1] + sigma_j * next(noises)
+            x, hs, kept = [*x, states], [*hs, h], [*kept, *frames]
+            x_t, first, start = states[:, -1], last + 1, float(student.times[last])
+        h, states = torch.cat(hs, 1), torch.cat(x, 1)
+        t = torch.cat([torch.ones(1, dtype=torch.float64), student.times[kept]])
+        # A state student's h is no prediction at the frame's state: it leads there from the start of its pass. Nor is any h
+        # one at a state that was noised again.
+        told = student.target == "x0" and not (self.fresh and self.inner)
+        x0 = torch.cat([h[:, :1], h], 1) if told else None
+        return Trajectory(states, t, x0, cond, seeds, nfe=self.passes, rounds=self.passes)
+
+    def _noises(self, z: Tensor, seeds: Tensor | None) -> Sequence[Tensor] | Tensor:
+        """The noise of each restart, (B, *shape); streams 1, 2, ... of the seeds."""
+        if not (self.fresh and self.inner):
+            return ()
+        if seeds is None:
+            raise ValueError("this sampler draws fresh noise at every restart: pass the seeds of the samples")
+        return noise_tape(seeds, z.shape[1:], len(self.inner), z.dtype).to(z.device)
+
+
+@dataclass(frozen=True)
+class FlowMapSampler:
+    r"""A flow map on a grid as a `Sampler`: one network call for each of its steps.
+
+    A step from $t_n$ jumps to $l_n \le t_{n+1}$ and, where that is short of $t_{n+1}$, noises the sample back up to it,
+
+    $$ x_{t_{n+1}} = \frac{\alpha_{n+1}}{\alpha_l} X_{t_n \to l_n}(x_{t_n}) + \sqrt{\sigma_{n+1}^2 - (\alpha_{n+1} / \alpha_l)^2
+       \sigma_l^2} \; \epsilon. $$
+
+    Without `landings`, $l_n = t_{n+1}$: deterministic. Landing at 0 is the multistep sampler of consistency models (Song et
+    al., 2023, arXiv 2303.01469, algorithm 1); $l_n = t_{n+2}$, one step further, the stochastic one of guided distillation
+    (Meng et al., 2023, arXiv 2210.03142).
+
+    Arguments:
+        map: The flow map.
+        grid: N + 1 decreasing times; `even(schedule, 1)` is one pass.
+        landings: N times, each at most the grid's next one; the last is the grid's last.
+
+    Raises:
+        ValueError: for a grid that does not decrease, or landings that do not fit it; when called without seeds where fresh
+            noise is needed.
+    """
+
+    map: FlowMap
+    grid: Tensor
+    landings: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        grid = check_grid(self.grid)
+        object.__setattr__(self, "grid", grid)
+        ends = grid[1:]
+        landings = ends if self.landings is None else torch.as_tensor(self.landings, dtype=torch.float64, device="cpu")
+        fits = landings.shape == ends.shape and bool(((landings >= 0) & (landings <= ends)).all())
+        if not fits or landings[-1] != ends[-1]:
+            raise ValueError(
+                f"a step lands between 0 and the grid's next time, the last on its end: grid {grid.tolist()}, landings "
+                f"{landings.tolist()}"
+            )
+        object.__setattr__(self, "landings", landings)
+
+    @torch.no_grad()
+    def __call__(self, z: Tensor, cond: Cond | None = None, seeds: Tensor | None = None) -> Trajectory:
+        times, landings, schedule = self.grid.tolist(), cast(Tensor, self.landings).tolist(), self.map.schedule
+        tape = None
+        if landings != times[1:]:
+            if seeds is None:
+                raise ValueError("this sampler draws fresh noise at every step: pass the seeds of the samples")
+            tape = noise_tape(seeds, z.shape[1:], len(landings), z.dtype, z.device)
+        x = [initial_state(schedule, z, times[0])]
+        for n, (t, s) in enumerate(pairwise(times)):
+            x_s = self.map(x[-1], t, landings[n], cond)
+            if tape is not None and landings[n] < s:
+                (alpha_s, sigma_s), (alpha_l, sigma_l) = schedule.at(s), schedule.at(landings[n])
+                ratio = alpha_s / alpha_l
+                x_s = ratio * x_s + (sigma_s**2 - (ratio * sigma_l) ** 2) ** 0.5 * tape[n]
+            x.append(x_s)
+        N = len(times) - 1
+        return Trajectory(torch.stack(x, 1), self.grid, None, cond, seeds, nfe=N, rounds=N)
+
+
+def passes_of(map: FlowMap, passes: int = 1) -> FlowMapSampler:
+    """The sampler of so many passes that a map was trained for, on the even grid.
+
+    Raises:
+        ValueError: for no passes, or passes it was not trained for.
+    """
+    if passes < 1:
+        raise ValueError(f"a sampler makes at least one pass, got {passes}")
+    if map.way == "grid" and passes != map.steps:
+        raise ValueError(
+            f"this flow map was trained for the grid of {map.steps} step(s) alone and makes {map.steps} pass(es), got "
+            f"{passes}: distil one for {passes}, or by a method that allows any number (`dsno methods`)"
+        )
+    grid = even(map.schedule, passes)
+    return FlowMapSampler(map, grid, torch.zeros(passes) if map.way == "end" else None)
+
+
+Student = TrajectoryStudent | FlowMap
+"""What `dsno distill` makes."""
+
+
+def sampler_of(student: Student, passes: int | None = None, whole: bool = False, fresh: bool = False) -> Sampler:
+    """The sampler of so many passes; by default of the fewest it was trained for, which is one of all but a grid's map.
+
+    `whole` keeps all frames of a `TrajectoryStudent`; `fresh` noises the sample again between passes, which the samplers of
+    consistency functions do in any case.
+
+    Raises:
+        ValueError: for passes it was not trained for, or fresh noise in a map of one grid.
+    """
+    if not isinstance(student, FlowMap):
+        return MultiPass(student, 1 if passes is None else passes, whole, fresh)
+    sampler = passes_of(student, passes if passes is not None else student.steps or 1)
+    if not fresh:
+        return sampler
+    if student.way == "grid":
+        raise ValueError(
+            "a flow map of one grid's steps never jumps to t = 0 and back: leave fresh noise (`--fresh`) out"
+        )
+    return FlowMapSampler(student, sampler.grid, torch.zeros(len(sampler.grid) - 1))

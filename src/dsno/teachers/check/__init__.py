@@ -1,0 +1,1 @@
+"""A teacher verified before hours are spent."""

@@ -1,0 +1,96 @@
+"""Latents of a diffusers model: the decoder between them and pixels."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dsno.checkpoint import read_json
+from dsno.hub import local_copy
+
+__all__ = ["Latents", "load_decoder"]
+
+
+class Latents(nn.Module):
+    r"""An autoencoder with the scale that a latent model was trained on: $z = (\mathrm{encode}(x) - \mu) \, c$, the inverse to decode.
+
+    Arguments:
+        vae: AutoencoderKL, or VQModel.
+        rows: How many samples go through it at once.
+    """
+
+    mean: Tensor
+    scale: Tensor
+
+    def __init__(self, vae: Any, rows: int = 8) -> None:
+        super().__init__()
+        if not rows >= 1:
+            raise ValueError(f"at least one sample goes through the decoder at once, got rows={rows}")
+        self.vae, self.rows = vae.requires_grad_(False).eval(), rows
+        config = vae.config
+        mean, std = config.get("latents_mean"), config.get("latents_std")
+        shift = config.get("shift_factor") or 0.0
+        scale = float(config.get("scaling_factor") or 1.0)
+        self.register_buffer("mean", _channels(shift if mean is None or std is None else mean), persistent=False)
+        self.register_buffer("scale", _channels(1.0 if mean is None or std is None else std) / scale, persistent=False)
+
+    def forward(self, latents: Tensor) -> Tensor:
+        """`decode`."""
+        return self.decode(latents)
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """Latents (B, C, h, w) to images (B, 3, H, W) in [-1, 1], of the dtype of `latents`."""
+        z = (latents * self.scale.to(latents) + self.mean.to(latents)).to(self.vae.dtype)
+        images = torch.cat([self.vae.decode(rows, return_dict=False)[0] for rows in z.split(self.rows)])
+        return images.clamp(-1, 1).to(latents.dtype)
+
+    def encode(self, images: Tensor) -> Tensor:
+        """Images (B, 3, H, W) in [-1, 1] to the mean of their latents (B, C, h, w)."""
+        encoded = [self._encode(rows) for rows in images.to(self.vae.dtype).split(self.rows)]
+        z = torch.cat(encoded).to(images.dtype)
+        return (z - self.mean.to(z)) / self.scale.to(z)
+
+    def _encode(self, images: Tensor) -> Tensor:
+        encoded = self.vae.encode(images)
+        return encoded.latents if type(self.vae).__name__ == "VQModel" else encoded.latent_dist.mode()
+
+
+def _channels(value: float | Sequence[float]) -> Tensor:
+    return torch.as_tensor(value, dtype=torch.float32).reshape(1, -1, 1, 1)
+
+
+def load_decoder(ref: Any, dtype: torch.dtype | None = None, rows: int = 8) -> Latents | None:
+    """What turns a pipeline's latents into images and back, or None where the samples are the images.
+
+    Arguments:
+        ref: See `load_diffusers`.
+        dtype: The dtype of the autoencoder; float32 by default, and where its configuration says that half is too little.
+        rows: How many samples go through it at once.
+
+    Raises:
+        FileNotFoundError: if a folder or a file is missing; says which.
+        ValueError: for an autoencoder that we do not know.
+    """
+    if not isinstance(ref, Path | str):
+        held = getattr(ref, "vae", None) or getattr(ref, "vqvae", None)
+        return None if held is None else Latents(held, rows)
+    folder = local_copy(ref)
+    part = next((p for p in ("vae", "vqvae") if (folder / p / "config.json").is_file()), None)
+    if part is None:
+        return None
+    if not Path(ref).exists():
+        folder = local_copy(ref, ["*.json", f"{part}/diffusion_pytorch_model.safetensors"])
+    config = read_json(folder / part / "config.json")
+    name = str(config.get("_class_name"))
+    if name not in ("AutoencoderKL", "VQModel"):
+        raise ValueError(f"unknown autoencoder {name}: expected AutoencoderKL or VQModel")
+    if dtype == torch.float16 and config.get("force_upcast", False):
+        dtype = None
+    import diffusers
+
+    vae = getattr(diffusers, name).from_pretrained(folder / part, torch_dtype=dtype, use_safetensors=True)
+    return Latents(vae, rows)

@@ -1,0 +1,1 @@
+"""Trajectories as a data set: a manifest, shards, and what generates, reads, shares and fetches them."""

@@ -1,0 +1,81 @@
+"""The card of a set of trajectories on the Hub."""
+
+from __future__ import annotations
+
+import json
+
+from dsno.trajectories.format import layout, shard_count, shard_size
+from dsno.trajectories.manifest import Manifest
+
+__all__ = ["card", "human_size"]
+
+CARD, COMMIT_BYTES, COMMIT_FILES = "README.md", 2**30, 100
+
+
+def human_size(count: int) -> str:
+    return f"{count / 1e9:.1f} GB" if count >= 1e8 else f"{count / 1e6:.1f} MB"
+
+
+def card(manifest: Manifest, url: str, license: str) -> str:
+    """A dataset card: what the set is, in words, and how to load it."""
+    from huggingface_hub import DatasetCardData
+
+    count, first, solver, teacher = (manifest[k] for k in ("count", "first_seed", "solver", "teacher"))
+    front = DatasetCardData(
+        license=license,
+        pretty_name=f"{count:,} diffusion trajectories",
+        tags=["dsno", "diffusion", "trajectories", "distillation", "safetensors"],
+        size_categories=_category(count),
+        viewer=False,
+    )
+    size = sum(shard_size(manifest, k) for k in range(shard_count(manifest)))
+    cond = [name for name in layout(manifest, 0) if name.split(".")[0] == "cond"]
+    settings = ", ".join(f"{k} {v}" for k, v in solver.items() if k != "name")
+    options = {"kind": teacher.get("kind"), "clip": teacher.get("clip"), "guidance weight": teacher.get("weight")}
+    network = teacher["class"] + "".join(f", {k} {v}" for k, v in options.items() if v is not None)
+    facts = {
+        "trajectories": f"{count:,}, of the seeds {first} to {first + count - 1}",
+        "shape of a sample": " x ".join(map(str, manifest["shape"])) or "a number",
+        "stored of each frame": " and ".join(manifest["targets"]),
+        "times of the frames": ", ".join(f"{t:.6g}" for t in manifest["times"]) + " (1 is noise, 0 is data)",
+        "condition": ", ".join(f"`{name}`" for name in cond) or "none",
+        "storage": f"{manifest['dtype']}, {human_size(size)} in {shard_count(manifest)} shards",
+        "teacher": network,
+        "weights of the teacher": f"sha256 `{teacher.get('sha256') or teacher.get('denoiser', {}).get('sha256')}`",
+        "schedule": f"`{json.dumps(manifest['schedule'])}`",
+        "solver": f"{solver['name']}{f' ({settings})' if settings else ''}, {len(manifest['grid']) - 1} steps",
+        "fingerprint": f"`{manifest['fingerprint']}`",
+    } | {f"teacher's {name}": f"`{json.dumps(value)}`" for name, value in teacher["description"].items()}
+    table = "\n".join(f"| {name} | {value} |" for name, value in facts.items())
+    return f"""---
+{front.to_yaml()}
+---
+
+# {count:,} diffusion trajectories
+
+Noise, and where a pretrained diffusion model takes it: each row holds the noise of one seed and the frames of the solution of
+the model's probability-flow ODE that starts there. Made with dsno; `manifest.json` says everything that determined them.
+
+| | |
+|---|---|
+{table}
+
+They come from the teacher's weights, whose licence may extend to them.
+
+## Loading
+
+```python
+from dsno.trajectories.sets import TrajectorySet
+
+data = TrajectorySet("{url}")  # shards are fetched when they are needed
+rows = data.__getitems__([0, 1, 2])  # `noise`, {", ".join(f"`{t}`" for t in manifest["targets"])}, `seeds`{", `cond`" * bool(cond)}
+```
+
+Without dsno, each `shard-*.safetensors` is a plain safetensors file.
+"""
+
+
+def _category(count: int) -> str:
+    """The Hub's name for the size of a data set."""
+    bounds = [(10**3, "n<1K"), (10**4, "1K<n<10K"), (10**5, "10K<n<100K"), (10**6, "100K<n<1M"), (10**7, "1M<n<10M")]
+    return next((name for bound, name in bounds if count < bound), "10M<n<100M")

@@ -1,0 +1,226 @@
+r"""Sets of trajectories, read: rows by index from memory-mapped shards, here or elsewhere, in shuffled batches.
+
+An order that training can resume at any step is a function, not a state. With all rows at hand it is one permutation an
+epoch. Shards that are fetched when they are needed ask for one that stays among a few at a time: let $\sigma_e$ permute the
+shards in epoch $e$, cut it into windows of W shards, and shuffle the rows of each window,
+
+$$ \pi_e = \big( \tau_{e, 0}(R_{\sigma_e(0)} \cup \dots \cup R_{\sigma_e(W - 1)}), \;
+                 \tau_{e, 1}(R_{\sigma_e(W)} \cup \dots), \; \dots \big), $$
+
+with $R_k$ the rows of shard $k$ and $\sigma_e$, $\tau_{e, w}$ drawn from (seed, $e$) and (seed, $e$, $w$) alone. As rows
+are independent draws to begin with, the windows lose little.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from dsno.condition import map_cond, nested
+from dsno.denoise import Denoiser
+from dsno.schedule import Schedule, schedule_from_config
+from dsno.trajectories.describe import describe
+from dsno.trajectories.format import check_foreign, check_shard, map_shard, shard_count, shard_path
+from dsno.trajectories.manifest import differences, find_times, join, read_manifest
+
+if TYPE_CHECKING:
+    from dsno.trajectories.shelf import Shelf
+
+__all__ = ["TrajectorySet"]
+
+WINDOW = 8
+
+
+class TrajectorySet(Dataset[dict[str, Any]]):
+    r"""The trajectories of a folder, or of a URL, read lazily: a row is read when it is asked for.
+
+    An item is a dict of float32 `noise` (*shape), `x0` and/or `state` (M, *shape), of `seeds` () int64, and of `cond`
+    as stored, if any: (...), or several such by name. `__getitems__` gives the same with a batch dimension in front,
+    gathered at once (which a `DataLoader` understands with `collate_fn=dict`).
+
+    Files are memory-mapped; opening a folder reads headers only. Opening a URL (`hf://datasets/org/name`,
+    `s3://bucket/name`, ...) reads the manifest only: a shard is fetched, checked and kept in a cache when it is first
+    needed, and `batches` has the next ones fetched meanwhile.
+
+    Arguments:
+        folder: What `generate` or `pull` wrote, or a URL that `push` wrote to.
+        times: The frames to read, a subset of the stored times; all by default.
+        verify: Read everything once and compare checksums; of a URL, what the cache has of it.
+        window: How many shards `batches` shuffles together; by default 8 for a URL, and all rows at once for a folder.
+        cache: Of a URL: the folder of the cache; by default `$DSNO_CACHE`, else `~/.cache/dsno`.
+        cache_bytes: Of a URL: how large the cache of this set may grow, None for no bound. To fetch ahead it needs room for
+            two windows.
+
+    Attributes:
+        manifest: What determined the trajectories.
+        times: The frames, (M,), decreasing float64.
+        shape: The shape of one sample.
+        targets: Which of `x0` and `state` are stored.
+        folder: Where the shards are; of a URL, in the cache.
+        window: See above.
+
+    Raises:
+        ConnectionError: if a URL cannot be reached; also when a shard is needed, like the next three.
+        FileNotFoundError: if the folder, its manifest or a shard is missing.
+        OSError: if the disk of the cache is full.
+        PermissionError: if a URL may not be read.
+        ValueError: if the manifest or a shard is damaged or foreign, or a time is not stored; says how to mend it.
+    """
+
+    def __init__(
+        self,
+        folder: Path | str,
+        times: Sequence[float] | Tensor | None = None,
+        verify: bool = False,
+        *,
+        window: int | None = None,
+        cache: Path | str | None = None,
+        cache_bytes: int | None = None,
+    ) -> None:
+        if window is not None and window < 1:
+            raise ValueError(f"window must be at least 1 shard, got {window}")
+        self.window = window
+        self._shelf: Shelf | None = None
+        if "://" in str(folder):
+            from dsno.trajectories.shelf import Shelf
+
+            self._shelf = Shelf(str(folder), cache, cache_bytes)
+            self.source, self.folder, self.manifest = self._shelf.url, self._shelf.folder, self._shelf.manifest
+            self.window = WINDOW if window is None else window
+            self._count = int(self.manifest["count"])
+            if verify:
+                self._shelf.verify()
+        else:
+            self.folder = Path(folder)
+            self.source, self.manifest = str(folder), read_manifest(self.folder)
+            self._count = int(self.manifest["made"].get("pulled", self.manifest)["count"])
+            self._check_shards(verify)
+        self._frames: Tensor | None = None
+        self._choose(times)
+        self.shape: tuple[int, ...] = tuple(self.manifest["shape"])
+        self.targets: tuple[str, ...] = tuple(self.manifest["targets"])
+        self._mapped: dict[int, dict[str, Tensor]] = {}
+
+    def _choose(self, times: Sequence[float] | Tensor | None) -> None:
+        self.times = torch.tensor(self.manifest["times"], dtype=torch.float64)
+        if times is not None:
+            self._frames = torch.tensor(find_times(self.times, times, f"stored in {self.source}"), dtype=torch.int64)
+            self.times = self.times[self._frames]
+
+    def _check_shards(self, verify: bool) -> None:
+        names = {k: shard_path(self.folder, k) for k in range(shard_count(self.manifest, self._count))}
+        if missing := [p.name for p in names.values() if not p.exists()]:
+            pulled = "pulled" in self.manifest["made"]
+            mend = "Pull it again to fetch" if pulled else "Call generate(..., resume=True) to make"
+            raise FileNotFoundError(
+                f"{self.folder} is incomplete: {len(missing)} of {len(names)} shards are missing "
+                f"({join(missing, ', ')}). {mend} them"
+            )
+        check_foreign(self.folder, self.manifest)
+        for k in names:
+            check_shard(self.folder, self.manifest, k, verify)
+
+    @property
+    def schedule(self) -> Schedule:
+        """The schedule the trajectories were solved on.
+
+        Raises:
+            ValueError: if it is not one of dsno's own.
+        """
+        return schedule_from_config(self.manifest["schedule"])
+
+    def check_teacher(self, teacher: Denoiser) -> None:
+        """Make sure that these are the trajectories of `teacher`.
+
+        Raises:
+            ValueError: if they are another's; names what differs.
+        """
+        found = self.manifest["teacher"]
+        if wrong := differences(describe(teacher, found["description"]), found, "teacher"):
+            raise ValueError(
+                f"{self.source} holds trajectories of another teacher: {join(wrong)}. Give theirs, or call "
+                "generate() with this one"
+            )
+
+    def head(self, count: int) -> TrajectorySet:
+        """The first `count` trajectories as a set of their own.
+
+        Raises:
+            ValueError: if there are not as many.
+        """
+        if not 1 <= count <= len(self):
+            raise ValueError(f"cannot take the first {count} of {len(self)} trajectories")
+        first = copy.copy(self)
+        first._count = count
+        return first
+
+    def at(self, times: Sequence[float] | Tensor) -> TrajectorySet:
+        """The same trajectories at some of the stored times.
+
+        Raises:
+            ValueError: if a time is not stored.
+        """
+        chosen = copy.copy(self)
+        chosen._choose(times)
+        return chosen
+
+    def prefetch(self, used: Sequence[int], then: Sequence[int] = ()) -> None:
+        """Fetch shards in the background: those that are `used` now, and if the cache has room those needed `then`.
+
+        Of a folder, where all of them are at hand, this does nothing.
+        """
+        if self._shelf is not None:
+            self._shelf.ahead(used, then)
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return {name: map_cond(lambda x: x[0], rows) for name, rows in self.__getitems__([index]).items()}
+
+    def __getitems__(self, indices: Sequence[int]) -> dict[str, Any]:
+        """The rows `indices`, in any order: `noise` (B, *shape), `x0`/`state` (B, M, *shape), `seeds` (B,), `cond`.
+
+        Raises:
+            IndexError: if an index is out of range.
+        """
+        index = torch.as_tensor(indices, dtype=torch.int64)
+        if not len(index) or int(index.min()) < -len(self) or int(index.max()) >= len(self):
+            raise IndexError(f"expected indices of {len(self)} trajectories, got {indices!r:.80}")
+        index = index % len(self)
+        shard, row = index // self.manifest["shard"], index % self.manifest["shard"]
+        batch: dict[str, Tensor] = {}
+        for k in shard.unique().tolist():
+            where = (shard == k).nonzero().squeeze(1)
+            for name, stored in self._shard(k).items():
+                if name in self.targets and self._frames is not None:
+                    found = stored[row[where][:, None], self._frames]
+                else:
+                    found = stored[row[where]]
+                if name not in batch:
+                    dtype = torch.float32 if name in ("noise", *self.targets) else stored.dtype
+                    batch[name] = torch.empty(len(index), *found.shape[1:], dtype=dtype)
+                batch[name][where] = found.to(batch[name].dtype)
+        return nested(batch)
+
+    def _shard(self, k: int) -> dict[str, Tensor]:
+        if k in self._mapped:
+            if self._shelf is not None:
+                self._shelf.touch(k)
+        elif self._shelf is None:
+            self._mapped[k] = map_shard(shard_path(self.folder, k), self.manifest, k)
+        else:
+            rows = self._shelf.map(k)
+            # What the cache has dropped takes room on the disk for as long as it is mapped.
+            self._mapped = {j: held for j, held in self._mapped.items() if self._shelf.holds(j)} | {k: rows}
+        return self._mapped[k]
+
+    def __getstate__(self) -> dict[str, Any]:
+        # A worker process maps the files itself instead of receiving their contents.
+        return {**self.__dict__, "_mapped": {}}

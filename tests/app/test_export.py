@@ -1,0 +1,133 @@
+"""What is exported is the student's sampler, or it is not written."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from dsno.app.export import CUDAGraphSampler, export_onnx, export_program, load_program
+from dsno.denoise import Prediction
+from dsno.nets.unet import UNet
+from dsno.schedule import VE, Cosine
+from dsno.students.lift import lift
+from dsno.students.operator import TrajectoryStudent, student_from_teacher
+from dsno.students.samplers import OnePass
+
+
+def student(kind: str = "v", classes: int | None = 3, guidance: bool = True) -> TrajectoryStudent:
+    torch.manual_seed(0)
+    net = UNet(1, 4, (4, 8), attention=(), classes=classes)
+    for p in net.parameters():
+        nn.init.normal_(p, std=0.2)
+    path = VE(80.0) if kind == "edm" else Cosine()
+    made = student_from_teacher(Prediction(net, path, kind, data_std=0.5), [0.5, 0.0], guidance=guidance)
+    for p in made.net.added().parameters():
+        nn.init.normal_(p, std=0.2)
+    return made.eval()
+
+
+def condition(rows: int) -> dict[str, Tensor]:
+    return {"label": torch.arange(rows) % 3, "weight": torch.linspace(0, 3, rows)}
+
+
+class Own(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv1d(2, 2, 3, padding=1)
+
+    def forward(self, x: Tensor, t: Tensor, cond: Tensor) -> Tensor:
+        return torch.tanh(self.conv(x) + cond[:, :, None] * t[:, None, None])
+
+
+def own() -> TrajectoryStudent:
+    torch.manual_seed(0)
+    example = (torch.zeros(1, 2, 6), torch.ones(1), torch.zeros(1, 2))
+    net = lift(Own(), example, ["conv"], 2, where="every", init="normal")
+    return TrajectoryStudent(net, Cosine(), [0.5, 0.0], shape=(2, 6)).eval()
+
+
+def test_a_program_is_the_sampler_for_any_batch(tmp_path: Path) -> None:
+    made = student()
+    path = export_program(made, tmp_path / "deep" / "sampler.pt2")
+    assert sorted(p.name for p in path.parent.iterdir()) == ["sampler.json", "sampler.pt2"]
+    loaded = load_program(path)
+    for rows in (1, 4, 7):
+        z, cond = torch.randn(rows, 1, 4, 4), condition(rows)
+        torch.testing.assert_close(loaded(z, cond), made.sample(z, cond), rtol=1e-5, atol=1e-5)
+    about = loaded.metadata
+    assert loaded.shape == (1, 4, 4) and about["times"] == [0.5, 0.0] and about["batch"] is None
+    assert about["cond"] == {
+        "label": {"shape": [], "dtype": "int64"}, "weight": {"shape": [], "dtype": "float32"}
+    }  # fmt: skip
+    assert 0 <= about["error"] < 1e-5 and about["kind"] == "v" and about["schedule"]["name"] == "Cosine"
+    with pytest.raises(ValueError, match="this program is told label, weight, got label"):
+        loaded(z, {"label": cond["label"]})
+
+
+def test_a_program_of_one_batch_size_without_a_condition(tmp_path: Path) -> None:
+    made = student("edm", None, guidance=False)
+    made.train()
+    path = export_program(made, tmp_path / "sampler.pt2", batch=3, dynamic=False)
+    assert made.training
+    loaded, z = load_program(path), torch.randn(3, 1, 4, 4)
+    torch.testing.assert_close(loaded(z), made.eval().sample(z), rtol=1e-5, atol=1e-4)
+    assert loaded.metadata["batch"] == 3
+
+
+def test_onnx_is_the_sampler(tmp_path: Path) -> None:
+    onnxruntime = pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+    made = student()
+    path = export_onnx(made, tmp_path / "sampler.onnx")
+    assert sorted(p.suffix for p in tmp_path.iterdir())[-2:] == [".json", ".onnx"]
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    z, cond = torch.randn(5, 1, 4, 4), condition(5)
+    (x,) = session.run(["x"], {"z": z.numpy(), **{name: c.numpy() for name, c in cond.items()}})
+    torch.testing.assert_close(torch.from_numpy(x), made.sample(z, cond), rtol=1e-4, atol=1e-4)
+    assert json.loads(path.with_suffix(".json").read_text())["inputs"] == ["z", "label", "weight"]
+
+
+def test_what_differs_is_not_written(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="differs from the student by .* was not written"):
+        export_program(own(), tmp_path / "a.pt2", cond=torch.randn(1, 2), dynamic=False, tolerance=-1.0)
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_is_no_program_is_explained(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"no sampler\.json"):
+        load_program(tmp_path / "sampler.pt2")
+    (tmp_path / "sampler.json").write_text('{"format": "onnx"}')
+    with pytest.raises(ValueError, match="describes no torch.export program"):
+        load_program(tmp_path / "sampler.pt2")
+    (tmp_path / "sampler.json").write_text('{"format": "torch.export"}')
+    with pytest.raises(FileNotFoundError, match="export it again"):
+        load_program(tmp_path / "sampler.pt2")
+
+
+def test_a_users_module_with_a_condition_of_its_own(tmp_path: Path) -> None:
+    made = own()
+    path = export_program(made, tmp_path / "own.pt2", cond=torch.randn(1, 2))
+    z, cond = torch.randn(4, 2, 6), torch.randn(4, 2)
+    torch.testing.assert_close(load_program(path)(z, cond), made.sample(z, cond), rtol=1e-5, atol=1e-5)
+
+
+def test_graphs_need_cuda() -> None:
+    with pytest.raises(ValueError, match="CUDA graphs need a CUDA device, the student is on cpu: use OnePass"):
+        CUDAGraphSampler(student(), 4)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+@pytest.mark.parametrize("kind", ["v", "edm"])
+def test_a_cuda_graph_is_the_sampler(kind: str) -> None:
+    made = student(kind).cuda()
+    graph = CUDAGraphSampler(made, 4)
+    for rows in (4, 3, 9):
+        z, cond = torch.randn(rows, 1, 4, 4, device="cuda"), {k: v.cuda() for k, v in condition(rows).items()}
+        torch.testing.assert_close(graph.sample(z, cond), made.sample(z, cond), rtol=1e-4, atol=1e-4)
+        expected = OnePass(made, whole=False)(z, cond)
+        torch.testing.assert_close(graph(z, cond).x, expected.x, rtol=1e-4, atol=1e-4)
+    with pytest.raises(ValueError, match="this graph is told"):
+        graph.sample(z, {"label": cond["label"]})

@@ -1,0 +1,718 @@
+"""Flow maps of two times: exact where the flow is known, and the losses vanish there and nowhere near it."""
+
+import copy
+import math
+from itertools import islice, product
+from pathlib import Path
+
+import pytest
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from torch import Tensor, nn
+
+from dsno.denoise import KINDS, Prediction, convert, x0_from
+from dsno.distillation import flowmaps
+from dsno.distillation.derivatives import earlier, jvp, upwind
+from dsno.distillation.flowmaps import FlowMapMatching, velocity
+from dsno.distillation.stages import Given
+from dsno.grids import even, quadratic, uniform
+from dsno.nets.unet import UNet
+from dsno.schedule import VE, Cosine, RectifiedFlow, Schedule, VPLinear, linear_beta
+from dsno.seeds import noise, seed_range
+from dsno.solvers.first_order import DDIM, ddim_step
+from dsno.solvers.run import SolverSampler
+from dsno.students.files import load_flow_map, load_student, save_flow_map
+from dsno.students.flowmap import FlowMap, flow_map_from_teacher
+from dsno.students.samplers import FlowMapSampler, passes_of, sampler_of
+from dsno.teachers.closed import Gaussian, GaussianMixture
+from dsno.train import TrainConfig, train
+
+D64 = torch.float64
+SCHEDULES = [Cosine(), RectifiedFlow(), VPLinear()]
+MEAN, STD = torch.tensor([0.5, -1.0, 0.2], dtype=D64), torch.tensor([0.3, 0.7, 1.4], dtype=D64)
+
+
+class Exact(nn.Module):
+    """h of a Gaussian's exact flow, off by `wrong` times a wave, and by an affine map of x."""
+
+    def __init__(self, schedule: Schedule) -> None:
+        super().__init__()
+        self.schedule, self.wrong = schedule, nn.Parameter(torch.zeros((), dtype=D64))
+        self.affine = nn.Parameter(torch.zeros(2, dtype=D64))
+
+    def forward(self, x: Tensor, t: Tensor, s: Tensor, cond: Tensor | None = None) -> Tensor:
+        (alpha_t, sigma_t), (alpha_s, sigma_s) = ((c[:, None] for c in self.schedule(v)) for v in (t, s))
+        gain = ((alpha_s**2 * STD**2 + sigma_s**2) / (alpha_t**2 * STD**2 + sigma_t**2)).sqrt()
+        moved, ratio = alpha_s * MEAN + gain * (x - alpha_t * MEAN), sigma_s / sigma_t
+        off = self.wrong * torch.sin(3 * x + t[:, None] + 2 * s[:, None])
+        off = off + (self.affine[0] + self.affine[1] * x) * torch.cos(t + 2 * s)[:, None]
+        # At s = t the quotient is 0 / 0, and its limit the denoiser.
+        still = (t == s)[:, None]
+        D = MEAN + alpha_t * STD**2 / (alpha_t**2 * STD**2 + sigma_t**2) * (x - alpha_t * MEAN)
+        return torch.where(still, D, (moved - ratio * x) / torch.where(still, 1.0, alpha_s - ratio * alpha_t)) + off
+
+
+def exact(schedule: Schedule) -> FlowMap:
+    return FlowMap(Exact(schedule), schedule, "x0")
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES, ids=repr)
+def test_the_exact_h_gives_the_exact_flow(schedule: Schedule) -> None:
+    X, teacher = exact(schedule), Gaussian(schedule, MEAN, STD)
+    x = torch.randn(5, 3, dtype=D64)
+    for t, s in ((1.0, 0.0), (0.8, 0.3), (0.31, 0.3)):
+        assert torch.allclose(X(x, t, s), teacher.flow(x, t, s), atol=1e-10)
+    assert torch.equal(X(x, 0.4, 0.4), x)
+    between = X(X(x, 0.9, 0.5), 0.5, 0.1)
+    assert torch.allclose(between, X(x, 0.9, 0.1), atol=1e-10)
+    rows = torch.rand(5, dtype=D64) * 0.4 + 0.5
+    apart = torch.cat([X(x[i : i + 1], float(t), 0.2) for i, t in enumerate(rows)])
+    assert torch.allclose(X(x, rows, 0.2), apart, atol=1e-12)
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES, ids=repr)
+def test_backwards_the_exact_h_is_the_exact_flow_too(schedule: Schedule) -> None:
+    X, teacher = exact(schedule), Gaussian(schedule, MEAN, STD)
+    x = torch.randn(5, 3, dtype=D64)
+    for t, s in ((0.1, 0.9), (0.02, 1.0), (0.3, 0.31)):
+        assert torch.allclose(X(x, t, s), teacher.flow(x, t, s), atol=1e-9)
+        assert torch.allclose(X(X(x, t, s), s, t), x, atol=1e-8)
+    # Rows of both directions in one call.
+    t, s = torch.tensor([0.2, 0.7, 0.4], dtype=D64), torch.tensor([0.8, 0.1, 0.4], dtype=D64)
+    assert torch.allclose(X(x[:3], t, s)[0], X(x[:1], 0.2, 0.8)[0]) and torch.equal(X(x[:3], t, s)[2], x[2])
+
+
+class Frozen(nn.Module):
+    """A network that says the same of everything."""
+
+    def __init__(self, output: Tensor) -> None:
+        super().__init__()
+        self.output = output
+
+    def forward(self, x: Tensor, t: Tensor, s: Tensor) -> Tensor:
+        return self.output.to(x)
+
+
+@pytest.mark.parametrize("schedule", [*SCHEDULES, VE(5.0)], ids=repr)
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_map_reads_its_output_alike_in_both_directions(kind: str, schedule: Schedule) -> None:
+    F, x = torch.randn(4, 3, dtype=D64), torch.randn(4, 3, dtype=D64)
+    X, t, s = FlowMap(Frozen(F), schedule, kind, 0.7), 0.3, torch.tensor([0.1, 0.2, 0.7, 0.95], dtype=D64)
+    h, rows = X.x0(x, t, s), torch.full((4,), t, dtype=D64)
+    assert torch.allclose(h, x0_from(kind, F, x, rows, schedule, 0.7))
+    assert torch.allclose(X(x, t, s, returns="velocity"), convert("flow", h, x, rows, schedule))
+    (alpha_t, sigma_t), (alpha_s, sigma_s) = schedule.at(t), (c[:, None] for c in schedule(s))
+    assert torch.allclose(X(x, t, s), sigma_s / sigma_t * x + (alpha_s - sigma_s / sigma_t * alpha_t) * h)
+
+
+@pytest.mark.parametrize("kind", ["eps", "v", "flow", "edm"])
+def test_backwards_nothing_is_divided_by_the_noise_that_is_not_there(kind: str) -> None:
+    F, x = torch.randn(4, 3), torch.randn(4, 3)
+    for t in (0.0, 1e-5):
+        low, high = (FlowMap(Frozen(F), Cosine(), kind)(v, t, 0.5) for v in (x, x.double()))
+        assert torch.allclose(low.double(), high, atol=1e-5)
+
+
+EVERY = ["lagrangian", "eulerian", "meanflow", "shortcut", "progressive_map", "direct"]
+DERIVATIVES = [*product(EVERY, ["forward", "difference"]), ("eulerian", "upwind"), ("meanflow", "upwind")]
+
+
+@pytest.mark.parametrize(("method", "derivative"), DERIVATIVES)
+@pytest.mark.parametrize("schedule", SCHEDULES, ids=repr)
+def test_the_losses_vanish_at_the_exact_map_alone(method: str, schedule: Schedule, derivative: str) -> None:
+    X, teacher = exact(schedule), Gaussian(schedule, MEAN, STD)
+    data = MEAN + STD * torch.randn(64, 3, dtype=D64)
+    objective = FlowMapMatching(
+        data,
+        teacher,
+        schedule,
+        method,
+        batch=64,
+        derivative=derivative,
+        floor=0.02,
+        span=1 / 16,
+        before=exact(schedule),
+    )
+    batch = {k: v.double() for k, v in next(objective.batches(0)).items()}
+    # No step is so short that it is made of DDIM's, and differences are as good as derivatives.
+    objective.span, objective.width = 0.0, 1e-8
+    at = batch["s" if method == "direct" else "t"]
+    alpha, sigma = (c[:, None] for c in schedule(at))
+    x = alpha * batch["x0"] + sigma * batch["eps"]
+
+    def loss() -> Tensor:
+        b = velocity(teacher, schedule, x, at) if method == "direct" else None
+        return objective.residual(X, x, batch["t"], batch["s"], None, b).square().mean()
+
+    right = loss()
+    gradients = torch.autograd.grad(right, [X.net.wrong, X.net.affine])
+    bound = 1e-10 if derivative == "forward" or method in ("shortcut", "progressive_map") else 1e-6
+    assert float(right.detach()) < bound and all(float(g.abs().max()) < 10 * bound for g in gradients)
+    if method != "direct":
+        assert torch.allclose(objective(X, batch), right)
+    with torch.no_grad():
+        X.net.wrong.fill_(0.05)
+    assert float(loss().detach()) > 1e-5
+
+
+class Turned(nn.Module):
+    """What a network on the `Cosine` path says, on another path of the same angles."""
+
+    def __init__(self, net: nn.Module, schedule: Schedule) -> None:
+        super().__init__()
+        self.net, self.schedule = net, schedule
+
+    def forward(self, x: Tensor, t: Tensor, s: Tensor, cond: Tensor | None = None) -> Tensor:
+        alpha, sigma = self.schedule(t)
+        return self.net(x / (alpha**2 + sigma**2).sqrt()[:, None], self.schedule.phase(t), self.schedule.phase(s))
+
+
+@pytest.mark.parametrize(("method", "derivative"), [d for d in DERIVATIVES if "difference" not in d])
+def test_neither_loss_nor_gradient_knows_how_the_schedule_runs_nor_scales(method: str, derivative: str) -> None:
+    """The paths of VE(80) and of `Cosine` from the same signal-to-noise ratio are one, but for time and scale."""
+    ve, cosine = VE(80.0), Cosine(-2 * math.log(80.0), 80.0)
+    data, wrong = MEAN + STD * torch.randn(64, 3, dtype=D64), exact(cosine)
+    with torch.no_grad():
+        wrong.net.wrong.fill_(0.05)
+    losses, gradients = [], []
+    for schedule, X in ((cosine, wrong), (ve, FlowMap(Turned(wrong.net, ve), ve, "x0"))):
+        objective = FlowMapMatching(
+            data, Gaussian(schedule, MEAN, STD), schedule, method, batch=64, derivative=derivative
+        )
+        batch = {k: v.double() for k, v in next(objective.batches(0)).items()}
+        drawn = FlowMapMatching(data, Gaussian(cosine, MEAN, STD), cosine, method, batch=64, derivative=derivative)
+        phases = next(drawn.batches(0))
+        for name in ("t", "s"):
+            assert torch.allclose(schedule.phase(batch[name]), phases[name].double(), atol=1e-5)
+            batch[name] = schedule.from_phase(phases[name].double())
+        loss = objective(X, batch)
+        losses.append(float(loss.detach()))
+        gradients.append(torch.cat([g.flatten() for g in torch.autograd.grad(loss, list(wrong.parameters()))]))
+    assert losses[0] > 1e-5 and losses[1] == pytest.approx(losses[0], rel=1e-6)
+    assert torch.allclose(*gradients, rtol=1e-5)
+
+
+@pytest.mark.parametrize("schedule", [*SCHEDULES, linear_beta(), VE(80.0)], ids=repr)
+def test_down_to_the_floor_the_loss_is_that_of_the_exact_map(schedule: Schedule) -> None:
+    """Where the slope of a beta schedule grows without end, too."""
+    teacher = Gaussian(schedule, MEAN, STD)
+    objective = FlowMapMatching(MEAN.repeat(4, 1), teacher, schedule, "lagrangian", batch=4)
+    batch = {k: v.double() for k, v in next(objective.batches(0)).items()}
+    batch["s"] = schedule.from_phase(torch.full((4,), objective.floor, dtype=D64))
+    assert float(objective(exact(schedule), batch).detach()) < 1e-9
+
+
+def test_a_two_time_network_is_told_the_phase() -> None:
+    teacher = Prediction(UNet(1, 8, (4, 8), attention=()), VE(80.0), "v")
+    X, told = flow_map_from_teacher(teacher), []
+    X.net.later.register_forward_pre_hook(lambda module, args: told.append(args[0]))
+    X(torch.randn(2, 1, 8, 8), 1.0, torch.tensor([0.0, 0.5]))
+    assert torch.allclose(told[0], 16 * VE(80.0).phase(torch.tensor([0.0, 0.5]))) and float(told[0][1]) > 15
+
+
+@pytest.mark.parametrize("method", ["meanflow", "shortcut", "direct"])
+@pytest.mark.parametrize("schedule", SCHEDULES, ids=repr)
+def test_on_data_alone_the_expected_gradient_vanishes_at_the_exact_map(method: str, schedule: Schedule) -> None:
+    """The residual at the exact map is linear in (x0, eps), and so is its gradient in an affine map's parameters: what
+    they multiply to needs second moments alone, and the nodes mean +- std, +-1 have those of the Gaussian."""
+    X, signs = exact(schedule), torch.tensor(list(product((1, -1), (1, -1))), dtype=D64)
+    objective = FlowMapMatching(
+        torch.zeros(4, 3, dtype=D64), None, schedule, method, batch=32, derivative="forward", floor=0.02, rest=0.5,
+        span=1 / 16,
+    )  # fmt: skip
+    drawn, objective.span = next(objective.batches(0)), 0.0
+    t, s = drawn["t"].double(), drawn["s"].double()
+    gradients = []
+    for off in (0.0, 0.1):
+        with torch.no_grad():
+            X.net.affine.fill_(off)
+        # The mean over nodes of the gradients of each: rows at rest stay behind the others.
+        losses = [
+            objective(X, {"x0": (MEAN + a * STD).expand(32, 3), "eps": b.expand(32, 3), "t": t, "s": s})
+            for a, b in signs
+        ]
+        gradients.append(torch.autograd.grad(sum(losses) / 4, X.net.affine)[0])
+        if off == 0:
+            assert float(losses[0].detach()) > 1e-3, "a single velocity is not the mean"
+    assert float(gradients[0].abs().max()) < 1e-10 < 1e-3 < float(gradients[1].abs().max())
+
+
+def test_on_a_straight_path_meanflow_is_theirs() -> None:
+    """Geng et al., 2025, algorithm 1, with their t, r: u - sg(v - (t - r) du/dt), and its adaptive weight."""
+    torch.manual_seed(0)
+    schedule, net = RectifiedFlow(), MLP().double()
+    X = FlowMap(net, schedule, "flow")
+    objective = FlowMapMatching(
+        torch.randn(64, 2, dtype=D64),
+        None,
+        schedule,
+        "meanflow",
+        batch=32,
+        derivative="forward",
+        rest=0.25,
+        power=1.0,
+        floor=0.05,
+    )
+    batch = {k: v.double() for k, v in next(objective.batches(0)).items()}
+    t, r, x0, eps = batch["t"], batch["s"], batch["x0"], batch["eps"]
+    assert int((t == r).sum()) == 8
+    v, z = eps - x0, (1 - t)[:, None] * x0 + t[:, None] * eps
+    u, dudt = torch.func.jvp(net, (z, t, r), (v, torch.ones_like(t), torch.zeros_like(r)))
+    # Ours is in units of the scale and the angle: (1 - t)^2 + t^2 is the square of the one, and over the other's speed.
+    scale_t, scale_r = (((1 - at) ** 2 + at**2).sqrt()[:, None] for at in (t, r))
+    E = v - (t - r)[:, None] * dudt - u
+    theirs = (scale_t * (u - (u + scale_t / scale_r * E).detach())).square().mean(1)
+    theirs, ours = (theirs / (theirs.detach() + 1e-3)).mean(), objective(X, batch)
+    assert torch.allclose(ours, theirs)
+    gradients = (torch.autograd.grad(loss, list(net.parameters())) for loss in (ours, theirs))
+    for a, b in zip(*gradients, strict=True):
+        assert torch.allclose(a, b, atol=1e-10)
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES, ids=repr)
+def test_the_first_progressive_target_is_two_of_the_teachers_steps(schedule: Schedule) -> None:
+    teacher = Gaussian(schedule, MEAN, STD)
+    objective = FlowMapMatching(torch.zeros(4, 3), teacher, schedule, "progressive_map", batch=4, span=0.5)
+    x, t, s = torch.randn(4, 3, dtype=D64), torch.full((4,), 0.7, dtype=D64), torch.full((4,), 0.4, dtype=D64)
+    y, middle = x, float(schedule.from_phase((schedule.phase(t) + schedule.phase(s)) / 2)[0])
+    for a, b in ((0.7, middle), (middle, 0.4)):
+        y, _ = DDIM()(lambda y, at: teacher(y, torch.tensor(at)), schedule, y, a, b, (), None)
+    X = FlowMap(Frozen(objective._twice(objective.before, x, t, s, None)), schedule, "flow")
+    assert torch.allclose(X(x, 0.7, 0.4), y, atol=1e-10)
+
+
+def test_shortcut_steps_are_powers_of_two_on_their_grid_and_made_of_ddim_at_last() -> None:
+    schedule = Cosine()
+    teacher, X = Gaussian(schedule, MEAN, STD), exact(schedule)
+    objective = FlowMapMatching(
+        torch.zeros(4, 3, dtype=D64), teacher, schedule, "shortcut", batch=256, rest=0.25, span=1 / 8
+    )
+    batch = next(objective.batches(3))
+    t, s = batch["t"][:192], batch["s"][:192]
+    steps = 1 / (t - s)
+    assert set(steps.round().tolist()) == {1.0, 2.0, 4.0, 8.0} and torch.allclose(t * steps, (t * steps).round())
+    assert torch.equal(batch["t"][192:], batch["s"][192:]) and (batch["t"][192:] * 8 % 1).std() > 0.2
+    # 1/8 is made of two of the denoiser's steps, 1/4 of the map's.
+    x = torch.randn(2, 3, dtype=D64)
+    for length, error in ((1 / 8, False), (1 / 4, True)):
+        t, s = torch.full((2,), 0.75, dtype=D64), torch.full((2,), 0.75 - length, dtype=D64)
+        objective.rest = 0.0
+        with torch.no_grad():
+            made = bool(objective.residual(X, x, t, s, None).abs().max() < 1e-12)
+        assert made is error
+
+
+@pytest.mark.parametrize("wrong", [0.02, 0.1])
+def test_residuals_bound_the_distance_of_the_samples(wrong: float) -> None:
+    """Eulerian: E |X_{1->0}(x_1) - flow|^2 <= int E |residual(t, 0)|^2 dt, by the derivative of X_{t->0}(x_t) in t.
+
+    Lagrangian: <= exp(1 + 2 L) int E |residual(1, s)|^2 ds, by Gronwall; L is the largest slope of b."""
+    schedule, count = Cosine(), 1000
+    teacher, X = Gaussian(schedule, MEAN, STD), exact(schedule)
+    with torch.no_grad():
+        X.net.wrong.fill_(wrong)
+    x_1 = torch.randn(count, 3, dtype=D64) * (schedule.at(1.0)[0] ** 2 * STD**2 + schedule.at(1.0)[1] ** 2).sqrt()
+    distance = (X(x_1, 1.0, 0.0) - teacher.flow(x_1, 1.0, 0.0)).square().sum(1).mean()
+    times, zero, one = (
+        (torch.arange(20, dtype=D64) + 0.5) / 20,
+        torch.zeros(count, dtype=D64),
+        torch.ones(count).double(),
+    )
+    along, at, lipschitz = 0.0, 0.0, 0.0
+    for t in times:
+        speed = math.hypot(*schedule.slope(float(t)))
+        x_t, rows = teacher.flow(x_1, 1.0, float(t)), t.repeat(count)
+        for method in ("eulerian", "lagrangian"):
+            objective = FlowMapMatching(x_1, teacher, schedule, method, batch=1, derivative="difference")
+            args = (x_t, rows, zero) if method == "eulerian" else (x_1, one, rows)
+            term = float((speed * objective.residual(X, *args, None)).detach().square().sum(1).mean()) / 20
+            along, at = (along + term, at) if method == "eulerian" else (along, at + term)
+        (alpha, sigma), (d_alpha, d_sigma) = schedule.at(float(t)), schedule.slope(float(t))
+        slopes = (d_alpha * alpha * STD**2 + d_sigma * sigma) / (alpha**2 * STD**2 + sigma**2)
+        lipschitz = max(lipschitz, float(slopes.abs().max()))
+    assert 0 < float(distance.detach()) <= along
+    assert float(distance.detach()) <= math.exp(1 + 2 * lipschitz) * at
+
+
+def test_the_semigroup_defect_is_zero_for_the_flow_alone() -> None:
+    X, x = exact(Cosine()), torch.randn(6, 3, dtype=D64)
+    t, u, s = torch.rand(3, 6, dtype=D64).sort(0, descending=True).values
+    assert float((X(x, t, s) - X(X(x, t, u), u, s)).detach().abs().max()) < 1e-10
+    with torch.no_grad():
+        X.net.wrong.fill_(0.05)
+    assert float((X(x, t, s) - X(X(x, t, u), u, s)).detach().abs().max()) > 1e-4
+
+
+def test_landings_short_of_the_grid_are_noised_back() -> None:
+    """Of the exact map every landing keeps the law of a Gaussian: mean and standard deviation to five errors."""
+    schedule, count = Cosine(), 20_000
+    X, seeds, grid = exact(schedule).eval(), seed_range(0, 20_000), torch.tensor([1.0, 0.6, 0.3, 0.0], dtype=D64)
+    z = noise(seeds, (3,), dtype=D64)
+    plain = FlowMapSampler(X, grid)(z)
+    assert torch.equal(FlowMapSampler(X, grid, grid[1:])(z).sample, plain.sample)
+    for landings in (torch.zeros(3), torch.tensor([0.3, 0.1, 0.0])):
+        made = FlowMapSampler(X, grid, landings)(z, seeds=seeds)
+        assert made.nfe == 3 and not torch.allclose(made.sample, plain.sample, atol=0.1)
+        for n, t in enumerate(grid.tolist()):
+            alpha, sigma = schedule.at(t)
+            mean, std = alpha * MEAN, (alpha**2 * STD**2 + sigma**2).sqrt()
+            state = made.x[:, n]
+            assert torch.all((state.mean(0) - mean).abs() < 5 * std / count**0.5), (landings, t)
+            assert torch.all((state.std(0) / std - 1).abs() < 5 / (2 * count) ** 0.5), (landings, t)
+    with pytest.raises(ValueError, match="draws fresh noise at every step: pass the seeds"):
+        FlowMapSampler(X, grid, torch.zeros(3))(z)
+    for wrong in (torch.zeros(2), torch.tensor([0.7, 0.3, 0.0]), torch.tensor([0.6, 0.3, 0.1])):
+        with pytest.raises(ValueError, match="a step lands between 0 and the grid's next time"):
+            FlowMapSampler(X, grid, wrong)
+
+
+def test_passes_are_made_as_a_map_was_trained() -> None:
+    def net() -> FlowMap:
+        return FlowMap(MLP(), Cosine())
+
+    assert torch.equal(passes_of(net(), 3).landings, uniform(3)[1:])
+    assert torch.equal(passes_of(FlowMap(MLP(), VE()), 3).grid, even(VE(), 3))
+    end = net()
+    end.way = "end"
+    assert torch.equal(passes_of(end, 3).landings, torch.zeros(3, dtype=D64))
+    assert len(passes_of(FlowMap(MLP(), Cosine(), way="grid", steps=4), 4).grid) == 5
+    with pytest.raises(ValueError, match=r"for the grid of 4 step\(s\) alone and makes 4 pass\(es\), got 2"):
+        passes_of(FlowMap(MLP(), Cosine(), way="grid", steps=4), 2)
+    with pytest.raises(ValueError, match="at least one pass, got 0"):
+        passes_of(net(), 0)
+    with pytest.raises(ValueError, match="a map of the way 'grid', and no other, has `steps`"):
+        FlowMap(MLP(), Cosine(), way="grid")
+
+
+def test_a_flow_map_of_a_teacher_starts_as_ddim() -> None:
+    torch.manual_seed(0)
+    teacher = Prediction(UNet(1, 8, (8, 16), classes=3), Cosine(), "v", shape=(1, 8, 8), classes=3).eval()
+    X, cond = flow_map_from_teacher(teacher), torch.tensor([0, 2])
+    z = torch.randn(2, 1, 8, 8)
+    made = FlowMapSampler(X, uniform(5))(z, cond)
+    reference = SolverSampler(teacher, Cosine(), uniform(5))(z, cond)
+    assert torch.allclose(made.sample, reference.sample, atol=1e-5) and made.rounds == made.nfe == 5
+    assert torch.allclose(X.x0(z, 0.6, 0.6, cond), teacher(z, torch.tensor(0.6), cond), atol=1e-5)
+    # Once something has been learned, the second time counts.
+    for parameter in X.parameters():
+        nn.init.normal_(parameter, std=0.2)
+    assert not torch.allclose(X.x0(z, 0.9, 0.1, cond), X.x0(z, 0.9, 0.5, cond), atol=1e-4)
+    with pytest.raises(ValueError, match="takes no guidance weight"):
+        X(z, 0.9, 0.1, {"label": cond, "weight": torch.ones(2)})
+
+
+def test_a_map_of_any_step_can_noise_its_samples_again() -> None:
+    teacher, z, seeds = Gaussian(Cosine(), MEAN, STD), torch.randn(20_000, 3, dtype=D64), torch.arange(20_000)
+    X = exact(Cosine())
+    again, on = (sampler_of(X, 3, fresh=fresh)(z, seeds=seeds).sample for fresh in (True, False))
+    assert torch.allclose(on, teacher.flow(sampler_of(X, 1)(z).x[:, 0], 1.0, 0.0), atol=1e-9)
+    # Another sample of the same law.
+    assert float((again - on).abs().mean()) > 0.1
+    assert torch.allclose(again.mean(0), MEAN, atol=0.05) and torch.allclose(again.std(0), STD, rtol=0.03)
+    grid = FlowMap(X.net, Cosine(), "x0", way="grid", steps=2)
+    with pytest.raises(ValueError, match="leave fresh noise"):
+        sampler_of(grid, 2, fresh=True)
+
+
+def test_the_calls_of_a_difference_share_their_dropout() -> None:
+    torch.manual_seed(0)
+    X = flow_map_from_teacher(
+        Prediction(UNet(1, 8, (8,), attention=(), dropout=0.3), Cosine(), "v", shape=(1, 8, 8))
+    ).double()
+    for parameter in X.parameters():
+        nn.init.normal_(parameter, std=0.2)
+    x, t, s = torch.randn(2, 1, 8, 8, dtype=D64), torch.full((2,), 0.7, dtype=D64), torch.full((2,), 0.2, dtype=D64)
+    found = []
+    for how in ("forward", "difference"):
+        torch.manual_seed(1)
+        found.append(jvp(X.train(), (x, t, s), (torch.randn_like(x), torch.ones_like(t), torch.zeros_like(s)), how))
+    torch.manual_seed(1)
+    found.append(upwind(lambda x, t: X(x, t, s), Cosine(), torch.randn_like(x), x, t, s, 1e-6))
+    assert torch.allclose(found[2][0], found[0][0]) and found[2][1].abs().max() < 3 * found[0][1].abs().max()
+    (value, forward), (same, difference) = found[:2]
+    assert torch.allclose(value, same) and (forward - difference).abs().max() < 1e-2 * forward.abs().max()
+    assert not torch.allclose(X.eval()(x, t, s), value)
+
+
+def test_a_map_of_a_noise_teacher_is_told_something_at_pure_noise() -> None:
+    """Divided by alpha = 0, nothing that the network learns would count."""
+    torch.manual_seed(0)
+    teacher = Prediction(UNet(1, 8, (8,)), Cosine(), "eps", shape=(1, 8, 8)).eval()
+    X, z = flow_map_from_teacher(teacher), torch.randn(4, 1, 8, 8)
+    for t in (0.2, 0.8):
+        assert torch.allclose(X.x0(z, t, t), teacher(z, torch.tensor(t)), atol=1e-4)
+    h = X.x0(z, 1.0, 0.0)
+    assert float((h - 4 * (z - X.net.backbone(z, torch.ones(4)))).abs().max()) < 1e-3
+    assert torch.allclose(X.sample(z), h, atol=1e-3) and float(h.abs().max()) < 100
+
+
+@pytest.mark.parametrize("guidance", [False, True])
+def test_a_flow_map_comes_back_from_its_folder(guidance: bool, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    teacher = Prediction(UNet(1, 8, (8,), classes=3), Cosine(), "v", shape=(1, 8, 8), classes=3).eval()
+    X = flow_map_from_teacher(teacher, guidance).eval()
+    for parameter in X.parameters():
+        nn.init.normal_(parameter, std=0.2)
+    z, label = torch.randn(2, 1, 8, 8), torch.tensor([0, 2])
+    cond = {"": label, "weight": torch.tensor([0.0, 2.0])} if guidance else label
+    save_flow_map(tmp_path / "map", X, steps=0)
+    again = load_flow_map(tmp_path / "map")
+    assert torch.equal(again(z, 0.9, 0.2, cond), X(z, 0.9, 0.2, cond))
+    if guidance:
+        assert not torch.allclose(
+            X(z, 0.9, 0.2, {**cond, "weight": torch.tensor([0.0, 0.0])})[1], X(z, 0.9, 0.2, cond)[1]
+        )
+    with pytest.raises(ValueError, match="holds a flow map, expected a student"):
+        load_student(tmp_path / "map")
+    with pytest.raises(ValueError, match="a flow map of a MLP cannot be rebuilt from a file"):
+        save_flow_map(tmp_path / "other", FlowMap(MLP(), Cosine()))
+
+
+def test_a_flow_map_trains_in_the_one_loop(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    teacher = Prediction(UNet(1, 4, (8,), attention=()), Cosine(), "v", shape=(1, 4, 4)).eval()
+    X = flow_map_from_teacher(teacher)
+    objective = FlowMapMatching(torch.randn(32, 1, 4, 4), teacher, Cosine(), "lagrangian", batch=8, floor=0.01)
+    before = X.net.later.heads[0].weight.detach().clone()
+    train(X, objective, TrainConfig(steps=3, lr=1e-2, warmup=1, ema=0.0), tmp_path / "training")
+    assert not torch.equal(X.net.later.heads[0].weight, before)
+
+
+def test_derivatives_of_a_network_agree() -> None:
+    torch.manual_seed(0)
+    X = flow_map_from_teacher(Prediction(UNet(1, 8, (8, 16), attention=()), Cosine(), "v", shape=(1, 8, 8))).double()
+    for head in X.net.later.heads:
+        nn.init.normal_(head.weight, std=0.5)
+    x, t, s = (
+        torch.randn(2, 1, 8, 8, dtype=D64),
+        torch.tensor([0.9, 0.5], dtype=D64),
+        torch.tensor([0.3, 0.2], dtype=D64),
+    )
+    at, along = (x, t, s), (torch.randn_like(x), torch.ones_like(t), torch.ones_like(s))
+    (value, forward), (same, difference) = (jvp(X, at, along, how) for how in ("forward", "difference"))
+    assert torch.allclose(value, same) and torch.allclose(forward, difference, atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize("method", ["eulerian", "meanflow"])
+def test_the_default_derivative_passes_over_waves_of_t(method: str) -> None:
+    """A map that is off by a wave of a hundredth, 150 turns to a path: its exact derivative is the wave's, the default is not."""
+    X, teacher = exact(RectifiedFlow()), Gaussian(RectifiedFlow(), MEAN, STD)
+    net = X.net
+
+    class Waves(nn.Module):
+        def forward(self, x: Tensor, t: Tensor, s: Tensor) -> Tensor:
+            return net(x, t, s) + 0.01 * torch.sin(2 * math.pi * 150 * t)[:, None]
+
+    waved = FlowMap(Waves(), RectifiedFlow(), "x0")
+    losses = []
+    for derivative in (None, "forward"):
+        objective = FlowMapMatching(
+            torch.zeros(256, 3), teacher, RectifiedFlow(), method, derivative=derivative, floor=0.05
+        )
+        batch = {k: v.double() for k, v in next(objective.batches(0)).items()}
+        losses.append(float(objective(waved, batch).detach()))
+    assert losses[0] < losses[1] / 30, losses
+
+
+@pytest.mark.parametrize("schedule", [*SCHEDULES, VE(80.0)], ids=repr)
+def test_the_difference_along_the_flow_looks_back(schedule: Schedule) -> None:
+    """To where the phase is less, by the width or down to s; and the state there is DDIM's."""
+    x0, x, width = torch.randn(4, 3, dtype=D64), torch.randn(4, 3, dtype=D64), 0.1
+    phases = torch.tensor([0.5, 0.9, 0.35, 0.30001], dtype=D64)
+    t, s = (schedule.from_phase(p) for p in (phases, torch.full_like(phases, 0.3)))
+    r = earlier(schedule, t, s, width)
+    assert torch.allclose(schedule.phase(r), torch.tensor([0.4, 0.8, 0.3, 0.29901], dtype=D64), atol=1e-6)
+    value, slope = upwind(lambda x, t: t[:, None] * x, schedule, x0, x, t, s, width)
+    assert torch.equal(value, t[:, None] * x)
+    expected = (value - r[:, None] * ddim_step(schedule, x0, x, t, r)) / (schedule.angle(t) - schedule.angle(r))[
+        :, None
+    ]
+    assert torch.allclose(slope, expected)
+    assert bool((earlier(schedule, t.float(), s.float(), width) < t.float()).all())
+
+
+@pytest.mark.parametrize("method", ["eulerian", "meanflow"])
+@pytest.mark.parametrize("schedule", [*SCHEDULES, VE(80.0)], ids=repr)
+def test_differences_along_the_flow_are_of_first_order(method: str, schedule: Schedule) -> None:
+    """The loss of the exact map falls with the square of the width at least, and by default is far below a DDIM step's."""
+    teacher = Gaussian(schedule, MEAN, STD)
+
+    class Step(nn.Module):
+        def forward(self, x: Tensor, t: Tensor, s: Tensor) -> Tensor:
+            return teacher(x, t)
+
+    def loss(X: FlowMap, width: float) -> float:
+        objective = FlowMapMatching(MEAN.repeat(256, 1), teacher, schedule, method, batch=256, width=width, floor=0.02)
+        drawn = {k: v.double() for k, v in next(objective.batches(0)).items()}
+        moving = drawn["s"] < drawn["t"]
+        drawn["t"] = schedule.from_phase((torch.arange(256, dtype=D64) + 1) / 257)
+        drawn["s"] = torch.where(moving, torch.zeros_like(drawn["t"]), drawn["t"])
+        return float(objective(X, drawn).detach())
+
+    coarse, fine = loss(exact(schedule), 0.05), loss(exact(schedule), 0.0125)
+    assert coarse > 8 * fine
+    assert coarse < 0.1 * loss(FlowMap(Step(), schedule, "x0"), 0.05)
+
+
+def test_the_velocity_is_the_slope_of_the_flow() -> None:
+    teacher, x = Gaussian(VPLinear(), MEAN, STD), torch.randn(4, 3, dtype=D64)
+    ahead, behind = teacher.flow(x, 0.5, 0.5 + 1e-6), teacher.flow(x, 0.5, 0.5 - 1e-6)
+    b = velocity(teacher, VPLinear(), x, torch.full((4,), 0.5, dtype=D64))
+    assert torch.allclose(b, (ahead - behind) / 2e-6, atol=1e-6)
+
+
+class MLP(nn.Module):
+    """A plane's worth of a network: Fourier features of both times."""
+
+    def __init__(self, width: int = 64) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(nn.Linear(2 + 12, width), nn.SiLU(), nn.Linear(width, 2))
+
+    def forward(self, x: Tensor, t: Tensor, s: Tensor) -> Tensor:
+        times = torch.stack([t, s], 1)
+        waves = torch.cat([f(math.pi * k * times) for f in (torch.sin, torch.cos) for k in (0.5, 1, 2)], 1)
+        return self.layers(torch.cat([x, waves], 1))
+
+
+@pytest.mark.parametrize("method", ["lagrangian", "eulerian", "shortcut"])
+def test_training_on_a_ring_beats_the_teachers_step(method: str) -> None:
+    """A few hundred steps take one pass from DDIM's error to well below it."""
+    torch.manual_seed(0)
+    angle = torch.arange(8) * math.pi / 4
+    teacher = GaussianMixture(RectifiedFlow(), 2 * torch.stack([angle.cos(), angle.sin()], 1), 0.3)
+    x = teacher.sample(4096, torch.Generator().manual_seed(1))
+    X = FlowMap(MLP(), RectifiedFlow(), "flow")
+    objective = FlowMapMatching(x, teacher, RectifiedFlow(), method, batch=128, derivative="difference")
+    optimizer = torch.optim.Adam(X.parameters(), 3e-3)
+    for batch in islice(objective.batches(0), 250):
+        optimizer.zero_grad()
+        objective(X, batch).backward()
+        optimizer.step()
+    z = torch.randn(512, 2, generator=torch.Generator().manual_seed(2))
+    reference = SolverSampler(teacher, RectifiedFlow(), quadratic(200))(z).sample
+    one = FlowMapSampler(X, uniform(1))(z).sample
+    euler = SolverSampler(teacher, RectifiedFlow(), uniform(1))(z).sample
+    error = [float((y - reference).square().sum(1).mean().sqrt()) for y in (one, euler)]
+    assert error[0] < 0.6 * error[1], error
+
+
+def small(**changes: object) -> tuple[FlowMap, Given]:
+    torch.manual_seed(0)
+    teacher = Prediction(UNet(1, 4, (8,), attention=(0,), classes=3), Cosine(), "v", shape=(1, 4, 4), classes=3).eval()
+    teacher.requires_grad_(False)
+    options = {"steps": 14, "batch": 8, "x": torch.randn(32, 1, 4, 4), "labels": torch.arange(32) % 3} | changes
+    return flow_map_from_teacher(teacher), Given(teacher, Cosine(), **options)
+
+
+@pytest.mark.parametrize("method", EVERY)
+def test_every_method_is_stages_of_the_one_loop(method: str, tmp_path: Path) -> None:
+    X, given = small()
+    AcceleratorState._reset_state()
+    X.way, X.steps = "grid", 1
+    stages = getattr(flowmaps, method)(X, given)
+    assert X.way == "any" and X.steps is None and sum(stage.steps for stage in stages) == 14
+    for stage in stages[:2]:
+        before = copy.deepcopy(X.state_dict())
+        trained, objective = stage.make(X)
+        train(trained, objective, TrainConfig(steps=2, lr=1e-2, warmup=1, precision="bf16"), tmp_path / stage.name)
+        assert any(not torch.equal(v, before[k]) for k, v in X.state_dict().items())
+
+
+def test_in_a_stage_of_progressive_map_the_teacher_is_the_student_as_it_was() -> None:
+    X, given = small()
+    stages = flowmaps.progressive_map(X, given, span=1 / 4)
+    assert [stage.name for stage in stages] == ["span-0.25", "span-0.5", "span-1"]
+    assert [stage.steps for stage in stages] == [3, 3, 8]
+    nn.init.normal_(X.net.backbone.head.conv.weight)
+    _, objective = stages[1].make(X)
+    z, label = torch.randn(2, 1, 4, 4), torch.tensor([0, 1])
+    made = X(z, 0.8, 0.2, label)
+    assert torch.equal(objective.before(z, 0.8, 0.2, label), made) and objective.span == 0.5
+    nn.init.normal_(X.net.backbone.head.conv.weight)
+    assert torch.equal(objective.before(z, 0.8, 0.2, label), made) and not torch.equal(X(z, 0.8, 0.2, label), made)
+    assert not any(p.requires_grad for p in objective.before.parameters())
+    batch = next(objective.batches(0))
+    assert float((batch["t"] - batch["s"]).max()) <= 0.5 and float(batch["s"].min()) >= 0
+    with pytest.raises(ValueError, match="in 3 stages: it takes at least 4 optimiser steps, got 3"):
+        flowmaps.progressive_map(X, small(steps=3)[1], span=1 / 4)
+
+
+@pytest.mark.parametrize("method", EVERY)
+def test_batches_are_a_function_of_the_step_and_shared_by_processes(method: str) -> None:
+    objective = FlowMapMatching(torch.randn(32, 2), Gaussian(Cosine(), MEAN, STD), Cosine(), method, batch=8, seed=3)
+    ahead, later = list(islice(objective.batches(0), 3)), next(objective.batches(2))
+    assert all(torch.equal(ahead[2][k], later[k]) for k in later)
+    shares = [next(objective.batches(2, rank, 2)) for rank in (0, 1)]
+    assert all(len(share["t"]) == 4 for share in shares)
+    times = torch.cat([share["t"] for share in shares])
+    assert float(times.min()) > 0 and float(times.max()) <= 1 and len(set(times.tolist())) > 4
+    for share in shares:
+        moving = share["s"] != share["t"]
+        assert int(moving.sum()) == (3 if method in ("meanflow", "shortcut") else 4)
+        assert method == "direct" or bool((share["s"][moving] < share["t"][moving]).all())
+
+
+def test_derivatives_are_taken_in_full_precision_and_through_attention() -> None:
+    AcceleratorState._reset_state()
+    X, given = small()
+    for parameter in X.parameters():
+        nn.init.normal_(parameter, std=0.1)
+    x, t, s, label = given.x[:4], torch.rand(4), torch.rand(4), given.labels[:4]
+    at, along = (x, t, s), (torch.randn_like(x), torch.ones(4), torch.ones(4))
+    plain = jvp(lambda x, t, s: X(x, t, s, label), at, along)
+    wrapped = Accelerator(mixed_precision="bf16", cpu=True).prepare(X)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert not torch.allclose(wrapped(x, t, s, label), plain[0], atol=1e-6), "bfloat16 is another thing"
+        for how in ("forward", "difference"):
+            value, derivative = jvp(lambda x, t, s: wrapped(x, t, s, label), at, along, how)
+            assert torch.equal(value, plain[0]) and (how == "difference" or torch.equal(derivative, plain[1]))
+            derivative.square().mean().backward()
+        value, derivative = upwind(lambda x, t: wrapped(x, t, s, label), Cosine(), x, x, t, torch.zeros(4))
+        assert torch.equal(value, plain[0]) and derivative.dtype == torch.float32
+        derivative.square().mean().backward()
+        assert torch.is_autocast_enabled("cpu")
+    AcceleratorState._reset_state()
+
+
+class Doubled(torch.autograd.Function):
+    """Backward mode and no other."""
+
+    @staticmethod
+    def forward(ctx: object, x: Tensor) -> Tensor:
+        return 2 * x
+
+    @staticmethod
+    def backward(ctx: object, gradient: Tensor) -> Tensor:
+        return 2 * gradient
+
+
+def test_bad_input() -> None:
+    x, teacher = torch.zeros(4, 3), Gaussian(Cosine(), MEAN, STD)
+    with pytest.raises(ValueError, match="unknown method 'euler': expected one of lagrangian, eulerian, meanflow"):
+        FlowMapMatching(x, teacher, Cosine(), "euler")
+    with pytest.raises(ValueError, match="lagrangian distils a teacher, and there is none: give it, or take meanflow"):
+        FlowMapMatching(x, None, Cosine())
+    with pytest.raises(ValueError, match=r"span must be in \(0, 1\], .* got 0"):
+        FlowMapMatching(x, teacher, Cosine(), span=0)
+    with pytest.raises(ValueError, match=r"of shortcut a power of 1/2, got 0.3"):
+        FlowMapMatching(x, teacher, Cosine(), "shortcut", span=0.3)
+    with pytest.raises(ValueError, match=r"rest is the share of rows with s = t, in \[0, 1\), got 1"):
+        FlowMapMatching(x, teacher, Cosine(), "meanflow", rest=1)
+    with pytest.raises(
+        ValueError, match="derivative 'upwind': lagrangian takes none along the flow, expected one of forward, d"
+    ):
+        FlowMapMatching(x, teacher, Cosine(), derivative="upwind")
+    with pytest.raises(ValueError, match="derivative 'exact': meanflow knows no other, expected one of .*, upwind"):
+        FlowMapMatching(x, teacher, Cosine(), "meanflow", derivative="exact")
+    for width in (0.0, 1e-4, 1.5):
+        with pytest.raises(ValueError, match=rf"a difference is a share of the path in \[0.001, 1\], got {width:g}"):
+            FlowMapMatching(x, teacher, Cosine(), "eulerian", width=width)
+    with pytest.raises(ValueError, match="unknown derivative 'backward': expected forward or difference"):
+        jvp(torch.sin, (x,), (x,), "backward")
+    with pytest.raises(NotImplementedError, match="no forward-mode derivative: pass derivative='difference'"):
+        jvp(Doubled.apply, (x,), (x,))
+    with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
+        jvp(nn.Linear(2, 2), (x,), (x,))
+    with pytest.raises(ValueError, match="build a `TwoTime` with their names"):
+        flow_map_from_teacher(Prediction(nn.Linear(2, 2), Cosine()))

@@ -1,0 +1,350 @@
+import math
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from scipy.linalg import sqrtm
+from torch import Tensor, nn
+
+from dsno.checkpoint import tensor_sha
+from dsno.cost import flops, latency, throughput, timed
+from dsno.measure.features import Extractor, as_extractor, extract
+from dsno.measure.metrics import (
+    diversity,
+    frechet_distance,
+    kernel_distance,
+    mean_distance,
+    neighbour_radii,
+    path_error,
+    precision_recall,
+    sample_error,
+)
+from dsno.nets.features import FeatureNet, load_feature_net, save_feature_net
+
+
+def gaussian(N: int, D: int = 6, shift: float = 0.0, seed: int = 0) -> Tensor:
+    g = torch.Generator().manual_seed(seed)
+    mixing = torch.randn(D, D, generator=torch.Generator().manual_seed(99), dtype=torch.float64)
+    return torch.randn(N, D, generator=g, dtype=torch.float64) @ mixing + shift
+
+
+def images(N: int = 12, C: int = 1, size: int = 8) -> Tensor:
+    return torch.rand(N, C, size, size) * 2 - 1
+
+
+# Fréchet distance
+
+
+def test_frechet_distance_is_zero_for_one_set() -> None:
+    x = gaussian(300)
+    assert frechet_distance(x, x) < 1e-9
+
+
+def test_frechet_distance_is_the_closed_form() -> None:
+    fake, real = gaussian(400, shift=0.3, seed=1) * 1.2, gaussian(500, seed=2)
+    (mu_f, cov_f), (mu_r, cov_r) = ((x.numpy().mean(0), np.cov(x.numpy(), rowvar=False)) for x in (fake, real))
+    expected = ((mu_f - mu_r) ** 2).sum() + np.trace(cov_f + cov_r - 2 * sqrtm(cov_f @ cov_r).real)
+    assert frechet_distance(fake, real) == pytest.approx(expected, rel=1e-9)
+
+
+def test_frechet_distance_of_a_shift_is_its_square() -> None:
+    x = gaussian(200)
+    assert frechet_distance(x + 0.5, x) == pytest.approx(6 * 0.25, rel=1e-9)
+
+
+def test_frechet_distance_survives_fewer_samples_than_dimensions() -> None:
+    fake, real = gaussian(5, D=20, seed=1), gaussian(7, D=20, seed=2)
+    assert math.isfinite(frechet_distance(fake, real))
+
+
+# Kernel distance
+
+
+def unbiased_mmd(x: Tensor, y: Tensor) -> float:
+    N, D = x.shape
+    k_xx, k_yy, k_xy = ((a @ b.T / D + 1) ** 3 for a, b in ((x, x), (y, y), (x, y)))
+    inner = (k_xx.sum() - k_xx.trace() + k_yy.sum() - k_yy.trace()) / (N * (N - 1))
+    return float(inner - 2 * k_xy.mean())
+
+
+def test_kernel_distance_is_the_unbiased_estimator() -> None:
+    x, y = gaussian(150, seed=1), gaussian(150, shift=0.5, seed=2)
+    mean, std = kernel_distance(x, y, subsets=3, subset_size=150)
+    assert mean == pytest.approx(unbiased_mmd(x, y), rel=1e-9)
+    assert std == pytest.approx(0, abs=1e-8)
+
+
+def test_kernel_distance_is_near_zero_for_one_law_and_of_either_sign() -> None:
+    found = [kernel_distance(torch.randn(200, 4), torch.randn(200, 4), subsets=5)[0] for _ in range(20)]
+    assert min(found) < 0 < max(found)
+    assert abs(sum(found) / 20) < 0.02
+    assert kernel_distance(torch.randn(200, 4) + 1, torch.randn(200, 4))[0] > 1
+
+
+def test_kernel_distance_leaves_no_trace() -> None:
+    x = gaussian(50)
+    torch.manual_seed(3)
+    before = torch.get_rng_state()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        first = kernel_distance(x, x + 1, subset_size=20)
+    assert torch.equal(before, torch.get_rng_state())
+    torch.manual_seed(4)
+    assert first == kernel_distance(x, x + 1, subset_size=20)
+    assert first != kernel_distance(x, x + 1, subset_size=20, seed=1)
+
+
+# Precision, recall, diversity
+
+
+def test_precision_and_recall_of_one_set_and_of_disjoint_sets() -> None:
+    x = gaussian(100)
+    assert precision_recall(x, x) == (1.0, 1.0)
+    assert precision_recall(x + 1e3, x) == (0.0, 0.0)
+
+
+def test_a_collapsed_set_has_precision_without_recall() -> None:
+    real = gaussian(200)
+    precision, recall = precision_recall(real.mean(0).expand(50, -1), real)
+    assert precision == 1.0
+    assert recall == 0.0
+
+
+def test_precision_and_recall_by_hand() -> None:
+    real = torch.tensor([[0.0], [1.0], [3.0]])  # radii for k = 1: 1, 1, 2
+    fake = torch.tensor([[-0.5], [1.5], [5.5], [4.9]])  # radii: 2, 2, 0.6, 0.6
+    precision, recall = precision_recall(fake, real, k=1)
+    assert precision == 3 / 4
+    assert recall == 3 / 3
+
+
+def test_precision_and_recall_in_blocks_are_those_in_one() -> None:
+    fake, real = gaussian(1500, D=2, seed=1), gaussian(1100, D=2, shift=0.5, seed=2)
+    distance = torch.cdist(real, real).sort(1).values[:, 3]
+    expected = (torch.cdist(fake, real) <= distance).any(1).double().mean()
+    assert precision_recall(fake, real).precision == pytest.approx(float(expected))
+
+
+def test_diversity_is_relative() -> None:
+    x = gaussian(80)
+    assert diversity(x, x) == pytest.approx(1)
+    assert diversity(0.5 * x + 3, x) == pytest.approx(0.5)
+    assert diversity(x[:1].expand(10, -1), x) == 0
+    with pytest.raises(ValueError, match="no scale"):
+        diversity(x, x[:1].expand(10, -1))
+
+
+@pytest.mark.parametrize("distance", [frechet_distance, kernel_distance, precision_recall, diversity])
+def test_bad_features_are_one_clear_error(distance) -> None:
+    x = gaussian(10)
+    with pytest.raises(ValueError, match=r"fake features must be \(N, D\)"):
+        distance(x[:1], x)
+    with pytest.raises(ValueError, match=r"real features must be \(N, D\)"):
+        distance(x, x[None])
+    with pytest.raises(ValueError, match="6 dimensions, real ones 5"):
+        distance(x, x[:, :5])
+    with pytest.raises(ValueError, match="not all finite"):
+        distance(x.masked_fill(x > 1, math.nan), x)
+
+
+def test_k_must_be_positive_and_small() -> None:
+    x = gaussian(3)
+    with pytest.raises(ValueError, match="k must be at least 1"):
+        precision_recall(x, x, k=0)
+    with pytest.raises(ValueError, match="N of 4 or more"):
+        precision_recall(x, x, k=3)
+
+
+def test_what_a_reference_knows_of_itself_changes_nothing() -> None:
+    real, fake = gaussian(200), gaussian(100) + 0.5
+    assert precision_recall(fake, real, 3, neighbour_radii(real, 3)) == precision_recall(fake, real, 3)
+    assert diversity(fake, real, mean_distance(real)) == diversity(fake, real)
+    apart = [float((a - b).norm()) for i, a in enumerate(real.double()) for b in real[:i].double()]
+    assert mean_distance(real) == pytest.approx(sum(apart) / len(apart))
+    for radius, row in zip(neighbour_radii(real, 3)[:5], real[:5].double(), strict=True):
+        assert radius == pytest.approx(float((real.double() - row).norm(dim=1).sort().values[3]))
+    for radii in (torch.zeros(7), torch.full((200,), math.nan)):
+        with pytest.raises(ValueError, match="radii are one finite number for each of 200 rows, got"):
+            precision_recall(fake, real, 3, radii)
+    with pytest.raises(ValueError, match="no scale"):
+        diversity(fake, real, 0.0)
+    with pytest.raises(ValueError, match="N of 4 or more"):
+        neighbour_radii(real[:3], 3)
+    with pytest.raises(ValueError, match="N of 2 or more"):
+        mean_distance(real[:1])
+
+
+# Feature networks
+
+
+@pytest.mark.parametrize(("channels", "size"), [(1, 8), (3, 8), (1, 28), (3, 32)])
+def test_feature_net_takes_tiny_images(channels: int, size: int) -> None:
+    net = FeatureNet("tiny_cnn", channels, classes=7, width=4)
+    x = images(5, channels, size)
+    assert net.features(x).shape == (5, 64)
+    assert net(x).shape == (5, 7)
+    torch.testing.assert_close(net.features(x)[2:3], net.features(x[2:3]))
+
+
+def test_feature_net_refuses_other_images_and_sizes() -> None:
+    net = FeatureNet("tiny_cnn")
+    with pytest.raises(ValueError, match=r"\(B, 1, H, W\)"):
+        net(images(2, 3))
+    with pytest.raises(ValueError, match="8x8 or more"):
+        net(images(2, 1, 4))
+    with pytest.raises(ValueError, match="1 or 3 channels"):
+        FeatureNet("tiny_cnn", channels=2)
+
+
+def test_feature_net_learns() -> None:
+    torch.manual_seed(0)
+    y = torch.arange(64) % 2
+    x = images(64) * 0.5
+    x[y == 1, :, :4] += 0.4
+    net = FeatureNet("tiny_cnn", classes=2, width=4)
+    optimizer = torch.optim.Adam(net.parameters(), 1e-2)
+    for _ in range(40):
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(net(x), y).backward()
+        optimizer.step()
+    assert (net(x).argmax(1) == y).float().mean() > 0.95
+
+
+def test_feature_net_round_trip(tmp_path: Path) -> None:
+    net = FeatureNet("tiny_cnn", channels=3, classes=4, width=8, dim=16)
+    loaded = load_feature_net(save_feature_net(tmp_path / "features", net, data="none"))
+    assert loaded.config == net.config and loaded.name == "tiny_cnn"
+    assert as_extractor(loaded).sha == as_extractor(net).sha
+    assert not loaded.training
+
+
+def test_extractors_are_named_and_fingerprinted() -> None:
+    a, b = FeatureNet("tiny_cnn"), FeatureNet("tiny_cnn")
+    assert as_extractor(a).name == "tiny_cnn"
+    assert as_extractor(nn.Flatten()).name == "Flatten"
+    assert as_extractor(nn.Flatten(), "pixels").name == "pixels"
+    assert as_extractor(a).sha != as_extractor(b).sha
+    b.load_state_dict(a.state_dict())
+    assert as_extractor(a).sha == as_extractor(b).sha
+
+
+def test_extract_is_batch_invariant_and_leaves_the_mode_alone() -> None:
+    net = nn.Sequential(nn.Conv2d(1, 3, 3), nn.BatchNorm2d(3), nn.Dropout(), nn.AdaptiveAvgPool2d(2)).train()
+    x = images(11)
+    features = extract(Extractor(net, "bn"), x, batch=4)
+    assert features.shape == (11, 12) and features.dtype == torch.float64
+    torch.testing.assert_close(features, extract(net, x, batch=11), rtol=1e-5, atol=1e-6)
+    assert net.training
+
+
+@pytest.mark.parametrize(
+    ("bad", "message"),
+    [
+        (torch.zeros(4, 8, 8), r"shape \(N, C, H, W\)"),
+        (torch.zeros(0, 1, 8, 8), "empty"),
+        (torch.full((4, 1, 8, 8), 0.5), "constant"),
+        (images() * 127 + 128, r"lie in \[-1, 1\]"),
+        (images().masked_fill(images() > 0.9, math.nan), "not finite"),
+    ],
+)
+def test_bad_images_are_one_clear_error(bad: Tensor, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        extract(nn.Flatten(), bad)
+
+
+def test_features_that_are_not_finite_are_an_error() -> None:
+    net = FeatureNet("tiny_cnn")
+    nn.init.constant_(net.penultimate.bias, math.inf)
+    with pytest.raises(ValueError, match="tiny_cnn gave features that are not finite"):
+        extract(net, images())
+
+
+def test_tensor_sha_sees_values_shape_and_dtype() -> None:
+    x = torch.arange(6.0)
+    shas = [x, x + 1, x.reshape(2, 3), x.double(), torch.tensor(3), x.bfloat16(), x > 2]
+    assert len({tensor_sha(s) for s in shas}) == len(shas)
+    assert tensor_sha(x) == tensor_sha(x.clone())
+    assert tensor_sha(x.reshape(2, 3).T) == tensor_sha(x.reshape(2, 3).T.contiguous())
+
+
+# Path error
+
+
+def test_path_error_is_zero_or_known() -> None:
+    x = torch.randn(4, 3, 1, 8, 8)
+    assert torch.equal(path_error(x, x), torch.zeros(3, dtype=torch.float64))
+    offset = torch.tensor([0.1, 0.0, 2.0]).reshape(1, 3, 1, 1, 1)
+    torch.testing.assert_close(path_error(x + offset, x), offset.flatten().double(), rtol=1e-5, atol=1e-6)
+    assert path_error(x.double()[:, :, 0, 0], x.double()[:, :, 0, 0] + 1).shape == (3,)
+
+
+def test_sample_error_is_per_sample() -> None:
+    x = torch.zeros(3, 2)
+    torch.testing.assert_close(
+        sample_error(x + torch.tensor([[0.0], [1.0], [3.0]]), x), torch.tensor([0.0, 1.0, 3.0], dtype=torch.float64)
+    )
+
+
+def test_path_error_needs_one_shape() -> None:
+    x = torch.randn(4, 3, 8)
+    with pytest.raises(ValueError, match="one shape"):
+        path_error(x, x[:, :1])
+    with pytest.raises(ValueError, match="one shape"):
+        sample_error(x[:0], x[:0])
+    with pytest.raises(ValueError, match=r"\(B, T, \*shape\)"):
+        path_error(x[:, 0], x[:, 0])
+
+
+# Cost
+
+
+def test_flops_of_known_layers() -> None:
+    assert flops(nn.Linear(30, 20), torch.randn(7, 30)) == 2 * 7 * 30 * 20
+    assert flops(nn.Conv2d(3, 5, 3, padding=1), torch.randn(2, 3, 8, 8)) == 2 * 2 * 64 * 3 * 9 * 5
+    assert flops(torch.add, torch.ones(3), torch.ones(3)) == 0
+
+
+def test_latency_is_a_median_after_warm_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock, calls = iter([0.0, 1.0, 10.0, 13.0, 20.0, 22.0]), []
+    monkeypatch.setattr("time.perf_counter", lambda: next(clock))
+    assert latency(calls.append, 1, repeats=3, warmup=2) == 2.0
+    assert len(calls) == 5
+    with pytest.raises(ValueError, match="repeats"):
+        latency(calls.append, 1, repeats=0)
+
+
+def test_timed_returns_the_result() -> None:
+    result, seconds = timed(lambda x: x + 1, 1)
+    assert result == 2 and seconds >= 0
+
+
+def test_throughput_stops_where_it_saturates(monkeypatch: pytest.MonkeyPatch) -> None:
+    now, batches = [0.0], []
+
+    def work(batch: int) -> None:
+        batches.append(batch)
+        now[0] += 1.0 + max(0, batch - 8)  # free up to 8 rows, then linear
+
+    monkeypatch.setattr("time.perf_counter", lambda: now[0])
+    rate, batch = throughput(work)
+    assert (rate, batch) == (8.0, 8)
+    assert max(batches) == 32
+    assert throughput(work, limit=2) == (2.0, 2)
+    with pytest.raises(ValueError, match="limit"):
+        throughput(work, limit=0)
+
+
+def test_throughput_stops_where_memory_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+
+    def work(batch: int) -> None:
+        if batch > 4:
+            raise torch.OutOfMemoryError
+        now[0] += 1.0
+
+    monkeypatch.setattr("time.perf_counter", lambda: now[0])
+    assert throughput(work) == (4.0, 4)
+    with pytest.raises(torch.OutOfMemoryError):
+        throughput(lambda batch: work(9))
