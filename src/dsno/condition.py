@@ -7,7 +7,7 @@ from typing import Any, overload
 
 from torch import Tensor
 
-__all__ = ["Cond", "flat", "label_of", "map_cond", "named", "nested", "rows_like", "split_weight"]
+__all__ = ["Cond", "flat", "label_of", "map_cond", "named", "nested", "rows_like", "split_weight", "unnamed"]
 
 Cond = Tensor | Mapping[str, Tensor]
 """What a denoiser is told beside the state: one tensor (labels, embeddings) or several by name (`label`, `text`, `pooled`,
@@ -29,8 +29,16 @@ def map_cond(fn: Callable[[Tensor], Tensor], cond: Cond | None) -> Cond | None:
     return {name: fn(value) for name, value in cond.items()}
 
 
-def named(cond: Cond) -> dict[str, Tensor]:
+def named(cond: Cond | None) -> dict[str, Tensor]:
+    """The tensors of a condition by name: `""` for one that has none."""
+    if cond is None:
+        return {}
     return {"": cond} if isinstance(cond, Tensor) else dict(cond)
+
+
+def unnamed(told: Mapping[str, Tensor]) -> Cond | None:
+    """What `named` was given: the tensor without a name alone, several by name, None for nothing."""
+    return told.get("", told) if told else None
 
 
 def label_of(cond: Cond | None) -> Tensor | None:
@@ -79,4 +87,4 @@ def split_weight(cond: Cond | None, told: bool) -> tuple[Tensor | None, Cond | N
     if not isinstance(cond, Mapping) or not told:
         return None, cond
     rest = {name: c for name, c in cond.items() if name != "weight"}
-    return cond["weight"], rest.get("", rest) if rest else None
+    return cond["weight"], unnamed(rest)

@@ -24,7 +24,8 @@ tested against them.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal, Protocol, runtime_checkable
 
@@ -41,6 +42,7 @@ __all__ = [
     "Prediction",
     "Threshold",
     "convert",
+    "evaluating",
     "expand_like",
     "modules_of",
     "scale_input",
@@ -273,6 +275,19 @@ def modules_of(denoiser: Denoiser) -> dict[str, nn.Module]:
     if isinstance(denoiser, nn.Module):
         return {"": denoiser}
     return {f"{k}.": v for k, v in getattr(denoiser, "__dict__", {}).items() if isinstance(v, nn.Module)}
+
+
+@contextmanager
+def evaluating(*modules: nn.Module) -> Iterator[None]:
+    """Evaluation mode; the mode of every submodule comes back as it was."""
+    modes = [(m, m.training) for module in modules for m in module.modules()]
+    for m, _ in modes:
+        m.training = False
+    try:
+        yield
+    finally:
+        for m, training in modes:
+            m.training = training
 
 
 def tensors_of(denoiser: Denoiser) -> dict[str, Tensor]:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from dsno.schedule import Schedule
 
-__all__ = ["GRIDS", "check_grid", "even", "karras", "log_snr_uniform", "quadratic", "through", "uniform"]
+__all__ = ["GRIDS", "check_grid", "even", "find_times", "karras", "log_snr_uniform", "quadratic", "through", "uniform"]
 
 
 def check_grid(grid: Tensor | Sequence[float]) -> Tensor:
@@ -117,3 +117,18 @@ def _positive(steps: int) -> int:
     if steps < 1:
         raise ValueError(f"a grid needs at least one step, got {steps}")
     return int(steps)
+
+
+def find_times(times: Tensor, wanted: Sequence[float] | Tensor, where: str) -> list[int]:
+    """The indices of `wanted` among `times`, in order.
+
+    Raises:
+        ValueError: for a time that is not among them, with the nearest.
+    """
+    found = set()
+    for t in torch.as_tensor(wanted, dtype=torch.float64).reshape(-1).tolist():
+        n = int((times - t).abs().argmin())
+        if not abs(float(times[n]) - t) <= 1e-9:
+            raise ValueError(f"t = {t:g} is not {where}: the nearest of the {len(times)} times is {float(times[n]):g}")
+        found.add(n)
+    return sorted(found)

@@ -11,7 +11,7 @@ from PIL import Image
 import shell
 from dsno.app.export import load_program
 from dsno.checkpoint import read_json
-from dsno.cli.students import Distill
+from dsno.cli.distill import Distill
 from dsno.data.load import load_data
 from dsno.denoise import Prediction
 from dsno.distillation.registry import METHODS
@@ -259,7 +259,7 @@ def test_what_cannot_be_cited_is_said(runs: Path, tmp_path: Path) -> None:
 
 
 def test_every_option_of_a_method_is_one_of_the_command(runs: Path) -> None:
-    from dsno.cli.methods import _takes
+    from dsno.cli.distill import _takes
 
     known = {*inspect.signature(Distill).parameters}
     for method in METHODS.values():

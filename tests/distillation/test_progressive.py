@@ -13,7 +13,6 @@ from dsno.distillation.denoising import Denoising
 from dsno.distillation.progressive import (
     StepDistillation,
     ddim,
-    distillation_target,
     halved,
     progressive,
     shared,
@@ -23,6 +22,7 @@ from dsno.distillation.stages import Given
 from dsno.grids import uniform
 from dsno.nets.unet import UNet
 from dsno.schedule import VE, Cosine, RectifiedFlow, Schedule, VPLinear
+from dsno.solvers.first_order import ddim_inverse
 from dsno.solvers.run import SolverSampler, solve
 from dsno.students.flowmap import FlowMap, flow_map_from_teacher
 from dsno.students.samplers import passes_of
@@ -64,12 +64,12 @@ def two_steps(schedule: Schedule):
 def test_one_step_to_the_target_is_the_two_half_steps(schedule: Schedule, t: float, s: float) -> None:
     x, end = torch.randn(6, 3, dtype=D64), two_steps(schedule)
     x_s = end(x, t, s)
-    target = distillation_target(x, x_s, *(torch.full((6,), v, dtype=D64) for v in (t, s)), schedule)
+    target = ddim_inverse(schedule, x_s, x, *(torch.full((6,), v, dtype=D64) for v in (t, s)))
     made = solve(lambda x_t, t, cond=None: target, schedule, x, [t, s]).sample
     assert float((made - x_s).abs().max()) < 1e-12
     # In float32 the target is the same up to rounding, which the length of the step divides.
     x, x_s, *times = (v.float() for v in (x, x_s, torch.full((6,), t), torch.full((6,), s)))
-    single = distillation_target(x, x_s, *times, schedule)
+    single = ddim_inverse(schedule, x_s, x, *times)
     assert torch.allclose(single.double(), target, atol=2e-3 if isinstance(schedule, VE) else 2e-4)
 
 

@@ -368,7 +368,7 @@ def test_cost_is_evaluations_per_sample_and_serial_calls(name: str, N: int) -> N
 @pytest.mark.parametrize(
     "build, message",
     [
-        (lambda run: run(keep=[1.0, 0.3]), r"cannot keep t = 0.3: it is not on the grid \(nearest is 0.25\)"),
+        (lambda run: run(keep=[1.0, 0.3]), r"t = 0.3 is not on the grid, so it cannot be kept: the nearest"),
         (lambda run: run(step=Ancestral()), "needs `seeds`"),
         (lambda run: run(grid=[0.0, 1.0]), "decrease strictly"),
         (lambda run: Chain(Cosine(), uniform(4), eta=1.5), r"eta must be in \[0, 1\]"),

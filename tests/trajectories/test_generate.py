@@ -37,7 +37,7 @@ from dsno.solvers.first_order import DDIM, Ancestral
 from dsno.solvers.multistep import DPMSolverPP
 from dsno.solvers.run import SolverSampler
 from dsno.teachers.closed import Gaussian, GaussianMixture
-from dsno.trajectories import generate as store
+from dsno.trajectories import flights
 from dsno.trajectories.describe import describe
 from dsno.trajectories.generate import STORABLE, generate
 from dsno.trajectories.manifest import fingerprint
@@ -428,7 +428,7 @@ def test_an_error_of_the_disk_is_told_soon(tmp_path: Path, monkeypatch: pytest.M
             assert failed.wait(20)
 
     with monkeypatch.context() as patch:
-        patch.setattr(store, "write_shard", full)
+        patch.setattr(flights, "write_shard", full)
         with pytest.raises(OSError, match="No space left"):
             make(tmp_path / "set", count=800, progress=progress)
     assert done[-1] <= 16, "shards were solved that could not be written"

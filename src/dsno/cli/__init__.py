@@ -6,10 +6,11 @@ import re
 import sys
 from typing import TYPE_CHECKING, Protocol
 
+from dsno.cli.distill import Distill
 from dsno.cli.methods import Cite, Methods
 from dsno.cli.runs import Plan, Reproduce
 from dsno.cli.sets import Generate, Pull, Push
-from dsno.cli.students import Demo, Distill, Evaluate, Export, Sample
+from dsno.cli.students import Demo, Evaluate, Export, Sample
 from dsno.cli.teachers import CheckTeacher, Convert, Teach
 
 if TYPE_CHECKING:

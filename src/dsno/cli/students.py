@@ -1,10 +1,10 @@
-"""Verbs about students: distil one, draw from it, measure it, take it elsewhere."""
+"""Verbs about students: draw from it, measure it, take it elsewhere."""
 
 from __future__ import annotations
 
 import math
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -12,153 +12,19 @@ import torch
 
 from dsno.cli.console import launched, progress, say, show
 from dsno.cli.sets import prompts_by_seed
-from dsno.cli.teachers import device_of, new_file, null_of
-from dsno.train import TrainConfig
+from dsno.cli.teachers import device_of, new_file
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from dsno.condition import Cond
-    from dsno.denoise import Denoiser, Prediction
     from dsno.students.samplers import Student
-    from dsno.trajectories.sets import TrajectorySet
 
-__all__ = ["Demo", "Distill", "Evaluate", "Export", "Sample"]
+__all__ = ["Demo", "Evaluate", "Export", "Sample"]
 
 
 EXACT_OPTIONS = ("tolerance", "window", "order", "memory", "blocks")
 """What `sample` passes on to an exact sampler."""
-
-
-@dataclass(frozen=True)
-class Distill:
-    """Distil a teacher into a student of one pass or a few: by --method, which `dsno methods` lists.
-
-    Options of frames and weights are of the operator; other methods refuse what they do not take.
-
-    In Python:
-
-        from dsno import load_teacher, student_from_teacher
-        from dsno.distillation.run import distill
-        from dsno.trajectories.sets import TrajectorySet
-        data = TrajectorySet("runs/trajectories")
-        distill(student_from_teacher(load_teacher("runs/teacher"), data.times), data, "runs/student")
-    """
-
-    teacher: str = "runs/teacher"
-    """The teacher the student starts from (by every method, of data alone too), as `generate --teacher` takes it."""
-    data: str = "runs/trajectories"
-    """Folder of its trajectories, or where they were pushed to (hf://datasets/org/name, ...): fetched as they are needed. Of
-    a method that needs samples: their ends, or an image set as `teach --data`."""
-    out: Path = Path("runs/student")
-    """Folder for the student."""
-    method: Literal[
-        "operator", "knowledge", "matching", "progressive", "guided", "consistency", "consistency-training",
-        "easy-consistency", "continuous-consistency", "lagrangian", "eulerian", "progressive-map", "shortcut", "meanflow",
-        "direct",
-    ] = "operator"  # fmt: skip
-    """How to train it, and so what it needs and how many passes it makes: `dsno methods`."""
-    target: Literal["x0", "state"] = "x0"
-    """What the frames are trained on."""
-    times: tuple[float, ...] = ()
-    """The student's frames: some of the stored times; all by default. Fewer cost less, and often the sample is as good."""
-    weights: str = "snr5"
-    """Frame weighting: snr (the paper's), snr<clamp>, uniform, last."""
-    distance: str | None = None
-    """Distance of the loss: l1, l2, huber, perceptual, or a sum such as l1+perceptual; by default l1, of consistency its own."""
-    features: Path | None = None
-    """Folder of the feature network of a perceptual distance (not the one that quality is measured in)."""
-    where: Literal["every", "low", "mid", "none"] = "mid"
-    """Blocks with temporal layers: every one as in the paper, those below the highest resolution, the middle, none."""
-    told: Literal["output", "input"] = "input"
-    """The time a frame's blocks are told: its own as in the paper, or the noise's, where the student starts as the teacher."""
-    once: bool = True
-    """Run the blocks before the first temporal layer once per sample."""
-    modes: int | None = None
-    """Fourier modes in time, at most M // 2 + 1 of M frames; 2 by default."""
-    others: float | None = None
-    """Supervise the last frame in every step and one other in this share of them, instead of all: cheaper steps."""
-    train_only: Literal["all", "temporal"] = "all"
-    """Train everything, or only what was added to the teacher's network."""
-    inner_starts: float = 0.0
-    """Share of steps started from a stored state instead of noise (needs targets x0 and state): for `sample --passes`."""
-    size: int | None = None
-    """Resize the images of --data to this many pixels a side."""
-    passes: int | None = None
-    """What the student is to make, of a method that is trained for one number of passes; 1 by default."""
-    guidance: tuple[float, float] | None = None
-    """Range of guidance weights, LOW HIGH, of the method guided; 0 4 by default."""
-    null: int | None = None
-    """The label that stands for no class, of the method guided, where the teacher does not say."""
-    from_data: bool = False
-    """Learn the velocity of the data, not the teacher's: of shortcut, meanflow, continuous-consistency."""
-    stochastic: bool = False
-    """Train for `dsno.distillation.guided.stochastic_sampler`, too: of progressive, guided."""
-    derivative: Literal["forward", "difference", "upwind"] | None = None
-    """How a loss takes derivatives of the student: along the flow `upwind` by default, else in forward mode, or by central
-    differences where a layer has none."""
-    batch: int | None = None
-    """Rows per step; 256 of trajectories, else the method's own."""
-    train: TrainConfig = field(default_factory=lambda: TrainConfig(steps=4000, lr=1e-3))
-    resume: bool = False
-    """Continue from the last checkpoint in --out."""
-    overwrite: bool = False
-    """Throw away what is in --out."""
-
-    def run(self) -> None:
-        from dsno.cli.methods import (
-            check_options,
-            distill_method,
-            frames_of,
-            holds_trajectories,
-            next_sample,
-            weight_of,
-        )
-        from dsno.distillation.registry import METHODS
-        from dsno.distillation.run import distill
-        from dsno.nets.features import load_feature_net
-        from dsno.students.operator import student_from_teacher
-        from dsno.teachers.load import load_teacher
-        from dsno.trajectories.sets import TrajectorySet
-
-        if self.method not in ("operator", "knowledge"):
-            return distill_method(self)
-        method, single = METHODS[self.method], self.method == "knowledge"
-        check_options(self, method)
-        method.check_options(1 if self.passes is None else self.passes, (0, 1))
-        method.check_data(holds_trajectories(self.data), self.data)
-        data, teacher = TrajectorySet(self.data), load_teacher(self.teacher)
-        data = data.at(data.times[-1:]) if single else frames_of(data, self.times)
-        data.check_teacher(as_generated(data, teacher, self.teacher))
-        weight = weight_of(data)
-        torch.manual_seed(self.train.seed)
-        student = student_from_teacher(
-            teacher, data.times, self.target, self.modes, "none" if single else self.where, self.once, told=self.told,
-            guidance=weight is not None, train_only=self.train_only,
-        )  # fmt: skip
-        with progress() as report:
-            distill(
-                student, data, self.out, self.train, self.weights, self.distance or "l1", self.batch or 256, self.others,
-                self.inner_starts, None if self.features is None else load_feature_net(self.features), self.resume,
-                self.overwrite, report,
-            )  # fmt: skip
-        say(f"student in {self.out}", next_sample(self.out, weight))
-
-
-def as_generated(data: TrajectorySet, teacher: Prediction, ref: str) -> Denoiser:
-    """The teacher, guided as it was when the set was made."""
-    from dsno.denoise import Guided
-
-    found = data.manifest["teacher"]
-    if found["class"] != "Guided":
-        return teacher
-    null = found["null"]
-    if isinstance(null, int):
-        return Guided(teacher, torch.tensor(null), found["weight"])
-    if isinstance(null, dict) and isinstance(null.get("label"), int):
-        return Guided(teacher, {"label": torch.tensor(null["label"])}, found["weight"])
-    given = null_of(ref, teacher, None)
-    return Guided(teacher, {"text": given} if isinstance(given, torch.Tensor) else given, found["weight"])
 
 
 @dataclass(frozen=True)

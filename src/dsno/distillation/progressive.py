@@ -25,13 +25,13 @@ from dsno.denoise import Denoiser, expand_like
 from dsno.distillation.denoising import Denoising, noised
 from dsno.distillation.stages import Given, Stage
 from dsno.schedule import Schedule
+from dsno.solvers.first_order import ddim_inverse
 from dsno.students.flowmap import FlowMap
 
 __all__ = [
     "NoisedRows",
     "StepDistillation",
     "ddim",
-    "distillation_target",
     "halved",
     "halvings",
     "progressive",
@@ -44,19 +44,6 @@ class NoisedRows(Protocol):
     """Batches of what to noise: `x0` and `eps` (B, *shape), `t` (B,) uniform in [0, 1), perhaps `cond`."""
 
     def batches(self, start: int, rank: int = 0, world: int = 1) -> Iterator[dict[str, Any]]: ...
-
-
-def distillation_target(x_t: Tensor, x_s: Tensor, t: Tensor, s: Tensor, schedule: Schedule) -> Tensor:
-    r"""$\tilde x$, the clean sample whose DDIM step takes `x_t` at t to `x_s` at s; (B, *shape), t and s (B,), s < t.
-
-    The denominator vanishes at s = t alone, and at s = 0, where $\sigma_s = 0$, $\tilde x = x_s / \alpha_s$. An error of `x_s` is
-    divided by it, too: by about the step's length where t = 1.
-
-    Source: Salimans & Ho, 2022 (arXiv 2202.00512), algorithm 2 and appendix G.
-    """
-    (alpha_t, sigma_t), (alpha_s, sigma_s) = ((expand_like(c, x_t) for c in schedule(time)) for time in (t, s))
-    ratio = sigma_s / sigma_t
-    return (x_s - ratio * x_t) / (alpha_s - ratio * alpha_t)
 
 
 def truncated_snr(t: Tensor, schedule: Schedule) -> Tensor:
@@ -124,7 +111,7 @@ class StepDistillation:
         x_t = noised(self.schedule, x0, batch["eps"], t)
         with torch.no_grad():
             x_s = self._taught(x_t, t, s, cond)
-        h, target = (distillation_target(x_t, x, t, s, self.schedule) for x in (model(x_t, t, s, cond), x_s))
+        h, target = (ddim_inverse(self.schedule, x, x_t, t, s) for x in (model(x_t, t, s, cond), x_s))
         return (expand_like(truncated_snr(t, self.schedule), h) * (h - target).square()).mean()
 
     def _taught(self, x: Tensor, t: Tensor, s: Tensor, cond: Cond | None) -> Tensor:

@@ -13,7 +13,6 @@ $$ e = \sqrt{\operatorname{mean}_{i, \text{pixels}} (x_i - x^*_i)^2}. $$
 
 from __future__ import annotations
 
-import importlib.metadata
 import operator
 import platform
 import re
@@ -25,7 +24,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dsno.checkpoint import tensor_sha
+from dsno.checkpoint import tensor_sha, version_of
 from dsno.condition import Cond, map_cond
 from dsno.cost import flops, latency, timed
 from dsno.data.samples import check_images
@@ -276,9 +275,9 @@ def _compare(
     """The quality of a set, and the part of the protocol that every result has."""
     protocol = Protocol(
         count=len(x),
-        dsno=_version("dsno"),
-        torch=_version("torch"),
-        torchmetrics=_version("torchmetrics"),
+        dsno=version_of("dsno"),
+        torch=version_of("torch"),
+        torchmetrics=version_of("torchmetrics"),
         python=platform.python_version(),
     )
     if known is None:
@@ -330,10 +329,3 @@ def _device(device: torch.device) -> str:
     if device.type != "cpu":
         return str(device)
     return f"{platform.machine()} CPU, threads: {torch.get_num_threads()}"
-
-
-def _version(package: str) -> str:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return "not installed"

@@ -11,7 +11,7 @@ from dsno.denoise import expand_like
 from dsno.schedule import Schedule
 from dsno.solvers.step import Eval, Evaluate, Past
 
-__all__ = ["DDIM", "Ancestral", "affine", "ddim_step"]
+__all__ = ["DDIM", "Ancestral", "affine", "ddim_inverse", "ddim_step"]
 
 
 def affine(schedule: Schedule, t: float, s: float, eta: float) -> tuple[float, float, float]:
@@ -62,3 +62,18 @@ def ddim_step(schedule: Schedule, x0: Tensor, x_t: Tensor, t: Tensor, s: Tensor)
     (alpha_t, sigma_t), (alpha_s, sigma_s) = ((expand_like(c, x_t) for c in schedule(time)) for time in (t, s))
     ratio = sigma_s / sigma_t
     return ratio * x_t + (alpha_s - ratio * alpha_t) * x0
+
+
+def ddim_inverse(schedule: Schedule, x_s: Tensor, x_t: Tensor, t: Tensor, s: Tensor) -> Tensor:
+    r"""$\tilde x$, the clean sample whose `ddim_step` takes `x_t` at t to `x_s` at s; (B, *shape), t and s (B,), s < t.
+
+    $$ \tilde x = \frac{x_s - (\sigma_s / \sigma_t) \, x_t}{\alpha_s - (\sigma_s / \sigma_t) \, \alpha_t} $$
+
+    The denominator vanishes at s = t alone, and at s = 0, where $\sigma_s = 0$, $\tilde x = x_s / \alpha_s$. An error of `x_s`
+    is divided by it, too: by about the step's length where t = 1.
+
+    Source: Salimans & Ho, 2022 (arXiv 2202.00512), algorithm 2 and appendix G.
+    """
+    (alpha_t, sigma_t), (alpha_s, sigma_s) = ((expand_like(c, x_t) for c in schedule(time)) for time in (t, s))
+    ratio = sigma_s / sigma_t
+    return (x_s - ratio * x_t) / (alpha_s - ratio * alpha_t)

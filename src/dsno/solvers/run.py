@@ -23,7 +23,7 @@ from torch import Tensor
 from dsno.condition import Cond
 from dsno.cost import Meter
 from dsno.denoise import Denoiser
-from dsno.grids import check_grid
+from dsno.grids import check_grid, find_times
 from dsno.schedule import Schedule
 from dsno.seeds import noise_tape
 from dsno.solvers.first_order import DDIM
@@ -111,14 +111,7 @@ def solve(
 def _kept(times: Tensor, keep: Sequence[float] | Tensor | None) -> set[int]:
     if keep is None:
         return {0, len(times) - 1}
-    wanted = set()
-    for t in torch.as_tensor(keep, dtype=torch.float64).tolist():
-        distance = (times - t).abs()
-        n = int(distance.argmin())
-        if distance[n] > 1e-9:
-            raise ValueError(f"cannot keep t = {t:g}: it is not on the grid (nearest is {times[n]:g})")
-        wanted.add(n)
-    return wanted
+    return set(find_times(times, keep, "on the grid, so it cannot be kept"))
 
 
 @dataclass(frozen=True)

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, cast
 
@@ -11,8 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from dsno.condition import Cond
+from dsno.denoise import evaluating
 
-__all__ = ["Block", "Blocks", "Told", "Where", "embedding_dim", "evaluating", "find_blocks", "phases", "place", "site"]
+__all__ = ["Block", "Blocks", "Told", "Where", "embedding_dim", "find_blocks", "phases", "place", "site"]
 
 Where = Literal["every", "low", "mid", "none"]
 
@@ -69,7 +69,7 @@ def find_blocks(backbone: nn.Module, example: Sequence[Cond], blocks: Blocks) ->
         if name in names or isinstance(module, classes)
     ]
     try:
-        with evaluating(backbone):
+        with evaluating(backbone), torch.no_grad():
             backbone(*example)
     finally:
         for handle in handles:
@@ -88,19 +88,6 @@ def _features(output: Any, given: torch.Size) -> tuple[torch.Size, int | None]:
     if len(alike) == 1:
         return tensors[alike[0]], alike[0]
     return given if given in tensors.values() else torch.Size(), -1
-
-
-@contextmanager
-def evaluating(module: nn.Module) -> Iterator[None]:
-    """Evaluation mode without gradients; every submodule's mode comes back as it was."""
-    modes = {m: m.training for m in module.modules()}
-    module.eval()
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        for m, training in modes.items():
-            m.training = training
 
 
 def _pixels(shape: torch.Size, channel_dim: int) -> int:

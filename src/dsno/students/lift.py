@@ -31,7 +31,8 @@ import torch
 from torch import Tensor, nn
 
 from dsno.condition import Cond, map_cond, split_weight
-from dsno.students.blocks import Blocks, Told, Where, embedding_dim, evaluating, find_blocks, phases, place, site
+from dsno.denoise import evaluating
+from dsno.students.blocks import Blocks, Told, Where, embedding_dim, find_blocks, phases, place, site
 from dsno.students.rows import AddWeight, After, Before, Call, Checkpointed, Rows
 from dsno.students.temporal import Activation, Init, TemporalFourier
 from dsno.students.weight import WeightEmbedding
@@ -287,7 +288,7 @@ def _separable(made: Lifted, example: Sequence[Cond]) -> bool:
         told = {**named, "weight": cast(Tensor, two[0]).new_zeros(2)}
     times = torch.zeros(made.frames, device=cast(Tensor, x).device)
     try:
-        with evaluating(made):
+        with evaluating(made), torch.no_grad():
             for select in (None, (-1,)):
                 made(two[0], times, told, 1.0, select)
             return True

@@ -178,11 +178,18 @@ class TrajectoryStudent(nn.Module):
         shown = scale_input(self.kind, initial_state(self.schedule, one), t, self.schedule, self.data_std)
         return last(one, zero), last(zero, one), float(shown)
 
-    @torch.no_grad()
-    def sample(self, z: Tensor, cond: Cond | None = None) -> Tensor:
-        """The sample alone, (B, *shape) from noise (B, *shape): blocks behind the last temporal layer run once."""
+    def one_pass(self, z: Tensor, cond: Cond | None = None) -> Tensor:
+        """The sample alone, (B, *shape) from noise (B, *shape), with its graph: what exports trace.
+
+        Blocks behind the last temporal layer run once.
+        """
         a, b, c = self.affine
         return a * z + b * self.net(c * z, self.times, cond, 1.0, (-1,))[:, 0]
+
+    @torch.no_grad()
+    def sample(self, z: Tensor, cond: Cond | None = None) -> Tensor:
+        """`one_pass` without its graph."""
+        return self.one_pass(z, cond)
 
     @property
     def config(self) -> dict[str, object]:

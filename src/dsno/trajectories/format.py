@@ -22,7 +22,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -31,7 +30,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from dsno.checkpoint import raw_bytes
+from dsno.checkpoint import raw_bytes, write_atomically
 from dsno.trajectories.manifest import CODES, NAMED, Manifest, differences, dtypes, join
 
 __all__ = [
@@ -41,7 +40,6 @@ __all__ = [
     "header_of",
     "layout",
     "map_shard",
-    "place",
     "problem",
     "rows_of",
     "shard_count",
@@ -177,26 +175,13 @@ def write_file(path: Path, chunks: Iterable[bytes | memoryview], again: str = "g
     Raises:
         OSError: if it cannot be written.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
+
+    def write(temporary: Path) -> None:
         with temporary.open("wb") as file:
             file.writelines(chunks)
-        place(temporary, path)
+
+    try:
+        write_atomically(path, write)
     except OSError as error:
         mend = f"Complete shards are kept: make room and call {again}"
         raise OSError(error.errno, f"cannot write {path} ({error.strerror}). {mend}") from error
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def place(temporary: Path, path: Path) -> None:
-    """Give a complete file its name, once it is on the disk."""
-    with temporary.open("rb+") as file:
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
-    if os.name == "posix":  # elsewhere a folder cannot be opened
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)

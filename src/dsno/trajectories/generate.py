@@ -20,18 +20,17 @@ import dataclasses
 import json
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from dsno.checkpoint import digest, prepare_folder
+from dsno.checkpoint import digest, prepare_folder, version_of
 from dsno.condition import Cond, flat, map_cond
 from dsno.cost import Meter
-from dsno.denoise import Denoiser, Guided, Prediction, modules_of, tensors_of
-from dsno.grids import check_grid
+from dsno.denoise import Denoiser, Guided, Prediction, evaluating, modules_of, tensors_of
+from dsno.grids import check_grid, find_times
 from dsno.seeds import noise, seed_range
 from dsno.solvers.run import SolverSampler
 from dsno.trajectories.describe import describe
@@ -45,7 +44,6 @@ from dsno.trajectories.manifest import (
     Manifest,
     differences,
     dtype_names,
-    find_times,
     fingerprint,
     join,
     read_manifest,
@@ -218,20 +216,16 @@ def _nets(denoiser: Denoiser) -> list[nn.Module]:
 
 @contextlib.contextmanager
 def _evaluating(denoiser: Denoiser, channels_last: bool = False, compile: bool = False) -> Iterator[None]:
-    modes = [(m, m.training) for part in modules_of(denoiser).values() for m in part.modules()]
     nets = _nets(denoiser)
     compiled = [net for net in nets if compile and net._compiled_call_impl is None]
     try:
-        for m, _ in modes:
-            m.training = False
         for net in nets if channels_last else []:
             net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         for net in compiled:
             net.compile()
-        yield
+        with evaluating(*modules_of(denoiser).values()):
+            yield
     finally:
-        for m, mode in modes:
-            m.training = mode
         for net in nets if channels_last else []:
             net.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
         for net in compiled:
@@ -310,7 +304,7 @@ def _manifest(
         determines = json.loads(json.dumps(determines, allow_nan=False))
     except (TypeError, ValueError) as error:
         raise ValueError(f"`teacher` and the fields of schedule and solver must be JSON: {error}") from None
-    made = {"dsno": _version(), "torch": torch.__version__, "device": device.type}
+    made = {"dsno": version_of("dsno"), "torch": torch.__version__, "device": device.type}
     return {**determines, "fingerprint": fingerprint(determines), "made": made}
 
 
@@ -324,13 +318,6 @@ def _compute(denoiser: Denoiser, autocast: torch.dtype | None, channels_last: bo
         )
     asked = {"autocast": autocast and dtype_names[autocast], "channels_last": channels_last, "compile": compile}
     return {name: value for name, value in asked.items() if value}
-
-
-def _version() -> str:
-    try:
-        return metadata.version("dsno")
-    except metadata.PackageNotFoundError:
-        return "not installed"
 
 
 def _check_manifest(folder: Path, expected: Manifest) -> Manifest:

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from dsno.checkpoint import read_json
 
@@ -21,7 +20,6 @@ __all__ = [
     "differences",
     "dtype_names",
     "dtypes",
-    "find_times",
     "fingerprint",
     "join",
     "parse_manifest",
@@ -99,21 +97,6 @@ def differences(expected: Any, found: Any, field: str = "") -> list[str]:
         return [d for k, path in paths.items() for d in differences(expected.get(k), found.get(k), path)]
     shown = [f"{len(v)} values" if isinstance(v, list) and len(v) > 8 else json.dumps(v) for v in (expected, found)]
     return [f"{field}: expected {shown[0]:.80}, found {shown[1]:.80}"]
-
-
-def find_times(times: Tensor, wanted: Sequence[float] | Tensor, where: str) -> list[int]:
-    """The indices of `wanted` among `times`, in order.
-
-    Raises:
-        ValueError: for a time that is not among them, with the nearest.
-    """
-    found = set()
-    for t in torch.as_tensor(wanted, dtype=torch.float64).reshape(-1).tolist():
-        n = int((times - t).abs().argmin())
-        if not abs(float(times[n]) - t) <= 1e-9:
-            raise ValueError(f"t = {t:g} is not {where}: the nearest of the {len(times)} times is {float(times[n]):g}")
-        found.add(n)
-    return sorted(found)
 
 
 def join(items: Sequence[str], separator: str = "; ") -> str:

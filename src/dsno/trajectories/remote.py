@@ -16,7 +16,8 @@ import fsspec
 from fsspec.callbacks import NoOpCallback
 from fsspec.implementations.local import LocalFileSystem
 
-from dsno.trajectories.format import header_of, place, problem, shard_path
+from dsno.checkpoint import publish
+from dsno.trajectories.format import header_of, problem, shard_path
 from dsno.trajectories.manifest import MANIFEST, Manifest, join, parse_manifest
 
 __all__ = ["FULL", "HUB", "NETWORK", "Bytes", "Remote"]
@@ -146,7 +147,7 @@ class Remote:
                 raise ValueError(
                     f"{self.url}/{path.name} arrived {wrong}. It was removed: try again; if it stays so, push the set again"
                 )
-            place(partial, path)
+            publish(partial, path)
         finally:
             partial.unlink(missing_ok=True)
         return path

@@ -24,10 +24,11 @@ from torch.utils.data import Dataset
 
 from dsno.condition import map_cond, nested
 from dsno.denoise import Denoiser
+from dsno.grids import find_times
 from dsno.schedule import Schedule, schedule_from_config
 from dsno.trajectories.describe import describe
 from dsno.trajectories.format import check_foreign, check_shard, map_shard, shard_count, shard_path
-from dsno.trajectories.manifest import differences, find_times, join, read_manifest
+from dsno.trajectories.manifest import differences, join, read_manifest
 
 if TYPE_CHECKING:
     from dsno.trajectories.shelf import Shelf
