@@ -28,7 +28,7 @@ from torch import Tensor, nn
 __all__ = [
     "build",
     "check_keys",
-    "compare",
+    "check_weights",
     "digest",
     "fill",
     "load_model",
@@ -189,7 +189,7 @@ def build(make: Callable[..., T], config: Mapping[str, object], what: str | None
     return make(**config)
 
 
-def compare(own: Mapping[str, Tensor], tensors: Mapping[str, Tensor], source: object) -> None:
+def check_weights(own: Mapping[str, Tensor], tensors: Mapping[str, Tensor], source: object) -> None:
     """Check that `tensors` are the weights of a model whose state is `own`.
 
     Raises:
@@ -215,7 +215,7 @@ def fill(module: nn.Module, tensors: Mapping[str, Tensor], source: object = "the
     Raises:
         ValueError: if names or shapes differ, with the first differences.
     """
-    compare(module.state_dict(), tensors, source)
+    check_weights(module.state_dict(), tensors, source)
     module.load_state_dict(dict(tensors))
 
 
