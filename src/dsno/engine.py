@@ -1,7 +1,7 @@
 r"""What the training loop needs of accelerate and of devices: one process or many, weights replicated or sharded.
 
-With FSDP2 (Zhao et al., 2023, arXiv 2304.11277) every process holds a shard of each parameter, a `DTensor`. `local` is that
-shard, `whole` the tensor again on the host, as checkpoints hold it, and `as_like` the way back.
+With FSDP2 (Zhao et al., 2023, arXiv 2304.11277) every process holds a shard of each parameter, a `DTensor`. `local`
+is that shard, `whole` the tensor again on the host, as checkpoints hold it, and `as_like` the way back.
 """
 
 from __future__ import annotations

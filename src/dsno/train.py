@@ -1,8 +1,8 @@
 r"""The one training loop: any objective, one CPU or many GPUs (accelerate), resumable at every checkpoint.
 
-An objective gives `batches(start, rank, world)`, each batch a function of the step alone, and `objective(model, batch)`, a
-scalar loss. With the step, the seed determines everything random, so a resumed run equals an uninterrupted one bit for bit
-on the CPU. What is saved is the exponential moving average of the weights, in float32:
+An objective gives `batches(start, rank, world)`, each batch a function of the step alone, and `objective(model,
+batch)`, a scalar loss. With the step, the seed determines everything random, so a resumed run equals an uninterrupted
+one bit for bit on the CPU. What is saved is the exponential moving average of the weights, in float32:
 
 $$ \bar\theta \leftarrow \beta_k \bar\theta + (1 - \beta_k) \theta, \qquad \beta_k = \min(\beta, (1 + k) / (10 + k)). $$
 
@@ -11,8 +11,8 @@ Of W processes each takes its share of the batch, and the gradient and the logge
 $$ \frac1B \sum_{b = 1}^{B} \nabla \ell_b
    = \frac1W \sum_{r = 1}^{W} \frac{W}{B} \sum_{b \in \text{share}_r} \nabla \ell_b, $$
 
-so W processes take the steps of one. Weights may be replicated (DDP) or sharded (FSDP2); a checkpoint holds whole tensors
-and looks the same in either case, so a run may go on with another W.
+so W processes take the steps of one. Weights may be replicated (DDP) or sharded (FSDP2); a checkpoint holds whole
+tensors and looks the same in either case, so a run may go on with another W.
 """
 
 from __future__ import annotations
