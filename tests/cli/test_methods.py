@@ -19,7 +19,7 @@ from dsno.measure.results import load_results
 from dsno.nets.unet import UNet
 from dsno.runs.features import train_features
 from dsno.schedule import Cosine
-from dsno.students.files import load_any, load_flow_map, load_student
+from dsno.students.files import load_student
 from dsno.students.flowmap import FlowMap
 from dsno.teachers.native import save_teacher
 
@@ -81,7 +81,7 @@ def test_a_number_of_passes_is_chosen_beforehand(runs: Path, tmp_path: Path) -> 
     out = tmp_path / "map"
     code, said = dsno("distill", "--method", "progressive", "--passes", 4, "--out", out, *QUICK, at=runs)
     assert code == 0 and f"next: dsno sample --student {out} --passes 4" in said
-    assert load_flow_map(out).steps == 4
+    assert load_student(out).steps == 4
     sample = ("sample", "--student", out, "--count", 2, "--overwrite", "--device", "cpu")
     code, said = dsno(*sample, at=runs)
     assert code == 0 and "2 samples in 4 passes" in said
@@ -140,7 +140,7 @@ def test_the_velocity_of_the_data_is_learned_on_request(method: str, runs: Path,
 def test_knowledge_is_one_frame_of_those_stored(runs: Path, tmp_path: Path) -> None:
     code, said = dsno("distill", "--method", "knowledge", "--out", tmp_path / "one", *QUICK, at=runs)
     assert code == 0, said
-    student = load_any(tmp_path / "one")
+    student = load_student(tmp_path / "one")
     assert not isinstance(student, FlowMap) and student.times.tolist() == [0.0]
     code, said = dsno("sample", "--student", tmp_path / "one", "--passes", 2, "--overwrite", at=runs)
     assert code == 2 and "a student of one frame makes one pass alone, got 2: for more, distil one of several" in said
@@ -163,7 +163,7 @@ def test_a_flow_map_is_measured_and_exported(runs: Path, tmp_path: Path) -> None
     assert code == 0 and "heusel2017gans" in said and "lu2022dpmpp" in said
     code, said = dsno("export", "--student", "runs/map", "--out", tmp_path / "map.pt2", at=runs)
     assert code == 0, said
-    made, z = load_flow_map(runs / "runs" / "map"), torch.randn(3, 1, 8, 8)
+    made, z = load_student(runs / "runs" / "map"), torch.randn(3, 1, 8, 8)
     torch.testing.assert_close(load_program(tmp_path / "map.pt2")(z), made.sample(z), rtol=1e-4, atol=1e-4)
     assert read_json(tmp_path / "map.json")["times"] == [0.0]
 

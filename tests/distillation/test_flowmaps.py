@@ -22,7 +22,7 @@ from dsno.schedule import VE, Cosine, RectifiedFlow, Schedule, VPLinear, linear_
 from dsno.seeds import noise, seed_range
 from dsno.solvers.first_order import DDIM, ddim_step
 from dsno.solvers.run import SolverSampler
-from dsno.students.files import load_flow_map, load_student, save_flow_map
+from dsno.students.files import load_student, save_student
 from dsno.students.flowmap import FlowMap, flow_map_from_teacher
 from dsno.students.samplers import FlowMapSampler, passes_of, sampler_of
 from dsno.teachers.closed import Gaussian, GaussianMixture
@@ -456,8 +456,8 @@ def test_a_flow_map_comes_back_from_its_folder(guidance: bool, tmp_path: Path) -
         nn.init.normal_(parameter, std=0.2)
     z, label = torch.randn(2, 1, 8, 8), torch.tensor([0, 2])
     cond = {"": label, "weight": torch.tensor([0.0, 2.0])} if guidance else label
-    save_flow_map(tmp_path / "map", X, steps=0)
-    again = load_flow_map(tmp_path / "map")
+    save_student(tmp_path / "map", X, steps=0)
+    again = load_student(tmp_path / "map")
     assert torch.equal(again(z, 0.9, 0.2, cond), X(z, 0.9, 0.2, cond))
     if guidance:
         assert not torch.allclose(
@@ -466,7 +466,7 @@ def test_a_flow_map_comes_back_from_its_folder(guidance: bool, tmp_path: Path) -
     with pytest.raises(ValueError, match="holds a flow map, expected a student"):
         load_student(tmp_path / "map")
     with pytest.raises(ValueError, match="a flow map of a MLP cannot be rebuilt from a file"):
-        save_flow_map(tmp_path / "other", FlowMap(MLP(), Cosine()))
+        save_student(tmp_path / "other", FlowMap(MLP(), Cosine()))
 
 
 def test_a_flow_map_trains_in_the_one_loop(tmp_path: Path) -> None:

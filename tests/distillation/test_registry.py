@@ -24,7 +24,7 @@ from dsno.nets.features import FeatureNet
 from dsno.nets.unet import UNet
 from dsno.references import REFERENCES, bibtex, used_by
 from dsno.schedule import Cosine
-from dsno.students.files import load_any
+from dsno.students.files import load_student
 from dsno.students.flowmap import FlowMap, flow_map_from_teacher
 from dsno.students.operator import TrajectoryStudent
 from dsno.students.samplers import sampler_of
@@ -95,7 +95,7 @@ def test_every_method_trains_and_its_student_comes_back(
     assert notes["sources"] == {"data": "here"} and notes["solver"] == "UniPC"
     stages = [read_json(path) for path in (tmp_path / "out" / "training").glob("*/step-*/state.json")]
     assert sum(state["step"] for state in stages) == 8
-    loaded, z = load_any(tmp_path / "out"), torch.randn(3, 1, 4, 4)
+    loaded, z = load_student(tmp_path / "out"), torch.randn(3, 1, 4, 4)
     assert type(loaded) is type(student) and same(loaded, student)
     cond: Tensor | dict[str, Tensor] = torch.tensor([0, 1, 1])
     if name == "guided":

@@ -97,7 +97,7 @@ class Sample:
         from dsno.report.pictures import image_grid
         from dsno.runs.shipped import shipped
         from dsno.seeds import noise, seed_range
-        from dsno.students.files import load_any
+        from dsno.students.files import load_student
         from dsno.students.samplers import sampler_of
 
         if self.count < 1:
@@ -115,7 +115,7 @@ class Sample:
             raise ValueError(f"--{foreign[0]} is an option of exact samplers: say which, --exact taa for example")
         device = device_of(self.device)
         folder = self.student or shipped() / "student"
-        student = load_any(folder).to(device)
+        student = load_student(folder).to(device)
         sampler = sampler_of(student, self.passes, fresh=self.fresh)
         seeds = seed_range(self.seed, self.count)
         cond = map_cond(lambda c: c.to(device), self._told(student, seeds, folder))
@@ -199,13 +199,13 @@ class Export:
     def run(self) -> None:
         from dsno.app.export import export_onnx, export_program
         from dsno.runs.shipped import shipped
-        from dsno.students.files import load_any
+        from dsno.students.files import load_student
 
         writers = {".onnx": export_onnx, ".pt2": export_program}
         if self.out.suffix not in writers:
             raise ValueError(f"{self.out} is neither .onnx nor .pt2: the name says what is written")
         new_file(self.out, self.overwrite)
-        student = load_any(self.student or shipped() / "student")
+        student = load_student(self.student or shipped() / "student")
         writers[self.out.suffix](student, self.out, self.batch, dynamic=self.dynamic, tolerance=self.tolerance)
         say(f"sampler in {self.out}, described in {self.out.with_suffix('.json')}", "dsno sample")
 
@@ -246,10 +246,10 @@ class Evaluate:
         from dsno.data.load import load_data
         from dsno.report.compare import compare
         from dsno.runs.shipped import shipped
-        from dsno.students.files import load_any
+        from dsno.students.files import load_student
 
         folder = self.student or shipped() / "student"
-        student = load_any(folder)
+        student = load_student(folder)
         if student.classes or student.guided:
             told = " and ".join(["a class"] * bool(student.classes) + ["a guidance weight"] * student.guided)
             raise ValueError(

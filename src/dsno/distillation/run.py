@@ -18,7 +18,7 @@ from dsno.distillation.registry import METHODS
 from dsno.distillation.regression import TrajectoryDistillation
 from dsno.distillation.stages import Given
 from dsno.nets.features import FeatureNet
-from dsno.students.files import save_flow_map, save_student
+from dsno.students.files import save_student
 from dsno.students.flowmap import FlowMap, TwoTime
 from dsno.students.operator import TrajectoryStudent
 from dsno.train import Report, TrainConfig, prepare_run, quiet, stage_progress, train
@@ -137,7 +137,7 @@ def distill_by(
     }  # fmt: skip
     notes = {name: value for name, value in notes.items() if not callable(value)}
     if isinstance(student, FlowMap):
-        save_flow_map(out, student, **notes)
+        save_student(out, student, **notes)
     else:
         save_student(out, student, **notes)
     return student

@@ -167,8 +167,8 @@ def site(name: str, found: Mapping[str, Block], channel_dim: int, output: int | 
     index = block.index if block.index is None or output is None else output
     if index == -1:
         # Where text is as long as the image has tokens, the other blocks may tell: Stable Diffusion 3's last returns one.
-        told = {b.index for b in found.values()} - {None, -1}
-        index = told.pop() if len(told) == 1 else -1
+        known = {b.index for b in found.values()} - {None, -1}
+        index = known.pop() if len(known) == 1 else -1
     if index == -1 or not block.shape:
         raise ValueError(f"the block {name!r} returns several tensors: say with `output` which one is its features")
     return {"channels": block.shape[channel_dim], "channel_dim": channel_dim, "index": index}

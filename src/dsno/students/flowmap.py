@@ -24,6 +24,7 @@ et al., 2025, arXiv 2505.13447).
 from __future__ import annotations
 
 import copy
+from itertools import pairwise
 from typing import Literal, cast
 
 import torch
@@ -31,6 +32,7 @@ from torch import Tensor, nn
 
 from dsno.condition import Cond, split_weight
 from dsno.denoise import Kind, Prediction, convert, expand_like, scale_input, x0_from
+from dsno.grids import even
 from dsno.nets.backbone import Backbone, example
 from dsno.schedule import Schedule
 from dsno.solvers.run import initial_state
@@ -123,10 +125,19 @@ class FlowMap(nn.Module):
         """Whether it is told a guidance weight, `weight` in its condition."""
         return isinstance(self.net, TwoTime) and self.net.guidance is not None
 
+    def trained_for(self, way: Way, steps: int | None = None) -> FlowMap:
+        """The same map, its network shared, said to be trained for these steps."""
+        made = FlowMap(self.net, self.schedule, self.kind, self.data_std, way, steps)
+        made.training = self.training
+        return made
+
     @torch.no_grad()
     def sample(self, z: Tensor, cond: Cond | None = None) -> Tensor:
-        """One pass: (B, *shape) from noise (B, *shape)."""
-        return cast(Tensor, self(initial_state(self.schedule, z), 1.0, 0.0, cond))
+        """The sample, (B, *shape) from noise (B, *shape): in one pass, or in those of the grid it was trained for."""
+        x = initial_state(self.schedule, z)
+        for t, s in pairwise(even(self.schedule, self.steps or 1).tolist()):
+            x = self(x, t, s, cond)
+        return x
 
     def x0(self, x_t: Tensor, t: Tensor | float, s: Tensor | float, cond: Cond | None = None) -> Tensor:
         r"""$h(x_t, t, s)$, (B, *shape); at s = t the denoiser's $\hat x_0$."""

@@ -30,20 +30,20 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from dsno.condition import Cond, map_cond, split_weight
+from dsno.condition import Cond, map_cond, named, split_weight
 from dsno.denoise import evaluating
 from dsno.students.blocks import Blocks, Told, Where, embedding_dim, find_blocks, phases, place, site
 from dsno.students.rows import AddWeight, After, Before, Call, Checkpointed, Rows
 from dsno.students.temporal import Activation, Init, TemporalFourier
 from dsno.students.weight import WeightEmbedding
 
-__all__ = ["Lifted", "Plan", "install", "lift"]
+__all__ = ["LiftPlan", "Lifted", "install", "lift"]
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Plan:
+class LiftPlan:
     """What `lift` decided, JSON-able: enough to lift the same backbone again without running it.
 
     Attributes:
@@ -72,7 +72,7 @@ class Lifted(nn.Module):
     with guidance reads its weight from `cond["weight"]`; the backbone is told the rest.
     """
 
-    def __init__(self, backbone: nn.Module, rows: Rows, plan: Plan) -> None:
+    def __init__(self, backbone: nn.Module, rows: Rows, plan: LiftPlan) -> None:
         super().__init__()
         self.backbone, self.rows, self.plan = backbone, rows, plan
         self.frames, self.once, self.told = plan.frames, plan.once, plan.told
@@ -220,7 +220,7 @@ def lift(
     for name in sites:
         if hasattr(modules[name], "temporal"):
             raise ValueError(f"the block {name!r} has a module called `temporal` of its own: rename it")
-    plan = Plan(
+    plan = LiftPlan(
         sites, phases(found, temporal, once, told), frames, modes, once, activation, told,
         {n: embedding_dim(n, b) for n, b in find_blocks(backbone, example, guidance).items()} if guidance else {},
     )  # fmt: skip
@@ -237,7 +237,7 @@ def lift(
     return install(backbone, replace(plan, once=False, phases=dict.fromkeys(plan.phases, 1)), init, x)
 
 
-def install(backbone: nn.Module, plan: Plan, init: Init = "zero", like: Tensor | None = None) -> Lifted:
+def install(backbone: nn.Module, plan: LiftPlan, init: Init = "zero", like: Tensor | None = None) -> Lifted:
     """Lift a backbone, in place, as a plan says; the new layers are of the dtype and on the device of `like`.
 
     Raises:
@@ -268,7 +268,7 @@ def install(backbone: nn.Module, plan: Plan, init: Init = "zero", like: Tensor |
     return made
 
 
-def _uninstall(backbone: nn.Module, plan: Plan) -> None:
+def _uninstall(backbone: nn.Module, plan: LiftPlan) -> None:
     for name in plan.temporal:
         del backbone.get_submodule(name).temporal
     for module in backbone.modules():
@@ -280,17 +280,19 @@ def _uninstall(backbone: nn.Module, plan: Plan) -> None:
 
 def _separable(made: Lifted, example: Sequence[Cond]) -> bool:
     """Whether a pass runs with different numbers of rows: what was joined outside the blocks would not fit."""
-    x, cond = example[0], example[2] if len(example) > 2 else None
-    two = [None if c is None else map_cond(lambda v: v.expand(2, *v.shape[1:]), c) for c in (x, cond)]
-    told: dict[str, Tensor] | Cond | None = two[1]
+    first, *_ = example
+    rows, cond = (
+        None if c is None else map_cond(lambda v: v.expand(2, *v.shape[1:]), c)
+        for c in (first, example[2] if len(example) > 2 else None)
+    )
+    x = cast(Tensor, rows)
     if made.guidance is not None:
-        named = {"": told} if isinstance(told, Tensor) else dict(told or {})
-        told = {**named, "weight": cast(Tensor, two[0]).new_zeros(2)}
-    times = torch.zeros(made.frames, device=cast(Tensor, x).device)
+        cond = {**named(cond), "weight": x.new_zeros(2)}
+    times = torch.zeros(made.frames, device=x.device)
     try:
         with evaluating(made), torch.no_grad():
             for select in (None, (-1,)):
-                made(two[0], times, told, 1.0, select)
+                made(x, times, cond, 1.0, select)
             return True
     except torch.OutOfMemoryError:
         raise

@@ -130,6 +130,15 @@ class TrajectoryStudent(nn.Module):
                 "(`dsno distill --inner-starts 0.5`, on trajectories generated with the targets x0 and state)"
             )
 
+    def restarting(self, restarts: bool = True) -> TrajectoryStudent:
+        """The same student, its network shared, said to start from its inner states or not."""
+        made = TrajectoryStudent(
+            self.net, self.schedule, self.times, self.target, self.kind, self.data_std, self.own_shape,
+            self.own_classes, restarts,
+        )  # fmt: skip
+        made.training = self.training
+        return made
+
     def forward(
         self,
         x_t: Tensor,

@@ -1,4 +1,4 @@
-"""Either kind of student from its folder, and the sampler of so many passes that it was trained for."""
+"""Students as samplers: one pass or a few, and the sampler of as many as a student was trained for."""
 
 from __future__ import annotations
 
@@ -130,8 +130,8 @@ class MultiPass:
         t = torch.cat([torch.ones(1, dtype=torch.float64), student.times[kept]])
         # A state student's h is no prediction at the frame's state: it leads there from the start of its pass. Nor is any h
         # one at a state that was noised again.
-        told = student.target == "x0" and not (self.fresh and self.inner)
-        x0 = torch.cat([h[:, :1], h], 1) if told else None
+        predicts = student.target == "x0" and not (self.fresh and self.inner)
+        x0 = torch.cat([h[:, :1], h], 1) if predicts else None
         return Trajectory(states, t, x0, cond, seeds, nfe=self.passes, rounds=self.passes)
 
     def _noises(self, z: Tensor, seeds: Tensor | None) -> Sequence[Tensor] | Tensor:
