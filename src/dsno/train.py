@@ -204,7 +204,7 @@ def train(
     _unprepare(model)
     inner = copy.deepcopy(model) if sharded else model
     described = json.loads(json.dumps({"config": asdict(config), "settings": dict(settings or {})}))
-    checkpoint = _latest(folder) if resume else None
+    checkpoint = latest(folder) if resume else None
     start = 0
     if checkpoint is not None:
         start = _check_state(checkpoint, described)
@@ -412,7 +412,7 @@ def _must_be_finite(average: dict[str, Tensor], done: int, folder: Path, acceler
 
 
 def _diverged(what: str, folder: Path) -> FloatingPointError:
-    kept = _latest(folder) or "none (none was due yet)"
+    kept = latest(folder) or "none (none was due yet)"
     return FloatingPointError(
         f"{what}: lower the learning rate or clip the gradients; the last good checkpoint is {kept}"
     )
@@ -426,7 +426,7 @@ def _rewind(path: Path, step: int) -> None:
         write_atomically(path, lambda p: p.write_text("".join(kept)))
 
 
-def _latest(folder: Path) -> Path | None:
+def latest(folder: Path) -> Path | None:
     found = sorted(folder.glob("step-*"))
     return found[-1] if found else None
 

@@ -6,7 +6,7 @@ import re
 import sys
 from typing import TYPE_CHECKING, Protocol
 
-from dsno.cli.distill import Distill
+from dsno.cli.distill import Distill, distill_by
 from dsno.cli.methods import Cite, Methods
 from dsno.cli.runs import Plan, Reproduce
 from dsno.cli.sets import Generate, Pull, Push
@@ -42,8 +42,10 @@ def main() -> None:
         # The overview shows a line per verb; each verb's own help shows all of its text.
         verbs = {k: type(v.__name__, (v,), {"__doc__": (v.__doc__ or "").splitlines()[0]}) for k, v in verbs.items()}
     commands: dict[str, Callable[..., Verb]] = {**verbs}
-    chosen = tyro.extras.subcommand_cli_from_dict(commands, prog="dsno", description=__doc__)
     try:
+        if sys.argv[1:2] == ["distill"]:
+            commands["distill"] = distill_by(sys.argv[2:])
+        chosen = tyro.extras.subcommand_cli_from_dict(commands, prog="dsno", description=__doc__)
         code = chosen.run()
     except (ValueError, OSError, FloatingPointError, ImportError) as error:
         print("dsno:", *str(error).splitlines(), file=sys.stderr)

@@ -15,9 +15,10 @@ from dsno.denoise import expand_like
 from dsno.schedule import Schedule
 from dsno.solvers.first_order import ddim_step
 
-__all__ = ["WIDTH", "Derivative", "check_derivative", "earlier", "jvp", "same_draws", "slope", "upwind"]
+__all__ = ["WIDTH", "Derivative", "Local", "check_derivative", "earlier", "jvp", "same_draws", "slope", "upwind"]
 
 Derivative = Literal["forward", "difference", "upwind"]
+Local = Literal["forward", "difference"]
 
 WIDTH = 0.05
 """w of `upwind`: twenty steps to a path."""

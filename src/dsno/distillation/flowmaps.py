@@ -54,6 +54,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any, Literal, cast
 
 import torch
@@ -62,16 +63,23 @@ from torch import Tensor, nn
 from dsno.condition import Cond, map_cond
 from dsno.denoise import NEAREST, Denoiser, convert, expand_like, x0_from
 from dsno.distillation.denoising import Denoising, noised
-from dsno.distillation.derivatives import WIDTH, check_derivative, jvp, slope, upwind
-from dsno.distillation.stages import Given, Stage
+from dsno.distillation.derivatives import WIDTH, Derivative, Local, check_derivative, jvp, slope, upwind
+from dsno.distillation.stages import FlowMapOptions, Given, Stage
 from dsno.schedule import Schedule
 from dsno.seeds import generator
 from dsno.solvers.first_order import ddim_step
 from dsno.students.flowmap import FlowMap
+from dsno.train import Objective
 
 __all__ = [
+    "DirectOptions",
+    "EulerianOptions",
     "FlowMapMatching",
-    "Method",
+    "LagrangianOptions",
+    "MeanFlowOptions",
+    "ProgressiveMapOptions",
+    "Residual",
+    "ShortcutOptions",
     "direct",
     "eulerian",
     "lagrangian",
@@ -81,7 +89,7 @@ __all__ = [
     "velocity",
 ]
 
-Method = Literal["lagrangian", "eulerian", "meanflow", "shortcut", "progressive_map", "direct"]
+Residual = Literal["lagrangian", "eulerian", "meanflow", "shortcut", "progressive_map", "direct"]
 
 
 def velocity(teacher: Denoiser, schedule: Schedule, x_t: Tensor, t: Tensor, cond: Cond | None = None) -> Tensor:
@@ -121,7 +129,7 @@ class FlowMapMatching:
         x: Tensor,
         teacher: Denoiser | None,
         schedule: Schedule,
-        method: Method = "lagrangian",
+        method: Residual = "lagrangian",
         labels: Tensor | None = None,
         batch: int = 128,
         seed: int = 0,
@@ -328,67 +336,119 @@ def _plain(X: nn.Module) -> FlowMap:
     return cast(FlowMap, getattr(X, "module", X))
 
 
-def _one(student: FlowMap, given: Given, method: Method, teacher: Denoiser | None, **options: Any) -> list[Stage]:
-    student.way, student.steps = "any", None
-    objective = FlowMapMatching(
-        given.samples,
-        teacher,
-        given.schedule,
-        method,
-        given.labels,
-        given.batch,
-        given.seed,
-        given.derivative,
-        **options,
-    )
-    return [Stage(method, given.steps, lambda student: (student, objective))]
+@dataclass(frozen=True)
+class LagrangianOptions(FlowMapOptions):
+    """Options of `lagrangian`."""
+
+    derivative: Local = "forward"
+    """How the derivative in s is taken: exactly (forward), or by central differences where a layer has no forward mode."""
+
+    @property
+    def exact(self) -> bool:
+        """See `FlowMapOptions`."""
+        return self.derivative == "forward"
 
 
-def lagrangian(student: FlowMap, given: Given) -> list[Stage]:
+@dataclass(frozen=True)
+class EulerianOptions(FlowMapOptions):
+    """Options of `eulerian`."""
+
+    derivative: Derivative = "upwind"
+    """How the derivative along the flow is taken: looking back, or exactly (forward), or by central differences."""
+    width: float = WIDTH
+    """Width of an upwind difference, a share of the path."""
+
+    @property
+    def exact(self) -> bool:
+        """See `FlowMapOptions`."""
+        return self.derivative == "forward"
+
+
+@dataclass(frozen=True)
+class MeanFlowOptions(EulerianOptions):
+    """Options of `meanflow`."""
+
+    from_data: bool = False
+    """Learn the velocity of the data, not the teacher's."""
+    rest: float | None = None
+    """Share of rows with s = t, in [0, 1); the paper's 3/4 of the data's velocities, 1/4 of the teacher's by default."""
+    power: float | None = None
+    """Power of the adaptive weight; the paper's 1 of the data's velocities, 0 of the teacher's by default."""
+
+
+@dataclass(frozen=True)
+class ShortcutOptions(FlowMapOptions):
+    """Options of `shortcut`."""
+
+    from_data: bool = False
+    """Learn the velocity of the data, not the teacher's."""
+    rest: float | None = None
+    """Share of rows with s = t, in [0, 1); the paper's 3/4 of the data's velocities, 1/4 of the teacher's by default."""
+    span: float = 1 / 64
+    """The shortest step, a power of 1/2 of the path."""
+
+
+@dataclass(frozen=True)
+class DirectOptions(LagrangianOptions):
+    """Options of `direct`."""
+
+
+@dataclass(frozen=True)
+class ProgressiveMapOptions(FlowMapOptions):
+    """Options of `progressive-map`."""
+
+    span: float = 1 / 8
+    """The longest step of the first stage, a share of the path; the stages double it to 1."""
+
+
+def lagrangian(student: FlowMap, given: Given, options: LagrangianOptions = LagrangianOptions()) -> list[Stage]:
     """Lagrangian map distillation (Boffi et al., 2024, arXiv 2406.07507), in one stage."""
-    return _one(student, given, "lagrangian", given.teacher)
+    return _one(given, "lagrangian", given.teacher, derivative=options.derivative)
 
 
-def eulerian(student: FlowMap, given: Given, *, width: float = WIDTH) -> list[Stage]:
+def eulerian(student: FlowMap, given: Given, options: EulerianOptions = EulerianOptions()) -> list[Stage]:
     """Eulerian map distillation (Boffi et al., 2024, arXiv 2406.07507), in one stage."""
-    return _one(student, given, "eulerian", given.teacher, width=width)
+    return _one(given, "eulerian", given.teacher, derivative=options.derivative, width=options.width)
 
 
-def meanflow(
-    student: FlowMap, given: Given, *, rest: float | None = None, power: float | None = None, width: float = WIDTH
-) -> list[Stage]:
-    """MeanFlow (Geng et al., 2025, arXiv 2505.13447) in one stage: of the teacher's velocity, or of the data without one.
+def meanflow(student: FlowMap, given: Given, options: MeanFlowOptions = MeanFlowOptions()) -> list[Stage]:
+    """MeanFlow (Geng et al., 2025, arXiv 2505.13447) in one stage: of the teacher's velocity, or of the data's.
 
-    The paper's adaptive weight, `power=1`, and its share of rows with s = t, 3/4, are the defaults for the data's velocities,
-    whose noise is in every residual. A teacher's leave none where s is near t, and weighing those rows most is to learn nothing:
-    there the power is 0 and the share, of rows that a student starts with, 1/4.
+    The paper's adaptive weight, `power=1`, and its share of rows with s = t, 3/4, are the defaults for the data's
+    velocities, whose noise is in every residual. A teacher's leave none where s is near t, and weighing those rows most is
+    to learn nothing: there the power is 0 and the share, of rows that a student starts with, 1/4.
     """
-    if power is None:
-        power = 1.0 if given.teacher is None else 0.0
-    rest = _rest(given) if rest is None else rest
-    return _one(student, given, "meanflow", given.teacher, rest=rest, power=power, width=width)
+    teacher = None if options.from_data else given.teacher
+    return _one(
+        given,
+        "meanflow",
+        teacher,
+        derivative=options.derivative,
+        width=options.width,
+        rest=_rest(teacher) if options.rest is None else options.rest,
+        power=(1.0 if teacher is None else 0.0) if options.power is None else options.power,
+    )
 
 
-def shortcut(student: FlowMap, given: Given, *, rest: float | None = None, span: float = 1 / 64) -> list[Stage]:
-    """Shortcut models (Frans et al., 2024, arXiv 2410.12557) in one stage: of the teacher's velocity, or of the data without.
+def shortcut(student: FlowMap, given: Given, options: ShortcutOptions = ShortcutOptions()) -> list[Stage]:
+    """Shortcut models (Frans et al., 2024, arXiv 2410.12557) in one stage: of the teacher's velocity, or of the data's.
 
-    Its targets are the student's own, not those of averaged weights; the share `rest` of rows with s = t is the paper's 3/4 where
-    the velocities are the data's, 1/4 where a teacher's, with which the student starts.
+    Its targets are the student's own, not those of averaged weights; the share `rest` of rows with s = t is the paper's 3/4
+    where the velocities are the data's, 1/4 where a teacher's, with which the student starts.
     """
-    rest = _rest(given) if rest is None else rest
-    return _one(student, given, "shortcut", given.teacher, rest=rest, span=span)
+    teacher = None if options.from_data else given.teacher
+    rest = _rest(teacher) if options.rest is None else options.rest
+    return _one(given, "shortcut", teacher, rest=rest, span=options.span)
 
 
-def _rest(given: Given) -> float:
-    return 0.75 if given.teacher is None else 0.25
-
-
-def direct(student: FlowMap, given: Given) -> list[Stage]:
+def direct(student: FlowMap, given: Given, options: DirectOptions = DirectOptions()) -> list[Stage]:
     """Direct flow map matching (Boffi et al., 2024, arXiv 2406.07507) of the data, without the teacher, in one stage."""
-    return _one(student, given, "direct", None)
+    return _one(given, "direct", None, derivative=options.derivative)
 
 
-def progressive_map(student: FlowMap, given: Given, *, span: float = 1 / 8) -> list[Stage]:
+def progressive_map(
+    student: FlowMap, given: Given, options: ProgressiveMapOptions = ProgressiveMapOptions()
+) -> list[Stage]:
     r"""Progressive flow map matching (Boffi et al., 2024, arXiv 2406.07507): steps of twice the length in every stage.
 
     The first stage learns steps up to `span` from two of the teacher's DDIM steps; the last, of length 1, has two shares.
@@ -396,26 +456,38 @@ def progressive_map(student: FlowMap, given: Given, *, span: float = 1 / 8) -> l
     Raises:
         ValueError: if there are fewer steps than shares.
     """
-    student.way, student.steps = "any", None
-    spans = [span]
+    spans = [options.span]
     while spans[-1] < 1:
         spans.append(min(2 * spans[-1], 1.0))
     share = given.steps // (len(spans) + 1)
     if share < 1:
         raise ValueError(
-            f"progressive_map doubles its steps from {span:g} to 1 in {len(spans)} stages: it takes at least {len(spans) + 1} "
-            f"optimiser steps, got {given.steps}"
+            f"progressive_map doubles its steps from {options.span:g} to 1 in {len(spans)} stages: it takes at least "
+            f"{len(spans) + 1} optimiser steps, got {given.steps}"
         )
 
     def stage(n: int, span: float) -> Stage:
-        def make(student: nn.Module) -> tuple[nn.Module, Any]:
+        def make(student: FlowMap) -> tuple[nn.Module, Objective]:
             before = copy.deepcopy(student).eval().requires_grad_(False) if n else None
-            objective = FlowMapMatching(
-                given.samples, given.teacher, given.schedule, "progressive_map", given.labels, given.batch,
-                given.seed, span=span, before=before, first=n * share,
-            )  # fmt: skip
+            objective = _matching(given, "progressive_map", given.teacher, span=span, before=before, first=n * share)
             return student, objective
 
-        return Stage(f"span-{span:g}", share if span < 1 else given.steps - share * (len(spans) - 1), make)
+        own = share if span < 1 else given.steps - share * (len(spans) - 1)
+        return Stage(f"span-{span:g}", own, make, lambda X: X.trained_for("any"))
 
     return [stage(n, span) for n, span in enumerate(spans)]
+
+
+def _one(given: Given, residual: Residual, teacher: Denoiser | None, **options: Any) -> list[Stage]:
+    objective = _matching(given, residual, teacher, **options)
+    return [Stage(residual, given.steps, lambda X: (X, objective), lambda X: X.trained_for("any"))]
+
+
+def _matching(given: Given, residual: Residual, teacher: Denoiser | None, **options: Any) -> FlowMapMatching:
+    return FlowMapMatching(
+        given.samples, teacher, given.schedule, residual, given.labels, given.batch, given.seed, **options
+    )
+
+
+def _rest(teacher: Denoiser | None) -> float:
+    return 0.75 if teacher is None else 0.25

@@ -15,22 +15,23 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
 
 from dsno.cost import Meter
-from dsno.denoise import Denoiser, Guided
+from dsno.denoise import Denoiser, Guided, Prediction
 from dsno.distillation.denoising import Denoising
-from dsno.distillation.progressive import StepDistillation, ddim, halved, halvings
-from dsno.distillation.stages import Given, Stage, check_guidance
+from dsno.distillation.progressive import ProgressiveOptions, StepDistillation, ddim, halved, halvings
+from dsno.distillation.stages import Given, Stage
 from dsno.grids import even
 from dsno.seeds import generator
-from dsno.students.flowmap import FlowMap
+from dsno.students.flowmap import FlowMap, flow_map_from_teacher
 from dsno.students.samplers import FlowMapSampler
 
-__all__ = ["WeightedRows", "guided", "label_name", "stochastic_sampler"]
+__all__ = ["GuidedOptions", "WeightedRows", "check_guidance", "guided", "label_name", "stochastic_sampler"]
 
 GOLDEN = (math.sqrt(5) - 1) / 2
 
@@ -53,29 +54,37 @@ class WeightedRows:
             yield {**batch, "cond": {self.name: batch["cond"], "weight": weight}}
 
 
-def guided(
-    student: FlowMap, given: Given, *, start: int = 32, stochastic: bool = False, share: float = 0.3
-) -> list[Stage]:
-    """A stage `guidance`, then `steps-N` as of `progressive`, for all weights of `given.guidance`.
+@dataclass(frozen=True)
+class GuidedOptions(ProgressiveOptions):
+    """Options of `guided`."""
 
-    The condition of teacher and student is `{"": labels, "weight": w}`, or `{"label": labels, ...}` where the null condition of
-    the teacher is called so.
+    guidance: tuple[float, float] = (0.0, 4.0)
+    """Range of guidance weights, LOW HIGH, that the student is told one of; 0 is the conditional model."""
+    null: int | None = None
+    """The label that stands for no class, where the teacher does not say."""
+    share: float = 0.3
+    """Share of the steps that the stage `guidance` takes, before the halvings, in (0, 1)."""
 
-    Arguments:
-        student: Told the weight; made for the even grid of `given.passes` steps from here on.
-        given: Its teacher is a `Guided` that reads its weight from the condition; with labels.
-        start: Steps of the student after the stage `guidance`, whose number the others halve.
-        stochastic: Train for `stochastic_sampler`, too.
-        share: The share of the steps that the stage `guidance` takes, in (0, 1).
+    def student(self, teacher: Prediction, given: Given) -> FlowMap:
+        """A flow map around a copy of the teacher that is told a guidance weight."""
+        return flow_map_from_teacher(teacher, guidance=True)
+
+
+def guided(student: FlowMap, given: Given, options: GuidedOptions = GuidedOptions()) -> list[Stage]:
+    """A stage `guidance`, then `steps-N` as of `progressive`, for all weights of the range `guidance`.
+
+    The condition of teacher and student is `{"": labels, "weight": w}`, or `{"label": labels, ...}` where the null condition
+    of the teacher is called so.
 
     Raises:
-        ValueError: if the teacher is not such a `Guided`, the student is told no weight, there are no labels, the range of
-            weights is none (`check_guidance`), or as of `progressive`.
+        ValueError: if the teacher is not a `Guided` that reads its weight from the condition, the student is told no weight,
+            there are no labels, the range of weights is none (`check_guidance`), or as of `progressive`.
     """
-    low, high = given.guidance
-    check_guidance(low, high)
-    if not 0 < share < 1:
-        raise ValueError(f"share is the part of the steps that the stage guidance takes, in (0, 1), got {share:g}")
+    check_guidance(*options.guidance)
+    if not 0 < options.share < 1:
+        raise ValueError(
+            f"share is the part of the steps that the stage guidance takes, in (0, 1), got {options.share:g}"
+        )
     name = label_name(given.denoiser)
     if not student.guided:
         raise ValueError(
@@ -83,21 +92,34 @@ def guided(
         )
     if given.labels is None:
         raise ValueError("guided distillation needs the labels of the samples: give data that has them")
-    counts = halved(start, given.passes)
-    rows = WeightedRows(
-        Denoising(given.samples, given.schedule, "x0", given.labels, given.batch, given.seed), low, high, name
-    )
+    counts = halved(options.start, options.passes)
+    denoising = Denoising(given.samples, given.schedule, "x0", given.labels, given.batch, given.seed)
+    rows = WeightedRows(denoising, *options.guidance, name)
     if given.steps < 1 + len(counts):
         raise ValueError(
             f"{given.steps} training steps do not make {1 + len(counts)} stages: give at least one to each"
         )
-    before = min(max(round(share * given.steps), 1), given.steps - len(counts))
+    before = min(max(round(options.share * given.steps), 1), given.steps - len(counts))
 
-    def make(model: nn.Module) -> tuple[nn.Module, StepDistillation]:
-        return model, StepDistillation(ddim(given.denoiser, given.schedule), rows, start, 1, stochastic)
+    def make(model: FlowMap) -> tuple[nn.Module, StepDistillation]:
+        taught_by = ddim(given.denoiser, given.schedule)
+        return model, StepDistillation(taught_by, rows, options.start, 1, options.stochastic)
 
-    later = halvings(student, rows, counts, given.steps - before, None, stochastic, before)
-    return [Stage("guidance", before, make), *later]
+    first = Stage("guidance", before, make, lambda X: X.trained_for("grid", options.start))
+    return [first, *halvings(rows, counts, given.steps - before, None, options.stochastic, before)]
+
+
+def check_guidance(low: float, high: float) -> None:
+    """Make sure that [low, high] is a range of guidance weights.
+
+    Raises:
+        ValueError: unless 0 <= low < high < infinity.
+    """
+    if not 0 <= low < high < math.inf:
+        raise ValueError(
+            f"guidance is a range of weights, LOW HIGH with 0 <= LOW < HIGH, got {low:g} {high:g}: the range of the paper is "
+            "0 4 (`--guidance 0 4`), where 0 is the conditional model"
+        )
 
 
 def label_name(teacher: Denoiser) -> str:

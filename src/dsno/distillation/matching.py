@@ -24,6 +24,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import torch
@@ -33,14 +34,15 @@ from dsno.condition import Cond
 from dsno.cost import Meter
 from dsno.denoise import Denoiser, Guided, Prediction, expand_like
 from dsno.distillation.denoising import noised
-from dsno.distillation.distances import Distance
-from dsno.distillation.regression import TrajectoryDistillation
+from dsno.distillation.distances import from_folder
+from dsno.distillation.regression import OperatorOptions, TrajectoryDistillation, operator
 from dsno.distillation.stages import Given, Stage
 from dsno.seeds import generator
 from dsno.students.flowmap import FlowMap, flow_map_from_teacher
 from dsno.students.operator import TrajectoryStudent
+from dsno.students.samplers import Student
 
-__all__ = ["Matching", "Pair", "matching", "student_denoiser"]
+__all__ = ["Matching", "MatchingOptions", "Pair", "matched", "matching", "student_denoiser"]
 
 
 class Pair(nn.Module):
@@ -159,7 +161,7 @@ class Matching:
         denoise = ((1 + (alpha_t / sigma_t) ** 2) * (D_G - x.detach()).square()).mean()
         if self.anchor == 0:
             return match + denoise
-        return match + denoise + self.anchor * self.regression.compare(made, batch)
+        return match + denoise + self.anchor * self.regression.of_frames(made, batch)
 
 
 def student_denoiser(teacher: Denoiser, guided: bool = False) -> nn.Module:
@@ -196,48 +198,64 @@ class _Told(nn.Module):
         return self.map.x0(x_t, t, t, cond)
 
 
-def matching(
-    student: nn.Module,
-    given: Given,
-    *,
-    weights: str = "snr5",
-    distance: Distance | str = "l1",
-    others: float | None = None,
-    inner_starts: float = 0.0,
-    anchor: float = 1.0,
-    pace: float = 10.0,
-    lr: float = 0.1,
-) -> list[Stage]:
+@dataclass(frozen=True)
+class MatchingOptions(OperatorOptions):
+    """Options of `matching`: those of the regression, which is its anchor, too, and of the stage behind it."""
+
+    fine_tuning: float = 0.4
+    """The share of the steps behind the regression that match distributions, in (0, 1)."""
+    anchor: float = 1.0
+    """What the regression weighs beside the matching; 0 leaves it out."""
+    pace: float = 10.0
+    """The learning rate of the denoiser of the student's samples, over the student's (two time scales of DMD2)."""
+    rate: float = 0.1
+    """The student's learning rate in this stage, over the run's."""
+
+
+def matched(student: TrajectoryStudent, given: Given, options: MatchingOptions = MatchingOptions()) -> list[Stage]:
+    """The regression of `operator`, and in the share `fine_tuning` of the steps behind it `matching`.
+
+    Raises:
+        ValueError: for a share outside (0, 1), or fewer steps than stages; as the two functions do.
+    """
+    if not 0 < options.fine_tuning < 1 or given.steps < 2:
+        raise ValueError(
+            "matching is two stages of at least a step, the second of a share in (0, 1): got "
+            f"{given.steps} steps and fine_tuning = {options.fine_tuning:g}"
+        )
+    second = min(max(round(given.steps * options.fine_tuning), 1), given.steps - 1)
+    first = operator(student, replace(given, steps=given.steps - second), options)
+    return first + matching(student, replace(given, steps=second), options)
+
+
+def matching(student: Student, given: Given, options: MatchingOptions = MatchingOptions()) -> list[Stage]:
     """Fine-tune a `TrajectoryStudent`, or a `FlowMap` at one pass, in one stage.
 
-    The student should have been trained by then: from noise, a copy of the teacher makes no samples whose denoiser is worth
-    anything. `weights`, `distance`, `others` and `inner_starts` are the anchor's, as in `TrajectoryDistillation`. A step costs
-    about twice one of regression. The student learns at `lr` times the run's rate and $D_G$, which has to follow it, `pace`
-    times as fast as that (DMD2's two time scales).
+    The student should have been trained by then: from noise, a copy of the teacher makes no samples whose denoiser is
+    worth anything. A step costs about twice one of regression.
 
     Raises:
         ValueError: if there are no trajectories, or they do not fit the student; for a teacher that cannot be copied.
     """
-    data = given.trajectories
-    if data is None:
-        raise ValueError(
-            "matching needs the noises and ends of the teacher's trajectories and there are none: generate them, and give them "
-            "(`--data runs/trajectories`)"
-        )
-    if not isinstance(student, TrajectoryStudent | FlowMap):
-        raise ValueError(f"matching trains a TrajectoryStudent or a FlowMap, got a {type(student).__name__}")
+    data = given.solved
     times = torch.zeros(1, dtype=torch.float64) if isinstance(student, FlowMap) else student.times
     data = data.at(times) if len(times) < len(data.times) else data
-    guided = bool(getattr(student, "guided", False))
     # All now, so that what does not fit is refused before the stages ahead of this one.
-    pair = Pair(student, student_denoiser(given.denoiser, guided), pace)
+    pair = Pair(student, student_denoiser(given.denoiser, student.guided), options.pace)
     frames = pair.student.frames
     regression = TrajectoryDistillation(
-        data, pair.student, weights, distance, given.batch, given.seed, others if frames > 1 else None, inner_starts
+        data,
+        pair.student,
+        options.weights,
+        from_folder(options.distance, options.features),
+        given.batch,
+        given.seed,
+        options.others if frames > 1 else None,
+        options.inner_starts,
     )
-    objective = Matching(regression, given.denoiser, anchor)
+    objective = Matching(regression, given.denoiser, options.anchor)
 
-    def make(student: nn.Module) -> tuple[Pair, Matching]:
-        return Pair(student, student_denoiser(given.denoiser, guided), pace), objective
+    def make(student: Student) -> tuple[Pair, Matching]:
+        return Pair(student, student_denoiser(given.denoiser, student.guided), options.pace), objective
 
-    return [Stage("matching", given.steps, make, lr)]
+    return [Stage("matching", given.steps, make, lr=options.rate)]

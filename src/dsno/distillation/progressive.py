@@ -14,8 +14,9 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
+from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any, Protocol, cast
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -23,13 +24,14 @@ from torch import Tensor, nn
 from dsno.condition import Cond
 from dsno.denoise import Denoiser, expand_like
 from dsno.distillation.denoising import Denoising, noised
-from dsno.distillation.stages import Given, Stage
+from dsno.distillation.stages import FlowMapOptions, Given, Stage
 from dsno.schedule import Schedule
 from dsno.solvers.first_order import ddim_inverse
 from dsno.students.flowmap import FlowMap
 
 __all__ = [
     "NoisedRows",
+    "ProgressiveOptions",
     "StepDistillation",
     "ddim",
     "halved",
@@ -123,22 +125,28 @@ class StepDistillation:
         return x
 
 
-def progressive(student: FlowMap, given: Given, *, start: int = 32, stochastic: bool = False) -> list[Stage]:
-    r"""Stages `steps-N` for N = `start` / 2, `start` / 4, ..., `given.passes`; the last two, of 2 and 1, take twice the steps.
+@dataclass(frozen=True)
+class ProgressiveOptions(FlowMapOptions):
+    """Options of `progressive`."""
 
-    Arguments:
-        student: Made for the even grid of `given.passes` steps from here on.
-        given: Teacher, data, steps and passes.
-        start: DDIM steps of the teacher in the first stage.
-        stochastic: See `StepDistillation`.
+    passes: int = 1
+    """What the student is to make."""
+    start: int = 32
+    """DDIM steps of the teacher in the first stage, whose number the stages halve."""
+    stochastic: bool = False
+    """Train for `stochastic_sampler`, too, which jumps ahead and noises back."""
+
+
+def progressive(student: FlowMap, given: Given, options: ProgressiveOptions = ProgressiveOptions()) -> list[Stage]:
+    r"""Stages `steps-N`, N = `start` / 2, `start` / 4, ..., `passes`; the last two, of 2 and 1, take twice the steps.
 
     Raises:
         ValueError: if the passes are not `start` halved some times, there are fewer steps than stages, or no data.
     """
-    counts = halved(start, given.passes)
+    counts = halved(options.start, options.passes)
     rows = Denoising(given.samples, given.schedule, "x0", given.labels, given.batch, given.seed)
     teacher = ddim(given.denoiser, given.schedule)
-    return halvings(student, rows, counts, given.steps, teacher, stochastic)
+    return halvings(rows, counts, given.steps, teacher, options.stochastic)
 
 
 def halved(start: int, passes: int) -> list[int]:
@@ -172,7 +180,6 @@ def shared(steps: int, shares: list[float]) -> list[int]:
 
 
 def halvings(
-    student: FlowMap,
     rows: NoisedRows,
     counts: list[int],
     steps: int,
@@ -187,15 +194,14 @@ def halvings(
     """
 
     def stage(count: int, own: int, taught_by: FlowMap | None, first: int) -> Stage:
-        def make(model: nn.Module) -> tuple[nn.Module, StepDistillation]:
+        def make(model: FlowMap) -> tuple[nn.Module, StepDistillation]:
             X = copy.deepcopy(model).eval().requires_grad_(False) if taught_by is None else taught_by
-            return model, StepDistillation(cast(FlowMap, X), rows, count, 2, stochastic, first)
+            return model, StepDistillation(X, rows, count, 2, stochastic, first)
 
-        return Stage(f"steps-{count}", own, make)
+        return Stage(f"steps-{count}", own, make, lambda X: X.trained_for("grid", count))
 
     stages: list[Stage] = []
     own_steps = shared(steps, [2.0 if n <= 2 else 1.0 for n in counts])
-    student.way, student.steps = "grid", counts[-1]
     for count, own in zip(counts, own_steps, strict=True):
         stages.append(stage(count, own, teacher if not stages else None, first))
         first += own
