@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from dsno.denoise import KINDS, Prediction, convert, x0_from
 from dsno.distillation import flowmaps
 from dsno.distillation.derivatives import earlier, jvp, upwind
-from dsno.distillation.flowmaps import FlowMapMatching, velocity
+from dsno.distillation.flowmaps import FlowMapMatching, ProgressiveMapOptions, velocity
 from dsno.distillation.stages import Given
 from dsno.grids import even, quadratic, uniform
 from dsno.nets.unet import UNet
@@ -610,9 +610,10 @@ def small(**changes: object) -> tuple[FlowMap, Given]:
 def test_every_method_is_stages_of_the_one_loop(method: str, tmp_path: Path) -> None:
     X, given = small()
     AcceleratorState._reset_state()
-    X.way, X.steps = "grid", 1
+    X = X.trained_for("grid", 1)
     stages = getattr(flowmaps, method)(X, given)
-    assert X.way == "any" and X.steps is None and sum(stage.steps for stage in stages) == 14
+    assert X.steps == 1 and sum(stage.steps for stage in stages) == 14
+    assert all((made := stage.became(X)).way == "any" and made.steps is None for stage in stages)
     for stage in stages[:2]:
         before = copy.deepcopy(X.state_dict())
         trained, objective = stage.make(X)
@@ -622,7 +623,7 @@ def test_every_method_is_stages_of_the_one_loop(method: str, tmp_path: Path) -> 
 
 def test_in_a_stage_of_progressive_map_the_teacher_is_the_student_as_it_was() -> None:
     X, given = small()
-    stages = flowmaps.progressive_map(X, given, span=1 / 4)
+    stages = flowmaps.progressive_map(X, given, ProgressiveMapOptions(1 / 4))
     assert [stage.name for stage in stages] == ["span-0.25", "span-0.5", "span-1"]
     assert [stage.steps for stage in stages] == [3, 3, 8]
     nn.init.normal_(X.net.backbone.head.conv.weight)
@@ -636,7 +637,7 @@ def test_in_a_stage_of_progressive_map_the_teacher_is_the_student_as_it_was() ->
     batch = next(objective.batches(0))
     assert float((batch["t"] - batch["s"]).max()) <= 0.5 and float(batch["s"].min()) >= 0
     with pytest.raises(ValueError, match="in 3 stages: it takes at least 4 optimiser steps, got 3"):
-        flowmaps.progressive_map(X, small(steps=3)[1], span=1 / 4)
+        flowmaps.progressive_map(X, small(steps=3)[1], ProgressiveMapOptions(1 / 4))
 
 
 @pytest.mark.parametrize("method", EVERY)
@@ -690,7 +691,7 @@ class Doubled(torch.autograd.Function):
 
 def test_bad_input() -> None:
     x, teacher = torch.zeros(4, 3), Gaussian(Cosine(), MEAN, STD)
-    with pytest.raises(ValueError, match="unknown method 'euler': expected one of lagrangian, eulerian, meanflow"):
+    with pytest.raises(ValueError, match="unknown residual 'euler': expected one of lagrangian, eulerian, meanflow"):
         FlowMapMatching(x, teacher, Cosine(), "euler")
     with pytest.raises(ValueError, match="lagrangian distils a teacher, and there is none: give it, or take meanflow"):
         FlowMapMatching(x, None, Cosine())

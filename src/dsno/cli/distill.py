@@ -96,10 +96,11 @@ class Distill:
         from torch import Tensor
 
         from dsno.denoise import Guided
-        from dsno.distillation.guided import GuidedOptions
+        from dsno.distillation.guided import GuidedOptions, check_guidance
         from dsno.distillation.run import null_of_set
 
         if isinstance(options, GuidedOptions):
+            check_guidance(*options.guidance)
             if not teacher.classes:
                 raise ValueError(
                     f"{method.name} needs a class-conditional teacher, and {self.teacher} is told no class: take "
@@ -155,14 +156,14 @@ def distill_by(arguments: Sequence[str]) -> type[Distill]:
     method = METHODS.get(named[-1] if named else "operator")
     if method is None:
         return Distill
-    own = {option.name for option in method.described()}
+    own = [option.name for option in method.described()]
     every = {option.name for other in METHODS.values() for option in other.described()}
     for argument in arguments:
         name = argument.removeprefix("--").removeprefix("no-").partition("=")[0].replace("-", "_")
-        if argument.startswith("--") and name in every - own:
+        if argument.startswith("--") and name in every - {*own}:
             if name == "passes":
                 method.configured(passes=1)
-            takes = ", ".join(f"--{n.replace('_', '-')}" for n in sorted(own)) or "none of its own"
+            takes = ", ".join(f"--{n.replace('_', '-')}" for n in own) or "none of its own"
             raise ValueError(f"{argument} is no option of the method {method.name}, which takes {takes}")
     flat: Any = Annotated[method.options, tyro.conf.arg(name="")]
     made = dataclasses.make_dataclass(

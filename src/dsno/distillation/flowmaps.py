@@ -98,13 +98,13 @@ def velocity(teacher: Denoiser, schedule: Schedule, x_t: Tensor, t: Tensor, cond
 
 
 class FlowMapMatching:
-    r"""The objective of a `FlowMap`, by one of the methods above.
+    r"""The objective of a `FlowMap`, by one of the residuals above.
 
     Arguments:
         x: Clean samples, (N, *shape), which are noised to where a map starts.
         teacher: $D$; None takes the velocity of the data, with `meanflow`, `shortcut` and `direct`.
         schedule: The path.
-        method: The table above.
+        residual: The table above, by name.
         labels: (N,) labels of a class-conditional map, or None.
         batch: Rows per step, over all processes.
         seed: With the step, determines the batch, times and noise.
@@ -120,7 +120,7 @@ class FlowMapMatching:
             or what differences reach to.
 
     Raises:
-        ValueError: for an unknown method or derivative, a teacher that is missing, a share, span or width out of range, or as
+        ValueError: for an unknown residual or derivative, a teacher that is missing, a share, span or width out of range, or as
             `Denoising` does.
     """
 
@@ -129,7 +129,7 @@ class FlowMapMatching:
         x: Tensor,
         teacher: Denoiser | None,
         schedule: Schedule,
-        method: Residual = "lagrangian",
+        residual: Residual = "lagrangian",
         labels: Tensor | None = None,
         batch: int = 128,
         seed: int = 0,
@@ -146,22 +146,22 @@ class FlowMapMatching:
             "lagrangian": self._lagrangian, "eulerian": self._eulerian, "meanflow": self._meanflow,
             "shortcut": self._shortcut, "progressive_map": self._progressive, "direct": self._direct,
         }  # fmt: skip
-        if method not in residuals:
-            raise ValueError(f"unknown method {method!r}: expected one of {', '.join(residuals)}")
-        if teacher is None and method in ("lagrangian", "eulerian", "progressive_map"):
+        if residual not in residuals:
+            raise ValueError(f"unknown residual {residual!r}: expected one of {', '.join(residuals)}")
+        if teacher is None and residual in ("lagrangian", "eulerian", "progressive_map"):
             raise ValueError(
-                f"{method} distils a teacher, and there is none: give it, or take meanflow, shortcut or direct"
+                f"{residual} distils a teacher, and there is none: give it, or take meanflow, shortcut or direct"
             )
         if not 0 <= rest < 1:
             raise ValueError(f"rest is the share of rows with s = t, in [0, 1), got {rest:g}")
-        if not 0 < span <= 1 or (method == "shortcut" and (1 / span) not in [2.0**k for k in range(24)]):
+        if not 0 < span <= 1 or (residual == "shortcut" and (1 / span) not in [2.0**k for k in range(24)]):
             raise ValueError(f"span must be in (0, 1], and of shortcut a power of 1/2, got {span:g}")
-        along = method in ("eulerian", "meanflow")
+        along = residual in ("eulerian", "meanflow")
         derivative = derivative or ("upwind" if along else "forward")
-        check_derivative(derivative, width, method, along)
-        self.method, self.residual = method, residuals[method]
+        check_derivative(derivative, width, residual, along)
+        self.named, self.residual = residual, residuals[residual]
         self.teacher, self.schedule, self.derivative, self.width = teacher, schedule, derivative, width
-        self.rest = rest if method in ("meanflow", "shortcut") else 0.0
+        self.rest = rest if residual in ("meanflow", "shortcut") else 0.0
         self.power, self.span, self.first = power, span, first
         self.before: Callable[..., Tensor] = before or self._ddim
         floor = floor if floor is not None else 1e-4 if derivative == "forward" else 2e-3
@@ -178,16 +178,16 @@ class FlowMapMatching:
             # Even in phase, but in no order: the rows at rest see all times, too.
             even = even[torch.randperm(B, generator=g)]
             share, moving = torch.rand(B, generator=g), self._moving(B)
-            if self.method == "direct":
+            if self.named == "direct":
                 p, q = share, even
-            elif self.method == "shortcut":
+            elif self.named == "shortcut":
                 # A level of 2^k equal steps, and one of them; as a path has fewer long steps, they come as often.
                 levels = round(-torch.tensor(self.span).log2().item())
                 steps = 2 ** torch.randint(levels + 1, (B,), generator=g)
                 first = (even * steps).ceil().clamp_min(1) / steps
                 p, q = first, first - 1 / steps
                 p[moving:] = even[moving:]
-            elif self.method == "progressive_map":
+            elif self.named == "progressive_map":
                 # Three quarters of the steps are longer than any that the stage before learned.
                 length = self.span * share.sqrt()
                 p = length + (1 - length) * even
@@ -203,10 +203,10 @@ class FlowMapMatching:
     def __call__(self, model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
         """The loss of one batch, a scalar."""
         x0, eps, t, s = batch["x0"], batch["eps"], batch["t"], batch["s"]
-        at = s if self.method == "direct" else t
+        at = s if self.named == "direct" else t
         x = noised(self.schedule, x0, eps, at)
         cond, b = batch.get("cond"), None
-        if self.teacher is None or self.method == "direct":
+        if self.teacher is None or self.named == "direct":
             d_alpha, d_sigma = (expand_like(c, x0) for c in self.schedule.derivative(at))
             b = d_alpha * x0 + d_sigma * eps
         rows = self.residual(model, x, t, s, cond, b).square().flatten(1).mean(1)
@@ -214,7 +214,7 @@ class FlowMapMatching:
 
     @property
     def _sloped(self) -> bool:
-        return self.method in ("lagrangian", "eulerian", "meanflow", "direct")
+        return self.named in ("lagrangian", "eulerian", "meanflow", "direct")
 
     def _moving(self, rows: int) -> int:
         return rows - round(self.rest * rows)

@@ -235,8 +235,11 @@ def matching(student: Student, given: Given, options: MatchingOptions = Matching
     worth anything. A step costs about twice one of regression.
 
     Raises:
-        ValueError: if there are no trajectories, or they do not fit the student; for a teacher that cannot be copied.
+        ValueError: if there are no trajectories, or they do not fit the student; for a teacher that cannot be copied, or
+            anything that is no student.
     """
+    if not isinstance(student, TrajectoryStudent | FlowMap):
+        raise ValueError(f"matching trains a TrajectoryStudent or a FlowMap, got a {type(student).__name__}")
     data = given.solved
     times = torch.zeros(1, dtype=torch.float64) if isinstance(student, FlowMap) else student.times
     data = data.at(times) if len(times) < len(data.times) else data
