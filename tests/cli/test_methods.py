@@ -197,33 +197,63 @@ def test_an_operator_of_some_of_the_stored_times(method: str, runs: Path, tmp_pa
         ("--times 0.5625 0.25", "last frame is its sample: --times needs 0, the last that is stored, got 0.5625 0.25"),
         ("--method matching --times 0.25", "--times needs 0, the last that is stored, got 0.25"),
         ("--method knowledge --times 0", "--times is no option of the method knowledge"),
-        ("--method knowledge --data digits", "knowledge learns from the teacher's trajectories and there are none in digits: ma"),
+        (
+            "--method knowledge --data digits",
+            "knowledge learns from the teacher's trajectories and there are none in digits: ma",
+        ),
         ("--data digits", "operator learns from the teacher's trajectories and there are none in digits: make"),
-        ("--method matching --data digits", "matching learns from the teacher's trajectories and there are none in digits: make"),
+        (
+            "--method matching --data digits",
+            "matching learns from the teacher's trajectories and there are none in digits: make",
+        ),
         ("--method consistency --data nowhere", "consistency needs clean samples: no data 'nowhere'"),
-        ("--method consistency --data nowhere", "or trajectories of the teacher, whose ends are samples (`dsno generate"),
+        (
+            "--method consistency --data nowhere",
+            "or trajectories of the teacher, whose ends are samples (`dsno generate",
+        ),
         ("--method guided --guidance 4 0", "LOW HIGH with 0 <= LOW < HIGH, got 4 0: the range of the paper is 0 4"),
-        ("--method guided", "guided needs a class-conditional teacher, and runs/teacher is told no class: take progressive"),
+        (
+            "--method guided",
+            "guided needs a class-conditional teacher, and runs/teacher is told no class: take progressive",
+        ),
         ("--method guided --guidance 2 2", "LOW HIGH with 0 <= LOW < HIGH, got 2 2"),
         ("--method lagrangian --from-data", "--from-data is no option of the method lagrangian"),
         ("--method consistency --stochastic", "--stochastic is no option of the method consistency"),
         ("--method consistency --passes 4", "consistency is not trained for a number of passes: leave `--passes` out"),
         ("--method knowledge --passes 4", "knowledge makes one pass: leave `--passes` out"),
-        ("--passes 4", "operator is not trained for a number of passes: leave `--passes` out, and train it with `--inner"),
+        (
+            "--passes 4",
+            "operator is not trained for a number of passes: leave `--passes` out, and train it with `--inner",
+        ),
         ("--method progressive --passes 3", "halving the teacher's 32 steps gives 16, 8, 4, 2, 1, not 3 passes"),
         ("--method consistency --distance perceptual", "the perceptual distance needs a feature network: "),
-        ("--method lagrangian --distance l2", "--distance is no option of the method lagrangian, which takes --derivative"),
+        (
+            "--method lagrangian --distance l2",
+            "--distance is no option of the method lagrangian, which takes --derivative",
+        ),
         ("--method consistency --where every", "--where is no option of the method consistency, which takes --levels"),
-        ("--method lagrangian --weights snr", "--weights is no option of the method lagrangian, which takes --derivative"),
+        (
+            "--method lagrangian --weights snr",
+            "--weights is no option of the method lagrangian, which takes --derivative",
+        ),
         ("--derivative difference", "--derivative is no option of the method operator, which takes --target, --times"),
-        ("--method knowledge --inner-starts 0.5", "--inner-starts is no option of the method knowledge, which takes --target"),
+        (
+            "--method knowledge --inner-starts 0.5",
+            "--inner-starts is no option of the method knowledge, which takes --target",
+        ),
         ("--guidance 0 4", "--guidance is no option of the method operator"),
-        ("--method consistency --size 16 --data digits", "digits has samples of shape (1, 16, 16), the teacher makes (1, 8, 8)"),
+        (
+            "--method consistency --size 16 --data digits",
+            "digits has samples of shape (1, 16, 16), the teacher makes (1, 8, 8)",
+        ),
         ("--method consistency --size 16", "--size resizes images, and runs/trajectories holds trajectories"),
-        ("--method consistency --data classes/trajectories", "classes/trajectories holds trajectories of another teacher"),
+        (
+            "--method consistency --data classes/trajectories",
+            "classes/trajectories holds trajectories of another teacher",
+        ),
         ("--method consistency --train.steps 6 --out runs", "runs exists already: pass --resume"),
     ],
-)  # fmt: skip
+)
 def test_bad_input_is_one_line_before_any_work(options: str, message: str, runs: Path) -> None:
     before = sorted(runs.rglob("*"))
     code, said = dsno("distill", *(() if "--out" in options else ("--out", "new")), *options.split(), at=runs)

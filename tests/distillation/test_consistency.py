@@ -1,4 +1,4 @@
-"""Consistency functions: the losses vanish at the exact map and nowhere near it, and curricula are those of the papers."""
+"""Consistency functions: losses vanish at the exact map and nowhere near it; curricula are those of the papers."""
 
 import copy
 import math
@@ -125,9 +125,15 @@ def test_a_narrow_difference_along_the_flow_is_the_exact_derivative(schedule: Sc
     x, found = MEAN + STD * torch.randn(16, 3, dtype=D64), []
     for derivative in ("forward", "upwind"):
         objective = ContinuousConsistency(
-            x, schedule, Gaussian(schedule, MEAN, STD), Levels(low=0.05, high=9.0), batch=16, data_std=std, c=1e3,
+            x,
+            schedule,
+            Gaussian(schedule, MEAN, STD),
+            Levels(low=0.05, high=9.0),
+            batch=16,
+            data_std=std,
+            c=1e3,
             derivative=derivative,
-        )  # fmt: skip
+        )
         objective.width = 1e-8
         found.append(loss_and_gradient(objective, off(schedule), doubled(next(objective.batches(0)))))
     assert found[0][0] > 0 and found[1] == pytest.approx(found[0], rel=0.02)
@@ -142,9 +148,9 @@ def nodes() -> tuple[Tensor, Tensor]:
 @pytest.mark.parametrize("schedule", SCHEDULES, ids=repr)
 @pytest.mark.parametrize("w", [0.0, 0.3, 1.0])
 def test_continuous_training_has_the_gradient_of_distillation(schedule: Schedule, w: float) -> None:
-    """Its loss does not vanish, its expected gradient does, at w = 1: for a plane the nodes give the expectation exactly.
+    """Its loss does not vanish, its expected gradient does, at w = 1: of a plane the nodes give the mean exactly.
 
-    Without the normalisation (c so large that it only scales), which is not linear in the tangent. Anywhere else and for
+    Without the normalisation (c so large that it only scales), not linear in the tangent. Anywhere else and for
     any w the gradient is the teacher's.
     """
     x0, eps = nodes()
@@ -167,7 +173,7 @@ def test_continuous_training_has_the_gradient_of_distillation(schedule: Schedule
 
 @pytest.mark.parametrize("schedule", SCHEDULES, ids=repr)
 def test_training_in_steps_is_unbiased_as_the_gap_closes(schedule: Schedule) -> None:
-    """With the same noise the target is off by the mean of a DDIM step's error, second order in the gap: half of it, a quarter.
+    """With the same noise the target is off by the mean error of a DDIM step, of second order: half the gap, a quarter.
 
     Exact expectations by the nodes, for the squared distance (c so large that only the square is left) and a plane.
     """
@@ -227,7 +233,7 @@ def test_levels_and_grids_are_those_of_the_papers() -> None:
     assert torch.equal(torch.bincount(torch.searchsorted(edges, earlier), minlength=18) // 10, torch.full((18,), 111))
     assert torch.equal(torch.searchsorted(edges, later), torch.searchsorted(edges, earlier) + 1)
 
-    # An interval's share is that of the lognormal between its ends (Song & Dhariwal, eq. 10, with the tails on the ends).
+    # An interval's share is the lognormal's between its ends (Song & Dhariwal, eq. 10, with the tails on the ends).
     _, earlier = Grid(lambda step: 18, Levels(low=1e-6, high=1e6), 1e4)(u, 0)
     share = torch.bincount(torch.searchsorted(edges, earlier), minlength=18) / len(u)
     below = torch.special.ndtr((edges[1:-1].log() + 1.1) / 2)

@@ -218,9 +218,16 @@ def test_on_data_alone_the_expected_gradient_vanishes_at_the_exact_map(method: s
     they multiply to needs second moments alone, and the nodes mean +- std, +-1 have those of the Gaussian."""
     X, signs = exact(schedule), torch.tensor(list(product((1, -1), (1, -1))), dtype=D64)
     objective = FlowMapMatching(
-        torch.zeros(4, 3, dtype=D64), None, schedule, method, batch=32, derivative="forward", floor=0.02, rest=0.5,
+        torch.zeros(4, 3, dtype=D64),
+        None,
+        schedule,
+        method,
+        batch=32,
+        derivative="forward",
+        floor=0.02,
+        rest=0.5,
         span=1 / 16,
-    )  # fmt: skip
+    )
     drawn, objective.span = next(objective.batches(0)), 0.0
     t, s = drawn["t"].double(), drawn["s"].double()
     gradients = []
@@ -497,7 +504,7 @@ def test_derivatives_of_a_network_agree() -> None:
 
 @pytest.mark.parametrize("method", ["eulerian", "meanflow"])
 def test_the_default_derivative_passes_over_waves_of_t(method: str) -> None:
-    """A map that is off by a wave of a hundredth, 150 turns to a path: its exact derivative is the wave's, the default is not."""
+    """A map off by a wave of a hundredth, 150 turns to a path: its exact derivative is the wave's, the default not."""
     X, teacher = exact(RectifiedFlow()), Gaussian(RectifiedFlow(), MEAN, STD)
     net = X.net
 
@@ -536,7 +543,7 @@ def test_the_difference_along_the_flow_looks_back(schedule: Schedule) -> None:
 @pytest.mark.parametrize("method", ["eulerian", "meanflow"])
 @pytest.mark.parametrize("schedule", [*SCHEDULES, VE(80.0)], ids=repr)
 def test_differences_along_the_flow_are_of_first_order(method: str, schedule: Schedule) -> None:
-    """The loss of the exact map falls with the square of the width at least, and by default is far below a DDIM step's."""
+    """The loss of the exact map falls with the square of the width or faster, by default far below a DDIM step's."""
     teacher = Gaussian(schedule, MEAN, STD)
 
     class Step(nn.Module):

@@ -1,4 +1,4 @@
-"""Matching distributions: the gradient is the divergence's, vanishes where the laws agree, and stays on its own side."""
+"""Matching distributions: the gradient is the divergence's, vanishes where laws agree, and stays on its own side."""
 
 import math
 from itertools import islice, product

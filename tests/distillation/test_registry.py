@@ -1,4 +1,4 @@
-"""The registry of methods: what it says is there, every method trains what it says, and what does not fit is refused first."""
+"""The registry of methods: what it says is there, and nobody else knows it by name."""
 
 import ast
 import json
@@ -163,15 +163,24 @@ def test_trajectories_teachers_and_whole_runs_are_cited(
 
     assert used_by(trajectories.folder) == ["zhao2023unipc", "nichol2021improved", "salimans2022progressive"]
     guided = make_trajectories(
-        Guided(teacher, torch.tensor(2), 1.0), (1, 4, 4), tmp_path / "run" / "trajectories", 4, uniform(1)[1:], steps=2,
-        solver="heun", label=uniform_labels(2),
-    )  # fmt: skip
+        Guided(teacher, torch.tensor(2), 1.0),
+        (1, 4, 4),
+        tmp_path / "run" / "trajectories",
+        4,
+        uniform(1)[1:],
+        steps=2,
+        solver="heun",
+        label=uniform_labels(2),
+    )
     assert used_by(guided.folder)[:2] == ["karras2022elucidating", "ho2022classifier"]
     save_teacher(tmp_path / "run" / "teacher", teacher)
     assert used_by(tmp_path / "run" / "teacher") == ["nichol2021improved", "salimans2022progressive"]
     assert {*used_by(tmp_path / "run")} == {
-        "nichol2021improved", "salimans2022progressive", "karras2022elucidating", "ho2022classifier"
-    }  # fmt: skip
+        "nichol2021improved",
+        "salimans2022progressive",
+        "karras2022elucidating",
+        "ho2022classifier",
+    }
     with pytest.raises(FileNotFoundError, match="no folder .*nowhere: name one of a student, a flow map"):
         used_by(tmp_path / "nowhere")
     (tmp_path / "empty").mkdir()
@@ -190,6 +199,10 @@ def test_the_distance_and_the_path_of_an_operator_are_cited(
 
     save_student(tmp_path, student, method="operator", distance="l1+perceptual", solver="DDIM", guided=True)
     assert used_by(tmp_path) == [
-        "zheng2023fast", "zhang2018unreasonable", "ho2022classifier", "song2021denoising", "nichol2021improved",
+        "zheng2023fast",
+        "zhang2018unreasonable",
+        "ho2022classifier",
+        "song2021denoising",
+        "nichol2021improved",
         "salimans2022progressive",
-    ]  # fmt: skip
+    ]

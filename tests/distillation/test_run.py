@@ -220,9 +220,12 @@ def test_options_that_do_not_fit_are_refused_before_any_work(
 ) -> None:
     with pytest.raises(ValueError, match=message):
         by(
-            name, flow_map_from_teacher(teacher, name == "guided"), given(teacher, trajectories, name), tmp_path / "out",
+            name,
+            flow_map_from_teacher(teacher, name == "guided"),
+            given(teacher, trajectories, name),
+            tmp_path / "out",
             **options,
-        )  # fmt: skip
+        )
     assert not (tmp_path / "out").exists()
 
 

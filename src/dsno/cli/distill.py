@@ -41,8 +41,8 @@ class Distill:
     teacher: str = "runs/teacher"
     """The teacher the student starts from (by every method, of data alone too), as `generate --teacher` takes it."""
     data: str = "runs/trajectories"
-    """Folder of its trajectories, or where they were pushed to (hf://datasets/org/name, ...): fetched as they are needed.
-    Of a method that needs samples: their ends, or an image set as `teach --data`."""
+    """Folder of its trajectories, or where they were pushed to (hf://datasets/org/name, ...): fetched as they are
+    needed. Of a method that needs samples: their ends, or an image set as `teach --data`."""
     out: Path = Path("runs/student")
     """Folder for the student."""
     method: Literal[tuple(METHODS)] = "operator"  # type: ignore[valid-type]
@@ -92,7 +92,8 @@ class Distill:
     def _guided(
         self, method: Method, options: Options, teacher: Prediction, solved: TrajectorySet | None
     ) -> Prediction | Guided:
-        """The teacher, guided where its trajectories were or the method distils that, by what a diffusers model says of none."""
+        """The teacher, guided where its trajectories were or the method distils that, by what a diffusers model says of
+        none."""
         from torch import Tensor
 
         from dsno.denoise import Guided
@@ -133,13 +134,15 @@ class Distill:
             ) from None
         if images.shape != sample_shape(teacher):
             raise ValueError(
-                f"{self.data} has samples of shape {images.shape}, the teacher makes {sample_shape(teacher)}: resize the "
+                f"{self.data} has samples of shape {images.shape}, the teacher makes {sample_shape(teacher)}: resize "
+                "the "
                 "images (`--size`), or give the data it was trained on"
             )
         if teacher.classes and (images.labels is None or int(images.labels.max()) >= teacher.classes):
             found = "has no labels" if images.labels is None else f"has labels up to {int(images.labels.max())}"
             raise ValueError(
-                f"{self.data} {found}, and {self.teacher} is told one of {teacher.classes} classes: give the data it was "
+                f"{self.data} {found}, and {self.teacher} is told one of {teacher.classes} classes: give the data it "
+                "was "
                 "trained on, or its trajectories (`--data runs/trajectories`)"
             )
         return images

@@ -35,11 +35,15 @@ class Methods:
 
         rows = [
             {
-                "method": method.name, "trains": method.student, "needs": " + ".join(method.needs),
-                "passes": method.passes, "reference": REFERENCES[method.references[0]].short, "when": method.choose,
+                "method": method.name,
+                "trains": method.student,
+                "needs": " + ".join(method.needs),
+                "passes": method.passes,
+                "reference": REFERENCES[method.references[0]].short,
+                "when": method.choose,
             }
             for method in METHODS.values()
-        ]  # fmt: skip
+        ]
         show_methods(rows)
         say(
             "Every student starts from a teacher's weights; a method that needs no teacher does not ask it afterwards.",

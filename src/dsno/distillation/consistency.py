@@ -1,7 +1,7 @@
 r"""Consistency: one map $f(x_t, t) = X_{t \to 0}(x_t)$ that is constant along every path of the probability-flow ODE.
 
-The boundary condition $f(x, 0) = x$ is built into a `FlowMap`, so f is the ODE's solution exactly where neighbours agree.
-With $\bar\sigma = \sigma / \alpha$ (the sigma of the papers) and $r < t$,
+The boundary condition $f(x, 0) = x$ is built into a `FlowMap`, so f is the ODE's solution exactly where neighbours
+agree. With $\bar\sigma = \sigma / \alpha$ (the sigma of the papers) and $r < t$,
 
 $$ L = \mathbb E \; \lambda(t, r) \, d\big(f(x_t, t), \; \mathrm{sg} f(x_r, r)\big), \qquad
    d(a, b) = \sqrt{\mathrm{mean}(a - b)^2 + c^2} - c, \quad c = 0.00054, $$
@@ -12,12 +12,12 @@ without a moving average of weights in the target, or with another distance d of
 | method | $x_r$ | $\bar\sigma_t, \bar\sigma_r$ |
 |---|---|---|
 | `consistency` | the teacher's step from $x_t$ | neighbours on a Karras grid |
-| `consistency_training` | $\alpha_r x_0 + \sigma_r \epsilon$, the same data and noise | neighbours on a Karras grid that is refined in training |
-| `easy_consistency` | the same | $\bar\sigma_r = \bar\sigma_t (1 - n(\bar\sigma_t) q^{-a})_+$, $a$ growing in training |
+| `consistency_training` | $\alpha_r x_0 + \sigma_r \epsilon$, the same data and noise | the same, refined in training |
+| `easy_consistency` | the same | $\bar\sigma_r = \bar\sigma_t (1 - n(\bar\sigma_t) q^{-a})_+$, $a$ growing |
 
 | weights | $\lambda$ |
 |---|---|
-| `angle` | $1 / \sin\theta_t$, $\tan\theta_t = \bar\sigma_t$: where d is an absolute value, a unit gradient in what the network predicts |
+| `angle` | $1 / \sin\theta_t$, $\tan\theta_t = \bar\sigma_t$: of an absolute d a unit gradient in the prediction |
 | `gap` | $1 / (\bar\sigma_t - \bar\sigma_r)$, the papers' for training; nearly all of it on the lowest levels |
 | `one` | 1, the paper's for distillation |
 
@@ -25,18 +25,20 @@ Both $x_r$ are DDIM's step, from the teacher's $\hat x_0$ or from $x_0$ itself, 
 
 `continuous_consistency` is the limit $r \to t$, but for the width of its differences. In the angle $\theta =
 \arctan(\sigma_t / (\alpha_t \sigma_d))$ and the state $\hat x = \sigma_d x_t / s_t$, $s_t^2 = \alpha_t^2 \sigma_d^2 +
-\sigma_t^2$, every schedule is TrigFlow (Lu & Song, 2024, arXiv 2410.11081; under `Cosine` and $\sigma_d = 1$ it is the schedule
-itself, up to the unit of time):
+\sigma_t^2$, every schedule is TrigFlow (Lu & Song, 2024, arXiv 2410.11081; under `Cosine` and $\sigma_d = 1$ it is the
+schedule itself, up to the unit of time):
 
-$$ \hat x = \cos\theta \, x_0 + \sin\theta \, \sigma_d \epsilon, \qquad f = \cos\theta \, \hat x - \sin\theta \, \sigma_d \hat F, \qquad
+$$ \hat x = \cos\theta \, x_0 + \sin\theta \, \sigma_d \epsilon, \qquad
+   f = \cos\theta \, \hat x - \sin\theta \, \sigma_d \hat F, \qquad
    \hat v = \frac{d \hat x}{d\theta} = \cos\theta \, \sigma_d \hat\epsilon - \sin\theta \, \hat x_0, $$
 
-$$ g = \frac{\cos\theta}{\sigma_d} \Big( w \frac{df}{d\theta} - (1 - w) \cos\theta \, (\sigma_d \hat F - \hat v) \Big), \qquad
+$$ g = \frac{\cos\theta}{\sigma_d} \Big( w \frac{df}{d\theta}
+   - (1 - w) \cos\theta \, (\sigma_d \hat F - \hat v) \Big), \qquad
    L = \mathbb E \, \mathrm{mean} \Big( \hat F - \mathrm{sg} \hat F - \frac{g}{\mathrm{rms}(g) + c} \Big)^2, $$
 
-where $df / d\theta = (\partial_t f + \nabla f \cdot \dot x_t) / \dot\theta_t$, $\dot\theta_t = \sigma_d (\dot\sigma_t \alpha_t -
-\sigma_t \dot\alpha_t) / s_t^2$, has no graph, and w grows from 0 to 1 at the start of training. The derivative is taken `upwind`
-(`dsno.distillation.flowmaps`) unless asked otherwise.
+where $df / d\theta = (\partial_t f + \nabla f \cdot \dot x_t) / \dot\theta_t$, $\dot\theta_t = \sigma_d (\dot\sigma_t
+\alpha_t - \sigma_t \dot\alpha_t) / s_t^2$, has no graph, and w grows from 0 to 1 at the start of training. The
+derivative is taken `upwind` (`dsno.distillation.flowmaps`) unless asked otherwise.
 """
 
 from __future__ import annotations
@@ -188,8 +190,8 @@ def _pseudo_huber(c: float) -> Distance:
 class ContinuousConsistency:
     r"""The objective of a consistency function in continuous time; formula above.
 
-    The adaptive weight of the paper, a second network of t, is left out: normalised tangents have nearly the same size for
-    all t.
+    The adaptive weight of the paper, a second network of t, is left out: normalised tangents have nearly the same size
+    for all t.
 
     Arguments:
         x: Clean samples, (N, *shape).
@@ -283,7 +285,8 @@ class _Discrete(FlowMapOptions):
     weights: Weights = "angle"
     """Weighting of the levels: angle, gap (the papers' for training), one (the paper's for distillation)."""
     distance: str | None = None
-    """Distance of the loss: l1, l2, huber, perceptual, or a sum such as l1+perceptual; by default the papers' pseudo-Huber."""
+    """Distance of the loss: l1, l2, huber, perceptual, or a sum such as l1+perceptual; by default the papers'
+    pseudo-Huber."""
     features: Path | None = None
     """Folder of the feature network of a perceptual distance (not the one that quality is measured in)."""
     c: float = 0.00054
@@ -359,8 +362,8 @@ class ContinuousConsistencyOptions(FlowMapOptions):
     from_data: bool = False
     """Learn along the velocity of the data (sCT), not the teacher's (sCD)."""
     levels: tuple[float, float] = (-1.1, 2.0)
-    """Mean and standard deviation of the logarithm of the noise levels sigma / alpha; the paper's -1 1.4 leave the noisiest
-    levels, where a single pass starts, to what the network makes of the rest."""
+    """Mean and standard deviation of the logarithm of the noise levels sigma / alpha; the paper's -1 1.4 leave the
+    noisiest levels, where a single pass starts, to what the network makes of the rest."""
     warmup: float = 0.1
     """Share of the steps in which the tangent grows to its whole."""
     c: float = 0.1

@@ -1,7 +1,7 @@
 """Runs that version 0.1 began: where their checkpoints lie, and what it called their settings.
 
-It regressed on trajectories in `training` itself, by settings of that method alone; every other stage had a folder of its
-own, with settings that left out options at their defaults.
+It regressed on trajectories in `training` itself, by settings of that method alone; every other stage had a folder of
+its own, with settings that left out options at their defaults.
 """
 
 from __future__ import annotations
@@ -85,8 +85,16 @@ def _staged(
     else:
         made = final.config
     copied = (
-        "method", "total_steps", "batch", "data_seed", "schedule", "teacher", "samples", "labels", "trajectories",
-    )  # fmt: skip
+        "method",
+        "total_steps",
+        "batch",
+        "data_seed",
+        "schedule",
+        "teacher",
+        "samples",
+        "labels",
+        "trajectories",
+    )
     return {
         **made,
         **{name: settings[name] for name in copied},

@@ -1,53 +1,42 @@
 r"""Flow map matching: losses over flow maps of two times (Boffi, Albergo & Vanden-Eijnden, 2024, arXiv 2406.07507).
 
 $X_{t \to s}$ moves a state along a probability-flow ODE, $\dot x = b_t(x)$, and with its velocity $u(x_t, t, s)$ (see
-`students.twotime`) it is the flow exactly where one of these residuals vanishes for all t and s. Each makes a loss, its mean
-square. They are divided by the scale of the state and by the speed of the angle, $\rho = (\alpha^2 + \sigma^2)^{1/2}$ and $\dot\theta$,
-$\theta = \arctan(\sigma / \alpha)$; times are drawn, halved and measured by their phase (see `schedule`); and where a derivative in s
-is compared with a velocity, both are taken less $(\dot\rho / \rho) \, x$, what the scale moves. So neither a loss nor its gradient
-knows how the schedule runs through time, or how it scales what it noises. Nothing in brackets [ ] has a gradient.
+`students.twotime`) it is the flow exactly where one of these residuals vanishes for all t and s. Each makes a loss, its
+mean square. They are divided by the scale of the state and by the speed of the angle, $\rho = (\alpha^2 +
+\sigma^2)^{1/2}$ and $\dot\theta$, $\theta = \arctan(\sigma / \alpha)$; times are drawn, halved and measured by their
+phase (see `schedule`); and where a derivative in s is compared with a velocity, both are taken less $(\dot\rho / \rho)
+\, x$, what the scale moves. So neither a loss nor its gradient knows how the schedule runs through time, or how it
+scales what it noises. Nothing in brackets [ ] has a gradient.
 
 | method | residual | rows |
 |---|---|---|
 | `lagrangian` | $\partial_s X_{t \to s}(x_t) - [b_s(X_{t \to s}(x_t))]$ | $s < t$ |
 | `eulerian` | $E = \partial_t X_{t \to s}(x_t) + \nabla X_{t \to s}(x_t) \, b_t(x_t)$ | $s < t$ |
 | `meanflow` | $u - [u + a E]$, $a = \rho_t / \rho_s$; $u - b_t$ where $s = t$ | both |
-| `shortcut` | $u - [u^*]$, $u^*$ the velocity that leads to $X_{r \to s}(X_{t \to r}(x_t))$, r midway; $u - b_t$ where $s = t$ | both |
+| `shortcut` | $u - [u^*]$, $u^*$ of two half steps, to $X_{r \to s}(X_{t \to r}(x_t))$; $u - b_t$ at $s = t$ | both |
 | `progressive_map` | the same with the map of the stage before, for steps up to $\tau$ | $s < t$ |
-| `direct` | $\partial_s X_{t \to s}(X_{s \to t}(x_s)) - \dot x_s$ and $X_{t \to s}(X_{s \to t}(x_s)) - x_s$ | any t, s |
+| `direct` | $\partial_s X_{t \to s}(x) - \dot x_s$ and $X_{t \to s}(x) - x_s$ at $x = X_{s \to t}(x_s)$ | any t, s |
 
-$b_t(x_t)$ is the teacher's velocity, or $\dot x_t = \dot\alpha_t x_0 + \dot\sigma_t \epsilon$ of the data, whose mean it is: the
-residual of `meanflow`, `shortcut` and `direct` are linear in it, so they can be trained without a teacher.
+$b_t(x_t)$ is the teacher's velocity, or $\dot x_t = \dot\alpha_t x_0 + \dot\sigma_t \epsilon$ of the data, whose mean
+it is: the residual of `meanflow`, `shortcut` and `direct` are linear in it, so they can be trained without a teacher.
 
-`meanflow` is Geng et al., 2025 (arXiv 2505.13447) for any schedule. Along the flow, with $\kappa_t = \dot\sigma_t \alpha_t / \sigma_t -
-\dot\alpha_t$ and c the factor of h in X,
+`meanflow` is Geng et al., 2025 (arXiv 2505.13447) for any schedule. Along the flow, with $\kappa_t = \dot\sigma_t
+\alpha_t / \sigma_t - \dot\alpha_t$ and c the factor of h in X,
 
-$$ E = \tfrac{\sigma_s}{\sigma_t} \kappa_t (h - D) + c \, \tfrac{d}{dt} h, \qquad u = \tfrac{\dot\sigma_t}{\sigma_t} x_t - \kappa_t h, $$
+$$ E = \tfrac{\sigma_s}{\sigma_t} \kappa_t (h - D) + c \, \tfrac{d}{dt} h, \qquad
+   u = \tfrac{\dot\sigma_t}{\sigma_t} x_t - \kappa_t h, $$
 
-so on a straight path, where $X = x + (s - t) u$, it is $E = b_t - u + (s - t) \tfrac{d}{dt} u$ and the target with $a = 1$ their
-$b_t - (t - s) \tfrac{d}{dt} u$. The derivative needs no graph, which makes it the cheapest loss with one. `shortcut` is Frans et
-al., 2024 (arXiv 2410.12557).
+so on a straight path, where $X = x + (s - t) u$, it is $E = b_t - u + (s - t) \tfrac{d}{dt} u$ and the target with $a =
+1$ their $b_t - (t - s) \tfrac{d}{dt} u$. The derivative needs no graph, which makes it the cheapest loss with one.
+`shortcut` is Frans et al., 2024 (arXiv 2410.12557).
 
-Derivatives are taken in one of three ways:
-
-| name | derivative |
-|---|---|
-| `forward` | exact, by forward-mode differentiation |
-| `difference` | central, over an angle of $\pm 10^{-3}$: for networks without a forward mode |
-| `upwind` | along the flow, $(f(x_t, t) - f(x_r, r)) / (\theta_t - \theta_r)$ with $x_r$ DDIM's step from $x_t$: of `eulerian`, `meanflow`, continuous consistency |
-
-where r is the share w of the phase before t, $p_r = \max(p_t - w, p_s)$, but not nearer to t than $10^{-3}$, which float32 can
-tell.
-
-What a map is at t is known from the times before, down to $s$, where it is the identity, so the difference that looks there
-is the one under which an error dies out and does not grow. It also passes over what a network's waves of t, which turn a
-hundred times and more in [0, 1], do within the width w; the exact derivative of such a network is mostly theirs. The residuals
-vanish at the exact map with exact derivatives, with `upwind` at one within O(w) of it, that of 1 / w steps of DDIM.
+How derivatives are taken is said in `dsno.distillation.derivatives`.
 
 The first two residuals bound the distance of the map's samples to the flow's, with L a Lipschitz constant of b,
 
 $$ \mathbb E |X_{1 \to 0} - \mathrm{flow}|^2 \le \int_0^1 \mathbb E |E(x_t, t, 0)|^2 dt, \qquad
-   \mathbb E |X_{1 \to 0} - \mathrm{flow}|^2 \le e^{1 + 2 L} \int_0^1 \mathbb E |\partial_s X_{1 \to s} - b_s(X_{1 \to s})|^2 ds. $$
+   \mathbb E |X_{1 \to 0} - \mathrm{flow}|^2 \le
+   e^{1 + 2 L} \int_0^1 \mathbb E |\partial_s X_{1 \to s} - b_s(X_{1 \to s})|^2 ds. $$
 """
 
 from __future__ import annotations
@@ -108,7 +97,8 @@ class FlowMapMatching:
         labels: (N,) labels of a class-conditional map, or None.
         batch: Rows per step, over all processes.
         seed: With the step, determines the batch, times and noise.
-        derivative: How derivatives are taken, see above; by default `upwind` where it is along the flow, else `forward`.
+        derivative: How derivatives are taken, see above; by default `upwind` where it is along the flow, else
+            `forward`.
         width: w of `upwind`, in [0.001, 1].
         rest: The share of rows with $s = t$, of `meanflow` and `shortcut`.
         power: p of the adaptive weight $(m + c)^{-p}$ of a row, m the mean of its squared residual without gradient and
@@ -116,12 +106,12 @@ class FlowMapMatching:
         span: The longest step, of `progressive_map`; the shortest of `shortcut`, a power of 1/2. Both in phase.
         before: The map of the stage before, of `progressive_map`; None is the teacher's DDIM step.
         first: Steps that stages before this one took: batches go on where theirs ended.
-        floor: The least phase at which a slope of the schedule is needed, which may be infinite at 0; by default $10^{-4}$,
-            or what differences reach to.
+        floor: The least phase at which a slope of the schedule is needed, which may be infinite at 0; by default
+            $10^{-4}$, or what differences reach to.
 
     Raises:
-        ValueError: for an unknown residual or derivative, a teacher that is missing, a share, span or width out of range, or as
-            `Denoising` does.
+        ValueError: for an unknown residual or derivative, a teacher that is missing, a share, span or width out of
+            range, or as `Denoising` does.
     """
 
     def __init__(
@@ -143,9 +133,13 @@ class FlowMapMatching:
         floor: float | None = None,
     ) -> None:
         residuals: dict[str, Callable[..., Tensor]] = {
-            "lagrangian": self._lagrangian, "eulerian": self._eulerian, "meanflow": self._meanflow,
-            "shortcut": self._shortcut, "progressive_map": self._progressive, "direct": self._direct,
-        }  # fmt: skip
+            "lagrangian": self._lagrangian,
+            "eulerian": self._eulerian,
+            "meanflow": self._meanflow,
+            "shortcut": self._shortcut,
+            "progressive_map": self._progressive,
+            "direct": self._direct,
+        }
         if residual not in residuals:
             raise ValueError(f"unknown residual {residual!r}: expected one of {', '.join(residuals)}")
         if teacher is None and residual in ("lagrangian", "eulerian", "progressive_map"):
@@ -257,7 +251,8 @@ class FlowMapMatching:
         return x_s, self._turning(d_s / expand_like(pace, d_s), x_s, s)
 
     def _turning(self, d: Tensor, x: Tensor, t: Tensor) -> Tensor:
-        r"""$\dot x - (\dot\rho / \rho) \, x$, what a state moves beside the scale of its path: all of it where that is constant."""
+        r"""$\dot x - (\dot\rho / \rho) \, x$, what a state moves beside the scale of its path: all of it where that is
+        constant."""
         (alpha_t, sigma_t), (d_alpha, d_sigma) = self.schedule(t), self.schedule.derivative(t)
         return d - expand_like((alpha_t * d_alpha + sigma_t * d_sigma) / (alpha_t**2 + sigma_t**2), x) * x
 
@@ -341,7 +336,8 @@ class LagrangianOptions(FlowMapOptions):
     """Options of `lagrangian`."""
 
     derivative: Local = "forward"
-    """How the derivative in s is taken: exactly (forward), or by central differences where a layer has no forward mode."""
+    """How the derivative in s is taken: exactly (forward), or by central differences where a layer has no forward
+    mode."""
 
     @property
     def exact(self) -> bool:
@@ -371,7 +367,8 @@ class MeanFlowOptions(EulerianOptions):
     from_data: bool = False
     """Learn the velocity of the data, not the teacher's."""
     rest: float | None = None
-    """Share of rows with s = t, in [0, 1); the paper's 3/4 of the data's velocities, 1/4 of the teacher's by default."""
+    """Share of rows with s = t, in [0, 1); the paper's 3/4 of the data's velocities, 1/4 of the teacher's by
+    default."""
     power: float | None = None
     """Power of the adaptive weight; the paper's 1 of the data's velocities, 0 of the teacher's by default."""
 
@@ -383,7 +380,8 @@ class ShortcutOptions(FlowMapOptions):
     from_data: bool = False
     """Learn the velocity of the data, not the teacher's."""
     rest: float | None = None
-    """Share of rows with s = t, in [0, 1); the paper's 3/4 of the data's velocities, 1/4 of the teacher's by default."""
+    """Share of rows with s = t, in [0, 1); the paper's 3/4 of the data's velocities, 1/4 of the teacher's by
+    default."""
     span: float = 1 / 64
     """The shortest step, a power of 1/2 of the path."""
 
@@ -415,8 +413,8 @@ def meanflow(student: FlowMap, given: Given, options: MeanFlowOptions = MeanFlow
     """MeanFlow (Geng et al., 2025, arXiv 2505.13447) in one stage: of the teacher's velocity, or of the data's.
 
     The paper's adaptive weight, `power=1`, and its share of rows with s = t, 3/4, are the defaults for the data's
-    velocities, whose noise is in every residual. A teacher's leave none where s is near t, and weighing those rows most is
-    to learn nothing: there the power is 0 and the share, of rows that a student starts with, 1/4.
+    velocities, whose noise is in every residual. A teacher's leave none where s is near t, and weighing those rows most
+    is to learn nothing: there the power is 0 and the share, of rows that a student starts with, 1/4.
     """
     teacher = None if options.from_data else given.teacher
     return _one(
@@ -433,8 +431,8 @@ def meanflow(student: FlowMap, given: Given, options: MeanFlowOptions = MeanFlow
 def shortcut(student: FlowMap, given: Given, options: ShortcutOptions = ShortcutOptions()) -> list[Stage]:
     """Shortcut models (Frans et al., 2024, arXiv 2410.12557) in one stage: of the teacher's velocity, or of the data's.
 
-    Its targets are the student's own, not those of averaged weights; the share `rest` of rows with s = t is the paper's 3/4
-    where the velocities are the data's, 1/4 where a teacher's, with which the student starts.
+    Its targets are the student's own, not those of averaged weights; the share `rest` of rows with s = t is the paper's
+    3/4 where the velocities are the data's, 1/4 where a teacher's, with which the student starts.
     """
     teacher = None if options.from_data else given.teacher
     rest = _rest(teacher) if options.rest is None else options.rest
@@ -442,7 +440,8 @@ def shortcut(student: FlowMap, given: Given, options: ShortcutOptions = Shortcut
 
 
 def direct(student: FlowMap, given: Given, options: DirectOptions = DirectOptions()) -> list[Stage]:
-    """Direct flow map matching (Boffi et al., 2024, arXiv 2406.07507) of the data, without the teacher, in one stage."""
+    """Direct flow map matching (Boffi et al., 2024, arXiv 2406.07507) of the data, without the teacher, in one
+    stage."""
     return _one(given, "direct", None, derivative=options.derivative)
 
 
@@ -451,7 +450,8 @@ def progressive_map(
 ) -> list[Stage]:
     r"""Progressive flow map matching (Boffi et al., 2024, arXiv 2406.07507): steps of twice the length in every stage.
 
-    The first stage learns steps up to `span` from two of the teacher's DDIM steps; the last, of length 1, has two shares.
+    The first stage learns steps up to `span` from two of the teacher's DDIM steps; the last, of length 1, has two
+    shares.
 
     Raises:
         ValueError: if there are fewer steps than shares.

@@ -1,14 +1,15 @@
-r"""Guided distillation: one student for a whole range of guidance weights, in few passes (Meng et al., 2023, arXiv 2210.03142).
+r"""Guided distillation: one student for a whole range of guidance weights, in few passes (Meng et al., 2023, arXiv
+2210.03142).
 
-The student is told the weight $w$ beside the class $c$. First it learns, on the times of the finest grid, what guidance makes
-of two evaluations,
+The student is told the weight $w$ beside the class $c$. First it learns, on the times of the finest grid, what guidance
+makes of two evaluations,
 
 $$ L_1 = \mathbb E \, \max(\mathrm{SNR}_t, 1) \, \big\| h(x_t, t, s; c, w) - D_w(x_t, t, c) \big\|^2, \qquad
    D_w = (1 + w) \, D(c) - w \, D(\varnothing), \quad w \sim U[w_{\mathrm{low}}, w_{\mathrm{high}}], $$
 
-which makes its steps DDIM's at half the evaluations. Then progressive distillation halves their number with $w$ as an input,
-the same in both half steps of a target. Both are one objective, `StepDistillation`: a step of the student for one or for two
-of its teacher.
+which makes its steps DDIM's at half the evaluations. Then progressive distillation halves their number with $w$ as an
+input, the same in both half steps of a target. Both are one objective, `StepDistillation`: a step of the student for
+one or for two of its teacher.
 """
 
 from __future__ import annotations
@@ -37,7 +38,8 @@ GOLDEN = (math.sqrt(5) - 1) / 2
 
 
 class WeightedRows:
-    """Rows of `Denoising` with labels whose condition is the label, under `name`, and a `weight` uniform in [low, high]."""
+    """Rows of `Denoising` with labels whose condition is the label, under `name`, and a `weight` uniform in [low,
+    high]."""
 
     def __init__(self, rows: Denoising, low: float, high: float, name: str = "") -> None:
         self.rows, self.low, self.high, self.name = rows, low, high, name
@@ -48,7 +50,8 @@ class WeightedRows:
         mine = slice(rank * (count // world), (rank + 1) * (count // world))
         for step, batch in enumerate(self.rows.batches(start, rank, world), start):
             g = generator(self.rows.seed, step, 1)
-            # The times of a batch are evenly spaced; steps of the golden ratio are even in the weight and in both together.
+            # The times of a batch are evenly spaced; steps of the golden ratio are even in the weight and in both
+            # together.
             share = (torch.rand(1, generator=g) + GOLDEN * torch.arange(count)) % 1
             weight = (self.low + (self.high - self.low) * share)[mine]
             yield {**batch, "cond": {self.name: batch["cond"], "weight": weight}}
@@ -73,12 +76,12 @@ class GuidedOptions(ProgressiveOptions):
 def guided(student: FlowMap, given: Given, options: GuidedOptions = GuidedOptions()) -> list[Stage]:
     """A stage `guidance`, then `steps-N` as of `progressive`, for all weights of the range `guidance`.
 
-    The condition of teacher and student is `{"": labels, "weight": w}`, or `{"label": labels, ...}` where the null condition
-    of the teacher is called so.
+    The condition of teacher and student is `{"": labels, "weight": w}`, or `{"label": labels, ...}` where the null
+    condition of the teacher is called so.
 
     Raises:
-        ValueError: if the teacher is not a `Guided` that reads its weight from the condition, the student is told no weight,
-            there are no labels, the range of weights is none (`check_guidance`), or as of `progressive`.
+        ValueError: if the teacher is not a `Guided` that reads its weight from the condition, the student is told no
+            weight, there are no labels, the range of weights is none (`check_guidance`), or as of `progressive`.
     """
     check_guidance(*options.guidance)
     if not 0 < options.share < 1:
@@ -117,7 +120,8 @@ def check_guidance(low: float, high: float) -> None:
     """
     if not 0 <= low < high < math.inf:
         raise ValueError(
-            f"guidance is a range of weights, LOW HIGH with 0 <= LOW < HIGH, got {low:g} {high:g}: the range of the paper is "
+            f"guidance is a range of weights, LOW HIGH with 0 <= LOW < HIGH, got {low:g} {high:g}: the range of the "
+            "paper is "
             "0 4 (`--guidance 0 4`), where 0 is the conditional model"
         )
 
@@ -133,7 +137,8 @@ def label_name(teacher: Denoiser) -> str:
     if not isinstance(teacher, Guided) or teacher.weight is not None:
         found = "one of a fixed weight" if isinstance(teacher, Guided) else f"a {type(teacher).__name__}"
         raise ValueError(
-            "guided distillation needs a teacher with an unconditional branch that reads its weight from the condition, "
+            "guided distillation needs a teacher with an unconditional branch that reads its weight from the "
+            "condition, "
             f"Guided(denoiser, null) of a class-conditional one: got {found}"
         )
     names = list(teacher.null) if isinstance(teacher.null, Mapping) else [""]
@@ -147,8 +152,8 @@ def label_name(teacher: Denoiser) -> str:
 def stochastic_sampler(student: FlowMap) -> FlowMapSampler:
     """The stochastic sampler of a student that was trained with `stochastic=True`, on its own grid.
 
-    Every step but the last jumps twice as far as the grid's and noises back up to the grid's next time (Meng et al., 2023,
-    section 3.2), with fresh noise from the seeds it is called with.
+    Every step but the last jumps twice as far as the grid's and noises back up to the grid's next time (Meng et al.,
+    2023, section 3.2), with fresh noise from the seeds it is called with.
 
     Raises:
         ValueError: if the student was not trained for a grid.

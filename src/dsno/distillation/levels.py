@@ -36,7 +36,8 @@ class Levels:
 
 @dataclass(frozen=True)
 class Grid:
-    """Neighbours on a grid of N intervals: 0, Karras' spacing from `low` to `high` (arXiv 2206.00364, eq. 5), and the end.
+    """Neighbours on a grid of N intervals: 0, Karras' spacing from `low` to `high` (arXiv 2206.00364, eq. 5), and the
+    end.
 
     Arguments:
         intervals: N at a step of the training.

@@ -7,17 +7,19 @@ between the student's samples $x = G(z)$ and the teacher's, both noised to $x_t 
 $$ \nabla_\theta \, \mathrm{KL}\big(p^G_t \,\|\, p^D_t\big)
    = \mathbb E \Big[ \tfrac{\alpha_t^2}{\sigma_t^2} \big(D_G(x_t, t) - D(x_t, t)\big) \, \nabla_\theta G(z) \Big], $$
 
-with $D$ the teacher and $D_G$ the denoiser of the student's own samples. That one starts as the teacher's copy and is trained
-beside the student, so three losses are added:
+with $D$ the teacher and $D_G$ the denoiser of the student's own samples. That one starts as the teacher's copy and is
+trained beside the student, so three losses are added:
 
 | loss | of | trains |
 |---|---|---|
-| $\tfrac12 \| x - [x - g] \|^2$, with $g = \big(D_G - D\big)(x_t, t) \big/ \mathrm{mean}\,\lvert x - D(x_t, t)\rvert$ per sample | matching | the student: its gradient there is g |
+| $\tfrac12 \| x - [x - g] \|^2$, with the gradient g | matching | the student |
 | $(1 + \mathrm{SNR}_t) \, \| D_G(x_t, t) - [x] \|^2$ | denoising | $D_G$ |
 | the regression on the stored trajectories of the same noises | anchor | the student |
 
-$[\cdot]$ passes no gradient, and one pass of each network serves all three. With the exact $D_G$ the first vanishes where the
-student's samples are the teacher's, whichever noise they came from; the anchor keeps them on their trajectories.
+$g = \big(D_G - D\big)(x_t, t) \big/ \mathrm{mean}\,\lvert x - D(x_t, t)\rvert$ per sample, and $[\cdot]$
+passes no gradient; one pass of each network serves all three. With the exact $D_G$ the first vanishes
+where the student's samples are the teacher's, whichever noise they came from; the anchor keeps them on their
+trajectories.
 """
 
 from __future__ import annotations
@@ -67,8 +69,8 @@ class Pair(nn.Module):
     def forward(
         self, x: Tensor, cond: Cond | None, start: float, frames: Sequence[int], t: Tensor, eps: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """The student's frames from the state x at `start`, (B, K, *shape), the sample last; that sample noised to t (B,)
-        by eps (B, *shape); and what $D_G$ says of it.
+        """The student's frames from the state x at `start`, (B, K, *shape), the sample last; that sample noised to t
+        (B,) by eps (B, *shape); and what $D_G$ says of it.
         """
         made = self.student(x, cond, start, frames)
         if self.student.target == "state":
@@ -111,7 +113,8 @@ class Matching:
         regression: What the student was trained by; gives the noises, conditions and stored frames.
         teacher: $D$.
         anchor: What the regression weighs; 0 leaves it out.
-        low: With `high`, the range of noise levels the two are compared at: their phase (see `schedule`) is uniform in it.
+        low: With `high`, the range of noise levels the two are compared at: their phase (see `schedule`) is uniform in
+            it.
         high: See `low`.
 
     Raises:
@@ -136,7 +139,8 @@ class Matching:
         self.anchor, self.low, self.high = anchor, low, high
 
     def batches(self, start: int, rank: int = 0, world: int = 1) -> Iterator[dict[str, Any]]:
-        """The regression's batches from step `start` on, with the noise levels t and the noise eps of the comparison."""
+        """The regression's batches from step `start` on, with the noise levels t and the noise eps of the
+        comparison."""
         B, seed = self.regression.batch, self.regression.seed
         mine = slice(rank * B // world, (rank + 1) * B // world)
         for step, batch in enumerate(self.regression.batches(start, rank, world), start):
@@ -170,14 +174,15 @@ def student_denoiser(teacher: Denoiser, guided: bool = False) -> nn.Module:
     The samples of a student that is told a guidance weight depend on it, so their denoiser is told it, too (`guided`).
 
     Raises:
-        ValueError: if the teacher is no network of this library's; or, where a weight is to be told, as `flow_map_from_teacher`
-            does.
+        ValueError: if the teacher is no network of this library's; or, where a weight is to be told, as
+            `flow_map_from_teacher` does.
     """
     while isinstance(teacher, Meter | Guided):
         teacher = teacher.denoiser
     if not isinstance(teacher, Prediction):
         raise ValueError(
-            f"matching trains a copy of the teacher, and a {type(teacher).__name__} is no Prediction that can be copied: wrap "
+            f"matching trains a copy of the teacher, and a {type(teacher).__name__} is no Prediction that can be "
+            "copied: wrap "
             "its network in one"
         )
     if guided:
@@ -235,8 +240,8 @@ def matching(student: Student, given: Given, options: MatchingOptions = Matching
     worth anything. A step costs about twice one of regression.
 
     Raises:
-        ValueError: if there are no trajectories, or they do not fit the student; for a teacher that cannot be copied, or
-            anything that is no student.
+        ValueError: if there are no trajectories, or they do not fit the student; for a teacher that cannot be copied,
+            or anything that is no student.
     """
     if not isinstance(student, TrajectoryStudent | FlowMap):
         raise ValueError(f"matching trains a TrajectoryStudent or a FlowMap, got a {type(student).__name__}")

@@ -1,13 +1,15 @@
 r"""Progressive distillation: halve a sampler's steps again and again (Salimans & Ho, 2022, arXiv 2202.00512).
 
-A teacher moves a state from $t$ to $s$ in two steps, through the time $u$ midway in phase, to $x_s = X_{u \to s}(X_{t \to
-u}(x_t))$. The one $\tilde x$ whose DDIM step does the same at once is what the student learns on the even grid of $N$ steps,
+A teacher moves a state from $t$ to $s$ in two steps, through the time $u$ midway in phase, to $x_s = X_{u \to s}(X_{t
+\to u}(x_t))$. The one $\tilde x$ whose DDIM step does the same at once is what the student learns on the even grid of
+$N$ steps,
 
 $$ \tilde x = \frac{x_s - (\sigma_s / \sigma_t) \, x_t}{\alpha_s - (\sigma_s / \sigma_t) \, \alpha_t}, \qquad
-   L = \mathbb E \, \max(\mathrm{SNR}_t, 1) \, \big\| h(x_t, t, s) - \tilde x \big\|^2, \qquad p_t = \tfrac nN, \; p_s = \tfrac{n - 1}N. $$
+   L = \mathbb E \, \max(\mathrm{SNR}_t, 1) \, \big\| h(x_t, t, s) - \tilde x \big\|^2, \qquad
+   p_t = \tfrac nN, \; p_s = \tfrac{n - 1}N. $$
 
-Then it is the teacher of the student of $N / 2$ steps. The first teacher is the diffusion model itself, by DDIM. The weight is
-the truncated SNR, without which the last steps, of a few calls that start near pure noise, would not count.
+Then it is the teacher of the student of $N / 2$ steps. The first teacher is the diffusion model itself, by DDIM. The
+weight is the truncated SNR, without which the last steps, of a few calls that start near pure noise, would not count.
 """
 
 from __future__ import annotations
@@ -78,9 +80,9 @@ class StepDistillation:
         rows: What is noised, to the phases $1/N, \dots, 1$; `Denoising` makes such.
         steps: N.
         substeps: The teacher's steps for one of the student's.
-        stochastic: Train half of the rows on steps of twice the length, where there is room for them: what a sampler that jumps
-            ahead and noises back makes of a grid (`dsno.distillation.guided.stochastic_sampler`). A teacher that was trained so
-            teaches them by its own double steps.
+        stochastic: Train half of the rows on steps of twice the length, where there is room for them: what a sampler
+            that jumps ahead and noises back makes of a grid (`dsno.distillation.guided.stochastic_sampler`). A teacher
+            that was trained so teaches them by its own double steps.
         first: Steps that stages before this one took: batches go on where theirs ended.
     """
 
@@ -158,7 +160,8 @@ def halved(start: int, passes: int) -> list[int]:
     counts = [start >> k for k in range(1, max(start, 1).bit_length()) if start % (1 << k) == 0]
     if passes not in counts:
         raise ValueError(
-            f"halving the teacher's {start} steps gives {', '.join(map(str, counts)) or 'nothing'}, not {passes} passes: "
+            f"halving the teacher's {start} steps gives {', '.join(map(str, counts)) or 'nothing'}, not {passes} "
+            "passes: "
             f"ask for one of these, or start from {passes} times a power of two"
         )
     return counts[: counts.index(passes) + 1]
@@ -187,7 +190,8 @@ def halvings(
     stochastic: bool = False,
     first: int = 0,
 ) -> list[Stage]:
-    """A stage for each of `counts`, which share the `steps`; `teacher` is None where the student itself is the first teacher.
+    """A stage for each of `counts`, which share the `steps`; `teacher` is None where the student itself is the first
+    teacher.
 
     Raises:
         ValueError: if there are fewer steps than stages.

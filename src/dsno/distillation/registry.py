@@ -1,18 +1,18 @@
 r"""The methods of distillation by name: what each needs, what it makes, its options, and when to take it.
 
-All of them learn the flow of the teacher's ODE, $x_t \mapsto x_s$, and differ in the pairs $(t, s)$ they learn it for and in
-what the map is compared with:
+All of them learn the flow of the teacher's ODE, $x_t \mapsto x_s$, and differ in the pairs $(t, s)$ they learn it for
+and in what the map is compared with:
 
 | compared with | for | methods |
 |---|---|---|
 | solved trajectories | t = 1 and some s | `operator`, `knowledge`, `matching` |
-| two steps of the teacher, or of itself | neighbours of a grid, or any | `progressive`, `guided`, `shortcut`, `progressive-map` |
+| two steps of the teacher, or of itself | a grid, or any | `progressive`, `guided`, `shortcut`, `progressive-map` |
 | its own value one small step on | s = 0 | `consistency` and its kin |
 | the teacher's velocity, or the data's | any | `lagrangian`, `eulerian`, `meanflow`, `direct` |
 
-A method is a function `(student, given, options) -> stages` (`dsno.distillation.stages`) in the file of its family, beside the
-dataclass of its options, from which the command line, the notes of a student and the table in the documentation are made.
-Nothing outside of this file knows a method by its name.
+A method is a function `(student, given, options) -> stages` (`dsno.distillation.stages`) in the file of its family,
+beside the dataclass of its options, from which the command line, the notes of a student and the table in the
+documentation are made. Nothing outside of this file knows a method by its name.
 """
 
 from __future__ import annotations
@@ -39,9 +39,9 @@ from dsno.students.samplers import Student
 __all__ = ["METHODS", "Method", "Need", "Option", "Passes", "method_named"]
 
 Need = Literal["trajectories", "teacher", "samples", "data"]
-"""Solved trajectories; the teacher itself, while training; clean samples, be they the ends of trajectories; or samples of the
-data, which are what the student then learns, whatever the teacher says. Beside these, every student starts from a teacher's
-weights."""
+"""Solved trajectories; the teacher itself, while training; clean samples, be they the ends of trajectories; or samples
+of the data, which are what the student then learns, whatever the teacher says. Beside these, every student starts from
+a teacher's weights."""
 
 Passes = Literal["1", "1 to M", "any", "one number, chosen beforehand"]
 
@@ -52,7 +52,8 @@ ADVICE = {
     "1": "makes one pass: leave `--passes` out, or take a method that makes more (`dsno methods`)",
     "1 to M": "is not trained for a number of passes: leave `--passes` out, and train it with `--inner-starts 0.5` for "
     "several (`dsno sample --passes`)",
-    "any": "is not trained for a number of passes: leave `--passes` out, and choose it when you draw (`dsno sample --passes`)",
+    "any": "is not trained for a number of passes: leave `--passes` out, and choose it when you draw "
+    "(`dsno sample --passes`)",
     "one number, chosen beforehand": "makes at least one pass",
 }
 
@@ -141,8 +142,8 @@ class Method:
             raise ValueError(
                 f"{self.name} learns from the teacher's trajectories and there are none"
                 + (f" in {found}" if found else "")
-                + ": make them (`dsno generate`) and give their folder (`--data runs/trajectories`), or take a method that "
-                f"needs samples alone, such as {instead} (`dsno methods`)"
+                + ": make them (`dsno generate`) and give their folder (`--data runs/trajectories`), or take a method "
+                f"that needs samples alone, such as {instead} (`dsno methods`)"
             )
 
     def check_student(self, student: nn.Module, given: Given, options: Options) -> None:
@@ -154,7 +155,8 @@ class Method:
         if not isinstance(student, KINDS[self.student]):
             makes = "flow_map_from_teacher" if self.student == "flow map" else "student_from_teacher"
             raise ValueError(
-                f"{self.name} trains {_a(self.student)}, got {_a(_kind(student))}: make the student with {makes}, or take "
+                f"{self.name} trains {_a(self.student)}, got {_a(_kind(student))}: make the student with {makes}, or "
+                "take "
                 "another method"
             )
         if isinstance(options, FlowMapOptions) and options.exact:
@@ -162,7 +164,8 @@ class Method:
                 _try_derivative(student, given)
             except NotImplementedError as error:
                 raise ValueError(
-                    f"{self.name} takes derivatives of the student, and a layer of its network has no forward mode: take "
+                    f"{self.name} takes derivatives of the student, and a layer of its network has no forward mode: "
+                    "take "
                     "them by differences (`--derivative difference`), or a method without, such as shortcut "
                     f"({error})"
                 ) from None
@@ -293,7 +296,8 @@ METHODS: dict[str, Method] = {
             ("data",),
             "any",
             ("song2023consistency", "song2024improved", "karras2022elucidating"),
-            "There is data and a teacher that is worth starting from, not trusting; with a good one, distillation learns faster.",
+            "There is data and a teacher that is worth starting from, not trusting; with a good one, distillation "
+            "learns faster.",
             consistency.consistency_training,
             consistency.ConsistencyTrainingOptions,
         ),
@@ -304,7 +308,8 @@ METHODS: dict[str, Method] = {
             ("data",),
             "any",
             ("geng2025consistency",),
-            "Data and the weights of a teacher, and little time: it starts as a diffusion model and tightens step by step.",
+            "Data and the weights of a teacher, and little time: it starts as a diffusion model and tightens step by "
+            "step.",
             consistency.easy_consistency,
             consistency.EasyConsistencyOptions,
         ),

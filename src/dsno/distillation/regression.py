@@ -3,8 +3,8 @@ r"""DSNO's objective: regress the whole trajectory of each noise, in one pass (Z
 $$ L = \sum_m w_m \, \frac1B \sum_b d\big(G_\theta(z_b)(t_m), \; y_{b,m}\big), \qquad
    w_m = \lambda_m \Big/ \sum_{m'} \lambda_{m'} $$
 
-with $y$ the teacher's $\hat x_0$ or state at time $t_m$. The weights are normalised to shares, so that the learning rate
-means the same for every choice:
+with $y$ the teacher's $\hat x_0$ or state at time $t_m$. The weights are normalised to shares, so that the learning
+rate means the same for every choice:
 
 | name | $\lambda_m$ |
 |---|---|
@@ -92,8 +92,9 @@ class TrajectoryDistillation:
         others: None to supervise every frame in every step. A number p in (0, 1]: a step supervises the last frame and,
             with probability p, one other, weighted so that the expected loss is the same; the blocks behind the last
             temporal layer then run 1 + p times per sample instead of M times.
-        inner_starts: The share of steps, in [0, 1], whose start is not the noise but a stored state $x_{t_j}$, drawn per
-            step; the frames up to j are then left out. Needs a network that is told its start: `told="input"` or `once`.
+        inner_starts: The share of steps, in [0, 1], whose start is not the noise but a stored state $x_{t_j}$, drawn
+            per step; the frames up to j are then left out. Needs a network that is told its start: `told="input"` or
+            `once`.
 
     Raises:
         ValueError: if the trajectories do not fit the student.
@@ -189,12 +190,14 @@ def _check_inner_starts(data: TrajectorySet, student: TrajectoryStudent) -> None
         raise ValueError("inner starts need inner states: a student of one frame has none")
     if not (student.net.once or student.net.told == "input"):
         raise ValueError(
-            "inner starts need a student whose network is told its start: make it with told='input' (`--told input`) or "
+            "inner starts need a student whose network is told its start: make it with told='input' (`--told input`) "
+            "or "
             "once=True (`--once`)"
         )
     if "state" not in data.targets:
         raise ValueError(
-            f"inner starts need trajectories that hold the states, these hold {data.targets}: generate them with the targets "
+            f"inner starts need trajectories that hold the states, these hold {data.targets}: generate them with the "
+            "targets "
             "x0 and state (`dsno generate --targets x0 state`)"
         )
 
@@ -206,11 +209,13 @@ class LiftOptions:
     target: Target = "x0"
     """What the frames are trained on: the teacher's predictions along the path, or its states."""
     times: tuple[float, ...] = ()
-    """The student's frames: some of the stored times; all by default. Fewer cost less, and often the sample is as good."""
+    """The student's frames: some of the stored times; all by default. Fewer cost less, and often the sample is as
+    good."""
     where: Where = "mid"
     """Blocks with temporal layers: every one as in the paper, those below the highest resolution, the middle, none."""
     told: Told = "input"
-    """The time a frame's blocks are told: its own as in the paper, or the noise's, where the student starts as the teacher."""
+    """The time a frame's blocks are told: its own as in the paper, or the noise's, where the student starts as the
+    teacher."""
     once: bool = True
     """Run the blocks before the first temporal layer once per sample."""
     modes: int | None = None
@@ -230,8 +235,8 @@ class LiftOptions:
         """An operator of the chosen frames around a copy of the teacher; told a weight if the trajectories are.
 
         Raises:
-            ValueError: if a time is not stored, or the last stored one, whose frame is the sample, is not among them; as
-                `student_from_teacher` does.
+            ValueError: if a time is not stored, or the last stored one, whose frame is the sample, is not among them;
+                as `student_from_teacher` does.
         """
         data = frames_of(given.solved, self.times)
         lifted = {field.name: getattr(self, field.name) for field in fields(LiftOptions) if field.name != "times"}
@@ -251,7 +256,8 @@ class LossOptions:
     others: float | None = None
     """Supervise the last frame in every step and one other in this share of them, instead of all: cheaper steps."""
     inner_starts: float = 0.0
-    """Share of steps started from a stored state instead of noise (needs targets x0 and state): for `sample --passes`."""
+    """Share of steps started from a stored state instead of noise (needs targets x0 and state): for `sample
+    --passes`."""
 
 
 @dataclass(frozen=True)

@@ -5,11 +5,11 @@
 
 | | |
 |---|---|
-| `config.json`, `model.safetensors` | the student, with notes of the method, its options, and where teacher and data came from |
+| `config.json`, `model.safetensors` | the student, with notes of method, options, teacher and data |
 | `training/STAGE` | checkpoints and the log of a stage |
 
-A stage has a warm-up, of at most a tenth of it, and a decay of its own. One that is complete is not trained again, so a run
-that is resumed equals one that was not interrupted.
+A stage has a warm-up, of at most a tenth of it, and a decay of its own. One that is complete is not trained again, so a
+run that is resumed equals one that was not interrupted.
 """
 
 from __future__ import annotations
@@ -82,8 +82,8 @@ def distill(
     Raises:
         FileExistsError: if `out` has something in it and neither `resume` nor `overwrite` is set.
         FloatingPointError: if the loss is not finite.
-        ValueError: for an unknown method or option, a method that is not given what it needs, a student that does not fit,
-            trajectories of another teacher, or a run of other settings in `out`.
+        ValueError: for an unknown method or option, a method that is not given what it needs, a student that does not
+            fit, trajectories of another teacher, or a run of other settings in `out`.
     """
     chosen = method_named(method)
     settled = chosen.configured(**options)

@@ -66,7 +66,8 @@ class Given:
         """
         if self.x is None:
             raise ValueError(
-                "this method noises clean samples and there are none: give data (`--data digits`, a folder of images), or "
+                "this method noises clean samples and there are none: give data (`--data digits`, a folder of images), "
+                "or "
                 "trajectories of the teacher, whose ends are samples (`--data runs/trajectories`)"
             )
         return self.x
@@ -80,7 +81,8 @@ class Given:
         """
         if self.trajectories is None:
             raise ValueError(
-                "this method learns from the teacher's trajectories and there are none: make them (`dsno generate`) and "
+                "this method learns from the teacher's trajectories and there are none: make them (`dsno generate`) "
+                "and "
                 "give their folder (`--data runs/trajectories`)"
             )
         return self.trajectories
@@ -115,14 +117,15 @@ class FlowMapOptions:
 
 @dataclass(frozen=True)
 class Stage:
-    """A part of a method's training. Neither making one nor training it changes anything but the weights of the student.
+    """A part of a method's training. Neither making one nor training it changes anything but the weights of the
+    student.
 
     Attributes:
         name: Names its folder.
         steps: Optimiser steps.
         make: From the student as the stages before left it to what is trained (the student itself, or a module that
-            holds it) and the objective. Called once, right before the stage; where the objective needs the student as it
-            was, it copies it.
+            holds it) and the objective. Called once, right before the stage; where the objective needs the student as
+            it was, it copies it.
         became: What the student is behind the stage: the same network, said to be good for what it was trained for.
         lr: What the run's learning rate is multiplied by; less for fine-tuning.
         says: A line to print at the start.

@@ -41,8 +41,8 @@ def save_student(folder: Path | str, student: Student, adapter_only: bool = Fals
     With `adapter_only`, only what lifting added to the teacher, and a fingerprint of the teacher's weights.
 
     Raises:
-        ValueError: if only the adapter is to be written of a flow map, or of a student whose backbone is trained, too; for
-            a flow map whose network cannot be rebuilt from a configuration.
+        ValueError: if only the adapter is to be written of a flow map, or of a student whose backbone is trained, too;
+            for a flow map whose network cannot be rebuilt from a configuration.
     """
     if isinstance(student, FlowMap):
         if adapter_only:
@@ -73,8 +73,8 @@ def load_student(ref: Path | str, backbone: nn.Module | None = None, teacher: Pr
     Raises:
         FileNotFoundError: if there is no such folder or repository, or a file of it is missing.
         ConnectionError: if the Hub cannot be reached and there is no copy of an earlier download.
-        ValueError: if the folder holds something else, or damaged or foreign weights; if it needs a backbone or a teacher
-            and there is none, or the teacher is another.
+        ValueError: if the folder holds something else, or damaged or foreign weights; if it needs a backbone or a
+            teacher and there is none, or the teacher is another.
     """
     folder = _folder(ref)
     if teacher is not None:
@@ -126,7 +126,8 @@ def build_student(config: Mapping[str, Any], backbone: nn.Module | None = None) 
     described = {k: v for k, v in config.items() if k not in ("type", "notes")}
     if backbone is None and "backbone" in config and config["backbone"] is None:
         raise ValueError(
-            "the backbone of this student is no `Backbone` and cannot be rebuilt from a configuration: pass one like it, "
+            "the backbone of this student is no `Backbone` and cannot be rebuilt from a configuration: pass one like "
+            "it, "
             "load_student(..., backbone=)"
         )
     return build(_operator, {**described, "net": backbone}, "the configuration of a student")

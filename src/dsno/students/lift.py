@@ -15,9 +15,9 @@ Frames only meet in the temporal layers, which splits a pass in three:
 | after the last temporal layer | the frames asked for: the last alone when only the sample is wanted |
 
 The split is exact. It is done by the same hooks: each block is handed the rows of every tensor argument (features,
-embeddings, skips) that its place in the pass calls for. That needs blocks that do their own joining: a network that adds
-or concatenates features of different blocks outside of them would meet different numbers of rows there. `lift` tries one
-pass and, where that fails, runs all blocks on all frames and selects at the end, which is the same function.
+embeddings, skips) that its place in the pass calls for. That needs blocks that do their own joining: a network that
+adds or concatenates features of different blocks outside of them would meet different numbers of rows there. `lift`
+tries one pass and, where that fails, runs all blocks on all frames and selects at the end, which is the same function.
 """
 
 from __future__ import annotations
@@ -67,9 +67,9 @@ class Lifted(nn.Module):
     """A backbone of M frames; made by `lift`.
 
     Call: `lifted(x, times, cond, start, select)` with x (B, *shape) the noise, `times` (M,) the frames' output times,
-    `start` () or (B,) the input's time (told to the blocks that run once, or to all), `cond` with first dimension B, and `select`
-    the indices of the frames wanted (all by default). Returns (B, len(select), *shape), raw network outputs. A network
-    with guidance reads its weight from `cond["weight"]`; the backbone is told the rest.
+    `start` () or (B,) the input's time (told to the blocks that run once, or to all), `cond` with first dimension B,
+    and `select` the indices of the frames wanted (all by default). Returns (B, len(select), *shape), raw network
+    outputs. A network with guidance reads its weight from `cond["weight"]`; the backbone is told the rest.
     """
 
     def __init__(self, backbone: nn.Module, rows: Rows, plan: LiftPlan) -> None:
@@ -184,9 +184,9 @@ def lift(
     Arguments:
         backbone: Called as `net(x, t)` or `net(x, t, cond)`, t in [0, 1].
         example: Arguments of one such call with a batch of one; finds the order and widths of the blocks.
-        blocks: All blocks, including those without a temporal layer: classes whose instances are blocks, or names. Names
-            beside classes are modules that only need their rows (a stem, a head). Of blocks inside blocks the outermost
-            gets the rows; any may get a layer.
+        blocks: All blocks, including those without a temporal layer: classes whose instances are blocks, or names.
+            Names beside classes are modules that only need their rows (a stem, a head). Of blocks inside blocks the
+            outermost gets the rows; any may get a layer.
         frames: M.
         modes: J, at most M // 2 + 1.
         where: Which blocks get a layer: `every` (the paper; not the resampling blocks, the stem or the head), `low`
@@ -196,13 +196,14 @@ def lift(
         once: Run the blocks before the first temporal layer once per sample, told the input's time.
         activation: See `TemporalFourier`.
         init: See `TemporalFourier`.
-        channel_dim: See `TemporalFourier`; by default 1, and -1 for features of fewer dimensions than x, that is tokens.
-        told: Which time a frame's blocks are told: its own `output` time (the paper), or the `input`'s, where the lifted
-            network starts as the teacher at the noise it is given and the temporal layers tell the frames apart.
+        channel_dim: See `TemporalFourier`; by default 1, and -1 for features of fewer dimensions than x, that is
+            tokens.
+        told: Which time a frame's blocks are told: its own `output` time (the paper), or the `input`'s, where the
+            lifted network starts as the teacher at the noise it is given and the temporal layers tell the frames apart.
         output: Of blocks that return tuples, the place of the features; by default that of the tensor shaped like the
             block's first argument.
-        guidance: Names of modules whose output (B, D) is a time embedding, to which an embedding of the guidance weight is
-            added (`WeightEmbedding`).
+        guidance: Names of modules whose output (B, D) is a time embedding, to which an embedding of the guidance weight
+            is added (`WeightEmbedding`).
 
     Raises:
         ValueError: if the backbone is lifted already, a block is unknown, no block gets a layer though `where` is not
@@ -221,9 +222,15 @@ def lift(
         if hasattr(modules[name], "temporal"):
             raise ValueError(f"the block {name!r} has a module called `temporal` of its own: rename it")
     plan = LiftPlan(
-        sites, phases(found, temporal, once, told), frames, modes, once, activation, told,
+        sites,
+        phases(found, temporal, once, told),
+        frames,
+        modes,
+        once,
+        activation,
+        told,
         {n: embedding_dim(n, b) for n, b in find_blocks(backbone, example, guidance).items()} if guidance else {},
-    )  # fmt: skip
+    )
     made = install(backbone, plan, init, x)
     if all(block.runs == 1 for block in found.values()) and _separable(made, example):
         return made
