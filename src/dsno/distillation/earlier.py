@@ -44,13 +44,13 @@ def begun(
         student: Before any training.
         given: What the method draws on.
     """
-    own = out / "training" / stage.name
-    known = [_regression(settings, options, student, given), _staged(stage, stages, settings, options, student, given)]
-    for folder in (own, out / "training"):
-        checkpoint = latest(folder)
-        if checkpoint is not None and (held := read_json(checkpoint / "state.json")["settings"]) in known:
-            return folder, held
-    return own, settings
+    own, before = out / "training" / stage.name, latest(out / "training")
+    if before is not None:
+        # Where settings differ, `train` says which.
+        return out / "training", _regression(settings, options, student, given) or settings
+    held = None if (checkpoint := latest(own)) is None else read_json(checkpoint / "state.json")["settings"]
+    staged = _staged(stage, stages, settings, options, student, given)
+    return own, staged if held == staged else settings
 
 
 def _regression(settings: Mapping[str, Any], options: Options, student: Student, given: Given) -> dict[str, Any]:
