@@ -16,7 +16,18 @@ if TYPE_CHECKING:
     from dsno.teachers.check.verdict import Verdict
     from dsno.train import Report
 
-__all__ = ["counted", "launched", "progress", "say", "show", "show_methods", "show_plan", "show_verdict", "speaks"]
+__all__ = [
+    "counted",
+    "launched",
+    "progress",
+    "say",
+    "show",
+    "show_methods",
+    "show_options",
+    "show_plan",
+    "show_verdict",
+    "speaks",
+]
 
 
 @contextmanager
@@ -134,6 +145,14 @@ def show_methods(rows: Sequence[Mapping[str, str]]) -> None:
     console = Console()
     # A pipe has no width of its own, and a terminal may be too narrow for seven words a line.
     (console if console.is_terminal else Console(width=140)).print(made)
+
+
+def show_options(rows: Sequence[Mapping[str, str]]) -> None:
+    """Print a table of options."""
+    from rich.console import Console
+
+    console = Console()
+    (console if console.is_terminal else Console(width=140)).print(_table(rows))
 
 
 def _table(rows: Sequence[Mapping[str, str]]) -> Table:

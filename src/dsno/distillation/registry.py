@@ -21,9 +21,10 @@ import ast
 import inspect
 import textwrap
 from collections.abc import Callable
-from dataclasses import MISSING, dataclass, fields
+from dataclasses import dataclass, fields
 from itertools import pairwise
-from typing import Any, Literal, NamedTuple, cast
+from types import NoneType, UnionType
+from typing import Any, Literal, NamedTuple, cast, get_args, get_origin, get_type_hints
 
 import torch
 from torch import nn
@@ -99,10 +100,9 @@ class Method:
 
     def described(self) -> tuple[Option, ...]:
         """Its options: name, type, default and help, in the order of the dataclass."""
-        texts = _texts(self.options)
+        texts, hints = _texts(self.options), get_type_hints(self.options)
         return tuple(
-            Option(f.name, str(f.type), None if f.default is MISSING else f.default, texts[f.name])
-            for f in fields(cast(Any, self.options))
+            Option(f.name, _said(hints[f.name]), f.default, texts[f.name]) for f in fields(cast(Any, self.options))
         )
 
     def configured(self, **options: Any) -> Options:
@@ -204,6 +204,18 @@ def _texts(options: type) -> dict[str, str]:
             ):
                 found[ast.unparse(node.target)] = " ".join(str(below.value.value).split())
     return found
+
+
+def _said(hint: Any) -> str:
+    """A type in words: choices as they are, several of a tuple, `or none`."""
+    if get_origin(hint) is Literal:
+        return ", ".join(map(str, get_args(hint)))
+    if get_origin(hint) is tuple:
+        parts = [part for part in get_args(hint) if part is not Ellipsis]
+        return f"{parts[0].__name__}s" if Ellipsis in get_args(hint) else " ".join(part.__name__ for part in parts)
+    if get_origin(hint) is UnionType:
+        return " or ".join("none" if part is NoneType else _said(part) for part in get_args(hint))
+    return str(hint.__name__).lower()
 
 
 @torch.no_grad()
