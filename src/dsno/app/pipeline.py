@@ -36,7 +36,7 @@ from diffusers.utils.torch_utils import randn_tensor
 from PIL import Image
 from torch import Tensor, nn
 
-from dsno.checkpoint import CONFIG, build, compare, read_json, read_tensors
+from dsno.checkpoint import CONFIG, build, check_weights, read_json, read_tensors
 from dsno.condition import Cond, map_cond
 from dsno.data.samples import to_uint8, to_unit
 from dsno.nets.backbone import Backbone, net_from_config
@@ -83,7 +83,7 @@ class _Shared(ModelMixin, ConfigMixin):  # type: ignore[misc]
         tensors = {name: tensor for file in files for name, tensor in read_tensors(file).items()}
         with init_empty_weights():
             model = build(cls, _public(config))
-        compare(model.state_dict(), tensors, folder)
+        check_weights(model.state_dict(), tensors, folder)
 
 
 class DSNOModel(TrajectoryStudent, _Shared):  # type: ignore[misc]
