@@ -147,7 +147,7 @@ def evaluate(
     known = _reference(reference, extractor, levels)
 
     given = _Given(seed, shape, cond, dtype, device)
-    rank, world = _place(accelerator)
+    rank, world = _rank_and_world(accelerator)
     per_call = flops(sampler, *given[:1]) if flops_per_row is None else None
     alone = latency(sampler, *given[:1], repeats=repeats, warmup=1) if repeats and rank == 0 else None
     made = _sampled(sampler, given, batch, accelerator, progress)
@@ -195,7 +195,7 @@ def _check(seed: Tensor, batch: int, repeats: int, cond: Cond | None, fine: Tens
             raise ValueError(f"{what} has {len(rows)} rows but there are {N} seeds")
 
 
-def _place(accelerator: Any) -> tuple[int, int]:
+def _rank_and_world(accelerator: Any) -> tuple[int, int]:
     """The rank of this process, and how many there are."""
     return (0, 1) if accelerator is None else (accelerator.process_index, accelerator.num_processes)
 
@@ -231,7 +231,7 @@ def _sampled(
     sampler: Sampler, given: _Given, batch: int, accelerator: Any, progress: Callable[[int, int], object] | None
 ) -> _Made:
     """Sample this process's share of the set, in the timed run, and gather those of all."""
-    (rank, world), N = _place(accelerator), len(given)
+    (rank, world), N = _rank_and_world(accelerator), len(given)
     # The last share is filled up with rows of the first: all processes make as many, and what is too much is cut off.
     share = -(-N // world)
     mine = torch.arange(rank * share, (rank + 1) * share) % N
@@ -262,7 +262,7 @@ def _check_samples(x: Tensor, shape: tuple[int, ...], name: str) -> None:
 
 def _on_the_first(work: Callable[[], Result], accelerator: Any) -> Result:
     """What `work` returns, or raises, on the first process: on every process."""
-    rank, world = _place(accelerator)
+    rank, world = _rank_and_world(accelerator)
     if world == 1:
         return work()
     from accelerate.utils import broadcast_object_list

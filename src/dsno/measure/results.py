@@ -13,7 +13,10 @@ from typing import Any
 
 from dsno.checkpoint import read_json, write_json
 
-__all__ = ["Cost", "Protocol", "Quality", "Result", "load_results", "save_results"]
+__all__ = ["RESULTS", "Cost", "Protocol", "Quality", "Result", "load_results", "save_results"]
+
+RESULTS = "results.json"
+"""What the file of an evaluation is called."""
 
 
 @dataclass(frozen=True)
