@@ -88,7 +88,7 @@ class CheckTeacher(Teacher):
     In Python:
 
         from dsno import load_teacher
-        from dsno.teachers.check.check import check_teacher
+        from dsno.teachers.check.run import check_teacher
         from dsno.data.load import load_data
         print(check_teacher(load_teacher("runs/teacher"), load_data("digits").x))
     """
@@ -117,7 +117,7 @@ class CheckTeacher(Teacher):
     def run(self) -> int:
         from dsno.checkpoint import write_json
         from dsno.data.load import load_data
-        from dsno.teachers.check.check import check_teacher
+        from dsno.teachers.check.run import check_teacher
 
         began = time.perf_counter()
         if self.out is not None:
