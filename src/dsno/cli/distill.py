@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Literal
 
 import torch
 
+from dsno.cli.conditions import null_of, under_guidance
 from dsno.cli.console import progress, say
-from dsno.cli.teachers import null_of
 from dsno.train import TrainConfig
 
 if TYPE_CHECKING:
@@ -156,7 +156,6 @@ def distill_method(options: Distill) -> None:
     Raises:
         ValueError: for an option that the method does not take, or anything it needs and is not given.
     """
-    from dsno.cli.sets import guided
     from dsno.distillation.registry import METHODS, student_of
     from dsno.distillation.run import distill_by
     from dsno.distillation.stages import Given
@@ -186,7 +185,7 @@ def distill_method(options: Distill) -> None:
     if {"samples", "data"} & {*method.needs}:
         x, labels = _samples(options, teacher, trajectories)
     if method.name == "guided":
-        denoiser = guided(options.teacher, teacher, weights, null=options.null)
+        denoiser = under_guidance(options.teacher, teacher, weights, null=options.null)
     known = inspect.signature(method.stages).parameters
     own = (name for name in (*REGRESSION, "stochastic") if name in known and name in given_options(options))
     asked = {name: getattr(options, name) for name in own}
