@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from dsno.runs.recipes import RECIPES, Recipe
     from dsno.runs.shipped import shipped
     from dsno.runs.teach import teach
-    from dsno.teachers.check.check import check_teacher
+    from dsno.teachers.check.run import check_teacher
     from dsno.trajectories.share import pull, push
 
 __version__ = "0.1.0"
@@ -50,7 +50,7 @@ LATER = {
     "DSNOPipeline": "dsno.app.pipeline",
     "RECIPES": "dsno.runs.recipes",
     "Recipe": "dsno.runs.recipes",
-    "check_teacher": "dsno.teachers.check.check",
+    "check_teacher": "dsno.teachers.check.run",
     "compare": "dsno.report.compare",
     "evaluate": "dsno.measure.evaluate",
     "export_onnx": "dsno.app.export",

@@ -12,7 +12,7 @@ from PIL import Image
 import shell
 from dsno.app.export import load_program
 from dsno.checkpoint import read_json, read_tensors
-from dsno.cli.distill import Distill, distill_by
+from dsno.cli.distill import Distill, with_options
 from dsno.data.load import load_data
 from dsno.denoise import Prediction
 from dsno.distillation.registry import METHODS, Method
@@ -312,7 +312,7 @@ def test_every_option_can_be_set_from_the_shell(method: Method) -> None:
             words, value = OWN[method.name, option.name]
         name = option.name.replace("_", "-")
         arguments = words.replace("NAME", name).split()
-        made = tyro.cli(distill_by(["--method", method.name, *arguments]), args=["--method", method.name, *arguments])
+        made = tyro.cli(with_options(["--method", method.name, *arguments]), args=["--method", method.name, *arguments])
         found = getattr(made.options, option.name)
         assert found == value != option.default and made.options == method.configured(**{option.name: value})
 

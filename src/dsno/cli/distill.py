@@ -10,9 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
+from dsno.cli.conditions import null_of, under_guidance
 from dsno.cli.console import progress, say
-from dsno.cli.sets import guided
-from dsno.cli.teachers import null_of
 from dsno.distillation.registry import METHODS, method_named
 from dsno.train import TrainConfig
 
@@ -23,7 +22,7 @@ if TYPE_CHECKING:
     from dsno.distillation.stages import Options
     from dsno.trajectories.sets import TrajectorySet
 
-__all__ = ["Distill", "distill_by"]
+__all__ = ["Distill", "with_options"]
 
 
 @dataclass(frozen=True)
@@ -107,7 +106,7 @@ class Distill:
                     f"{method.name} needs a class-conditional teacher, and {self.teacher} is told no class: take "
                     "progressive for this one"
                 )
-            return guided(self.teacher, teacher, options.guidance, null=options.null)
+            return under_guidance(self.teacher, teacher, options.guidance, null=options.null)
         if solved is None or null_of_set(solved) is not None:
             return teacher
         found = solved.manifest["teacher"]
@@ -148,7 +147,7 @@ class Distill:
         return images
 
 
-def distill_by(arguments: Sequence[str]) -> type[Distill]:
+def with_options(arguments: Sequence[str]) -> type[Distill]:
     """The verb with the options of the method that the arguments name.
 
     Raises:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -32,7 +33,7 @@ from dsno.students.operator import Target, TrajectoryStudent
 from dsno.students.samplers import Student
 from dsno.students.temporal import Activation
 
-__all__ = ["build_student", "load_student", "notes_of", "save_student"]
+__all__ = ["build_student", "load_student", "notes_of", "save_student", "trained_for"]
 
 
 def save_student(folder: Path | str, student: Student, adapter_only: bool = False, **notes: object) -> Path:
@@ -96,6 +97,18 @@ def notes_of(ref: Path | str) -> dict[str, Any]:
     config = read_json(_folder(ref) / CONFIG)
     notes: dict[str, Any] = config.get("notes", {}) if isinstance(config, dict) else {}
     return notes
+
+
+def trained_for(ref: Path | str) -> tuple[float, float]:
+    """The range of guidance weights that a student was trained for; all from 0 on where its notes name none.
+
+    Raises:
+        FileNotFoundError: if there is no such folder or file.
+    """
+    notes = notes_of(ref)
+    # Version 0.1 noted options beside the rest.
+    low, high = notes.get("options", notes).get("guidance", (0.0, math.inf))
+    return low, high
 
 
 def _folder(ref: Path | str) -> Path:
