@@ -12,8 +12,8 @@ from dsno.cli.conditions import condition_by_seed, under_guidance
 from dsno.cli.console import progress, say
 from dsno.cli.options import Device, TeacherRef, device_of, launched
 from dsno.grids import quadratic
+from dsno.nets.backbone import sample_shape
 from dsno.teachers.load import check_dtype, load_teacher
-from dsno.teachers.native import sample_shape
 from dsno.trajectories.make import make_trajectories
 
 __all__ = ["Generate"]

@@ -31,7 +31,8 @@ from torch import nn
 from dsno.checkpoint import read_json
 from dsno.denoise import Prediction
 from dsno.hub import first_line, is_hub_id, local_copy
-from dsno.teachers.native import load_native, sample_shape
+from dsno.nets.backbone import sample_shape
+from dsno.teachers.native import load_native
 
 __all__ = ["check_dtype", "load_teacher"]
 

@@ -21,11 +21,10 @@ from torch import Tensor, nn
 from dsno.condition import Cond, map_cond
 from dsno.cost import Meter
 from dsno.denoise import Denoiser, Guided, Prediction, modules_of
-from dsno.nets.backbone import Backbone
+from dsno.nets.backbone import Backbone, sample_shape
 from dsno.schedule import Schedule
 from dsno.seeds import noise, seed_range
 from dsno.teachers.check.verdict import Finding
-from dsno.teachers.native import sample_shape
 
 __all__ = ["SPAN", "Subject", "rmse", "subject_of"]
 
