@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import statistics
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any, NamedTuple, TypeVar
 
@@ -16,11 +17,12 @@ from torch.utils.weak import WeakIdKeyDictionary
 from dsno.condition import Cond
 from dsno.denoise import Denoiser, Guided
 
-__all__ = ["Live", "Meter", "Throughput", "flops", "latency", "throughput", "timed"]
+__all__ = ["Live", "Meter", "Metered", "Throughput", "flops", "latency", "throughput", "timed"]
 
 
-class Meter(nn.Module):
-    """Counts what a denoiser costs: `rounds` (calls, the serial cost) and `rows` (batch rows, the total cost).
+class Metered(nn.Module, ABC):
+    """A denoiser that answers as another does and counts what that costs: `rounds` (calls, the serial cost) and `rows`
+    (batch rows, the total cost).
 
     A guided denoiser evaluates two rows for each. `jvps` and `vjps` are counted by the samplers that differentiate,
     through `tally`.
@@ -29,7 +31,7 @@ class Meter(nn.Module):
     def __init__(self, denoiser: Denoiser) -> None:
         super().__init__()
         self.denoiser = denoiser
-        self.evaluations: int = denoiser.evaluations if isinstance(denoiser, Guided | Meter) else 1
+        self.evaluations: int = denoiser.evaluations if isinstance(denoiser, Guided | Metered) else 1
         self.reset()
 
     def reset(self) -> None:
@@ -42,6 +44,17 @@ class Meter(nn.Module):
     def forward(self, x_t: Tensor, t: Tensor, cond: Cond | None = None) -> Tensor:
         self.rounds += 1
         self.rows += len(x_t) * self.evaluations
+        return self.answer(x_t, t, cond)
+
+    @abstractmethod
+    def answer(self, x_t: Tensor, t: Tensor, cond: Cond | None) -> Tensor:
+        """What `denoiser` says of the states, asked here or elsewhere, at once or in parts."""
+
+
+class Meter(Metered):
+    """Counts what a denoiser costs, asked as it is."""
+
+    def answer(self, x_t: Tensor, t: Tensor, cond: Cond | None) -> Tensor:
         return self.denoiser(x_t, t, cond)
 
 
