@@ -29,9 +29,9 @@ from dsno.students.flowmap import FlowMap, flow_map_from_teacher
 from dsno.students.operator import TrajectoryStudent
 from dsno.students.samplers import sampler_of
 from dsno.train import Objective, TrainConfig, train
-from dsno.trajectories.labels import samples_of, uniform_labels
-from dsno.trajectories.make import make_trajectories
-from dsno.trajectories.sets import TrajectorySet
+from dsno.trajectories.generate import generate
+from dsno.trajectories.labels import uniform_labels
+from dsno.trajectories.sets import TrajectorySet, samples_of
 
 CONFIG = TrainConfig(lr=1e-3, warmup=2, checkpoint_every=50)
 
@@ -48,7 +48,7 @@ def trajectories(teacher: Prediction, tmp_path_factory: pytest.TempPathFactory) 
     out = tmp_path_factory.mktemp("data") / "trajectories"
     times = torch.tensor([0.5, 0.0], dtype=torch.float64)
     label = uniform_labels(2)
-    return make_trajectories(teacher, (1, 4, 4), out, 32, times, steps=4, solver="unipc2", label=label, batch=16)
+    return generate(teacher, out, 32, shape=(1, 4, 4), times=times, steps=4, solver="unipc2", label=label, batch=16)
 
 
 def given(teacher: Prediction, trajectories: TrajectorySet, name: str = "", steps: int = 8) -> Given:
@@ -385,9 +385,9 @@ def test_trajectories_teachers_and_whole_runs_are_cited(
     from dsno.teachers.native import save_teacher
 
     assert used_by(trajectories.folder) == ["zhao2023unipc", "nichol2021improved", "salimans2022progressive"]
-    guided = make_trajectories(
-        Guided(teacher, torch.tensor(2), 1.0), (1, 4, 4), tmp_path / "run" / "trajectories", 4, uniform(1)[1:], steps=2,
-        solver="heun", label=uniform_labels(2),
+    guided = generate(
+        Guided(teacher, torch.tensor(2), 1.0), tmp_path / "run" / "trajectories", 4, shape=(1, 4, 4),
+        times=uniform(1)[1:], steps=2, solver="heun", label=uniform_labels(2),
     )  # fmt: skip
     assert used_by(guided.folder)[:2] == ["karras2022elucidating", "ho2022classifier"]
     save_teacher(tmp_path / "run" / "teacher", teacher)

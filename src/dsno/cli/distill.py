@@ -293,7 +293,7 @@ def _samples(options: Distill, teacher: Prediction, trajectories: TrajectorySet 
     """
     from dsno.data.load import load_data
     from dsno.teachers.native import sample_shape
-    from dsno.trajectories.labels import samples_of
+    from dsno.trajectories.sets import samples_of
 
     if trajectories is not None:
         if options.size is not None:

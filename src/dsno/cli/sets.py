@@ -31,11 +31,9 @@ class Generate(Teacher):
 
     In Python:
 
-        from dsno import grids, load_teacher, schedule
-        from dsno.trajectories.make import make_trajectories
-        teacher = load_teacher("runs/teacher")
-        times = teacher.schedule.from_phase(grids.quadratic(4))[1:]
-        data = make_trajectories(teacher, (1, 8, 8), "runs/trajectories", 20_000, times)
+        from dsno import load_teacher
+        from dsno.trajectories.generate import generate
+        data = generate(load_teacher("runs/teacher"), "runs/trajectories", 20_000)
     """
 
     out: Path = Path("runs/trajectories")
@@ -82,10 +80,9 @@ class Generate(Teacher):
     """Throw away what is in --out."""
 
     def run(self) -> None:
-        from dsno import grids
         from dsno.teachers.load import check_dtype
-        from dsno.teachers.native import sample_shape
-        from dsno.trajectories.make import make_trajectories
+        from dsno.trajectories.compute import Compute
+        from dsno.trajectories.generate import generate, quadratic_frames
 
         autocast = None if self.dtype == "fp32" else check_dtype(self.dtype, device_of(self.device))
         if len(self.guidance) > 2 or any(w < 0 for w in self.guidance) or sorted(self.guidance) != [*self.guidance]:
@@ -97,17 +94,27 @@ class Generate(Teacher):
         if accelerator is not None:
             teacher.to(accelerator.device)
         label = told(self.teacher, teacher, self.labels, self.prompts, self.guidance)
-        times = torch.tensor(self.times, dtype=torch.float64)
-        if not self.times:
-            # Rounded, so that they are the same on machines whose tangents differ in the last digit.
-            times = teacher.schedule.from_phase(grids.quadratic(self.frames))[1:].round(decimals=12)
         with progress() as report:
-            data = make_trajectories(
-                guided(self.teacher, teacher, self.guidance, self.prompts is not None, self.null), sample_shape(teacher), self.out, self.count, times, self.targets, self.solver,
-                self.steps, self.resume, self.overwrite, report, batch=self.batch, shard=self.shard, label=label,
-                first_seed=self.first_seed, grid=self.grid, accelerator=accelerator, dtype=getattr(torch, self.store), autocast=autocast,
-                channels_last=self.channels_last, compile=self.compile,
-            )  # fmt: skip
+            data = generate(
+                guided(self.teacher, teacher, self.guidance, self.prompts is not None, self.null),
+                self.out,
+                self.count,
+                times=self.times or quadratic_frames(teacher.schedule, self.frames),
+                solver=self.solver,
+                steps=self.steps,
+                grid=self.grid,
+                targets=self.targets,
+                label=label,
+                first_seed=self.first_seed,
+                batch=self.batch,
+                shard=self.shard,
+                dtype=getattr(torch, self.store),
+                compute=Compute(autocast, self.channels_last, self.compile),
+                accelerator=accelerator,
+                resume=self.resume,
+                overwrite=self.overwrite,
+                report=report,
+            )
         say(f"{len(data)} trajectories in {self.out}", f"dsno distill --teacher {self.teacher} --data {self.out}")
 
 

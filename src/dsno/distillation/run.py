@@ -22,7 +22,7 @@ from dsno.students.files import save_flow_map, save_student
 from dsno.students.flowmap import FlowMap, TwoTime
 from dsno.students.operator import TrajectoryStudent
 from dsno.train import Report, TrainConfig, prepare_run, quiet, stage_progress, train
-from dsno.trajectories.describe import describe
+from dsno.trajectories.manifest import describe
 from dsno.trajectories.sets import TrajectorySet
 
 __all__ = ["distill", "distill_by"]
