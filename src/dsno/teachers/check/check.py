@@ -35,7 +35,7 @@ import torch
 from torch import Tensor, nn
 
 from dsno.condition import Cond, map_cond
-from dsno.cost import Meter, flops, latency
+from dsno.cost import Meter, Metered, flops, latency
 from dsno.denoise import KINDS, Denoiser, Guided, Kind, Prediction, x0_from
 from dsno.denoise import scale_input as shown_to
 from dsno.grids import quadratic
@@ -124,7 +124,7 @@ class _Subject:
 
     def __init__(self, teacher: Denoiser, data: Tensor | None, cond: Cond | None, seed: int, rows: int) -> None:
         inner: Any = teacher
-        while isinstance(inner, Meter | Guided):
+        while isinstance(inner, Metered | Guided):
             inner = inner.denoiser
         if not isinstance(getattr(inner, "schedule", None), Schedule):
             raise ValueError(
