@@ -17,7 +17,7 @@ from dsno.schedule import Cosine
 from dsno.solvers.chain import Chain
 from dsno.solvers.run import SolverSampler
 from dsno.teachers.closed import GaussianMixture
-from dsno.trajectories.describe import describe
+from dsno.trajectories.manifest import describe
 
 CPUS = ["cpu", "cpu", "cpu"]
 

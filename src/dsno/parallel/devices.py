@@ -25,7 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from dsno.condition import Cond, map_cond
-from dsno.cost import Live, Meter
+from dsno.cost import Live, Metered
 from dsno.denoise import Denoiser, modules_of
 
 __all__ = ["Replicas"]
@@ -33,7 +33,7 @@ __all__ = ["Replicas"]
 Device = torch.device | str
 
 
-class Replicas(Meter):
+class Replicas(Metered):
     """A denoiser on several devices, called like one: rows are split over copies of it, and come back in order.
 
     Whatever takes a denoiser takes one of these. Guidance goes inside, `Replicas(Guided(teacher, ...))`: outside it, a
@@ -86,9 +86,7 @@ class Replicas(Meter):
         super().reset()
         self.calls = 0
 
-    def forward(self, x_t: Tensor, t: Tensor, cond: Cond | None = None) -> Tensor:
-        self.rounds += 1
-        self.rows += len(x_t) * self.evaluations
+    def answer(self, x_t: Tensor, t: Tensor, cond: Cond | None) -> Tensor:
         if self.memory is not None and self.limit is None and len(x_t):
             self.limit = self._rows_within(self.memory, x_t, t, cond)
         made: list[tuple[int, Tensor]] = []

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from dsno.condition import Cond, map_cond
-from dsno.cost import Meter
+from dsno.cost import Meter, Metered
 from dsno.denoise import Denoiser, expand_like, modules_of
 from dsno.seeds import noise_tape
 from dsno.solvers.chain import Chain
@@ -158,7 +158,7 @@ class Rounds:
 
 def _refuse_random_layers(denoiser: Denoiser) -> bool:
     """Whether the denoiser holds modules, none of which may be random."""
-    while isinstance(denoiser, Meter):
+    while isinstance(denoiser, Metered):
         denoiser = denoiser.denoiser
     random = (nn.modules.dropout._DropoutNd, nn.modules.batchnorm._BatchNorm)
     modules = modules_of(denoiser)
