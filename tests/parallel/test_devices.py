@@ -1,4 +1,5 @@
-"""A call on several devices, or in chunks, is the call: the same rows in the same order, and every network call counted."""
+"""A call on several devices, or in chunks, is the call: the same rows in the same order, and every network call
+counted."""
 
 from collections.abc import Callable, Iterator
 from itertools import pairwise
