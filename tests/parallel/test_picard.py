@@ -100,11 +100,11 @@ def test_conditions_and_guidance_reach_their_rows() -> None:
     assert torch.allclose(ParaTAA(teacher, chain, tolerance=None).solve(x, cond=cond).x, reference.x, atol=1e-12)
     net = UNet(1, 4, (8,), classes=3, null=True).double().eval()
     guided = Guided(Prediction(net, Cosine(), "v", shape=(1, 4, 4), classes=3).eval(), torch.tensor(3))
-    told = {"label": cond[:3], "weight": torch.tensor([0.0, 1.0, 2.0], dtype=D64)}
+    named = {"label": cond[:3], "weight": torch.tensor([0.0, 1.0, 2.0], dtype=D64)}
     guided.null = {"label": torch.tensor(3)}
     guided.denoiser.net = _Named(net)
     x = torch.randn(3, 1, 4, 4, dtype=D64)
-    made, reference = ParaTAA(guided, chain, tolerance=None).solve(x, cond=told), chain.run(guided, x, cond=told)
+    made, reference = ParaTAA(guided, chain, tolerance=None).solve(x, cond=named), chain.run(guided, x, cond=named)
     assert torch.allclose(made.x, reference.x, atol=1e-12)
     assert made.trace is not None and int(made.trace.rows.min()) >= 2 * len(chain)
 
