@@ -11,14 +11,7 @@ from dsno.cost import Meter
 from dsno.denoise import Guided, Prediction
 from dsno.trajectories.compute import PLAIN, Compute
 from pretend import Rank
-from stored import (
-    COSINE,
-    Net,
-    contents,
-    make,
-    mixture,
-    sampler,
-)
+from stored import COSINE, Net, contents, make, mixture, sampler
 
 
 def test_dropout_is_off_meanwhile_and_back_afterwards(tmp_path: Path) -> None:

@@ -25,9 +25,8 @@ def test_an_existing_folder_needs_a_decision(tmp_path: Path) -> None:
     (tmp_path / "set" / "notes.txt").write_text("mine")
     data = make(tmp_path / "set", count=9, overwrite=True)
     assert len(data) == 9
-    assert sorted(contents(tmp_path / "set")) == [
-        "manifest.json", "notes.txt", "shard-00000.safetensors", "shard-00001.safetensors",
-    ]  # fmt: skip
+    shards = [f"shard-0000{k}.safetensors" for k in range(2)]
+    assert sorted(contents(tmp_path / "set")) == ["manifest.json", "notes.txt", *shards]
 
 
 @pytest.mark.parametrize("options", [{}, {"resume": True}, {"overwrite": True}])

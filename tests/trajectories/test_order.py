@@ -4,13 +4,14 @@ import itertools
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from dsno.trajectories.order import batches
+from dsno.trajectories.order import Order, batches
 from dsno.trajectories.sets import TrajectorySet
 from stored import SHAPE, labels, make
 
@@ -57,6 +58,30 @@ def test_a_batch_is_a_function_of_seed_and_step(length: int, share: int, world: 
     assert len(set(epoch)) == len(epoch) == steps * size
 
 
+def test_the_order_is_the_permutation_of_seed_and_epoch() -> None:
+    seen = [*itertools.chain(*take(6, Range(30), 10, 5))]
+    assert seen == [*itertools.chain(*(np.random.default_rng((5, epoch)).permutation(30).tolist() for epoch in (0, 1)))]
+
+
+def test_windows_are_the_permutations_of_this_formula() -> None:
+    # 22 rows in shards of 4, the last of 2; windows of 2 shards.
+    (rows,) = take(1, Windowed(22, 4, 2), 22, 5)
+    shards, expected = np.random.default_rng((5, 0)).permutation(6), []
+    for w in range(3):
+        of = np.concatenate([np.arange(4 * k, min(4 * k + 4, 22)) for k in shards[2 * w : 2 * w + 2]])
+        expected += np.random.default_rng((5, 0, w + 1)).permutation(of).tolist()
+    assert rows == expected
+
+
+def test_an_order_makes_the_rows_of_any_positions() -> None:
+    order, whole = Order(22, 4, 2, 5, 0), Order(22, 4, 2, 5, 0).rows(0, 22)
+    assert sorted(whole) == [*range(22)] and order.ends[-1] == 22 and len(order.windows) == 3
+    for first in range(0, 22, 3):
+        for last in range(first + 1, 23, 5):
+            assert order.rows(first, last) == whole[first:last]
+    assert [order.at(n) for n in (0, order.ends[0] - 1, order.ends[0], 21)] == [0, 0, 1, 2]
+
+
 def test_epochs_and_seeds_differ() -> None:
     orders = [take(1, Range(100), 100, seed, epoch)[0] for seed in range(3) for epoch in range(3)]
     assert len({tuple(order) for order in orders}) == 9
@@ -65,9 +90,14 @@ def test_epochs_and_seeds_differ() -> None:
 
 @settings(max_examples=40)
 @given(
-    st.integers(1, 40), st.integers(1, 9), st.integers(1, 5), st.integers(1, 4), st.integers(1, 3), st.integers(0, 3),
-    st.integers(0, 9),
-)  # fmt: skip
+    length=st.integers(1, 40),
+    shard=st.integers(1, 9),
+    window=st.integers(1, 5),
+    share=st.integers(1, 4),
+    world=st.integers(1, 3),
+    seed=st.integers(0, 3),
+    start=st.integers(0, 9),
+)
 def test_windows_keep_the_order_a_function(
     length: int, shard: int, window: int, share: int, world: int, seed: int, start: int
 ) -> None:

@@ -12,18 +12,7 @@ from torch.utils.data import DataLoader
 from dsno.denoise import Prediction
 from dsno.teachers.closed import Gaussian
 from dsno.trajectories.sets import TrajectorySet, samples_of
-from stored import (
-    COSINE,
-    KEEP,
-    SHAPE,
-    Net,
-    contents,
-    labels,
-    make,
-    mixture,
-    named_labels,
-    sampler,
-)
+from stored import COSINE, KEEP, SHAPE, Net, contents, labels, make, mixture, named_labels, sampler
 
 
 def test_shapes_dtypes_and_attributes(tmp_path: Path) -> None:

@@ -191,8 +191,10 @@ def test_a_push_is_a_few_commits(hub: Hub, made: Path) -> None:
     assert hub.private is True
     shards = [f"shard-0000{k}.safetensors" for k in range(6)]
     assert hub.commits == [
-        ("Add 6 shards", shards), ("Describe the set", ["README.md"]), ("Complete the set", ["manifest.json"]),
-    ]  # fmt: skip
+        ("Add 6 shards", shards),
+        ("Describe the set", ["README.md"]),
+        ("Complete the set", ["manifest.json"]),
+    ]
     push(made, f"{DATASET}/deeper/set")
     assert hub.commits[-1] == ("Complete the set", ["deeper/set/manifest.json"])
 

@@ -73,9 +73,8 @@ def test_training_on_a_stream_is_training_on_the_folder(tmp_path: Path, url: str
         objective = TrajectoryDistillation(data, student, batch=5)
         trained.append(train(student, objective, TrainConfig(steps=6, warmup=0), tmp_path / name).state_dict())
     assert all(torch.equal(x, trained[1][k]) for k, x in trained[0].items())
-    assert not all(torch.equal(x, student_start) for x, student_start in zip(
-        trained[0].values(), dsno.student_from_teacher(teacher, data.times).state_dict().values(), strict=True
-    ))  # fmt: skip
+    fresh = dsno.student_from_teacher(teacher, data.times).state_dict()
+    assert any(not torch.equal(x, fresh[k]) for k, x in trained[0].items()), "nothing was learned"
 
 
 def test_the_cache_forgets_what_was_used_the_longest_ago(made: Path, url: str) -> None:

@@ -60,8 +60,9 @@ def test_a_condition_may_have_names(tmp_path: Path) -> None:
     assert {name: x.tolist() for name, x in data[17]["cond"].items()} == {"label": 2, "weight": 8.5}
     assert data.manifest["format"] == 2
     assert {k: (v["shape"], v["dtype"]) for k, v in data.manifest["cond"].items()} == {
-        "label": ([], "int64"), "weight": ([], "float32"),
-    }  # fmt: skip
+        "label": ([], "int64"),
+        "weight": ([], "float32"),
+    }
     stored = load_file(tmp_path / "set" / "shard-00001.safetensors")
     assert torch.equal(stored["cond.label"], torch.arange(8, 16) % 3)
     assert torch.equal(stored["cond.weight"], torch.arange(8, 16) / 2)

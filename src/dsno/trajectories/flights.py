@@ -34,7 +34,18 @@ log = logging.getLogger(__name__)
 
 @dataclass
 class Flight:
-    """A batch on its way from the device to its rows of a shard."""
+    """A batch on its way from the device to its rows of a shard.
+
+    Attributes:
+        k: The number of the shard.
+        shard: Its tensors, on the host.
+        rows: The part of them that this batch fills, (B, ...).
+        last: Whether it is the shard's last batch.
+        times: The frames, (M,).
+        outputs: What was solved, by name, where it was solved.
+        held: Copies in pinned memory, as far as they are made.
+        copied: Recorded behind the copies; None where nothing needs copying.
+    """
 
     k: int
     shard: dict[str, Tensor]
@@ -160,6 +171,7 @@ class Writer:
 
 
 def _refuse(name: str, output: Tensor, finite: Tensor, seeds: Tensor, times: Tensor, dtype: torch.dtype) -> None:
+    """Name the first frame that is not `finite` (B, M), and the seeds for which it is not."""
     m = int((~finite).any(0).nonzero()[0])
     bad = [str(seed) for seed in seeds[~finite[:, m]].tolist()]
     why = "is not finite: the denoiser or the solver diverged"

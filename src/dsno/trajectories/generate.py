@@ -117,7 +117,7 @@ def generate(
             check_out(Path(out), resume, overwrite)
         # All ranks find the same, so that none waits for another.
         errors = _measured(sampler, found, contents, label, compute, accelerator, report)
-        report("generate", 0, count, _told(errors, steps, left))
+        report("generate", 0, count, _in_words(errors, steps, left))
         sampler = replace(sampler, grid=found[next(iter(errors))])
     return store(
         sampler,
@@ -217,7 +217,7 @@ def _measured(
         )
 
 
-def _told(errors: Mapping[str, float], steps: int, left: Sequence[str]) -> str:
+def _in_words(errors: Mapping[str, float], steps: int, left: Sequence[str]) -> str:
     """What was found, in words; `errors` are least first, the grids `left` out could not be tried."""
     chosen, *_ = errors
     best, *rest = (f"{name} {error:.2g}" for name, error in errors.items())
