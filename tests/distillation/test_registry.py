@@ -19,10 +19,9 @@ from dsno.distillation import run
 from dsno.distillation.registry import METHODS, Method, student_of
 from dsno.distillation.run import distill, distill_by
 from dsno.distillation.stages import Given, Stage
-from dsno.grids import uniform
 from dsno.nets.features import FeatureNet
 from dsno.nets.unet import UNet
-from dsno.references import REFERENCES, bibtex, used_by
+from dsno.references import REFERENCES, used_by
 from dsno.schedule import Cosine
 from dsno.students.files import load_any
 from dsno.students.flowmap import FlowMap, flow_map_from_teacher
@@ -359,60 +358,3 @@ def test_what_was_trained_auxiliarily_starts_from_the_seed(
         with pytest.raises(KeyboardInterrupt):
             distill_by("shortcut", flow_map_from_teacher(teacher), given(teacher, trajectories), tmp_path, CONFIG)
     assert torch.equal(*made)
-
-
-# Citing
-
-
-def test_every_entry_is_bibtex() -> None:
-    text = bibtex(REFERENCES)
-    entries = text.split("\n\n")
-    assert len(entries) == len(REFERENCES) + 1 and text.count("{") == text.count("}")
-    for key, entry in zip(REFERENCES, entries, strict=False):
-        assert entry.startswith((f"@inproceedings{{{key},", f"@article{{{key},", f"@misc{{{key},")) and entry.endswith(
-            "}"
-        )
-        assert all(f"  {name:<13} = {{" in entry for name in ("author", "title", "year"))
-        year = REFERENCES[key].year
-        # A preprint is not younger than its publication.
-        assert not REFERENCES[key].arxiv or 2000 + int(REFERENCES[key].arxiv[:2]) <= year
-    assert entries[-1].startswith("@software{dsno,")
-
-
-def test_trajectories_teachers_and_whole_runs_are_cited(
-    teacher: Prediction, trajectories: TrajectorySet, tmp_path: Path
-) -> None:
-    from dsno.teachers.native import save_teacher
-
-    assert used_by(trajectories.folder) == ["zhao2023unipc", "nichol2021improved", "salimans2022progressive"]
-    guided = make_trajectories(
-        Guided(teacher, torch.tensor(2), 1.0), (1, 4, 4), tmp_path / "run" / "trajectories", 4, uniform(1)[1:], steps=2,
-        solver="heun", label=uniform_labels(2),
-    )  # fmt: skip
-    assert used_by(guided.folder)[:2] == ["karras2022elucidating", "ho2022classifier"]
-    save_teacher(tmp_path / "run" / "teacher", teacher)
-    assert used_by(tmp_path / "run" / "teacher") == ["nichol2021improved", "salimans2022progressive"]
-    assert {*used_by(tmp_path / "run")} == {
-        "nichol2021improved", "salimans2022progressive", "karras2022elucidating", "ho2022classifier"
-    }  # fmt: skip
-    with pytest.raises(FileNotFoundError, match="no folder .*nowhere: name one of a student, a flow map"):
-        used_by(tmp_path / "nowhere")
-    (tmp_path / "empty").mkdir()
-    with pytest.raises(
-        ValueError, match="holds no student, flow map, trajectories, teacher or results, and neither does"
-    ):
-        used_by(tmp_path / "empty")
-
-
-def test_the_distance_and_the_path_of_an_operator_are_cited(
-    teacher: Prediction, trajectories: TrajectorySet, tmp_path: Path
-) -> None:
-    drawn_on = given(teacher, trajectories, steps=2)
-    student = student_of(METHODS["operator"], teacher, drawn_on)
-    from dsno.students.files import save_student
-
-    save_student(tmp_path, student, method="operator", distance="l1+perceptual", solver="DDIM", guided=True)
-    assert used_by(tmp_path) == [
-        "zheng2023fast", "zhang2018unreasonable", "ho2022classifier", "song2021denoising", "nichol2021improved",
-        "salimans2022progressive",
-    ]  # fmt: skip
