@@ -38,7 +38,7 @@ from diffusers.utils.torch_utils import randn_tensor
 from PIL import Image
 from torch import Tensor, nn
 
-from dsno.checkpoint import CONFIG, build, compare, read_json, read_tensors
+from dsno.checkpoint import CONFIG, build, check_weights, read_json, read_tensors
 from dsno.condition import Cond, named
 from dsno.data.samples import to_uint8, to_unit
 from dsno.nets.backbone import Backbone, net_from_config
@@ -56,6 +56,12 @@ __all__ = ["DSNOModel", "DSNOPipeline", "DSNOPipelineOutput", "FlowMapModel"]
 # diffusers takes a component's class from the module that the index names, and from one that is imported already alone.
 # Version 0.1 saved the name that this module had then.
 sys.modules.setdefault("dsno.pipeline", sys.modules[__name__])
+
+
+# The two models are students by inheritance, where elsewhere in this library classes are abstract or final. What a
+# pipeline saves and loads has to be a `ModelMixin` whose own modules bear the names in its file, so a model that held a
+# student could not register it, but only its network, and make another student around that at every turn; and then
+# `pipe.student` would be no student: `OnePass(pipe.student)`, `save_student` and the exports take it as it is.
 
 
 # The two models are students by inheritance, where elsewhere in this library classes are abstract or final. What a
@@ -95,7 +101,7 @@ class _Shared(ModelMixin, ConfigMixin):  # type: ignore[misc]
         tensors = {name: tensor for file in files for name, tensor in read_tensors(file).items()}
         with init_empty_weights():
             model = build(cls, _public(config))
-        compare(model.state_dict(), tensors, folder)
+        check_weights(model.state_dict(), tensors, folder)
 
 
 class DSNOModel(TrajectoryStudent, _Shared):  # type: ignore[misc]

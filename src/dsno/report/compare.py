@@ -29,7 +29,7 @@ from dsno.solvers.fine import fine_solution
 from dsno.solvers.first_order import DDIM
 from dsno.solvers.multistep import DPMSolverPP, UniPC
 from dsno.solvers.run import SolverSampler
-from dsno.students.files import load_any
+from dsno.students.files import load_student
 from dsno.students.operator import TrajectoryStudent
 from dsno.students.samplers import OnePass, Student, sampler_of
 from dsno.teachers.load import load_teacher
@@ -91,7 +91,7 @@ def compare(
             is too small for precision and recall.
     """
     images, net = data if isinstance(data, Samples) else load_data(data), load_feature_net(features)
-    solved, learned = load_teacher(teacher), load_any(student).eval()
+    solved, learned = load_teacher(teacher), load_student(student).eval()
     shape = images.shape
     if learned.shape != shape:
         raise ValueError(f"the student makes {learned.shape}, {images.name} has {shape}: choose its own data")

@@ -25,7 +25,6 @@ from dsno.data.samples import Samples
 from dsno.denoise import Kind, Prediction
 from dsno.distillation.run import distill
 from dsno.nets.backbone import net_from_config
-from dsno.nets.features import load_feature_net
 from dsno.nets.iddpm import CIFAR10, IMAGENET64, IDDPMUNet, published_blocks
 from dsno.nets.unet import UNet
 from dsno.runs.features import train_features
@@ -132,13 +131,21 @@ class Recipe:
                 label=uniform_labels(solved.classes) if solved.classes else None,
             )  # fmt: skip
         if not (out / "student" / "config.json").is_file():
-            features = load_feature_net(out / "loss_features") if "perceptual" in self.distance else None
             with _timed(out, "student"):
                 distill(
-                    self.student(solved), trajectories, out / "student", replace(self.distill, seed=self.seed),
-                    self.weights, self.distance, self.distill_batch, self.others, features=features, resume=True,
+                    solved,
+                    trajectories,
+                    out / "student",
+                    config=replace(self.distill, seed=self.seed),
+                    batch=self.distill_batch,
+                    student=self.student(solved),
+                    resume=True,
                     report=report,
-                )  # fmt: skip
+                    weights=self.weights,
+                    distance=self.distance,
+                    others=self.others,
+                    features=out / "loss_features" if "perceptual" in self.distance else None,
+                )
         return out
 
     def prepare(
