@@ -230,7 +230,7 @@ class _Run:
         self.config, self.folder, self.accelerator = config, folder, accelerator
         # As a checkpoint says it, where a tuple is a list.
         self.described = json.loads(json.dumps({"config": asdict(config), "settings": dict(settings)}))
-        checkpoint = _latest(folder) if resume else None
+        checkpoint = latest(folder) if resume else None
         self.start = 0 if checkpoint is None else _step_of(checkpoint, self.described)
         unprepare(model)
         self.model = copy.deepcopy(model) if is_sharded(accelerator) else model
@@ -386,7 +386,7 @@ class _Run:
 # Files
 
 
-def _latest(folder: Path) -> Path | None:
+def latest(folder: Path) -> Path | None:
     found = sorted(folder.glob("step-*"))
     return found[-1] if found else None
 
@@ -427,7 +427,7 @@ def _rewind(path: Path, step: int) -> None:
 
 
 def _diverged(what: str, folder: Path) -> FloatingPointError:
-    kept = _latest(folder) or "none (none was due yet)"
+    kept = latest(folder) or "none (none was due yet)"
     return FloatingPointError(
         f"{what}: lower the learning rate or clip the gradients; the last good checkpoint is {kept}"
     )
