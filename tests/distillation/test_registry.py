@@ -23,9 +23,9 @@ from dsno.schedule import Cosine
 from dsno.students.flowmap import flow_map_from_teacher
 from dsno.students.operator import TrajectoryStudent
 from dsno.train import TrainConfig
-from dsno.trajectories.labels import samples_of, uniform_labels
-from dsno.trajectories.make import make_trajectories
-from dsno.trajectories.sets import TrajectorySet
+from dsno.trajectories.generate import generate
+from dsno.trajectories.labels import uniform_labels
+from dsno.trajectories.sets import TrajectorySet, samples_of
 
 CONFIG = TrainConfig(lr=1e-3, warmup=2, checkpoint_every=50)
 
@@ -147,12 +147,12 @@ def test_trajectories_teachers_and_whole_runs_are_cited(
     from dsno.teachers.native import save_teacher
 
     assert used_by(trajectories.folder) == ["zhao2023unipc", "nichol2021improved", "salimans2022progressive"]
-    guided = make_trajectories(
+    guided = generate(
         Guided(teacher, torch.tensor(2), 1.0),
-        (1, 4, 4),
         tmp_path / "run" / "trajectories",
         4,
-        uniform(1)[1:],
+        shape=(1, 4, 4),
+        times=uniform(1)[1:],
         steps=2,
         solver="heun",
         label=uniform_labels(2),

@@ -36,8 +36,8 @@ from dsno.students.temporal import Activation, Init
 from dsno.teachers.load import load_teacher
 from dsno.teachers.native import save_teacher
 from dsno.train import Report, TrainConfig, quiet
+from dsno.trajectories.generate import generate
 from dsno.trajectories.labels import uniform_labels
-from dsno.trajectories.make import make_trajectories
 
 __all__ = ["RECIPES", "Recipe"]
 
@@ -77,7 +77,7 @@ class Recipe:
     solver_steps: int = 16
     """Its steps."""
     grid: str = "quadratic"
-    """The solver's grid, as `make_trajectories` takes it."""
+    """The solver's grid, as `generate` takes it."""
     times: tuple[float, ...] = (0.5625, 0.25, 0.0625, 0.0)
     """Times of the student's frames."""
     where: Where | Literal["published"] = "mid"
@@ -125,11 +125,20 @@ class Recipe:
         samples = self.prepare(out, report, teacher, data)
         solved = load_teacher(out / "teacher")
         with _timed(out, "trajectories"):
-            trajectories = make_trajectories(
-                solved, samples.shape, out / "trajectories", self.count, torch.tensor(self.times, dtype=torch.float64),
-                (self.target,), self.solver, self.solver_steps, grid=self.grid, resume=True, report=report,
+            trajectories = generate(
+                solved,
+                out / "trajectories",
+                self.count,
+                shape=samples.shape,
+                times=self.times,
+                solver=self.solver,
+                steps=self.solver_steps,
+                grid=self.grid,
+                targets=(self.target,),
                 label=uniform_labels(solved.classes) if solved.classes else None,
-            )  # fmt: skip
+                resume=True,
+                report=report,
+            )
         if not (out / "student" / "config.json").is_file():
             with _timed(out, "student"):
                 distill(

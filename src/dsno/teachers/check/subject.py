@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from dsno.condition import Cond, map_cond
-from dsno.cost import Meter
+from dsno.cost import Metered
 from dsno.denoise import Denoiser, Guided, Prediction, modules_of
 from dsno.nets.backbone import Backbone, sample_shape
 from dsno.schedule import Schedule
@@ -176,7 +176,7 @@ def subject_of(
 
 def _inner(teacher: Denoiser) -> Any:
     inner: Any = teacher
-    while isinstance(inner, Meter | Guided):
+    while isinstance(inner, Metered | Guided):
         inner = inner.denoiser
     if not isinstance(getattr(inner, "schedule", None), Schedule):
         raise ValueError(
