@@ -23,8 +23,8 @@ def student(kind: str = "v", classes: int | None = 3, guidance: bool = True, tol
     net = UNet(1, 4, (4, 8), attention=(), classes=classes)
     for p in net.parameters():
         nn.init.normal_(p, std=0.2)
-    path = VE(80.0) if kind == "edm" else Cosine()
-    teacher = Prediction(net, path, kind, data_std=0.5)
+    schedule = VE(80.0) if kind == "edm" else Cosine()
+    teacher = Prediction(net, schedule, kind, data_std=0.5)
     made = student_from_teacher(teacher, [0.5, 0.0], once=told == "input", told=told, guidance=guidance)
     for p in made.net.added().parameters():
         nn.init.normal_(p, std=0.2)
@@ -128,7 +128,7 @@ def test_a_program_is_a_flow_maps_one_pass(tmp_path: Path) -> None:
     assert loaded.metadata["times"] == [0.0] and "target" not in loaded.metadata
     made.way, made.steps = "grid", 2
     with pytest.raises(ValueError, match=r"trained for the grid of 2 step\(s\) alone"):
-        export_program(made, tmp_path / "grid.pt2")
+        export_program(made, tmp_path / "grid.pt2", cond=torch.zeros(1))
 
 
 def test_graphs_need_cuda() -> None:
