@@ -39,7 +39,7 @@ from dsno.solvers.run import initial_state
 from dsno.students.operator import TrajectoryStudent, student_from_teacher
 from dsno.teachers.load import load_teacher
 from dsno.train import TrainConfig, train
-from dsno.trajectories.make import make_trajectories
+from dsno.trajectories.generate import generate
 from dsno.trajectories.sets import TrajectorySet
 
 HELD_OUT = 10_000_000
@@ -189,9 +189,9 @@ def main() -> None:
     real = load_data("digits").x
     real_features = extract(extractor, real)
     # Every time and both targets that any student needs, which the recipe's own trajectories do not hold.
-    make_trajectories(
-        teacher, tuple(real.shape[1:]), arguments.runs / "trajectories", 20_000, grids.quadratic(8)[1:],
-        ("x0", "state"), grid="quadratic", resume=True,
+    generate(
+        teacher, arguments.runs / "trajectories", 20_000, shape=real.shape[1:], times=grids.quadratic(8)[1:],
+        targets=("x0", "state"), grid="quadratic", resume=True,
     )  # fmt: skip
     noises = noise(seed_range(HELD_OUT, COUNT), real.shape[1:])
     fine = fine_frames(teacher, noises, arguments.runs / "fine.safetensors")

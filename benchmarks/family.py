@@ -62,7 +62,7 @@ from dsno.students.operator import TrajectoryStudent, student_from_teacher
 from dsno.students.samplers import FlowMapSampler, MultiPass, OnePass, passes_of
 from dsno.teachers.load import load_teacher
 from dsno.train import TrainConfig, train
-from dsno.trajectories.make import make_trajectories
+from dsno.trajectories.generate import generate
 from dsno.trajectories.sets import TrajectorySet
 from dsno.trajectory import Sampler, Trajectory
 
@@ -199,9 +199,9 @@ class Bench:
         sizes = sorted(int(p.name.split("-")[-1]) for p in self.runs.glob(f"{name}-*"))
         size = next((n for n in sizes if n >= count), 4096 * 2 ** max(0, math.ceil(math.log2(count / 4096))))
         with FileLock(self.runs / "trajectories.lock"):
-            made = make_trajectories(
-                self.teacher, self.shape, self.runs / f"{name}-{size}", size, TIMES, ("x0", "state"),
-                steps=entry.solver_steps, resume=True, grid=entry.grid,
+            made = generate(
+                self.teacher, self.runs / f"{name}-{size}", size, shape=self.shape, times=TIMES,
+                targets=("x0", "state"), steps=entry.solver_steps, resume=True, grid=entry.grid,
             )  # fmt: skip
         return made.at(times).head(count)
 

@@ -46,8 +46,8 @@ from dsno.students.operator import TrajectoryStudent
 from dsno.students.samplers import FlowMapSampler, OnePass, passes_of
 from dsno.teachers.load import load_teacher
 from dsno.train import train
+from dsno.trajectories.generate import generate
 from dsno.trajectories.labels import uniform_labels, uniform_weights
-from dsno.trajectories.make import make_trajectories
 from dsno.trajectory import Sampler
 
 BUDGET, BATCH, LR = 8e12, 64, 1e-3
@@ -93,9 +93,9 @@ class Bench:
 
     def trajectories(self, times: tuple[float, ...]) -> Any:
         labels, weights = uniform_labels(CLASSES), uniform_weights(LOW, HIGH)
-        made = make_trajectories(
-            self.teacher, self.images.shape, self.runs / "trajectories", TRAJECTORIES, grids.quadratic(4)[1:],
-            ("x0", "state"), steps=SOLVER_STEPS, grid="quadratic", resume=True,
+        made = generate(
+            self.teacher, self.runs / "trajectories", TRAJECTORIES, shape=self.images.shape,
+            times=grids.quadratic(4)[1:], targets=("x0", "state"), steps=SOLVER_STEPS, grid="quadratic", resume=True,
             label=lambda seeds: {"label": labels(seeds), "weight": weights(seeds)},
         )  # fmt: skip
         return made.at(torch.tensor(times, dtype=torch.float64))

@@ -24,8 +24,8 @@ from dsno.nets.unet import time_embedding
 from dsno.seeds import noise, seed_range
 from dsno.students.operator import TrajectoryStudent
 from dsno.train import TrainConfig, train
-from dsno.trajectories.generate import generate
 from dsno.trajectories.sets import TrajectorySet
+from dsno.trajectories.store import store
 
 TIMES = grids.quadratic(4)[1:]
 KEEP = torch.cat([torch.ones(1, dtype=torch.float64), TIMES])
@@ -95,7 +95,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         data = Path(folder) / "data"
         sampler = SolverSampler(teacher(), Cosine(), grids.through(grids.uniform(100), TIMES), DPMSolverPP(3), KEEP)
-        generate(sampler, (2,), data, max(counts), targets=("x0", "state"), dtype=torch.float32, batch=1024)
+        store(sampler, (2,), data, max(counts), targets=("x0", "state"), dtype=torch.float32, batch=1024)
         for target in ("x0", "state"):
             by_count[target] = [student_error(data, 64, n, steps, 0, target)[0] for n in counts]
             print(target, dict(zip(counts, by_count[target], strict=True)), flush=True)

@@ -53,7 +53,7 @@ from dsno.students.samplers import MultiPass, OnePass
 from dsno.teachers.closed import GaussianMixture
 from dsno.teachers.load import load_teacher
 from dsno.train import TrainConfig
-from dsno.trajectories.make import make_trajectories
+from dsno.trajectories.generate import generate
 from dsno.trajectory import Sampler, Trajectory
 
 IMAGES = Path(__file__).parents[1] / "docs" / "images"
@@ -243,8 +243,8 @@ def restartable(folder: Path, out: Path, name: str) -> TrajectoryStudent:
         teacher, settings = load_teacher(folder / "teacher"), RECIPES[name]
         assert teacher.shape is not None
         times = torch.tensor(settings.times, dtype=torch.float64)
-        data = make_trajectories(
-            teacher, teacher.shape, out / "trajectories", 32_768, times, ("x0", "state"), grid="quadratic",
+        data = generate(
+            teacher, out / "trajectories", 32_768, times=times, targets=("x0", "state"), grid="quadratic",
             resume=True, report=told,
         )  # fmt: skip
         torch.manual_seed(0)

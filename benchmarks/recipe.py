@@ -19,6 +19,7 @@ from _common import claim, write
 from dsno.checkpoint import read_json
 from dsno.data.load import load_data
 from dsno.measure.results import Result, load_results
+from dsno.nets.backbone import sample_shape
 from dsno.report.compare import HELD_OUT, compare
 from dsno.report.pictures import image_grid, quality_against_cost, trajectory_strips
 from dsno.runs.recipes import RECIPES
@@ -27,7 +28,6 @@ from dsno.solvers.fine import fine_solution
 from dsno.students.files import load_student
 from dsno.students.samplers import OnePass
 from dsno.teachers.load import load_teacher
-from dsno.teachers.native import sample_shape
 
 
 def main() -> None:

@@ -25,7 +25,7 @@ from _common import claim, write
 
 from dsno import Cosine, Prediction, SolverSampler, grids
 from dsno.nets.unet import UNet
-from dsno.trajectories.generate import generate
+from dsno.trajectories.store import store
 
 SHAPE, KEEP, STEPS = (1, 8, 8), grids.quadratic(4), 16
 
@@ -40,7 +40,7 @@ def work(folder: Path, batches: int, batch: int) -> None:
     grid = grids.through(grids.uniform(STEPS), KEEP[1:])
     sampler = SolverSampler(Prediction(UNet(channels=(32, 64)).eval(), Cosine()), Cosine(), grid, keep=KEEP)
     done: list[tuple[float, int]] = []
-    generate(
+    store(
         sampler, SHAPE, folder / "set", batches * batch * accelerator.num_processes, batch=batch, shard=2 * batch,
         accelerator=accelerator, progress=lambda rows, total: done.append((time.time(), rows)),
     )  # fmt: skip

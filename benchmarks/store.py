@@ -21,10 +21,10 @@ from torch import nn
 
 from dsno import Cosine, Gaussian, Prediction, SolverSampler, grids
 from dsno.nets.unet import UNet
-from dsno.trajectories.generate import generate
 from dsno.trajectories.order import batches
 from dsno.trajectories.sets import TrajectorySet
 from dsno.trajectories.share import push
+from dsno.trajectories.store import store
 
 SHAPE, KEEP = (1, 8, 8), grids.quadratic(4)
 
@@ -59,14 +59,14 @@ def generation(folder: Path, steps: int, batch: int, calls: int, repeats: int) -
             net(x, t)
 
     def stored() -> None:
-        generate(sampler, SHAPE, folder / "generation", calls * batch, batch=batch, overwrite=True)
+        store(sampler, SHAPE, folder / "generation", calls * batch, batch=batch, overwrite=True)
 
     return ratios(bare, stored, repeats)
 
 
 def trajectories(folder: Path, rows: int) -> TrajectorySet:
     exact = Gaussian(Cosine(), torch.zeros(SHAPE), 0.5)
-    return generate(SolverSampler(exact, Cosine(), KEEP, keep=KEEP), SHAPE, folder / "set", rows, batch=4096)
+    return store(SolverSampler(exact, Cosine(), KEEP, keep=KEEP), SHAPE, folder / "set", rows, batch=4096)
 
 
 def fetching(data: TrajectorySet, batch: int, repeats: int) -> list[float]:

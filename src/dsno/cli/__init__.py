@@ -10,7 +10,7 @@ import tyro
 
 from dsno.cli.check import CheckTeacher
 from dsno.cli.convert import Convert
-from dsno.cli.distill import Distill
+from dsno.cli.distill import Distill, with_options
 from dsno.cli.evaluate import Demo, Evaluate
 from dsno.cli.export import Export
 from dsno.cli.generate import Generate
@@ -56,9 +56,10 @@ def main() -> None:
     if len(sys.argv) < 2 or sys.argv[1].startswith("-"):
         # The overview shows a line per verb; each verb's own help shows all of its text.
         verbs = {name: _titled(verb) for name, verb in VERBS.items()}
-    chosen = tyro.extras.subcommand_cli_from_dict(verbs, prog="dsno", description=__doc__)
     try:
-        code = chosen.run()
+        if sys.argv[1:2] == ["distill"]:
+            verbs["distill"] = with_options(sys.argv[2:])
+        code = tyro.extras.subcommand_cli_from_dict(verbs, prog="dsno", description=__doc__).run()
     except (ValueError, OSError, FloatingPointError, ImportError) as error:
         print("dsno:", *str(error).splitlines(), file=sys.stderr)
         sys.exit(2)

@@ -12,7 +12,7 @@ from dsno.checkpoint import write_json
 from dsno.cli.console import say, show_verdict
 from dsno.cli.options import Device, TeacherRef, device_of, new_file
 from dsno.data.load import load_data
-from dsno.teachers.check.check import check_teacher
+from dsno.teachers.check.run import check_teacher
 from dsno.teachers.load import load_teacher
 
 __all__ = ["CheckTeacher"]
@@ -25,7 +25,7 @@ class CheckTeacher:
     In Python:
 
         from dsno import load_teacher
-        from dsno.teachers.check.check import check_teacher
+        from dsno.teachers.check.run import check_teacher
         from dsno.data.load import load_data
         print(check_teacher(load_teacher("runs/teacher"), load_data("digits").x))
     """

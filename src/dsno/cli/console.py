@@ -18,7 +18,7 @@ from dsno.runs.plan import Estimate
 from dsno.teachers.check.verdict import Verdict
 from dsno.train import Report
 
-__all__ = ["progress", "say", "show", "show_estimate", "show_methods", "show_verdict"]
+__all__ = ["progress", "say", "show", "show_estimate", "show_methods", "show_options", "show_verdict"]
 
 SILENCE = 10.0
 """Seconds between two lines about a stage where there are no bars."""
@@ -127,6 +127,12 @@ def _words(rows: Sequence[Mapping[str, str]]) -> Table:
     for row in rows:
         made.add_row(*map(Text, row.values()))
     return made
+
+
+def show_options(rows: Sequence[Mapping[str, str]]) -> None:
+    """Print a table of options."""
+    console = Console()
+    (console if console.is_terminal else Console(width=140)).print(_words(rows))
 
 
 def show_methods(rows: Sequence[Mapping[str, str]]) -> None:

@@ -11,7 +11,7 @@ from dsno.cli.options import launched
 from dsno.data.load import load_data
 from dsno.report.compare import compare
 from dsno.runs.shipped import shipped
-from dsno.students.files import load_any
+from dsno.students.files import load_student
 
 __all__ = ["Demo", "Evaluate"]
 
@@ -49,7 +49,7 @@ class Evaluate:
 
     def run(self) -> None:
         folder = self.student or shipped() / "student"
-        student = load_any(folder)
+        student = load_student(folder)
         if student.classes or student.guided:
             told = " and ".join(["a class"] * bool(student.classes) + ["a guidance weight"] * student.guided)
             raise ValueError(

@@ -9,7 +9,7 @@ from dsno.app.export import export_onnx, export_program
 from dsno.cli.console import say
 from dsno.cli.options import new_file
 from dsno.runs.shipped import shipped
-from dsno.students.files import load_any
+from dsno.students.files import load_student
 
 __all__ = ["Export"]
 
@@ -47,6 +47,6 @@ class Export:
         if self.out.suffix not in WRITERS:
             raise ValueError(f"{self.out} is neither .onnx nor .pt2: the name says what is written")
         new_file(self.out, self.overwrite)
-        student = load_any(self.student or shipped() / "student")
+        student = load_student(self.student or shipped() / "student")
         WRITERS[self.out.suffix](student, self.out, self.batch, dynamic=self.dynamic, tolerance=self.tolerance)
         say(f"sampler in {self.out}, described in {self.out.with_suffix('.json')}", "dsno sample")

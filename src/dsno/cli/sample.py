@@ -11,7 +11,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from dsno.checkpoint import CONFIG, read_json, write_atomically
+from dsno.checkpoint import write_atomically
 from dsno.cli.conditions import condition_by_seed, prompts_by_seed, under_guidance
 from dsno.cli.console import progress, say
 from dsno.cli.exact import OPTIONS, own_options, solve
@@ -19,16 +19,16 @@ from dsno.cli.options import Device, device_of, new_file
 from dsno.condition import Cond, map_cond
 from dsno.denoise import Denoiser
 from dsno.grids import uniform
+from dsno.nets.backbone import sample_shape
 from dsno.parallel import EXACT, Receding, Replicas, Speculative
 from dsno.report.pictures import image_grid
 from dsno.runs.shipped import shipped
 from dsno.seeds import noise, seed_range
 from dsno.solvers.chain import Chain
-from dsno.students.files import load_any, load_student
+from dsno.students.files import load_student, trained_for
 from dsno.students.samplers import Student, sampler_of
 from dsno.teachers.latents import load_decoder
 from dsno.teachers.load import load_teacher
-from dsno.teachers.native import sample_shape
 from dsno.trajectories.labels import uniform_labels
 
 __all__ = ["Sample"]
@@ -114,7 +114,7 @@ class Sample:
             if getattr(self, name) is not None:
                 raise ValueError(f"--{name} is an option of exact samplers: say which, --exact taa for example")
         device, folder = device_of(self.device), self.student or shipped() / "student"
-        student = load_any(folder).to(device)
+        student = load_student(folder).to(device)
         sampler = sampler_of(student, self.passes, fresh=self.fresh)
         seeds = seed_range(self.seed, self.count)
         cond = map_cond(lambda c: c.to(device), self._cond(student, seeds, folder))
@@ -147,7 +147,7 @@ class Sample:
         if K is not None:
             cond["label"] = uniform_labels(K)(seeds) if self.label is None else torch.full_like(seeds, self.label)
         if self.guidance is not None:
-            low, high = read_json(folder / CONFIG).get("notes", {}).get("guidance", (0.0, math.inf))
+            low, high = trained_for(folder)
             if not (low <= self.guidance <= high and math.isfinite(self.guidance)):
                 expected = f"{low:g} to {high:g}" if high < math.inf else "0 or more"
                 raise ValueError(

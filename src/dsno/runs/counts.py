@@ -19,9 +19,8 @@ from torch.autograd.graph import saved_tensors_hooks
 from dsno.condition import Cond
 from dsno.cost import Live, flops
 from dsno.denoise import Prediction
-from dsno.nets.backbone import Backbone, example
+from dsno.nets.backbone import Backbone, example, sample_shape
 from dsno.runs.workload import Workload
-from dsno.teachers.native import sample_shape
 
 __all__ = [
     "Count",
