@@ -22,11 +22,10 @@ from dsno.checkpoint import read_tensors, write_tensors
 from dsno.cost import flops
 from dsno.data.load import load_data
 from dsno.denoise import Prediction
-from dsno.distillation.distances import distance
 from dsno.distillation.registry import METHODS
-from dsno.distillation.stages import Given, Stage
+from dsno.distillation.stages import Given, Options, Stage
 from dsno.measure.evaluate import Reference, evaluate
-from dsno.nets.features import FeatureNet, load_feature_net
+from dsno.nets.features import load_feature_net
 from dsno.runs.features import train_features
 from dsno.runs.recipes import RECIPES
 from dsno.runs.shipped import shipped
@@ -34,10 +33,10 @@ from dsno.seeds import noise, seed_range
 from dsno.solvers.fine import fine_solution
 from dsno.students.flowmap import FlowMap, flow_map_from_teacher
 from dsno.students.operator import TrajectoryStudent, student_from_teacher
-from dsno.students.samplers import FlowMapSampler, MultiPass, OnePass, passes_of
+from dsno.students.samplers import MultiPass, OnePass, Student, passes_of
 from dsno.teachers.load import load_teacher
 from dsno.train import TrainConfig, train
-from dsno.trajectories.make import make_trajectories
+from dsno.trajectories.generate import generate
 from dsno.trajectories.sets import TrajectorySet
 from dsno.trajectory import Sampler
 
@@ -228,24 +227,26 @@ class Bench:
         sizes = sorted(int(p.name.split("-")[-1]) for p in self.runs.glob(f"{name}-*"))
         size = next((n for n in sizes if n >= count), least * 2 ** max(0, math.ceil(math.log2(count / least))))
         with FileLock(self.runs / "trajectories.lock"):
-            made = make_trajectories(
+            made = generate(
                 self.teacher,
-                self.shape,
                 self.runs / f"{name}-{size}",
                 size,
-                TIMES,
-                ("x0", "state"),
+                shape=self.shape,
+                times=TIMES,
+                targets=("x0", "state"),
                 steps=entry.solver_steps,
-                resume=True,
                 grid=entry.grid,
+                resume=True,
             )
         return made.at(times).head(count)
 
-    def loss_features(self) -> FeatureNet:
+    def loss_features(self) -> Path:
         """Those of a perceptual distance: not the network that the quality is measured in."""
         folder, steps = self.runs / "loss_features", self.size.feature_steps
         with FileLock(self.runs / "loss_features.lock"):
-            return load_feature_net(folder) if folder.is_dir() else train_features(self.images, folder, steps, seed=1)
+            if not folder.is_dir():
+                train_features(self.images, folder, steps, seed=1)
+        return folder
 
     def measure(self, name: str, sampler: Sampler) -> dict[str, Any]:
         result = evaluate(
@@ -268,7 +269,7 @@ class Bench:
         }
 
 
-def student_of(entry: Entry, bench: Bench, seed: int) -> FlowMap | TrajectoryStudent:
+def student_of(entry: Entry, bench: Bench, seed: int) -> Student:
     torch.manual_seed(seed)
     if METHODS[entry.method].student == "flow map":
         return flow_map_from_teacher(bench.teacher)
@@ -276,24 +277,34 @@ def student_of(entry: Entry, bench: Bench, seed: int) -> FlowMap | TrajectoryStu
     return student_from_teacher(bench.teacher, times, where="mid" if entry.frames > 1 else "none")
 
 
+def options_of(entry: Entry, bench: Bench) -> Options:
+    """The options of the entry's method: those that it has of the entry's settings."""
+    method = METHODS[entry.method]
+    features = bench.loss_features() if "perceptual" in entry.distance else None
+    asked = {
+        "weights": entry.weights if entry.trajectories else None,
+        "others": entry.others,
+        "inner_starts": entry.inner_starts,
+        "fine_tuning": entry.fine_tuning or None,
+        "distance": entry.distance or None,
+        "derivative": entry.derivative or None,
+        "features": features,
+    }
+    known = {option.name for option in method.described()}
+    return method.configured(**{name: value for name, value in asked.items() if value is not None and name in known})
+
+
 def stages_of(
-    entry: Entry, bench: Bench, student: FlowMap | TrajectoryStudent, steps: int, batch: int, seed: int, factor: float
+    entry: Entry, bench: Bench, student: Student, steps: int, batch: int, seed: int, factor: float
 ) -> list[Stage]:
-    method, schedule, x = METHODS[entry.method], bench.teacher.schedule, bench.images.x
-    given = Given(bench.teacher, schedule, steps, batch, seed, x, derivative=entry.derivative or None)
-    own: dict[str, Any] = {}
-    if entry.distance:
-        maps = bench.loss_features().requires_grad_(False).maps if "perceptual" in entry.distance else None
-        own["distance"] = distance(entry.distance, maps)
-    if isinstance(student, FlowMap):
-        return method.stages(student, given, **own)
-    data = bench.trajectories(bench.trajectories_of(entry, factor), entry, student.times)
-    own |= {"fine_tuning": entry.fine_tuning} if entry.fine_tuning else {"inner_starts": entry.inner_starts}
-    given = dataclasses.replace(given, trajectories=data)
-    return method.stages(student, given, weights=entry.weights, others=entry.others, **own)
+    given = Given(bench.teacher, bench.teacher.schedule, steps, batch, seed, bench.images.x)
+    if isinstance(student, TrajectoryStudent):
+        data = bench.trajectories(bench.trajectories_of(entry, factor), entry, student.times)
+        given = dataclasses.replace(given, trajectories=data)
+    return METHODS[entry.method].stages(student, given, options_of(entry, bench))
 
 
-def step_flops(make: Callable[[int], tuple[nn.Module, list[Stage]]], count: int = 48, rows: int = 4) -> float:
+def step_flops(make: Callable[[int], tuple[Student, list[Stage]]], count: int = 48, rows: int = 4) -> float:
     """FLOPs of a row of training, averaged over all stages in proportion to their steps.
 
     Many steps of few rows: what a step supervises may be drawn by lot. Four, of which a quarter is one.
@@ -309,10 +320,11 @@ def step_flops(make: Callable[[int], tuple[nn.Module, list[Stage]]], count: int 
                 objective(model, batch).backward()
 
         total += flops(train_some) / (rows * each) * stage.steps
+        student = stage.became(student)
     return total / sum(stage.steps for stage in stages)
 
 
-def samplers_of(student: FlowMap | TrajectoryStudent) -> dict[str, Sampler]:
+def samplers_of(student: Student) -> dict[str, Sampler]:
     """What a student can do at 1, 2 and 4 passes, in the end and of its own states or noised again."""
     if isinstance(student, FlowMap):
         passes = (student.steps,) if student.way == "grid" else PASSES
@@ -340,7 +352,7 @@ def run(name: str, bench: Bench, seed: int, factor: float, folder: Path) -> dict
     entry = named(ENTRIES, name)
     began = time.perf_counter()
 
-    def make(steps: int, batch: int, seed: int) -> tuple[FlowMap | TrajectoryStudent, list[Stage]]:
+    def make(steps: int, batch: int, seed: int) -> tuple[Student, list[Stage]]:
         student = student_of(entry, bench, seed)
         return student, stages_of(entry, bench, student, steps, batch, seed, factor)
 
@@ -367,10 +379,10 @@ def run(name: str, bench: Bench, seed: int, factor: float, folder: Path) -> dict
             log_every=100,
         )
         train(model, objective, config, folder / f"{k}-{stage.name}", overwrite=True)
-        halving = stage.name.removeprefix("steps-")
-        if halving.isdigit() and int(halving) in PASSES[1:]:
+        student = stage.became(student)
+        if stage is not stages[-1] and isinstance(student, FlowMap) and student.steps in PASSES:
             # The students on the way to one pass are this method's students of more passes.
-            points[halving] = bench.measure(name, FlowMapSampler(student, grids.even(student.schedule, int(halving))))
+            points[str(student.steps)] = bench.measure(name, passes_of(student, student.steps))
     trained = time.perf_counter() - began
     student.eval()
     shown = noise(bench.seeds[:SHOWN], bench.shape)

@@ -61,7 +61,7 @@ from dsno.solvers.run import initial_state
 from dsno.students.operator import TrajectoryStudent, student_from_teacher
 from dsno.teachers.load import load_teacher
 from dsno.train import TrainConfig, train
-from dsno.trajectories.make import make_trajectories
+from dsno.trajectories.generate import generate
 from dsno.trajectories.sets import TrajectorySet
 
 
@@ -190,13 +190,13 @@ class Bench:
         real = load_data("digits").x
         self.real, self.shape = extract(self.features, real), tuple(real.shape[1:])
         # Every time and both targets that any student needs, which the recipe's own trajectories do not hold.
-        make_trajectories(
+        generate(
             self.teacher,
-            self.shape,
             runs / "trajectories",
             size.trajectories or Run.trajectories,
-            grids.quadratic(8)[1:],
-            ("x0", "state"),
+            shape=self.shape,
+            times=grids.quadratic(8)[1:],
+            targets=("x0", "state"),
             grid="quadratic",
             resume=True,
         )

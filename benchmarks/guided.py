@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from dsno import Cosine, GaussianMixture, SolverSampler
 from dsno.condition import Cond
 from dsno.denoise import Guided
-from dsno.distillation.guided import guided, stochastic_sampler
+from dsno.distillation.guided import GuidedOptions, guided, stochastic_sampler
 from dsno.distillation.stages import Given
 from dsno.grids import uniform
 from dsno.nets.unet import time_embedding
@@ -151,15 +151,16 @@ def trained(
     x = RING.sample(size.samples, torch.Generator().manual_seed(seed))
     # Which class a sample is of: that of the nearest mode, ten standard deviations from the next of its own class.
     labels = torch.cdist(x, RING.means).argmin(1) % 2
-    given = Given(TEACHER, SCHEDULE, size.steps, size.batch, seed, x, labels, passes=passes, guidance=(LOW, HIGH))
+    given = Given(TEACHER, SCHEDULE, size.steps, size.batch, seed, x, labels)
+    chosen = GuidedOptions(passes, stochastic=stochastic, guidance=(LOW, HIGH))
     errors, seconds = {}, 0.0
-    for stage in guided(student, given, stochastic=stochastic):
+    for stage in guided(student, given, chosen):
         model, objective = stage.make(student)
         began = time.process_time()
         fit(model, objective, steps=stage.steps, lr=size.lr, warmup=max(stage.steps // 10, 1), ema=0.99, seed=seed)
         seconds += time.process_time() - began
-        steps = 32 if stage.name == "guidance" else int(stage.name.removeprefix("steps-"))
-        errors[stage.name] = held.errors(FlowMapSampler(student, uniform(steps)))
+        student = stage.became(student)
+        errors[stage.name] = held.errors(FlowMapSampler(student, uniform(student.steps)))
         print(seed, stage.name, stage.steps, {w: round(e, 3) for w, e in errors[stage.name].items()}, flush=True)
     return student, errors, seconds
 

@@ -33,7 +33,7 @@ from dsno.checkpoint import read_tensors, write_tensors
 from dsno.cost import flops
 from dsno.data.load import load_data
 from dsno.denoise import Guided
-from dsno.distillation.registry import METHODS, student_of
+from dsno.distillation.registry import METHODS
 from dsno.distillation.stages import Given, Stage
 from dsno.measure.evaluate import Reference, measure
 from dsno.nets.features import load_feature_net
@@ -46,20 +46,23 @@ from dsno.solvers.first_order import DDIM
 from dsno.solvers.multistep import UniPC
 from dsno.solvers.run import SolverSampler
 from dsno.students.flowmap import FlowMap
-from dsno.students.operator import TrajectoryStudent
-from dsno.students.samplers import FlowMapSampler, OnePass, passes_of
+from dsno.students.samplers import Student, passes_of, sampler_of
 from dsno.teachers.load import load_teacher
 from dsno.train import train
+from dsno.trajectories.generate import generate
 from dsno.trajectories.labels import uniform_labels, uniform_weights
-from dsno.trajectories.make import make_trajectories
 from dsno.trajectories.sets import TrajectorySet
 from dsno.trajectory import Sampler
 
 BATCH, LR, SOLVER_STEPS = 64, 1e-3, 16
 LOW, HIGH, WEIGHTS = 0.0, 4.0, (0.0, 1.0, 4.0)
 OTHERS, CLASSES = 20_000_000, 10
-FRAMES = {"knowledge": (0.0,), "operator of two frames": (0.25, 0.0)}
-METHOD = {"guided": "guided", "knowledge": "knowledge", "operator of two frames": "operator"}
+STUDENTS: dict[str, tuple[str, dict[str, Any]]] = {
+    "guided": ("guided", {"guidance": (LOW, HIGH)}),
+    "knowledge": ("knowledge", {}),
+    "operator of two frames": ("operator", {"times": (0.25, 0.0), "weights": "snr100"}),
+}
+"""Methods and their options."""
 
 
 @dataclass(frozen=True)
@@ -118,21 +121,20 @@ class Bench:
             write_tensors(path, {"sample": solved.sample})
         return read_tensors(path)["sample"]
 
-    def trajectories(self, times: tuple[float, ...]) -> TrajectorySet:
+    def trajectories(self) -> TrajectorySet:
         labels, weights = uniform_labels(CLASSES), uniform_weights(LOW, HIGH)
-        made = make_trajectories(
+        return generate(
             self.teacher,
-            self.images.shape,
             self.runs / "trajectories",
             self.size.trajectories,
-            grids.quadratic(4)[1:],
-            ("x0", "state"),
+            shape=self.images.shape,
+            times=grids.quadratic(4)[1:],
+            targets=("x0", "state"),
             steps=SOLVER_STEPS,
             grid="quadratic",
             resume=True,
             label=lambda seeds: {"label": labels(seeds), "weight": weights(seeds)},
         )
-        return made.at(torch.tensor(times, dtype=torch.float64))
 
     def measure(self, sampler: Sampler) -> dict[str, dict[str, float]]:
         seeds, found = seed_range(HELD_OUT, self.size.count), {}
@@ -158,25 +160,16 @@ class Bench:
 
 def run(name: str, bench: Bench, seed: int) -> dict[str, Any]:
     """Train and measure one student."""
-    method, data = METHODS[METHOD[name]], bench.trajectories(FRAMES[name]) if name in FRAMES else None
+    method = METHODS[STUDENTS[name][0]]
+    chosen = method.configured(**STUDENTS[name][1])
+    data = bench.trajectories() if "trajectories" in method.needs else None
 
-    def make(steps: int, batch: int) -> tuple[FlowMap | TrajectoryStudent, list[Stage]]:
+    def make(steps: int, batch: int) -> tuple[Student, list[Stage]]:
         x, labels = bench.images.x, bench.images.labels
-        given = Given(
-            bench.teacher,
-            bench.inner.schedule,
-            steps,
-            batch,
-            seed,
-            x,
-            labels,
-            trajectories=data,
-            guidance=(LOW, HIGH),
-        )
+        given = Given(bench.teacher, bench.inner.schedule, steps, batch, seed, x, labels, data)
         torch.manual_seed(seed)
-        student = student_of(method, bench.inner, given)
-        options = {} if data is None else {"weights": "last" if len(FRAMES[name]) == 1 else "snr100"}
-        return student, method.stages(student, given, **options)
+        student = chosen.student(bench.inner, given)
+        return student, method.stages(student, given, chosen)
 
     made = 0.0 if data is None else bench.size.trajectories * SOLVER_STEPS * bench.row
     per_row = step_flops(lambda rows: make(1000, rows), bench.size.counted)
@@ -194,13 +187,11 @@ def run(name: str, bench: Bench, seed: int) -> dict[str, Any]:
             checkpoint_every=10**9,
         )
         train(model, objective, config, bench.runs / f"{name.replace(' ', '-')}-{seed}" / f"{k}", overwrite=True)
-        passes = stage.name.removeprefix("steps-")
-        if passes in ("2", "4") and isinstance(student, FlowMap):
+        student = stage.became(student)
+        if isinstance(student, FlowMap) and student.steps in (2, 4):
             # The students on the way to one pass are this method's students of more passes.
-            points[passes] = bench.measure(FlowMapSampler(student.eval(), grids.even(student.schedule, int(passes))))
-    student.eval()
-    last = passes_of(student, 1) if isinstance(student, FlowMap) else OnePass(student, whole=False)
-    points["1"] = bench.measure(last)
+            points[str(student.steps)] = bench.measure(passes_of(student.eval(), student.steps))
+    points["1"] = bench.measure(sampler_of(student.eval(), 1))
     return {
         "name": name,
         "seed": seed,
@@ -259,7 +250,7 @@ def main(given: Sequence[str] | None = None) -> None:
         solvers[f"{name}-{k}"] = kept(runs / f"{name}-{k}.json", partial(bench.measure, sampler))
         print(f"{name}-{k}", {w: round(p["frechet"], 2) for w, p in solvers[f"{name}-{k}"].items()}, flush=True)
     held: list[dict[str, Any]] = []
-    for seed, name in product(seeds, METHOD):
+    for seed, name in product(seeds, STUDENTS):
         path = runs / f"{name.replace(' ', '-')}-{seed}.json"
         held.append(kept(path, partial(run, name, bench, seed)))
         points = {k: {w: round(p["frechet"], 2) for w, p in ws.items()} for k, ws in held[-1]["points"].items()}

@@ -26,8 +26,8 @@ from dsno.distillation.regression import TrajectoryDistillation
 from dsno.nets.unet import time_embedding
 from dsno.seeds import noise, seed_range
 from dsno.students.operator import TrajectoryStudent
-from dsno.trajectories.generate import generate
 from dsno.trajectories.sets import TrajectorySet
+from dsno.trajectories.store import store
 
 TIMES = grids.quadratic(4)[1:]
 KEEP = torch.cat([torch.ones(1, dtype=torch.float64), TIMES])
@@ -121,7 +121,7 @@ def main(given: Sequence[str] | None = None) -> None:
     with tempfile.TemporaryDirectory() as folder:
         grid = grids.through(grids.uniform(100), TIMES)
         sampler = SolverSampler(TEACHER, Cosine(), grid, DPMSolverPP(3), KEEP)
-        data = generate(sampler, (2,), Path(folder), most, targets=("x0", "state"), dtype=torch.float32, batch=1024)
+        data = store(sampler, (2,), Path(folder), most, targets=("x0", "state"), dtype=torch.float32, batch=1024)
         for target, name in TARGETS.items():
             numbers[name] = {str(n): student_error(data, max(size.widths), n, size, target)[0] for n in size.counts}
             print(target, numbers[name], flush=True)

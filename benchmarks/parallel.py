@@ -49,11 +49,11 @@ from dsno.solvers.fine import fine_solution
 from dsno.solvers.named import SOLVERS
 from dsno.solvers.run import SolverSampler
 from dsno.students.files import load_student
-from dsno.students.operator import TrajectoryStudent, student_from_teacher
+from dsno.students.operator import TrajectoryStudent
 from dsno.students.samplers import MultiPass, OnePass
 from dsno.teachers.load import load_teacher
 from dsno.train import TrainConfig
-from dsno.trajectories.make import make_trajectories
+from dsno.trajectories.generate import generate
 from dsno.trajectory import Sampler, Trajectory
 
 SEQUENTIAL = {
@@ -129,30 +129,27 @@ class Bench:
         """The student that starts from its frames, too; trained where it is not there yet."""
         out = self.runs / "student"
         if not (out / "config.json").is_file():
-            data = make_trajectories(
+            data = generate(
                 self.teacher,
-                self.shape,
                 self.runs / "trajectories",
                 self.size.trajectories,
-                torch.tensor(self.recipe.times, dtype=torch.float64),
-                ("x0", "state"),
+                times=self.recipe.times,
+                targets=("x0", "state"),
                 grid="quadratic",
                 resume=True,
                 report=printed(100),
             )
-            torch.manual_seed(0)
-            student = student_from_teacher(self.teacher, data.times, "state")
-            config = TrainConfig(steps=self.size.trained, lr=1e-3, warmup=100, precision="bf16", checkpoint_every=250)
-            batch = min(128, len(data))
+            steps, batch = self.size.trained, min(128, len(data))
+            config = TrainConfig(steps=steps, lr=1e-3, warmup=100, precision="bf16", checkpoint_every=250)
             distill(
-                student,
+                self.teacher,
                 data,
                 out,
+                "operator",
                 config,
-                "snr5",
-                "l1",
-                batch,
-                0.5,
+                batch=batch,
+                target="state",
+                others=0.5,
                 inner_starts=0.5,
                 resume=True,
                 report=printed(100),

@@ -23,6 +23,7 @@ from _common import Claim, claim, parse, parser, printed, write
 from dsno.checkpoint import read_json
 from dsno.data.load import load_data
 from dsno.measure.results import load_results
+from dsno.nets.backbone import sample_shape
 from dsno.report.compare import HELD_OUT, compare
 from dsno.report.pictures import image_grid, quality_against_cost, trajectory_strips
 from dsno.runs.recipes import RECIPES, Recipe
@@ -31,7 +32,6 @@ from dsno.solvers.fine import fine_solution
 from dsno.students.files import load_student
 from dsno.students.samplers import OnePass
 from dsno.teachers.load import load_teacher
-from dsno.teachers.native import sample_shape
 
 
 def quick(recipe: Recipe) -> Recipe:

@@ -24,7 +24,7 @@ import torch
 from _common import HELD_OUT, Claim, claim, eight_modes, fit, parse, parser, write
 from torch import Tensor, nn
 
-from dsno.distillation.flowmaps import direct, eulerian, lagrangian, meanflow, progressive_map, shortcut
+from dsno.distillation.registry import METHODS
 from dsno.distillation.stages import Given
 from dsno.grids import even, quadratic, uniform
 from dsno.schedule import VE, Cosine, RectifiedFlow, Schedule, VPLinear
@@ -35,16 +35,17 @@ from dsno.students.flowmap import FlowMap
 from dsno.students.samplers import passes_of
 from dsno.teachers.closed import GaussianMixture
 
-METHODS = {
-    "lagrangian": lagrangian,
-    "eulerian": eulerian,
-    "meanflow": meanflow,
-    "shortcut": shortcut,
-    "progressive-map": progressive_map,
-    "direct": direct,
-    "eulerian, forward": eulerian,
-    "meanflow, forward": meanflow,
+LOSSES: dict[str, dict[str, Any]] = {
+    "lagrangian": {},
+    "eulerian": {},
+    "meanflow": {},
+    "shortcut": {},
+    "progressive-map": {},
+    "direct": {},
+    "eulerian, forward": {"derivative": "forward"},
+    "meanflow, forward": {"derivative": "forward"},
 }
+"""Methods, and their options where they are not the method's own."""
 PASSES, LR = (1, 2, 4, 8), 3e-3
 STRAIGHT = RectifiedFlow()
 SCHEDULES: dict[str, Schedule] = {"Cosine": Cosine(), "VPLinear": VPLinear(), "VE": VE(80.0)}
@@ -104,19 +105,20 @@ def solution(schedule: Schedule, z: Tensor, steps: int = 400) -> Tensor:
     return SolverSampler(teacher_under(schedule), schedule, grid, DPMSolverPP(3))(z.double()).sample.float()
 
 
-def trained(method: str, seed: int, size: Size, schedule: Schedule = STRAIGHT) -> tuple[FlowMap, float]:
+def trained(loss: str, seed: int, size: Size, schedule: Schedule = STRAIGHT) -> tuple[FlowMap, float]:
     """A map, and the seconds of processor time it took."""
     torch.manual_seed(seed)
     teacher = teacher_under(schedule)
     # The scaled input of EDM's suits any noise level.
     student = FlowMap(Perceptron(schedule), schedule, "flow" if schedule == STRAIGHT else "edm")
     x = teacher.sample(size.samples, torch.Generator().manual_seed(seed))
-    derivative = "forward" if method.endswith("forward") else None
-    given = Given(teacher, schedule, size.steps, size.batch, seed, x, derivative=derivative)
+    method = METHODS[loss.split(",")[0]]
+    given = Given(teacher, schedule, size.steps, size.batch, seed, x)
     began = time.process_time()
-    for stage in METHODS[method](student, given):
+    for stage in method.stages(student, given, method.configured(**LOSSES[loss])):
         model, objective = stage.make(student)
         fit(model, objective, steps=stage.steps, lr=LR, warmup=min(50, stage.steps // 10), ema=0.99, seed=seed)
+        student = stage.became(student)
     return student.eval(), time.process_time() - began
 
 
@@ -186,14 +188,14 @@ def judged(numbers: Mapping[str, Any]) -> list[Claim]:
 
 def options() -> argparse.ArgumentParser:
     made = parser(__file__, __doc__)
-    made.add_argument("--only", nargs="*", choices=METHODS, help="these alone, and nothing is written")
+    made.add_argument("--only", nargs="*", choices=LOSSES, help="these alone, and nothing is written")
     return made
 
 
 def main(given: Sequence[str] | None = None) -> None:
     arguments = parse(options(), given)
     torch.set_num_threads(1)
-    size, only = QUICK if arguments.quick else Size(), arguments.only or list(METHODS)
+    size, only = QUICK if arguments.quick else Size(), arguments.only or list(LOSSES)
 
     z = noise(seed_range(HELD_OUT, size.count), (2,))
     exact = solution(STRAIGHT, z)

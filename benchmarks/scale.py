@@ -28,7 +28,7 @@ from _common import Claim, claim, parse, parser, write
 
 from dsno import Cosine, Prediction, SolverSampler, grids
 from dsno.nets.unet import UNet
-from dsno.trajectories.generate import generate
+from dsno.trajectories.store import store
 
 SHAPE, KEEP, STEPS = (1, 8, 8), grids.quadratic(4), 16
 
@@ -56,7 +56,7 @@ def work(folder: Path, batches: int, batch: int) -> None:
     grid = grids.through(grids.uniform(STEPS), KEEP[1:])
     sampler = SolverSampler(Prediction(UNet(channels=(32, 64)).eval(), Cosine()), Cosine(), grid, keep=KEEP)
     done: list[tuple[float, int]] = []
-    generate(
+    store(
         sampler,
         SHAPE,
         folder / "set",

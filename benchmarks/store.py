@@ -23,10 +23,10 @@ from torch import nn
 
 from dsno import Cosine, Gaussian, Prediction, SolverSampler, grids
 from dsno.nets.unet import UNet
-from dsno.trajectories.generate import generate
 from dsno.trajectories.order import batches
 from dsno.trajectories.sets import TrajectorySet
 from dsno.trajectories.share import push
+from dsno.trajectories.store import store
 
 SHAPE, KEEP, STEPS = (1, 8, 8), grids.quadratic(4), 16
 
@@ -58,7 +58,7 @@ def ratios(first: Callable[[], object], second: Callable[[], object], repeats: i
 
 
 def generation(folder: Path, size: Size) -> list[float]:
-    """Network rows per second of `generate`, files and checksums included, over those of the network alone."""
+    """Network rows per second of `store`, files and checksums included, over those of the network alone."""
     net = network().eval()
     grid = grids.through(grids.uniform(STEPS), KEEP[1:])
     sampler = SolverSampler(Prediction(net, Cosine()), Cosine(), grid, keep=KEEP)
@@ -70,14 +70,14 @@ def generation(folder: Path, size: Size) -> list[float]:
             net(x, t)
 
     def stored() -> None:
-        generate(sampler, SHAPE, folder, size.calls * size.batch, batch=size.batch, overwrite=True)
+        store(sampler, SHAPE, folder, size.calls * size.batch, batch=size.batch, overwrite=True)
 
     return ratios(bare, stored, size.repeats)
 
 
 def trajectories(folder: Path, rows: int) -> TrajectorySet:
     exact = Gaussian(Cosine(), torch.zeros(SHAPE), 0.5)
-    return generate(SolverSampler(exact, Cosine(), KEEP, keep=KEEP), SHAPE, folder, rows, batch=4096)
+    return store(SolverSampler(exact, Cosine(), KEEP, keep=KEEP), SHAPE, folder, rows, batch=4096)
 
 
 def fetching(data: TrajectorySet, size: Size) -> list[float]:

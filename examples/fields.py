@@ -36,7 +36,7 @@ from dsno.schedule import Cosine
 from dsno.seeds import noise, seed_range
 from dsno.solvers.run import initial_state
 from dsno.train import TrainConfig
-from dsno.trajectories.generate import generate
+from dsno.trajectories.store import store
 
 SIZE = 32
 _k = torch.fft.fftfreq(SIZE, 1 / SIZE, dtype=torch.float64)
@@ -117,7 +117,7 @@ def main(quick: bool = False, out: Path | None = None) -> dict[str, float]:
     for name, teacher, start in (("U-Net", trained, trained), ("formula", exact, fresh)):
         folder = out / name.lower()
         sampler = SolverSampler(teacher, path, quadratic(16), UniPC(3), keep=quadratic(4))
-        paths = generate(sampler, data.shape, folder / "trajectories", trajectories, resume=True)
+        paths = store(sampler, data.shape, folder / "trajectories", trajectories, resume=True)
         student = student_from_teacher(start, times)
         students[name] = distill(
             student, paths, folder / "student", config, "snr100", "l2", 32, 0.25, resume=True, report=report

@@ -1,8 +1,11 @@
 """A folder holds a whole model or says what is missing."""
 
+import hashlib
 import json
 import os
 import stat
+import struct
+from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -12,12 +15,16 @@ from torch import nn
 from dsno.checkpoint import (
     build,
     check_keys,
+    digest,
     fill,
     load_model,
     prepare_folder,
+    raw_bytes,
     read_json,
     read_tensors,
     save_model,
+    tensor_sha,
+    version_of,
     write_atomically,
     write_json,
     write_tensors,
@@ -151,3 +158,36 @@ def test_a_folder_that_cannot_be_written_is_an_error_before_any_work(tmp_path: P
     # A path through a file: even root cannot write there.
     with pytest.raises(PermissionError, match=r"cannot write to .*: choose another output folder"):
         prepare_folder(tmp_path / "file" / "out")
+
+
+# Fingerprints
+
+
+def test_tensor_sha_sees_values_shape_and_dtype() -> None:
+    x = torch.arange(6.0)
+    shas = [x, x + 1, x.reshape(2, 3), x.double(), torch.tensor(3), x.bfloat16(), x > 2]
+    assert len({tensor_sha(s) for s in shas}) == len(shas)
+    assert tensor_sha(x) == tensor_sha(x.clone())
+    assert tensor_sha(x.reshape(2, 3).T) == tensor_sha(x.reshape(2, 3).T.contiguous())
+
+
+def test_fingerprints_are_those_that_files_hold() -> None:
+    """Manifests, results and adapters of version 0.1 hold them: the text before the bytes may not change."""
+    x = torch.arange(6, dtype=torch.float32).reshape(2, 3)
+    raw = b"".join(struct.pack("<f", n) for n in range(6))
+    assert tensor_sha(x) == hashlib.sha256(b"torch.float32(2, 3)" + raw).hexdigest()
+    named = b"a torch.uint8 (1,)\n\x07" + b"b torch.float32 (2, 3)\n" + raw
+    tensors = {"b": x, "a": torch.tensor([7], dtype=torch.uint8)}
+    assert digest(tensors) == digest(dict(sorted(tensors.items()))) == hashlib.sha256(named).hexdigest()
+    assert digest({}) == hashlib.sha256(b"").hexdigest()
+
+
+def test_raw_bytes_are_in_c_order_whatever_the_strides_and_the_dtype() -> None:
+    x = torch.arange(6, dtype=torch.int16).reshape(2, 3)
+    assert bytes(raw_bytes(x.T)) == struct.pack("<6h", 0, 3, 1, 4, 2, 5)
+    assert bytes(raw_bytes(torch.tensor(1.0, dtype=torch.bfloat16, requires_grad=True))) == b"\x80\x3f"
+
+
+def test_the_version_of_a_package_or_none() -> None:
+    assert version_of("torch") == metadata.version("torch")
+    assert version_of("no-such-package") == "not installed"

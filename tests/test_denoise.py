@@ -1,22 +1,33 @@
-"""One prediction is all predictions; the closed-form teachers are the posterior means they say they are."""
+"""One prediction is all predictions, guidance is linear in two of them, and any callable is a denoiser."""
+
+import copy
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.distributions import Categorical, Independent, MixtureSameFamily, Normal
-from torch.func import grad
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from dsno.condition import Cond
-from dsno.cost import Meter
-from dsno.denoise import KINDS, Denoiser, Guided, Kind, Prediction, Threshold, convert, scale_input, x0_from
-from dsno.schedule import VE, Cosine, RectifiedFlow, Schedule
-from dsno.teachers.closed import Gaussian, GaussianMixture
+from dsno.denoise import (
+    KINDS,
+    Denoiser,
+    Guided,
+    Kind,
+    Prediction,
+    Threshold,
+    convert,
+    evaluating,
+    modules_of,
+    scale_input,
+    tensors_of,
+    x0_from,
+)
+from dsno.schedule import VE, Cosine, Schedule
+from dsno.teachers.closed import Gaussian
 
 MEAN = torch.tensor([0.3, -0.7, 1.1], dtype=torch.float64)
 STD = torch.tensor([0.5, 0.2, 1.5], dtype=torch.float64)
-MEANS = torch.tensor([[1.0, 0.0], [-1.0, 0.5], [0.2, -1.2]], dtype=torch.float64)
-STDS = torch.tensor([0.3, 0.6, 0.4], dtype=torch.float64)
-WEIGHTS = torch.tensor([0.5, 0.3, 0.2], dtype=torch.float64)
 kinds = pytest.mark.parametrize("kind", KINDS)
 
 
@@ -98,6 +109,26 @@ def test_an_unknown_kind_is_refused(relation) -> None:
         relation("noise", x, x, torch.tensor(0.5), Cosine())
 
 
+def test_edm_is_karras_preconditioning_on_the_ve_path() -> None:
+    torch.manual_seed(0)
+    schedule, sigma_d = VE(80.0), 0.5
+    x, F, t = torch.randn(6, 3, dtype=torch.float64), torch.randn(6, 3, dtype=torch.float64), torch.rand(6).double()
+    sigma = 80 * t[:, None]
+    c_skip, c_out = sigma_d**2 / (sigma**2 + sigma_d**2), sigma * sigma_d / (sigma**2 + sigma_d**2).sqrt()
+    torch.testing.assert_close(x0_from("edm", F, x, t, schedule, sigma_d), c_skip * x + c_out * F)
+    torch.testing.assert_close(convert("edm", c_skip * x + c_out * F, x, t, schedule, sigma_d), F)
+    shown = []
+
+    class Net(nn.Module):
+        def forward(self, x: Tensor, t: Tensor) -> Tensor:
+            shown.append(x)
+            return F
+
+    teacher = Prediction(Net(), schedule, "edm", data_std=sigma_d)
+    torch.testing.assert_close(teacher(x, t), c_skip * x + c_out * F)
+    torch.testing.assert_close(shown[0], x / (sigma**2 + sigma_d**2).sqrt())
+
+
 # Wrappers
 
 
@@ -141,6 +172,14 @@ def test_prediction_clips() -> None:
     torch.testing.assert_close(x0_hat, torch.tensor([[0.5], [-0.5], [0.3]]))
 
 
+def test_dynamic_thresholding_is_that_of_diffusers() -> None:
+    from diffusers import DDIMScheduler
+
+    x0 = 3 * torch.randn(5, 3, 4, 4, generator=torch.Generator().manual_seed(0))
+    scheduler = DDIMScheduler(thresholding=True, dynamic_thresholding_ratio=0.9, sample_max_value=1.7)
+    torch.testing.assert_close(Threshold(0.9, 1.7)(x0), scheduler._threshold_sample(x0))
+
+
 def test_prediction_refuses_an_unknown_kind() -> None:
     with pytest.raises(ValueError, match="unknown prediction kind"):
         Prediction(nn.Identity(), Cosine(), kind="epsilon")  # type: ignore[arg-type]
@@ -159,169 +198,17 @@ def test_half_precision_does_not_round_the_time() -> None:
     assert x0_hat.dtype == torch.bfloat16
 
 
-def test_meter_counts_calls_rows_and_products() -> None:
-    meter = Meter(Gaussian(VE(), MEAN, STD))
-    for B in (4, 1, 7):
-        meter(torch.zeros(B, 3), torch.tensor(0.5))
-    meter.tally(jvps=2, vjps=5)
-    assert (meter.rounds, meter.rows, meter.jvps, meter.vjps) == (3, 12, 2, 5)
-    meter.reset()
-    assert (meter.rounds, meter.rows, meter.jvps, meter.vjps) == (0, 0, 0, 0)
+# Guidance
 
 
-def test_any_callable_is_a_denoiser() -> None:
-    assert isinstance(lambda x_t, t, cond=None: x_t, Denoiser)
-
-
-# Closed-form teachers
-
-
-def gaussian_density(schedule: Schedule, t: Tensor) -> Independent:
-    alpha_t, sigma_t = schedule(t)
-    return Independent(Normal(alpha_t * MEAN, (alpha_t**2 * STD**2 + sigma_t**2).sqrt()), 1)
-
-
-def mixture_density(schedule: Schedule, t: Tensor) -> MixtureSameFamily:
-    alpha_t, sigma_t = schedule(t)
-    std = (alpha_t**2 * STDS**2 + sigma_t**2).sqrt()[:, None].expand(-1, 2)
-    return MixtureSameFamily(Categorical(WEIGHTS), Independent(Normal(alpha_t * MEANS, std), 1))
-
-
-@pytest.mark.parametrize("t", [0.05, 0.5, 0.95])
-@pytest.mark.parametrize("name", ["gaussian", "mixture"])
-def test_the_teacher_is_the_posterior_mean_by_tweedies_formula(schedule: Schedule, name: str, t: float) -> None:
-    time = torch.tensor(t, dtype=torch.float64)
-    if name == "gaussian":
-        teacher: Denoiser = Gaussian(schedule, MEAN, STD)
-        density = gaussian_density(schedule, time)
-    else:
-        teacher = GaussianMixture(schedule, MEANS, STDS, WEIGHTS)
-        density = mixture_density(schedule, time)
-    x_t = density.sample((16,)) * 1.5
-    score = grad(lambda x: density.log_prob(x).sum())(x_t)
-    # The score at small noise is up to 1e3, divided by alpha_t >= 0.05.
-    torch.testing.assert_close(teacher(x_t, time), x0_from("score", score, x_t, time, schedule), rtol=1e-8, atol=1e-8)
-
-
-@pytest.mark.parametrize("t", [0.0, 1.0])
-def test_teachers_are_finite_at_both_ends(schedule: Schedule, t: float) -> None:
-    x_t = torch.randn(8, 2)
-    for teacher in (Gaussian(schedule, MEANS[0], 0.5), GaussianMixture(schedule, MEANS, STDS)):
-        assert teacher(x_t, torch.tensor(t)).isfinite().all()
-
-
-def test_teachers_know_nothing_in_pure_noise_and_everything_in_pure_data() -> None:
-    x = torch.randn(8, 2, dtype=torch.float64)
-    for teacher in (Gaussian(RectifiedFlow(), MEANS.mean(0), 0.5), GaussianMixture(RectifiedFlow(), MEANS, STDS)):
-        torch.testing.assert_close(teacher(x, torch.tensor(1.0)), MEANS.mean(0).expand(8, 2))
-        torch.testing.assert_close(teacher(x, torch.tensor(0.0)), x)
-
-
-def test_a_mixture_of_one_is_the_gaussian(schedule: Schedule) -> None:
-    x_t, t = torch.randn(8, 2, dtype=torch.float64), torch.rand(8, dtype=torch.float64)
-    one = GaussianMixture(schedule, MEANS[:1], STDS[:1])
-    torch.testing.assert_close(one(x_t, t), Gaussian(schedule, MEANS[0], STDS[0])(x_t, t), rtol=1e-12, atol=1e-12)
-
-
-def test_a_class_of_the_mixture_is_the_mixture_of_its_components(schedule: Schedule) -> None:
-    x_t, t = torch.randn(6, 2, dtype=torch.float64), torch.rand(6, dtype=torch.float64)
-    mixture = GaussianMixture(schedule, MEANS, STDS, WEIGHTS, labels=[0, 1, 0])
-    only_0 = GaussianMixture(schedule, MEANS[[0, 2]], STDS[[0, 2]], WEIGHTS[[0, 2]])
-    only_1 = GaussianMixture(schedule, MEANS[[1]], STDS[[1]])
-    cond = torch.tensor([0, 1, 0, 1, 1, 0])
-    expected = torch.where((cond == 0)[:, None], only_0(x_t, t), only_1(x_t, t))
-    torch.testing.assert_close(mixture(x_t, t, cond), expected, rtol=1e-12, atol=1e-12)
-
-
-def test_a_class_conditional_gaussian_is_one_gaussian_per_row(schedule: Schedule) -> None:
-    x_t, cond = torch.randn(5, 2, dtype=torch.float64), torch.tensor([2, 0, 1, 1, 0])
-    teacher = Gaussian(schedule, MEANS, 0.4, classes=3)
-    t = torch.tensor(0.5, dtype=torch.float64)
-    for i, k in enumerate(cond):
-        alone = Gaussian(schedule, MEANS[k], 0.4)
-        torch.testing.assert_close(teacher(x_t, t, cond)[i], alone(x_t[i : i + 1], t)[0])
-        torch.testing.assert_close(teacher.flow(x_t, 1.0, 0.2, cond)[i], alone.flow(x_t[i : i + 1], 1.0, 0.2)[0])
-
-
-def test_samples_of_the_mixture_have_its_mean_and_variance() -> None:
-    mixture = GaussianMixture(Cosine(), MEANS, STDS, WEIGHTS)
-    x = mixture.sample(20_000, torch.Generator().manual_seed(0))
-    mean = WEIGHTS @ MEANS
-    second = (WEIGHTS[:, None] * (STDS[:, None] ** 2 + MEANS**2)).sum(0)
-    # Four standard errors of a mean of 20 000 values of variance about 1.
-    torch.testing.assert_close(x.mean(0), mean, rtol=0, atol=0.03)
-    torch.testing.assert_close((x**2).mean(0), second, rtol=0, atol=0.05)
-
-
-@pytest.mark.parametrize("s", [0.1, 0.5, 0.9])
-def test_the_gaussians_flow_solves_the_ode(schedule: Schedule, s: float) -> None:
-    teacher = Gaussian(schedule, MEAN, STD)
-    x_1 = torch.randn(8, 3, dtype=torch.float64)
-    # On a tabulated schedule the whole stencil must lie inside one of its thousand segments.
-    h = 1e-5
-    s += 5e-4
-    time = torch.tensor(s, dtype=torch.float64)
-    x_s = teacher.flow(x_1, 1.0, s)
-    velocity = (teacher.flow(x_1, 1.0, s + h) - teacher.flow(x_1, 1.0, s - h)) / (2 * h)
-    expected = convert("flow", teacher(x_s, time), x_s, time, schedule)
-    # Central differences: h^2 x'''/6 plus round-off of 1e-16 |x| / h, relative to |x| up to 80 on VE.
-    torch.testing.assert_close(velocity, expected, rtol=1e-6, atol=1e-6)
-
-
-def test_the_gaussians_flow_composes_and_carries_the_marginals(schedule: Schedule) -> None:
-    teacher = Gaussian(schedule, MEAN, STD)
-    x = torch.randn(8, 3, dtype=torch.float64)
-    through = teacher.flow(teacher.flow(x, 1.0, 0.4), 0.4, 0.0)
-    torch.testing.assert_close(through, teacher.flow(x, 1.0, 0.0), rtol=1e-12, atol=1e-12)
-    torch.testing.assert_close(teacher.flow(x, 0.4, 0.4), x, rtol=1e-12, atol=1e-12)
-    (alpha_1, sigma_1), (alpha_s, sigma_s) = schedule.at(1.0), schedule.at(0.3)
-    whitened = (x - alpha_1 * MEAN) / (alpha_1**2 * STD**2 + sigma_1**2).sqrt()
-    expected = alpha_s * MEAN + (alpha_s**2 * STD**2 + sigma_s**2).sqrt() * whitened
-    torch.testing.assert_close(teacher.flow(x, 1.0, 0.3), expected, rtol=1e-12, atol=1e-12)
-
-
-@pytest.mark.parametrize(
-    "build, message",
-    [
-        (lambda: Gaussian(VE(), MEAN, 0.0), "std must be positive"),
-        (lambda: Gaussian(VE(), MEANS, 1.0, classes=4), "3 rows but there are 4 classes"),
-        (lambda: Gaussian(VE(), MEANS, 1.0, classes=3)(MEANS, torch.tensor(0.5)), "pass labels"),
-        (lambda: GaussianMixture(VE(), MEANS, 1.0)(MEANS, torch.tensor(0.5), torch.zeros(3)), "has no labels"),
-    ],
-)
-def test_teachers_say_what_is_missing(build, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        build()
-
-
-def test_edm_is_karras_preconditioning_on_the_ve_path() -> None:
-    torch.manual_seed(0)
-    schedule, sigma_d = VE(80.0), 0.5
-    x, F, t = torch.randn(6, 3, dtype=torch.float64), torch.randn(6, 3, dtype=torch.float64), torch.rand(6).double()
-    sigma = 80 * t[:, None]
-    c_skip, c_out = sigma_d**2 / (sigma**2 + sigma_d**2), sigma * sigma_d / (sigma**2 + sigma_d**2).sqrt()
-    torch.testing.assert_close(x0_from("edm", F, x, t, schedule, sigma_d), c_skip * x + c_out * F)
-    torch.testing.assert_close(convert("edm", c_skip * x + c_out * F, x, t, schedule, sigma_d), F)
-    shown = []
-
-    class Net(torch.nn.Module):
-        def forward(self, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
-            shown.append(x)
-            return F
-
-    teacher = Prediction(Net(), schedule, "edm", data_std=sigma_d)
-    torch.testing.assert_close(teacher(x, t), c_skip * x + c_out * F)
-    torch.testing.assert_close(shown[0], x / (sigma**2 + sigma_d**2).sqrt())
-
-
-class Labelled(torch.nn.Module):
+class Labelled(nn.Module):
     """Linear in what it is told, so that guidance is arithmetic."""
 
-    def forward(self, x: torch.Tensor, t: torch.Tensor, cond: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: Tensor, t: Tensor, cond: Tensor) -> Tensor:
         return x + cond[:, None]
 
 
-def test_guidance_is_linear_in_its_two_terms_and_counts_both() -> None:
+def test_guidance_is_linear_in_its_two_terms() -> None:
     x, t, label = torch.randn(4, 3).double(), torch.tensor(0.5).double(), torch.tensor([0, 1, 2, 3])
     teacher = Prediction(Labelled(), Cosine(), "x0", classes=4)
     null, w = torch.tensor(9), 1.5
@@ -335,17 +222,14 @@ def test_guidance_is_linear_in_its_two_terms_and_counts_both() -> None:
         torch.testing.assert_close(
             by_row[n : n + 1], Guided(teacher, null, float(each[n]))(x[n : n + 1], t, label[n : n + 1])
         )
-    meter = Meter(guided)
-    meter(x, t, label)
-    assert (meter.rounds, meter.rows) == (1, 8)
 
 
 class Named:
     def __init__(self, teacher: Prediction) -> None:
         self.teacher = teacher
 
-    def __call__(self, x: torch.Tensor, t: torch.Tensor, cond: Cond | None = None) -> torch.Tensor:
-        assert cond is not None and not isinstance(cond, torch.Tensor)
+    def __call__(self, x: Tensor, t: Tensor, cond: Cond | None = None) -> Tensor:
+        assert cond is not None and not isinstance(cond, Tensor)
         return self.teacher(x, t, cond["label"])
 
 
@@ -364,9 +248,80 @@ def test_guidance_comes_before_clipping() -> None:
         Guided(guided.denoiser, torch.tensor(3), -1.0)
 
 
-def test_dynamic_thresholding_is_that_of_diffusers() -> None:
-    from diffusers import DDIMScheduler
+class Moves(TorchDispatchMode):
+    """Counts copies from one device to another."""
 
-    x0 = 3 * torch.randn(5, 3, 4, 4, generator=torch.Generator().manual_seed(0))
-    scheduler = DDIMScheduler(thresholding=True, dynamic_thresholding_ratio=0.9, sample_max_value=1.7)
-    torch.testing.assert_close(Threshold(0.9, 1.7)(x0), scheduler._threshold_sample(x0))
+    count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        made = func(*args, **(kwargs or {}))
+        if func.overloadpacket in (torch.ops.aten._to_copy, torch.ops.aten.copy_):
+            self.count += args[0].device != made.device
+        return made
+
+
+def test_the_null_condition_is_copied_to_a_device_once_and_stays_what_it_is() -> None:
+    null = {"label": torch.tensor(3)}
+    guided = Guided(lambda x, t, cond: x + cond["label"][:, None], null, 1.0)
+    fresh = vars(Guided(guided.denoiser, null, 1.0)).keys()
+    x, t = (c.to("meta") for c in (torch.zeros(2, 3), torch.tensor(0.5)))
+    cond = {"label": torch.tensor([1, 2]).to("meta")}
+    counts = []
+    for _ in range(3):
+        with Moves() as moves:
+            assert guided(x, t, cond).device.type == "meta"
+        counts.append(moves.count)
+    assert counts == [1, 0, 0]
+    assert guided.null is null and vars(guided).keys() == fresh and not guided.state_dict()
+    # A copy has its own, another null condition is looked up anew, and the first device still answers.
+    twin = copy.deepcopy(guided)
+    twin.null["label"].fill_(4)
+    here = {"label": torch.tensor([1, 2])}
+    assert guided(torch.zeros(2, 3), torch.tensor(0.5), here)[:, 0].tolist() == [2 * 1 - 3, 2 * 2 - 3]
+    assert twin(torch.zeros(2, 3), torch.tensor(0.5), here)[:, 0].tolist() == [2 * 1 - 4, 2 * 2 - 4]
+    guided.null = {"label": torch.tensor(5)}
+    with Moves() as moves:
+        guided(x, t, cond)
+    assert moves.count == 1
+
+
+def test_a_guided_denoiser_is_exported_as_it_is() -> None:
+    guided = Guided(Prediction(Labelled(), Cosine()), torch.tensor(3), 1.0)
+    x, t, label = torch.randn(2, 3), torch.rand(2), torch.tensor([1, 2])
+    program = torch.export.export(guided, (x, t, label), strict=False)
+    torch.testing.assert_close(program.module()(x, t, label), guided(x, t, label))
+
+
+# Any callable is one
+
+
+class Held:
+    """A denoiser that is no module and holds some."""
+
+    def __init__(self) -> None:
+        self.net, self.scale, self.name = nn.Linear(2, 2), torch.ones(3), "held"
+
+    def __call__(self, x_t: Tensor, t: Tensor, cond: Cond | None = None) -> Tensor:
+        return self.net(x_t)
+
+
+def test_any_callable_is_a_denoiser() -> None:
+    assert isinstance(lambda x_t, t, cond=None: x_t, Denoiser)
+
+
+def test_the_modules_and_the_weights_of_any_denoiser_are_found() -> None:
+    held, net = Held(), nn.Linear(2, 2)
+    assert modules_of(net) == {"": net} and modules_of(held) == {"net.": held.net}
+    assert modules_of(lambda x_t, t, cond=None: x_t) == {} and tensors_of(lambda x_t, t, cond=None: x_t) == {}
+    assert tensors_of(net).keys() == {"weight", "bias"}
+    assert tensors_of(held).keys() == {"scale", "net.weight", "net.bias"}
+
+
+def test_evaluation_gives_every_submodule_its_mode_back() -> None:
+    net = nn.Sequential(nn.Linear(2, 2), nn.Sequential(nn.Dropout(), nn.Dropout())).train()
+    net[1][0].eval()
+    before = [m.training for m in net.modules()]
+    with pytest.raises(KeyError), evaluating(net, other := nn.Dropout()):
+        assert not other.training and not any(m.training for m in net.modules())
+        raise KeyError
+    assert [m.training for m in net.modules()] == before and other.training

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from dsno.cli.methods import options_table
+
 ROOT = Path(__file__).parents[1]
 
 
@@ -25,3 +27,9 @@ def test_results_carry_versions_machine_protocol_and_honest_claims(path: Path) -
         held = claim["value"] <= claim["bound"] if claim["direction"] == "<=" else claim["value"] >= claim["bound"]
         assert claim["holds"] == held, claim["name"]
         assert claim["direction"] in ("<=", ">=")
+
+
+def test_the_table_of_options_is_what_the_methods_declare() -> None:
+    page = (ROOT / "docs/methods.md").read_text()
+    held = page.split("<!-- options: dsno methods --markdown -->\n\n")[1].split("\n\n<!-- end -->")[0]
+    assert held == options_table(), "write it again: dsno methods --markdown"

@@ -5,7 +5,6 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -17,7 +16,7 @@ from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from dsno.checkpoint import read_json, read_tensors
-from dsno.train import TrainConfig, _on_device, learning_rate, train
+from dsno.train import TrainConfig, learning_rate, prepare_run, quiet, stage_progress, train
 
 CONFIG = TrainConfig(steps=20, lr=1e-2, warmup=3, ema=0.9, checkpoint_every=5, log_every=1)
 
@@ -111,8 +110,10 @@ def test_an_interrupted_run_goes_on_bit_for_bit(last: int, accumulate: int, tmp_
 
 
 def test_a_killed_run_goes_on_bit_for_bit(tmp_path: Path) -> None:
-    code = "import sys; from test_train import *; torch.set_num_threads(1); " \
-        "train(network(), Reverse(), CONFIG, Path(sys.argv[1]), progress=stop_at(13, signal.SIGKILL))"  # fmt: skip
+    code = (
+        "import sys; from test_train import *; torch.set_num_threads(1); "
+        "train(network(), Reverse(), CONFIG, Path(sys.argv[1]), progress=stop_at(13, signal.SIGKILL))"
+    )
     killed = subprocess.run([sys.executable, "-c", code, str(tmp_path / "cut")], env=environment(), check=False)
     assert killed.returncode == -signal.SIGKILL
     # As a kill in the middle of a line and of a checkpoint would leave it.
@@ -423,32 +424,6 @@ def test_compiled_training_is_the_same_and_leaves_no_trace(tmp_path: Path) -> No
     assert read_tensors(tmp_path / "compiled/step-00000006/model.safetensors").keys() == plain.state_dict().keys()
 
 
-@pytest.mark.parametrize("ahead", [False, True])
-def test_batches_come_in_order_and_one_ahead(ahead: bool) -> None:
-    made: list[int] = []
-
-    def source() -> Iterator[dict[str, Any]]:
-        for n in range(100):
-            made.append(n)
-            if n == 7:
-                raise OSError("the disk has gone")
-            yield {"x": torch.full((2,), n), "cond": {"label": torch.tensor([n])}, "frames": (n,), "start": 0.5}
-
-    before = threading.active_count()
-    stream = _on_device(source(), torch.device("cpu"), ahead=ahead)
-    for n in range(3):
-        batch = next(stream)
-        assert batch["x"].tolist() == [n, n] and batch["cond"]["label"].tolist() == [n]
-        assert (batch["frames"], batch["start"]) == ((n,), 0.5)
-    stream.close()
-    assert made == [*range(4 if ahead else 3)] and threading.active_count() == before
-    stream = _on_device(source(), torch.device("cpu"), ahead=ahead)
-    with pytest.raises(OSError, match="the disk has gone"):
-        for _ in range(8):
-            next(stream)
-    assert threading.active_count() == before
-
-
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an accelerator")
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
@@ -531,9 +506,30 @@ def test_a_folder_that_cannot_be_written_is_an_error_before_any_work(tmp_path: P
 
 def test_a_checkpoint_records_its_configuration(tmp_path: Path) -> None:
     train(network(), Reverse(), CONFIG, tmp_path)
-    assert read_json(tmp_path / "step-00000020" / "state.json") == {
-        "step": 20, "config": {**asdict(CONFIG), "halve_at": []}, "settings": {},
-    }  # fmt: skip
+    described = {"config": {**asdict(CONFIG), "halve_at": []}, "settings": {}}
+    assert read_json(tmp_path / "step-00000020" / "state.json") == {"step": 20, **described}
+
+
+def test_a_stage_reports_its_loss(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    told: list[tuple[str, int, int, str]] = []
+    train(network(), Reverse(), CONFIG, tmp_path, progress=stage_progress("teach", lambda *line: told.append(line)))
+    assert told == [("teach", step, 20, f"loss {loss:.4f}") for step, loss in losses(tmp_path)]
+    with caplog.at_level("DEBUG", "dsno.train"):
+        quiet(*told[-1])
+    assert caplog.messages == [f"teach 20/20 {told[-1][3]}"]
+
+
+def test_the_first_process_makes_a_run_ready(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "result").write_text("precious")
+    monkeypatch.setenv("RANK", "1")
+    prepare_run(tmp_path / "out", resume=False, overwrite=True)
+    assert (tmp_path / "out" / "result").exists()
+    monkeypatch.setenv("RANK", "0")
+    with pytest.raises(FileExistsError, match="exists already"):
+        prepare_run(tmp_path / "out", resume=False, overwrite=False)
+    prepare_run(tmp_path / "out", resume=False, overwrite=True)
+    assert not (tmp_path / "out" / "result").exists()
 
 
 def test_a_tracker_of_accelerates_writes(tmp_path: Path) -> None:

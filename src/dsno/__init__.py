@@ -1,34 +1,93 @@
-"""Fast sampling of diffusion models: learn the whole trajectory, emit it in one forward pass."""
+"""Fast sampling of diffusion models: learn the whole trajectory, emit it in one forward pass.
+
+What a user needs from a pretrained model to a measured, exported student is here by name; importing this module loads torch
+and nothing else that is heavy, and what needs more is imported when it is first asked for.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
 from dsno.cost import Meter
 from dsno.denoise import Denoiser, Guided, Prediction
+from dsno.distillation.run import distill
 from dsno.parallel import SRDS, ParaTAA, Picard, Receding, Replicas, Speculative
 from dsno.schedule import VE, Cosine, RectifiedFlow, Schedule, Tabulated, VPLinear, linear_beta
+from dsno.seeds import noise, seed_range
 from dsno.solvers.chain import Chain
 from dsno.solvers.first_order import DDIM, Ancestral
 from dsno.solvers.heun import Heun
 from dsno.solvers.multistep import DPMSolverPP, UniPC
 from dsno.solvers.run import SolverSampler
 from dsno.students.files import load_student, save_student
+from dsno.students.flowmap import FlowMap, flow_map_from_teacher
 from dsno.students.lift import lift
 from dsno.students.operator import TrajectoryStudent, student_from_teacher
-from dsno.students.samplers import MultiPass, OnePass
+from dsno.students.samplers import FlowMapSampler, MultiPass, OnePass, sampler_of
 from dsno.teachers.closed import Gaussian, GaussianMixture
 from dsno.teachers.load import load_teacher
 from dsno.teachers.native import save_teacher
+from dsno.train import TrainConfig
+from dsno.trajectories.generate import generate
+from dsno.trajectories.sets import TrajectorySet
 from dsno.trajectory import Sampler, Trajectory
+
+if TYPE_CHECKING:
+    from dsno.app.export import export_onnx, export_program
+    from dsno.app.pipeline import DSNOPipeline
+    from dsno.data.load import load_data
+    from dsno.measure.evaluate import evaluate
+    from dsno.report.compare import compare
+    from dsno.runs.plan import plan
+    from dsno.runs.recipes import RECIPES, Recipe
+    from dsno.runs.shipped import shipped
+    from dsno.runs.teach import teach
+    from dsno.teachers.check.run import check_teacher
+    from dsno.trajectories.share import pull, push
 
 __version__ = "0.1.0"
 
+LATER = {
+    "DSNOPipeline": "dsno.app.pipeline",
+    "RECIPES": "dsno.runs.recipes",
+    "Recipe": "dsno.runs.recipes",
+    "check_teacher": "dsno.teachers.check.run",
+    "compare": "dsno.report.compare",
+    "evaluate": "dsno.measure.evaluate",
+    "export_onnx": "dsno.app.export",
+    "export_program": "dsno.app.export",
+    "load_data": "dsno.data.load",
+    "plan": "dsno.runs.plan",
+    "pull": "dsno.trajectories.share",
+    "push": "dsno.trajectories.share",
+    "shipped": "dsno.runs.shipped",
+    "teach": "dsno.runs.teach",
+}
+"""Public names whose modules bring in more than torch, or are not on everybody's way: imported when first asked for."""
+
+
+def __getattr__(name: str) -> Any:
+    if name not in LATER:
+        raise AttributeError(f"module 'dsno' has no attribute {name!r}")
+    return getattr(import_module(LATER[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *LATER})
+
+
 __all__ = [
     "DDIM",
+    "RECIPES",
     "SRDS",
     "VE",
     "Ancestral",
     "Chain",
     "Cosine",
     "DPMSolverPP",
+    "DSNOPipeline",
     "Denoiser",
+    "FlowMap",
+    "FlowMapSampler",
     "Gaussian",
     "GaussianMixture",
     "Guided",
@@ -40,6 +99,7 @@ __all__ = [
     "Picard",
     "Prediction",
     "Receding",
+    "Recipe",
     "RectifiedFlow",
     "Replicas",
     "Sampler",
@@ -47,15 +107,34 @@ __all__ = [
     "SolverSampler",
     "Speculative",
     "Tabulated",
+    "TrainConfig",
     "Trajectory",
+    "TrajectorySet",
     "TrajectoryStudent",
     "UniPC",
     "VPLinear",
+    "check_teacher",
+    "compare",
+    "distill",
+    "evaluate",
+    "export_onnx",
+    "export_program",
+    "flow_map_from_teacher",
+    "generate",
     "lift",
     "linear_beta",
+    "load_data",
     "load_student",
     "load_teacher",
+    "noise",
+    "plan",
+    "pull",
+    "push",
+    "sampler_of",
     "save_student",
     "save_teacher",
+    "seed_range",
+    "shipped",
     "student_from_teacher",
+    "teach",
 ]

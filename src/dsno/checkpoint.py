@@ -15,7 +15,7 @@ import os
 import shutil
 import tempfile
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any, TypeVar
@@ -28,7 +28,7 @@ from torch import Tensor, nn
 __all__ = [
     "build",
     "check_keys",
-    "compare",
+    "check_weights",
     "digest",
     "fill",
     "load_model",
@@ -38,6 +38,7 @@ __all__ = [
     "read_json",
     "read_tensors",
     "save_model",
+    "sha256_of",
     "tensor_sha",
     "version_of",
     "write_atomically",
@@ -75,14 +76,6 @@ def publish(temporary: Path, path: Path) -> None:
             os.fsync(folder)
         finally:
             os.close(folder)
-
-
-def version_of(package: str) -> str:
-    """The installed version of a package, or `not installed`."""
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return "not installed"
 
 
 def write_json(path: Path, value: object) -> None:
@@ -189,7 +182,7 @@ def build(make: Callable[..., T], config: Mapping[str, object], what: str | None
     return make(**config)
 
 
-def compare(own: Mapping[str, Tensor], tensors: Mapping[str, Tensor], source: object) -> None:
+def check_weights(own: Mapping[str, Tensor], tensors: Mapping[str, Tensor], source: object) -> None:
     """Check that `tensors` are the weights of a model whose state is `own`.
 
     Raises:
@@ -215,7 +208,7 @@ def fill(module: nn.Module, tensors: Mapping[str, Tensor], source: object = "the
     Raises:
         ValueError: if names or shapes differ, with the first differences.
     """
-    compare(module.state_dict(), tensors, source)
+    check_weights(module.state_dict(), tensors, source)
     module.load_state_dict(dict(tensors))
 
 
@@ -248,21 +241,32 @@ def load_model(folder: Path | str, kind: str, make: Callable[[dict[str, Any]], t
 
 
 def digest(tensors: Mapping[str, Tensor]) -> str:
-    """sha256 over names, dtypes, shapes and bytes, in the order of the names."""
+    """SHA-256 over names, dtypes, shapes and bytes, in the order of the names."""
+    return sha256_of((f"{name} {x.dtype} {tuple(x.shape)}\n", x) for name, x in sorted(tensors.items()))
+
+
+def tensor_sha(x: Tensor) -> str:
+    """SHA-256 over dtype, shape and bytes."""
+    return sha256_of([(f"{x.dtype}{tuple(x.shape)}", x)])
+
+
+def sha256_of(described: Iterable[tuple[str, Tensor]]) -> str:
+    """SHA-256 over tensors in the order they come in, each behind what is said of it."""
     total = hashlib.sha256()
-    for name, x in sorted(tensors.items()):
-        total.update(f"{name} {x.dtype} {tuple(x.shape)}\n".encode())
+    for text, x in described:
+        total.update(text.encode())
         total.update(raw_bytes(x))
     return total.hexdigest()
 
 
 def raw_bytes(x: Tensor) -> memoryview:
+    """The bytes of a tensor in C order, as a safetensors file holds them; of any dtype, from any device."""
     return x.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
 
 
-def tensor_sha(x: Tensor) -> str:
-    """SHA-256 over dtype, shape and values."""
-    array = x.detach().cpu().contiguous()
-    digest = hashlib.sha256(f"{array.dtype}{tuple(array.shape)}".encode())
-    digest.update(array.reshape(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()
+def version_of(package: str) -> str:
+    """The installed version of a package, or `not installed`."""
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return "not installed"

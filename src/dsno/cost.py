@@ -1,9 +1,15 @@
-"""What a call costs: rounds and rows, FLOPs, seconds, bytes."""
+"""What a call costs: rounds and rows, FLOPs, seconds, bytes.
+
+A *round* is a network call, however many rows it has: rounds are serial, and are what one sample waits for. A *row*
+is one evaluation of the network, so rows are the arithmetic. A parallel sampler trades one for the other, hence both
+are counted.
+"""
 
 from __future__ import annotations
 
 import statistics
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any, NamedTuple, TypeVar
 
@@ -16,36 +22,43 @@ from torch.utils.weak import WeakIdKeyDictionary
 from dsno.condition import Cond
 from dsno.denoise import Denoiser, Guided
 
-__all__ = ["Live", "Meter", "Throughput", "flops", "latency", "throughput", "timed"]
+__all__ = ["Live", "Meter", "Metered", "Throughput", "flops", "latency", "throughput", "timed"]
+
+T = TypeVar("T")
 
 
-class Meter(nn.Module):
-    """Counts what a denoiser costs: `rounds` (calls, the serial cost) and `rows` (batch rows, the total cost).
+class Metered(nn.Module, ABC):
+    """A denoiser that answers as another does and counts what that costs: `rounds`, its calls, and `rows`, the rows of the
+    network in them.
 
-    A guided denoiser evaluates two rows for each. `jvps` and `vjps` are counted by the samplers that differentiate,
-    through `tally`.
+    A guided denoiser evaluates two rows for each of the batch.
     """
 
     def __init__(self, denoiser: Denoiser) -> None:
         super().__init__()
         self.denoiser = denoiser
-        self.evaluations: int = denoiser.evaluations if isinstance(denoiser, Guided | Meter) else 1
+        self.evaluations: int = denoiser.evaluations if isinstance(denoiser, Guided | Metered) else 1
         self.reset()
 
     def reset(self) -> None:
-        self.rounds = self.rows = self.jvps = self.vjps = 0
-
-    def tally(self, jvps: int = 0, vjps: int = 0) -> None:
-        self.jvps += jvps
-        self.vjps += vjps
+        """Count from zero again."""
+        self.rounds = self.rows = 0
 
     def forward(self, x_t: Tensor, t: Tensor, cond: Cond | None = None) -> Tensor:
         self.rounds += 1
         self.rows += len(x_t) * self.evaluations
+        return self.answer(x_t, t, cond)
+
+    @abstractmethod
+    def answer(self, x_t: Tensor, t: Tensor, cond: Cond | None) -> Tensor:
+        """What `denoiser` says of the states, asked here or elsewhere, at once or in parts."""
+
+
+class Meter(Metered):
+    """Counts what a denoiser costs, asked as it is."""
+
+    def answer(self, x_t: Tensor, t: Tensor, cond: Cond | None) -> Tensor:
         return self.denoiser(x_t, t, cond)
-
-
-T = TypeVar("T")
 
 
 def flops(fn: Callable[..., object], *args: object) -> int:
@@ -62,6 +75,15 @@ def flops(fn: Callable[..., object], *args: object) -> int:
     return int(counter.get_total_flops())
 
 
+def timed(fn: Callable[..., T], *args: object) -> tuple[T, float]:
+    """`fn(*args)` and the seconds it took, the accelerator's queue included."""
+    _synchronize()
+    start = time.perf_counter()
+    result = fn(*args)
+    _synchronize()
+    return result, time.perf_counter() - start
+
+
 def latency(fn: Callable[..., object], *args: object, repeats: int = 10, warmup: int = 2) -> float:
     """Median seconds of `fn(*args)` over `repeats` calls after `warmup` calls, the accelerator's queue included.
 
@@ -73,20 +95,6 @@ def latency(fn: Callable[..., object], *args: object, repeats: int = 10, warmup:
     for _ in range(warmup):
         fn(*args)
     return statistics.median(timed(fn, *args)[1] for _ in range(repeats))
-
-
-def timed(fn: Callable[..., T], *args: object) -> tuple[T, float]:
-    """`fn(*args)` and the seconds it took, the accelerator's queue included."""
-    _synchronize()
-    start = time.perf_counter()
-    result = fn(*args)
-    _synchronize()
-    return result, time.perf_counter() - start
-
-
-def _synchronize() -> None:
-    if torch.accelerator.is_available():
-        torch.accelerator.synchronize()
 
 
 class Throughput(NamedTuple):
@@ -122,7 +130,7 @@ def throughput(fn: Callable[[int], object], limit: int = 4096, repeats: int = 3,
 
 
 class Live(TorchDispatchMode):
-    """Counts the bytes of the tensors made inside it, `peak` at the worst moment; of any device, the meta device too."""
+    """Counts the bytes of the tensors made inside it, `peak` at the worst moment; on any device, `meta` too."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -139,3 +147,8 @@ class Live(TorchDispatchMode):
                 self._bytes[storage] = storage.nbytes()
         self.peak = max(self.peak, sum(self._bytes.values()))
         return made
+
+
+def _synchronize() -> None:
+    if torch.accelerator.is_available():
+        torch.accelerator.synchronize()

@@ -4,22 +4,23 @@ A denoiser estimates the clean sample from a noisy one,
 
 $$ D(x_t, t) \approx \mathbb E[x_0 \mid x_t], \qquad x_t = \alpha_t x_0 + \sigma_t \epsilon. $$
 
-Noise, velocity, flow and score are linear in $(x_t, D)$, so one of them is all of them:
+Noise, velocity, flow $\dot x_t$ and score are linear in $(x_t, D)$, so one of them is all of them:
 
 | kind | quantity | $\hat x_0$ from it |
 |---|---|---|
 | `x0` | $\hat x_0$ | $\hat x_0$ |
 | `eps` | $\hat\epsilon = (x_t - \alpha_t \hat x_0) / \sigma_t$ | $(x_t - \sigma_t \hat\epsilon) / \alpha_t$ |
-| `v` | $\alpha_t \hat\epsilon - \sigma_t \hat x_0$ | $(\alpha_t x_t - \sigma_t \hat v) / (\alpha_t^2 + \sigma_t^2)$ |
-| `flow` | $\dot x_t = \dot\alpha_t \hat x_0 + \dot\sigma_t \hat\epsilon$ | $(\dot\sigma_t x_t - \sigma_t \dot x_t) / (\dot\sigma_t \alpha_t - \sigma_t \dot\alpha_t)$ |
+| `v` | $\hat v = \alpha_t \hat\epsilon - \sigma_t \hat x_0$ | $(\alpha_t x_t - \sigma_t \hat v) / n_t^2$ |
+| `flow` | $\dot\alpha_t \hat x_0 + \dot\sigma_t \hat\epsilon$ | $(\dot\sigma_t x_t - \sigma_t \dot x_t) / w_t$ |
 | `score` | $\nabla \log p_t(x_t) = -\hat\epsilon / \sigma_t$ | $(x_t + \sigma_t^2 \nabla \log p_t) / \alpha_t$ |
-| `edm` | $F$, with $s_t^2 = \alpha_t^2 \sigma_d^2 + \sigma_t^2$ | $\alpha_t \sigma_d^2 / s_t^2 \; x_t + \sigma_t \sigma_d / s_t \; F$ |
+| `edm` | $F$ | $\alpha_t \sigma_d^2 / s_t^2 \; x_t + \sigma_t \sigma_d / s_t \; F$ |
 
-`edm` is the preconditioning of Karras et al., 2022 (arXiv 2206.00364, eq. 7) on any path: $\sigma_d$ is the standard deviation
-of the data, and the network is given $x_t / s_t$, of unit variance. With $\sigma_d = 1$ on a VP path $F = -v$.
+$$ n_t^2 = \alpha_t^2 + \sigma_t^2, \qquad w_t = \dot\sigma_t \alpha_t - \sigma_t \dot\alpha_t, \qquad
+   s_t^2 = \alpha_t^2 \sigma_d^2 + \sigma_t^2. $$
 
-The closed-form teachers below know $D$ exactly; the Gaussian also knows its flow. Every solver and every student is
-tested against them.
+`edm` is the preconditioning of Karras et al., 2022 (arXiv 2206.00364, eq. 7) on any schedule: $\sigma_d$ is the
+standard deviation of the data, and the network is given $x_t / s_t$, of unit variance. With $\sigma_d = 1$ and a VP
+schedule $F = -v$.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ from typing import Literal, Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
-from dsno.condition import Cond, map_cond, named, rows_like
+from dsno.condition import Cond, map_cond, named, rows_like, unnamed
 from dsno.schedule import Schedule
 
 __all__ = [
@@ -50,14 +51,6 @@ __all__ = [
     "x0_from",
 ]
 
-Kind = Literal["x0", "eps", "v", "flow", "score", "edm"]
-
-KINDS: tuple[Kind, ...] = ("x0", "eps", "v", "flow", "score", "edm")
-
-NEAREST = 1e-6
-r"""The least time at which a slope of a schedule is taken: $\sigma \sim \sqrt t$ near 0 for beta schedules, whose
-slope is infinite there."""
-
 
 @runtime_checkable
 class Denoiser(Protocol):
@@ -70,22 +63,13 @@ class Denoiser(Protocol):
     def __call__(self, x_t: Tensor, t: Tensor, cond: Cond | None = None) -> Tensor: ...
 
 
-def expand_like(value: Tensor, x: Tensor) -> Tensor:
-    """View a tensor of shape () or (B,) so that it broadcasts against `x` of shape (B, *shape)."""
-    return value.to(x.dtype).reshape(-1, *[1] * (x.ndim - 1))
+Kind = Literal["x0", "eps", "v", "flow", "score", "edm"]
 
+KINDS: tuple[Kind, ...] = ("x0", "eps", "v", "flow", "score", "edm")
 
-def _scale(alpha_t: Tensor, sigma_t: Tensor, data_std: float) -> Tensor:
-    r"""$s_t = \sqrt{\alpha_t^2 \sigma_d^2 + \sigma_t^2}$, the standard deviation of $x_t$."""
-    return (alpha_t**2 * data_std**2 + sigma_t**2).sqrt()
-
-
-def scale_input(kind: Kind, x_t: Tensor, t: Tensor, schedule: Schedule, data_std: float = 1.0) -> Tensor:
-    """What a network of the given `kind` is shown of the state: $x_t / s_t$ for `edm`, else $x_t$ itself."""
-    if kind != "edm":
-        return x_t
-    alpha_t, sigma_t = (expand_like(c, x_t) for c in schedule(t))
-    return x_t / _scale(alpha_t, sigma_t, data_std)
+NEAREST = 1e-6
+r"""The least time at which a slope of a schedule is taken: $\sigma \sim \sqrt t$ near 0 for beta schedules, whose
+slope is infinite there."""
 
 
 def x0_from(kind: Kind, output: Tensor, x_t: Tensor, t: Tensor, schedule: Schedule, data_std: float = 1.0) -> Tensor:
@@ -151,8 +135,26 @@ def convert(kind: Kind, x0_hat: Tensor, x_t: Tensor, t: Tensor, schedule: Schedu
     raise ValueError(f"unknown prediction kind {kind!r}: expected one of {KINDS}")
 
 
+def scale_input(kind: Kind, x_t: Tensor, t: Tensor, schedule: Schedule, data_std: float = 1.0) -> Tensor:
+    """What a network of the given `kind` is shown of the state: $x_t / s_t$ for `edm`, else $x_t$ itself."""
+    if kind != "edm":
+        return x_t
+    alpha_t, sigma_t = (expand_like(c, x_t) for c in schedule(t))
+    return x_t / _scale(alpha_t, sigma_t, data_std)
+
+
+def _scale(alpha_t: Tensor, sigma_t: Tensor, data_std: float) -> Tensor:
+    r"""$s_t = \sqrt{\alpha_t^2 \sigma_d^2 + \sigma_t^2}$, the standard deviation of $x_t$."""
+    return (alpha_t**2 * data_std**2 + sigma_t**2).sqrt()
+
+
 def _inner(t: Tensor) -> Tensor:
     return t.clamp_min(NEAREST)
+
+
+def expand_like(value: Tensor, x: Tensor) -> Tensor:
+    """View a tensor of shape () or (B,) so that it broadcasts against `x` of shape (B, *shape)."""
+    return value.to(x.dtype).reshape(-1, *[1] * (x.ndim - 1))
 
 
 @dataclass(frozen=True)
@@ -182,6 +184,9 @@ class Prediction(nn.Module):
         data_std: $\sigma_d$ of the kind `edm`.
         shape: The shape of one sample, where it is known.
         classes: The number of classes the network may be told, or None.
+
+    Raises:
+        ValueError: for an unknown kind, or a `data_std` that is not positive.
     """
 
     def __init__(
@@ -226,17 +231,18 @@ class Guided(nn.Module):
 
     $$ D_w(x_t, t, c) = (1 + w) \, D(x_t, t, c) - w \, D(x_t, t, \varnothing) $$
 
-    $w = 0$ is the conditional model; the `guidance_scale` of diffusers is $1 + w$. Linear in $D$, so the same in $\hat x_0$,
-    $\hat\epsilon$ and $v$; a `Prediction` is clipped after the guidance. Both terms are rows of one call.
+    $w = 0$ is the conditional model; the `guidance_scale` of diffusers is $1 + w$. Linear in $D$, so the same in
+    $\hat x_0$, $\hat\epsilon$ and $v$; a `Prediction` is clipped after the guidance. Both terms are rows of one call.
 
     Arguments:
         denoiser: $D$.
-        null: $\varnothing$ without a batch dimension: the label () or embedding (...) that stands for no condition, or such
-            by name.
+        null: $\varnothing$ without a batch dimension: the label () or embedding (...) that stands for no condition, or
+            such by name. On any device: it is looked up where the states are.
         weight: $w \ge 0$; None reads it from each row's `cond["weight"]`, (B,).
 
     Raises:
-        ValueError: when called without a condition, or without a weight where none was given.
+        ValueError: for a negative weight; when called without a condition, with one of other names than the null
+            condition's, or without a weight where none was given.
     """
 
     evaluations: int = 2
@@ -246,28 +252,38 @@ class Guided(nn.Module):
         if weight is not None and weight < 0:
             raise ValueError(f"a guidance weight is at least 0 (0 is the conditional model), got {weight}")
         self.denoiser, self.null, self.weight = denoiser, null, weight
+        self._copies: dict[torch.device, tuple[Cond, Cond]] = {}
 
     def forward(self, x_t: Tensor, t: Tensor, cond: Cond | None = None) -> Tensor:
         if cond is None:
             raise ValueError("guidance needs a condition: pass labels or embeddings as cond")
         w, cond = self._weight(x_t, cond)
-        # Kept where it is needed: a copy to a GPU at every call would make the host wait each time.
-        self.null = map_cond(lambda n: n.to(x_t.device), self.null)
-        null = rows_like(self.null, cond)
-        both = {name: torch.cat([c, null[name]]) for name, c in named(cond).items()}
-        told: Cond = both.get("", both)
+        null = rows_like(self._null_on(x_t.device), cond)
+        both = unnamed({name: torch.cat([c, null[name]]) for name, c in named(cond).items()})
         D = self.denoiser.unclipped if isinstance(self.denoiser, Prediction) else self.denoiser
-        conditional, unconditional = D(torch.cat([x_t, x_t]), torch.cat([t.expand(len(x_t))] * 2), told).chunk(2)
+        conditional, unconditional = D(torch.cat([x_t, x_t]), torch.cat([t.expand(len(x_t))] * 2), both).chunk(2)
         x0_hat = (1 + w) * conditional - w * unconditional
         return self.denoiser.clipped(x0_hat) if isinstance(self.denoiser, Prediction) else x0_hat
 
     def _weight(self, x_t: Tensor, cond: Cond) -> tuple[Tensor | float, Cond]:
+        """$w$, a number or (B, 1, ...), and the rest of the condition."""
         if self.weight is not None:
             return self.weight, cond
         if isinstance(cond, Tensor) or "weight" not in cond:
             raise ValueError("guidance has no weight: pass one to Guided, or give `weight` (B,) in the condition")
         rest = {name: c for name, c in cond.items() if name != "weight"}
         return expand_like(cond["weight"].to(x_t.device), x_t), rest
+
+    def _null_on(self, device: torch.device) -> Cond:
+        # `null` stays as it was given, in what a manifest says of it and in a copy. Its copies on other devices are
+        # kept, with what they are copies of: to copy it at every call would make the host wait for the GPU each time.
+        if all(c.device == device for c in named(self.null).values()):
+            return self.null
+        original, copied = self._copies.get(device, (None, self.null))
+        if original is not self.null:
+            copied = map_cond(lambda c: c.to(device), self.null)
+            self._copies[device] = self.null, copied
+        return copied
 
 
 def modules_of(denoiser: Denoiser) -> dict[str, nn.Module]:
@@ -277,9 +293,17 @@ def modules_of(denoiser: Denoiser) -> dict[str, nn.Module]:
     return {f"{k}.": v for k, v in getattr(denoiser, "__dict__", {}).items() if isinstance(v, nn.Module)}
 
 
+def tensors_of(denoiser: Denoiser) -> dict[str, Tensor]:
+    """The weights of a denoiser: its state dict if it is a module, else those and the tensors among its attributes."""
+    state = {} if isinstance(denoiser, nn.Module) else dict(getattr(denoiser, "__dict__", {}))
+    for prefix, module in modules_of(denoiser).items():
+        state |= module.state_dict(prefix=prefix)
+    return {k: v for k, v in state.items() if isinstance(v, Tensor)}
+
+
 @contextmanager
 def evaluating(*modules: nn.Module) -> Iterator[None]:
-    """Evaluation mode; the mode of every submodule comes back as it was."""
+    """Evaluation mode inside; the mode of every submodule comes back as it was."""
     modes = [(m, m.training) for module in modules for m in module.modules()]
     for m, _ in modes:
         m.training = False
@@ -288,11 +312,3 @@ def evaluating(*modules: nn.Module) -> Iterator[None]:
     finally:
         for m, training in modes:
             m.training = training
-
-
-def tensors_of(denoiser: Denoiser) -> dict[str, Tensor]:
-    """The weights of a denoiser: its state dict if it is a module, else those and the tensors among its attributes."""
-    state = {} if isinstance(denoiser, nn.Module) else dict(getattr(denoiser, "__dict__", {}))
-    for prefix, module in modules_of(denoiser).items():
-        state |= module.state_dict(prefix=prefix)
-    return {k: v for k, v in state.items() if isinstance(v, Tensor)}

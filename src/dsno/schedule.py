@@ -1,4 +1,4 @@
-r"""Noise schedules and time grids.
+r"""Noise schedules: how noisy a sample is at a time.
 
 A Gaussian path between data $x_0$ and noise $\epsilon \sim \mathcal N(0, I)$ is
 
@@ -14,8 +14,7 @@ decreasing in $t$, and the *phase* is the angle that turns from data to noise, f
 
 $$ p_t = \frac{\theta_t - \theta_0}{\theta_1 - \theta_0}, \qquad \theta_t = \arctan(\sigma_t / \alpha_t) : $$
 
-in equal steps of it every path moves evenly, however its schedule runs through t. A *grid* is a decreasing float64 tensor of
-times; a solver makes one step between neighbours.
+in equal steps of it every path moves evenly, however its schedule runs through t.
 """
 
 from __future__ import annotations
@@ -58,7 +57,7 @@ class Schedule(ABC):
 
     @abstractmethod
     def time(self, log_snr: Tensor) -> Tensor:
-        r"""Invert $\ell_t$: the time in $[0, 1]$ at which the log-SNR is `log_snr` (clamped to the schedule's range)."""
+        r"""Invert $\ell_t$: the time in $[0, 1]$ of a log-SNR, of its shape; beyond the range the nearer end."""
 
     @property
     @abstractmethod
@@ -81,14 +80,14 @@ class Schedule(ABC):
         return (self.angle(t) - theta_0) / (theta_1 - theta_0)
 
     def from_phase(self, p: Tensor) -> Tensor:
-        """Invert $p_t$: the time in [0, 1], of the shape and dtype of `p`; beyond [0, 1] the end that is nearer."""
+        """Invert $p_t$: the time in [0, 1], of the shape and dtype of `p`; beyond [0, 1] the nearer end."""
         theta_0, theta_1 = self.angle(p.new_tensor([0.0, 1.0]))
         t = self.time(-2 * (theta_0 + (theta_1 - theta_0) * p.clamp(0, 1)).tan().log())
         # The tangent of an angle loses the last digits of the ends.
         return torch.where(p <= 0, 0.0, torch.where(p >= 1, 1.0, t))
 
     def at(self, t: float) -> tuple[float, float]:
-        r"""$(\alpha_t, \sigma_t)$ as Python floats computed in float64: a solver's coefficients never touch the device."""
+        r"""$(\alpha_t, \sigma_t)$ as Python floats computed in float64, so that coefficients never touch the device."""
         alpha_t, sigma_t = self(torch.tensor(t, dtype=torch.float64))
         return float(alpha_t), float(sigma_t)
 
@@ -115,6 +114,9 @@ class Cosine(Schedule):
        b = \arctan e^{-\ell_{\max}/2}, \quad a = \arctan e^{-\ell_{\min}/2} - b, $$
 
     so that $\ell_0 = \ell_{\max}$ and $\ell_1 = \ell_{\min}$.
+
+    Raises:
+        ValueError: unless `log_snr_min` is below `log_snr_max`.
 
     Source: Salimans & Ho, 2022 (arXiv 2202.00512), appendix; Zheng et al., 2023 (arXiv 2211.13449).
     """
@@ -164,7 +166,13 @@ class RectifiedFlow(Schedule):
 
 
 class VE(Schedule):
-    r"""Variance exploding in EDM's time: $\alpha_t = 1$, $\sigma_t = \sigma_{\max} t$ (Karras et al., 2022, arXiv 2206.00364)."""
+    r"""Variance exploding in EDM's time: $\alpha_t = 1$, $\sigma_t = \sigma_{\max} t$.
+
+    Raises:
+        ValueError: for a `sigma_max` that is not positive.
+
+    Source: Karras et al., 2022 (arXiv 2206.00364).
+    """
 
     def __init__(self, sigma_max: float = 80.0) -> None:
         if not sigma_max > 0:
@@ -186,12 +194,16 @@ class VE(Schedule):
 
 
 class VPLinear(Schedule):
-    r"""The continuous variance-preserving schedule whose rate $\beta(t)$ is a straight line from `beta_min` to `beta_max`.
+    r"""The continuous variance-preserving schedule whose rate $\beta(t)$ is a straight line.
 
     $$ B(t) = \int_0^t \beta = \beta_{\min} t + \tfrac12 (\beta_{\max} - \beta_{\min}) t^2, \qquad
        \alpha_t = e^{-B/2}, \quad \sigma_t = \sqrt{1 - e^{-B}}. $$
 
-    `linear_beta` is the same path in 1000 discrete steps.
+    Near $t = 0$ the level grows as $\sqrt t$, so its slope is infinite there. `linear_beta` is the same in 1000
+    discrete steps.
+
+    Raises:
+        ValueError: unless `beta_min` is positive and at most `beta_max`.
 
     Source: Song et al., 2021 (arXiv 2011.13456), eq. 33; Karras et al., 2022 (arXiv 2206.00364), table 1, "VP".
     """
@@ -233,6 +245,9 @@ class Tabulated(Schedule):
 
     Arguments:
         alphas_cumprod: $\bar\alpha_k$, decreasing, in $(0, 1)$.
+
+    Raises:
+        ValueError: for a table that is empty, does not decrease, or is not strictly between 0 and 1.
     """
 
     def __init__(self, alphas_cumprod: Sequence[float]) -> None:
@@ -250,19 +265,20 @@ class Tabulated(Schedule):
     def __repr__(self) -> str:
         return f"Tabulated({len(self.B) - 1} steps)"
 
-    def _segment(self, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def _segment(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        """$B(t)$ and its slope."""
         K = len(self.B) - 1
         B = self.B.to(device=t.device, dtype=t.dtype)
         k = (t.detach() * K).floor().long().clamp(0, K - 1)
         rise = B[k + 1] - B[k]
-        return B[k] + rise * (t * K - k), rise * K, k
+        return B[k] + rise * (t * K - k), rise * K
 
     def __call__(self, t: Tensor) -> tuple[Tensor, Tensor]:
-        B, _, _ = self._segment(t)
+        B, _ = self._segment(t)
         return torch.exp(-B / 2), torch.sqrt(-torch.expm1(-B))
 
     def derivative(self, t: Tensor) -> tuple[Tensor, Tensor]:
-        B, slope, _ = self._segment(t)
+        B, slope = self._segment(t)
         return -slope / 2 * torch.exp(-B / 2), slope / 2 * torch.exp(-B) / torch.sqrt(-torch.expm1(-B))
 
     def time(self, log_snr: Tensor) -> Tensor:

@@ -20,28 +20,6 @@ from torch import Tensor
 
 __all__ = ["generator", "mixed", "noise", "noise_tape", "seed_range"]
 
-_MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
-
-_WEYL = (0x9E3779B9, 0xBB67AE85)
-
-_MASK = 0xFFFFFFFF
-
-
-def _philox(counter: list[Tensor], key: tuple[Tensor, Tensor]) -> list[Tensor]:
-    # int64 products wrap modulo 2^64, which leaves all 64 bits of a 32 x 32 bit product right.
-    c0, c1, c2, c3 = counter
-    k0, k1 = key
-    for _ in range(10):
-        p0, p1 = c0 * _MULTIPLIERS[0], c2 * _MULTIPLIERS[1]
-        c0, c1, c2, c3 = (
-            ((p1 >> 32) & _MASK) ^ c1 ^ k0,
-            p1 & _MASK,
-            ((p0 >> 32) & _MASK) ^ c3 ^ k1,
-            p0 & _MASK,
-        )
-        k0, k1 = (k0 + _WEYL[0]) & _MASK, (k1 + _WEYL[1]) & _MASK
-    return [c0, c1, c2, c3]
-
 
 def noise(
     seeds: Sequence[int] | Tensor,
@@ -100,7 +78,7 @@ def seed_range(start: int, count: int) -> Tensor:
 
 
 def mixed(*key: int) -> int:
-    """A seed in $[0, 2^{32})$ of its own for each key of integers that are not negative (zeros at its end do not count).
+    r"""A seed in $[0, 2^{32})$ of its own for each key of integers $\ge 0$; zeros at the end of a key do not count.
 
     torch's generator on the CPU reads the low 32 bits of its seed alone: of `(seed << 32) + step` nothing but the step.
     """
@@ -110,3 +88,25 @@ def mixed(*key: int) -> int:
 def generator(*key: int) -> torch.Generator:
     """A generator on the CPU that starts from `mixed(*key)`."""
     return torch.Generator().manual_seed(mixed(*key))
+
+
+_MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
+_WEYL = (0x9E3779B9, 0xBB67AE85)
+_MASK = 0xFFFFFFFF
+
+
+def _philox(counter: list[Tensor], key: tuple[Tensor, Tensor]) -> list[Tensor]:
+    """Ten rounds of Philox-4x32: four words of 32 bits, each in an int64, for a counter of four and a key of two."""
+    # int64 products wrap modulo 2^64, which leaves all 64 bits of a 32 x 32 bit product right.
+    c0, c1, c2, c3 = counter
+    k0, k1 = key
+    for _ in range(10):
+        p0, p1 = c0 * _MULTIPLIERS[0], c2 * _MULTIPLIERS[1]
+        c0, c1, c2, c3 = (
+            ((p1 >> 32) & _MASK) ^ c1 ^ k0,
+            p1 & _MASK,
+            ((p0 >> 32) & _MASK) ^ c3 ^ k1,
+            p0 & _MASK,
+        )
+        k0, k1 = (k0 + _WEYL[0]) & _MASK, (k1 + _WEYL[1]) & _MASK
+    return [c0, c1, c2, c3]

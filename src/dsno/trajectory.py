@@ -1,4 +1,8 @@
-"""What sampling produces."""
+"""What sampling produces, and who produces it.
+
+A solver, an exact sampler in parallel and a student that answers in one pass all take noise and return a
+`Trajectory`: the states that were kept, their times, and what they cost. Whatever follows takes any of them.
+"""
 
 from __future__ import annotations
 
@@ -21,9 +25,9 @@ class Trace:
         rows: Network evaluations, (B,) int64.
         draft_rounds: Serial calls of the draft's network, (B,) int64.
         draft_rows: Its evaluations, (B,) int64.
-        history: What the sampler watches, by round, (R, B) float64, NaN where a sample was not in the round: the largest
-            residual of Picard, ParaTAA and the receding loop, the last state's mean change of SRDS, the accepted share of
-            the window of speculative sampling.
+        history: What the sampler watches, by round, (R, B) float64, NaN where a sample was not in the round: the
+            largest residual of Picard, ParaTAA and the receding loop, the last state's mean change of SRDS, the
+            accepted share of the window of speculative sampling.
     """
 
     rounds: Tensor
@@ -72,8 +76,8 @@ class Trajectory:
 class Sampler(Protocol):
     """Noise in, trajectory out: sequential solvers, parallel-in-time solvers and one-pass students are called alike.
 
-    `z` is standard normal noise of shape (B, *shape); `cond` has first dimension B; `seeds` (B,) are recorded and, for a
-    stochastic sampler, give the noise of its steps.
+    `z` is standard normal noise of shape (B, *shape); `cond` has first dimension B; `seeds` (B,) are recorded and, for
+    a stochastic sampler, give the noise of its steps.
     """
 
     def __call__(self, z: Tensor, cond: Cond | None = None, seeds: Tensor | None = None) -> Trajectory: ...

@@ -28,6 +28,7 @@ from dsno.students.samplers import OnePass, passes_of
 from dsno.trajectory import Trajectory
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
+FIXTURES = Path(__file__).parents[1] / "fixtures" / "v0_1"
 
 
 def student(channels: int = 1, classes: int | None = None, target: str = "x0") -> TrajectoryStudent:
@@ -431,3 +432,22 @@ def test_a_flow_map_of_one_grid_makes_its_passes_alone() -> None:
     assert pipe(seeds=[1], output_type="pt", return_trajectory=True).trajectory.rounds == 2
     with pytest.raises(ValueError, match=r"trained for the grid of 2 step\(s\) alone"):
         pipe(seeds=[1], passes=1)
+
+
+# Version 0.1
+
+
+@pytest.mark.parametrize(("kind", "name"), [("operator", "operator"), ("flow_map", "shortcut")])
+def test_a_pipeline_of_version_0_1_loads(kind: str, name: str, tmp_path: Path) -> None:
+    """It names the module that its class was in then."""
+    folder, classes = FIXTURES / "pipeline" / kind, {"operator": "DSNOModel", "flow_map": "FlowMapModel"}
+    assert json.loads((folder / "model_index.json").read_text())["student"] == ["dsno.pipeline", classes[kind]]
+    pipe = DSNOPipeline.from_pretrained(folder)
+    made = pipe(seeds=[0, 1], output_type="latent").images
+    expected = json.loads((FIXTURES / "expected.json").read_text())["students"][name]["passes"]["default"]
+    torch.testing.assert_close(made[0].flatten(), torch.tensor(expected["first"]), rtol=1e-4, atol=1e-4)
+    assert float(made.sum()) == pytest.approx(expected["sum"], abs=1e-2)
+    pipe.save_pretrained(tmp_path)
+    saved = json.loads((tmp_path / "model_index.json").read_text())["student"]
+    assert saved == ["dsno.app.pipeline", classes[kind]]
+    assert torch.equal(DSNOPipeline.from_pretrained(tmp_path)(seeds=[0, 1], output_type="latent").images, made)

@@ -345,7 +345,7 @@ def test_an_interrupt_says_how_to_go_on(tmp_path: Path, monkeypatch: pytest.Monk
     def interrupted(*arguments: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(teach, "teach", interrupted)
+    monkeypatch.setattr("dsno.cli.teach.teach", interrupted)
     ran = dsno("teach", at=tmp_path)
     assert ran.code == 130 and ran.err.strip().splitlines() == [
         "dsno: stopped; run the same command again, with --resume where it has one"

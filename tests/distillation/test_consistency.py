@@ -1,4 +1,4 @@
-"""Consistency functions: the losses vanish at the exact map and nowhere near it, and curricula are those of the papers."""
+"""Consistency functions: losses vanish at the exact map and nowhere near it; curricula are those of the papers."""
 
 import copy
 import math
@@ -13,10 +13,11 @@ from torch import Tensor, nn
 from dsno.denoise import Prediction
 from dsno.distillation.consistency import (
     Consistency,
+    ConsistencyOptions,
+    ConsistencyTrainingOptions,
     ContinuousConsistency,
-    Gap,
-    Grid,
-    Levels,
+    ContinuousConsistencyOptions,
+    EasyConsistencyOptions,
     consistency,
     consistency_training,
     continuous_consistency,
@@ -24,6 +25,7 @@ from dsno.distillation.consistency import (
     teacher_step,
 )
 from dsno.distillation.denoising import Denoising, noised
+from dsno.distillation.levels import Gap, Grid, Levels
 from dsno.distillation.stages import Given, Stage
 from dsno.grids import quadratic, uniform
 from dsno.nets.unet import UNet
@@ -37,7 +39,13 @@ from dsno.train import TrainConfig, train
 
 D64 = torch.float64
 SCHEDULES = [Cosine(), RectifiedFlow(), VPLinear(), VE(10.0)]
-METHODS = [consistency, consistency_training, easy_consistency, continuous_consistency]
+OPTIONS: dict[Callable[..., list[Stage]], type] = {
+    consistency: ConsistencyOptions,
+    consistency_training: ConsistencyTrainingOptions,
+    easy_consistency: EasyConsistencyOptions,
+    continuous_consistency: ContinuousConsistencyOptions,
+}
+METHODS = list(OPTIONS)
 MEAN, STD = torch.tensor([0.5, -1.0, 0.2], dtype=D64), torch.tensor([0.3, 0.7, 1.4], dtype=D64)
 
 
@@ -117,9 +125,15 @@ def test_a_narrow_difference_along_the_flow_is_the_exact_derivative(schedule: Sc
     x, found = MEAN + STD * torch.randn(16, 3, dtype=D64), []
     for derivative in ("forward", "upwind"):
         objective = ContinuousConsistency(
-            x, schedule, Gaussian(schedule, MEAN, STD), Levels(low=0.05, high=9.0), batch=16, data_std=std, c=1e3,
+            x,
+            schedule,
+            Gaussian(schedule, MEAN, STD),
+            Levels(low=0.05, high=9.0),
+            batch=16,
+            data_std=std,
+            c=1e3,
             derivative=derivative,
-        )  # fmt: skip
+        )
         objective.width = 1e-8
         found.append(loss_and_gradient(objective, off(schedule), doubled(next(objective.batches(0)))))
     assert found[0][0] > 0 and found[1] == pytest.approx(found[0], rel=0.02)
@@ -134,9 +148,9 @@ def nodes() -> tuple[Tensor, Tensor]:
 @pytest.mark.parametrize("schedule", SCHEDULES, ids=repr)
 @pytest.mark.parametrize("w", [0.0, 0.3, 1.0])
 def test_continuous_training_has_the_gradient_of_distillation(schedule: Schedule, w: float) -> None:
-    """Its loss does not vanish, its expected gradient does, at w = 1: for a plane the nodes give the expectation exactly.
+    """Its loss does not vanish, its expected gradient does, at w = 1: of a plane the nodes give the mean exactly.
 
-    Without the normalisation (c so large that it only scales), which is not linear in the tangent. Anywhere else and for
+    Without the normalisation (c so large that it only scales), not linear in the tangent. Anywhere else and for
     any w the gradient is the teacher's.
     """
     x0, eps = nodes()
@@ -159,7 +173,7 @@ def test_continuous_training_has_the_gradient_of_distillation(schedule: Schedule
 
 @pytest.mark.parametrize("schedule", SCHEDULES, ids=repr)
 def test_training_in_steps_is_unbiased_as_the_gap_closes(schedule: Schedule) -> None:
-    """With the same noise the target is off by the mean of a DDIM step's error, second order in the gap: half of it, a quarter.
+    """With the same noise the target is off by the mean error of a DDIM step, of second order: half the gap, a quarter.
 
     Exact expectations by the nodes, for the squared distance (c so large that only the square is left) and a plane.
     """
@@ -219,7 +233,7 @@ def test_levels_and_grids_are_those_of_the_papers() -> None:
     assert torch.equal(torch.bincount(torch.searchsorted(edges, earlier), minlength=18) // 10, torch.full((18,), 111))
     assert torch.equal(torch.searchsorted(edges, later), torch.searchsorted(edges, earlier) + 1)
 
-    # An interval's share is that of the lognormal between its ends (Song & Dhariwal, eq. 10, with the tails on the ends).
+    # An interval's share is the lognormal's between its ends (Song & Dhariwal, eq. 10, with the tails on the ends).
     _, earlier = Grid(lambda step: 18, Levels(low=1e-6, high=1e6), 1e4)(u, 0)
     share = torch.bincount(torch.searchsorted(edges, earlier), minlength=18) / len(u)
     below = torch.special.ndtr((edges[1:-1].log() + 1.1) / 2)
@@ -245,8 +259,15 @@ def test_curricula_follow_the_step() -> None:
     objective = _objective(continuous_consistency(X, given))
     w = [float(next(objective.batches(k))["w"][0]) for k in (0, 20, 80, 799)]
     assert w == pytest.approx([0, 0.25, 1, 1])
-    assert float(next(_objective(continuous_consistency(X, given, warmup=0.0)).batches(0))["w"][0]) == 1
-    assert _objective(continuous_consistency(X, given, distil=False)).teacher is None
+    assert (
+        float(
+            next(_objective(continuous_consistency(X, given, ContinuousConsistencyOptions(warmup=0.0))).batches(0))[
+                "w"
+            ][0]
+        )
+        == 1
+    )
+    assert _objective(continuous_consistency(X, given, ContinuousConsistencyOptions(from_data=True))).teacher is None
 
 
 def _objective(stages: list) -> Consistency | ContinuousConsistency:
@@ -272,7 +293,7 @@ def test_batches_are_a_function_of_seed_and_step(method: Callable[..., list[Stag
 def test_weights_have_the_mean_one_over_the_pairs(weights: str) -> None:
     X, x = FlowMap(Exact(Cosine()), Cosine()), torch.zeros(8, 3)
     given = Given(Gaussian(Cosine(), MEAN, STD), Cosine(), 40, batch=4096, x=x)
-    batch = next(_objective(consistency_training(X, given, weights=weights)).batches(30))
+    batch = next(_objective(consistency_training(X, given, ConsistencyTrainingOptions(weights=weights))).batches(30))
     assert float(batch["weight"].mean()) == pytest.approx(1, rel=0.02)
     inner = (batch["t"] < 0.98) & (batch["r"] > 0)
     sigma = [t.double()[inner].mul(Cosine().a).add(Cosine().b).tan() for t in (batch["t"], batch["r"])]
@@ -289,12 +310,14 @@ def test_a_teachers_copy_trains_and_samples_in_several_passes(
     teacher = Prediction(UNet(1, 4, (8,), classes=3), Cosine(), "v", shape=(1, 4, 4), classes=3).eval()
     X, x, labels = flow_map_from_teacher(teacher), torch.randn(32, 1, 4, 4), torch.randint(3, (32,))
     (stage,) = method(X, Given(teacher, Cosine(), 4, batch=8, x=x, labels=labels))
-    assert X.way == "end" and X.steps is None
+    assert X.way == "any"
     before = [p.detach().clone() for p in X.parameters()]
     trained, objective = stage.make(X)
     assert trained is X
     train(X, objective, TrainConfig(steps=stage.steps, lr=1e-3, warmup=1, ema=0.0, precision="bf16"), tmp_path / "run")
     assert any(not torch.equal(p, q) for p, q in zip(X.parameters(), before, strict=True))
+    X = stage.became(X)
+    assert X.way == "end" and X.steps is None
     z, cond, seeds = torch.randn(3, 1, 4, 4), labels[:3], torch.arange(3)
     assert torch.equal(X(z, 0.0, 0.0, cond), z)
     one, two = (passes_of(X, passes)(z, cond, seeds) for passes in (1, 2))
@@ -349,6 +372,7 @@ def test_training_on_a_ring_beats_the_teachers_step(
     teacher, x, X = ring[0], ring[1], copy.deepcopy(ring[2])
     (stage,) = method(X, Given(teacher, Cosine(), 200, batch=128, x=x))
     _fit(*stage.make(X), stage.steps)
+    X = stage.became(X)
     z = torch.randn(512, 2, generator=torch.Generator().manual_seed(2))
     reference = SolverSampler(teacher, Cosine(), quadratic(60))(z).sample
     one, ddim = X.sample(z), SolverSampler(teacher, Cosine(), uniform(1))(z).sample
@@ -374,20 +398,20 @@ def test_bad_input() -> None:
         with pytest.raises(ValueError, match="this method noises clean samples and there are none: give data"):
             method(X, Given(teacher, Cosine(), 10))
         with pytest.raises(ValueError, match="must be positive, got 0"):
-            method(X, given, c=0.0)
+            method(X, given, OPTIONS[method](c=0.0))
         if method is not continuous_consistency:
             with pytest.raises(ValueError, match="unknown distance 'l3': expected l1, l2"):
-                method(X, given, distance="l3")
+                method(X, given, OPTIONS[method](distance="l3"))
     with pytest.raises(ValueError, match="intervals must be at least 1, got 0"):
-        consistency(X, given, intervals=0)
+        consistency(X, given, ConsistencyOptions(intervals=0))
     with pytest.raises(ValueError, match="unknown solver 'euler': expected ddim or heun"):
-        consistency(X, given, solver="euler")
+        consistency(X, given, ConsistencyOptions(solver="euler"))
     with pytest.raises(ValueError, match="unknown weights 'snr': expected one of angle, gap, one"):
-        consistency(X, given, weights="snr")
+        consistency(X, given, ConsistencyOptions(weights="snr"))
     with pytest.raises(ValueError, match="at least 1: got 20 and 10"):
-        consistency_training(X, given, first=20, last=10)
+        consistency_training(X, given, ConsistencyTrainingOptions(first=20, last=10))
     with pytest.raises(ValueError, match="got stages = 0 and q = 2"):
-        easy_consistency(X, given, stages=0)
+        easy_consistency(X, given, EasyConsistencyOptions(stages=0))
     with pytest.raises(ValueError, match=r"in \[0, 1\], got 2"):
-        continuous_consistency(X, given, warmup=2.0)
+        continuous_consistency(X, given, ContinuousConsistencyOptions(warmup=2.0))
     assert X.way == "any"

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from dsno.cost import Meter
 from dsno.denoise import Guided, Prediction, expand_like
 from dsno.distillation.denoising import Denoising
-from dsno.distillation.guided import WeightedRows, guided, stochastic_sampler
+from dsno.distillation.guided import GuidedOptions, WeightedRows, guided, stochastic_sampler
 from dsno.distillation.progressive import StepDistillation, ddim
 from dsno.distillation.stages import Given
 from dsno.grids import uniform
@@ -145,9 +145,11 @@ def data() -> dict[str, Tensor]:
 def test_stages_train_in_the_one_loop(tmp_path: Path) -> None:
     net = tiny()
     teacher, X = Meter(Guided(net, NULL)), flow_map_from_teacher(net, guidance=True)
-    stages = guided(X, Given(teacher, Cosine(), 20, 8, passes=2, **data()), start=8, stochastic=True)
+    stages = guided(X, Given(teacher, Cosine(), 20, 8, **data()), GuidedOptions(passes=2, start=8, stochastic=True))
     assert [stage.name for stage in stages] == ["guidance", "steps-4", "steps-2"]
-    assert sum(stage.steps for stage in stages) == 20 and X.way == "grid" and X.steps == 2
+    assert sum(stage.steps for stage in stages) == 20 and X.way == "any"
+    X = stages[-1].became(X)
+    assert X.way == "grid" and X.steps == 2
     for stage in stages:
         config = TrainConfig(steps=stage.steps, lr=1e-3, warmup=1, ema=0.0)
         train(*stage.make(X), config, tmp_path / stage.name)
@@ -176,7 +178,7 @@ def test_it_learns_what_the_weight_does() -> None:
     X = FlowMap(TwoTime(Perceptron(), {"time": 32}, guidance=True), schedule, "v")
     labels = torch.randint(2, (1024,))
     x = MEANS.float()[labels] + 0.4 * torch.randn(1024, 3)
-    for stage in guided(X, Given(teacher, schedule, 250, 64, 0, x, labels), start=8):
+    for stage in guided(X, Given(teacher, schedule, 250, 64, 0, x, labels), GuidedOptions(start=8)):
         model, objective = stage.make(X)
         optimizer = torch.optim.Adam(model.parameters(), 1e-2)
         for batch in islice(objective.batches(0), stage.steps):
@@ -226,7 +228,7 @@ def test_bad_input() -> None:
 
     for wrong in ((4.0, 0.0), (-1.0, 2.0), (2.0, 2.0), (0.0, float("nan")), (0.0, float("inf"))):
         with pytest.raises(ValueError, match="guidance is a range of weights, LOW HIGH with 0 <= LOW < HIGH, got"):
-            guided(X, given(guidance=wrong))
+            guided(X, given(), GuidedOptions(guidance=wrong))
     for wrong, found in ((net, "a Prediction"), (Guided(net, NULL, 2.0), "one of a fixed weight")):
         with pytest.raises(ValueError, match=f"that reads its weight from the condition.*got {found}"):
             guided(X, given(wrong))
@@ -237,11 +239,11 @@ def test_bad_input() -> None:
     with pytest.raises(ValueError, match="needs the labels of the samples"):
         guided(X, given(labels=None))
     with pytest.raises(ValueError, match="not 3 passes"):
-        guided(X, given(passes=3))
+        guided(X, given(), GuidedOptions(passes=3))
     with pytest.raises(ValueError, match="5 training steps do not make 6 stages"):
         guided(X, given(steps=5))
     with pytest.raises(ValueError, match="share is the part of the steps"):
-        guided(X, given(), share=1.0)
+        guided(X, given(), GuidedOptions(share=1.0))
     assert X.way == "any"
 
 

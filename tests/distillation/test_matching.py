@@ -1,4 +1,4 @@
-"""Matching distributions: the gradient is the divergence's, vanishes where the laws agree, and stays on its own side."""
+"""Matching distributions: the gradient is the divergence's, vanishes where laws agree, and stays on its own side."""
 
 import math
 from itertools import islice, product
@@ -12,7 +12,7 @@ from dsno.checkpoint import read_tensors
 from dsno.condition import Cond
 from dsno.cost import Meter
 from dsno.denoise import Guided, Prediction
-from dsno.distillation.matching import Matching, Pair, matching, student_denoiser
+from dsno.distillation.matching import Matching, MatchingOptions, Pair, matching, student_denoiser
 from dsno.distillation.regression import TrajectoryDistillation
 from dsno.distillation.stages import Given
 from dsno.grids import quadratic, uniform
@@ -24,8 +24,8 @@ from dsno.students.flowmap import FlowMap, flow_map_from_teacher
 from dsno.students.operator import TrajectoryStudent, student_from_teacher
 from dsno.teachers.closed import Gaussian
 from dsno.train import TrainConfig, train
-from dsno.trajectories.generate import generate
 from dsno.trajectories.sets import TrajectorySet
+from dsno.trajectories.store import store
 
 D64 = torch.float64
 SCHEDULES = [Cosine(), RectifiedFlow(), VPLinear(), VE(10.0)]
@@ -158,7 +158,7 @@ def teacher_of(classes: int | None = None, null: bool = False) -> Prediction:
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> TrajectorySet:
     sampler = SolverSampler(teacher_of(), Cosine(), uniform(16), keep=TIMES, keep_x0=True)
-    return generate(sampler, SHAPE, tmp_path_factory.mktemp("set") / "set", 32, targets=("x0", "state"), batch=32)
+    return store(sampler, SHAPE, tmp_path_factory.mktemp("set") / "set", 32, targets=("x0", "state"), batch=32)
 
 
 def given(data: TrajectorySet | None, **changes: object) -> Given:
@@ -284,7 +284,7 @@ def test_conditions_and_guidance_weights_reach_all_three(tmp_path: Path) -> None
     def label(seeds: Tensor) -> dict[str, Tensor]:
         return {"label": seeds % 3, "weight": (seeds % 5) / 5}
 
-    data = generate(sampler, SHAPE, tmp_path / "set", 16, batch=16, label=label)
+    data = store(sampler, SHAPE, tmp_path / "set", 16, batch=16, label=label)
     student = student_from_teacher(teacher.denoiser, TIMES, guidance=True)
     (stage,) = matching(student, given(data, teacher=teacher))
     pair, objective = stage.make(student)
@@ -310,14 +310,14 @@ def test_the_denoiser_starts_as_the_teacher() -> None:
 
 def test_bad_input(data: TrajectorySet) -> None:
     student = student_of()
-    with pytest.raises(ValueError, match="noises and ends of the teacher's trajectories and there are none: generate"):
+    with pytest.raises(ValueError, match="learns from the teacher's trajectories and there are none: make them"):
         matching(student, given(None))
     with pytest.raises(ValueError, match="a Gaussian is no Prediction that can be copied"):
         matching(student, given(data, teacher=Gaussian(Cosine(), torch.zeros(SHAPE), 1.0)))
     with pytest.raises(ValueError, match="trains a TrajectoryStudent or a FlowMap, got a Linear"):
         matching(nn.Linear(2, 2), given(data))
     with pytest.raises(ValueError, match="anchor is the weight of the regression, at least 0, got -1"):
-        matching(student, given(data), anchor=-1)
+        matching(student, given(data), MatchingOptions(anchor=-1))
     regression = TrajectoryDistillation(data, student, batch=8)
     for low, high in ((0.0, 0.9), (0.5, 0.5), (0.1, 1.0)):
         with pytest.raises(ValueError, match=rf"0 < low < high < 1, got {low:g} and {high:g}"):
@@ -333,7 +333,7 @@ def test_the_pace_moves_the_denoiser_alone_and_that_much_faster(data: Trajectory
 
     def moved(pace: float) -> tuple[float, float]:
         """How far one step of Adam goes, in the student and in the weights that the denoiser computes with."""
-        (stage,) = matching(student := student_of(), given(data), pace=pace)
+        (stage,) = matching(student := student_of(), given(data), MatchingOptions(pace=pace))
         pair, objective = stage.make(student)
         sides = (pair.student, 1.0), (pair.fake, pace)
         before = [[p.detach().clone() for p in side.parameters()] for side, _ in sides]
@@ -350,4 +350,4 @@ def test_the_pace_moves_the_denoiser_alone_and_that_much_faster(data: Trajectory
     assert moved(8.0) == pytest.approx((1e-3, 8e-3), rel=1e-2)
     for pace in (0.0, -1.0):
         with pytest.raises(ValueError, match="rate of the denoiser over the student's, above 0, got"):
-            matching(student_of(), given(data), pace=pace)
+            matching(student_of(), given(data), MatchingOptions(pace=pace))

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from dsno.denoise import Prediction
 from dsno.distillation.denoising import Denoising
 from dsno.distillation.progressive import (
+    ProgressiveOptions,
     StepDistillation,
     ddim,
     halved,
@@ -173,8 +174,10 @@ def test_stages_train_in_the_one_loop_and_resume(stochastic: bool, tmp_path: Pat
     def run(folder: Path, cut: bool) -> FlowMap:
         torch.manual_seed(1)
         X = flow_map_from_teacher(teacher)
-        stages = progressive(X, Given(teacher, Cosine(), 12, 8, 0, x, passes=2), start=8, stochastic=stochastic)
-        assert X.way == "grid" and X.steps == 2 and [stage.name for stage in stages] == ["steps-4", "steps-2"]
+        stages = progressive(X, Given(teacher, Cosine(), 12, 8, 0, x), ProgressiveOptions(2, 8, stochastic))
+        became = stages[-1].became(X)
+        assert became.way == "grid" and became.steps == 2 and X.way == "any"
+        assert [stage.name for stage in stages] == ["steps-4", "steps-2"]
         for stage in stages:
             config = TrainConfig(steps=stage.steps, lr=2e-3, warmup=1, ema=0.0, checkpoint_every=3)
             if cut and stage.name == "steps-2":
@@ -185,7 +188,7 @@ def test_stages_train_in_the_one_loop_and_resume(stochastic: bool, tmp_path: Pat
                 # What a new process has: the student as the stage before left it, and the checkpoint of step 3.
                 X = held
             train(*stage.make(X), config, folder / stage.name, resume=cut)
-        return X
+        return became if not cut else stages[-1].became(X)
 
     X, again = run(tmp_path / "a", False), run(tmp_path / "b", True)
     assert all(torch.equal(a, b) for a, b in zip(X.parameters(), again.parameters(), strict=True))
@@ -197,7 +200,7 @@ def test_stages_train_in_the_one_loop_and_resume(stochastic: bool, tmp_path: Pat
 def test_the_student_before_teaches_as_it_was() -> None:
     teacher = tiny()
     X = flow_map_from_teacher(teacher)
-    stages = progressive(X, Given(teacher, Cosine(), 12, 8, 0, torch.randn(32, 1, 4, 4), passes=2), start=8)
+    stages = progressive(X, Given(teacher, Cosine(), 12, 8, 0, torch.randn(32, 1, 4, 4)), ProgressiveOptions(2, 8))
     _, first = stages[0].make(X)
     model, second = stages[1].make(X)
     batch = next(second.batches(0))
@@ -230,7 +233,7 @@ def test_halving_beats_the_teacher_of_as_many_steps() -> None:
 
     X = FlowMap(Affine(), schedule, "x0")
     x = mean + 0.4 * torch.randn(512, 2)
-    for stage in progressive(X, Given(teacher, schedule, 200, 64, 0, x), start=8):
+    for stage in progressive(X, Given(teacher, schedule, 200, 64, 0, x), ProgressiveOptions(start=8)):
         model, objective = stage.make(X)
         optimizer = torch.optim.Adam(model.parameters(), 1e-2)
         for batch in islice(objective.batches(0), stage.steps):
@@ -254,9 +257,9 @@ def test_bad_input() -> None:
         return Given(teacher, Cosine(), **{"steps": 40, "x": x, **other})
 
     with pytest.raises(ValueError, match="halving the teacher's 32 steps gives 16, 8, 4, 2, 1, not 3 passes"):
-        progressive(X, given(passes=3))
+        progressive(X, given(), ProgressiveOptions(3))
     with pytest.raises(ValueError, match="halving the teacher's 1 steps gives nothing, not 1 passes"):
-        progressive(X, given(), start=1)
+        progressive(X, given(), ProgressiveOptions(start=1))
     with pytest.raises(ValueError, match="3 training steps do not make 5 stages"):
         progressive(X, given(steps=3))
     with pytest.raises(ValueError, match="there are none: give data"):

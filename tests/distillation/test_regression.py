@@ -21,8 +21,8 @@ from dsno.students.blocks import Told
 from dsno.students.operator import TrajectoryStudent, student_from_teacher
 from dsno.students.samplers import MultiPass, OnePass
 from dsno.teachers.closed import Gaussian, GaussianMixture
-from dsno.trajectories.generate import generate
 from dsno.trajectories.sets import TrajectorySet
+from dsno.trajectories.store import store
 
 SHAPE, TIMES = (1, 4, 4), quadratic(4)[1:]
 MIXTURE = GaussianMixture(Cosine(), torch.randn(3, *SHAPE, generator=torch.Generator().manual_seed(0)), 0.3)
@@ -32,7 +32,7 @@ SAMPLER = SolverSampler(MIXTURE, Cosine(), uniform(16), keep=TIMES, keep_x0=True
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> TrajectorySet:
     out = tmp_path_factory.mktemp("trajectories")
-    return generate(SAMPLER, SHAPE, out / "set", 64, targets=("x0", "state"), batch=64, dtype=torch.float32)
+    return store(SAMPLER, SHAPE, out / "set", 64, targets=("x0", "state"), batch=64, dtype=torch.float32)
 
 
 class Exact(nn.Module):
@@ -223,7 +223,7 @@ def test_what_does_not_fit_is_refused(data: TrajectorySet, tmp_path: Path) -> No
         TrajectoryDistillation(data, TrajectoryStudent(Exact("x0"), RectifiedFlow(), TIMES))
     with pytest.raises(ValueError, match="the trajectories have times"):
         TrajectoryDistillation(data, TrajectoryStudent(Exact("x0"), Cosine(), uniform(4)[1:]))
-    only = generate(SAMPLER, SHAPE, tmp_path / "x0", 4, targets=("x0",))
+    only = store(SAMPLER, SHAPE, tmp_path / "x0", 4, targets=("x0",))
     with pytest.raises(ValueError, match="the student needs 'state': generate it"):
         TrajectoryDistillation(only, exact("state"))
     with pytest.raises(ValueError, match="4 rows do not fill one batch of 256: use a smaller batch or more rows"):

@@ -18,7 +18,7 @@ from dsno.runs.recipes import RECIPES
 from dsno.runs.workload import Workload
 from dsno.schedule import Cosine
 from dsno.train import TrainConfig
-from dsno.trajectories.make import make_trajectories
+from dsno.trajectories.generate import generate
 
 PUBLISHED = {"where": "every", "once": False, "told": "output"}
 QUICK = {"seconds": 0.2, "device": "cpu"}
@@ -81,7 +81,16 @@ def test_the_bytes_are_those_of_a_set(classes: int | None, targets: tuple[str, .
     told = of(plan(work, **QUICK), "generate")  # type: ignore[arg-type]
     label = (lambda seeds: seeds % 10) if classes else None
     times = torch.tensor(work.times, dtype=torch.float64)
-    make_trajectories(small(classes).eval(), (1, 8, 8), tmp_path / "set", 300, times, targets, steps=6, label=label)
+    generate(
+        small(classes).eval(),
+        tmp_path / "set",
+        300,
+        shape=(1, 8, 8),
+        times=times,
+        targets=targets,
+        steps=6,
+        label=label,
+    )
     written = sum(p.stat().st_size for p in (tmp_path / "set").glob("shard-*"))
     assert told.disk <= written <= told.disk + 4000  # headers
     assert told.evaluations == 300 * 6

@@ -60,29 +60,59 @@ MAKE: dict[str, Callable[[], nn.Module]] = {
     "IDDPM": lambda: IDDPMUNet(1, 8, 8, (1, 2), 1, (4,), classes=5),
     "DDPM++": lambda: edm("SongUNet", label_dim=5),
     "NCSN++": lambda: edm(
-        "SongUNet", embedding_type="fourier", channel_mult_noise=2, encoder_type="residual",
+        "SongUNet",
+        embedding_type="fourier",
+        channel_mult_noise=2,
+        encoder_type="residual",
         resample_filter=[1, 3, 3, 1],
     ),
     "ADM": lambda: edm("DhariwalUNet", label_dim=5),
     "EDM2": lambda: edm("MagnitudeUNet", label_dim=5),
     "UNet2D": lambda: diffusers_net(
-        "UNet2DModel", **STAGES, in_channels=3, out_channels=3, num_class_embeds=5,
-        down_block_types=("DownBlock2D", "AttnDownBlock2D"), up_block_types=("AttnUpBlock2D", "UpBlock2D"),
+        "UNet2DModel",
+        **STAGES,
+        in_channels=3,
+        out_channels=3,
+        num_class_embeds=5,
+        down_block_types=("DownBlock2D", "AttnDownBlock2D"),
+        up_block_types=("AttnUpBlock2D", "UpBlock2D"),
     ),
     "UNet2DCondition": lambda: diffusers_net(
-        "UNet2DConditionModel", **STAGES, in_channels=4, out_channels=4, cross_attention_dim=6,
-        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"), up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+        "UNet2DConditionModel",
+        **STAGES,
+        in_channels=4,
+        out_channels=4,
+        cross_attention_dim=6,
+        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
     ),
     "DiT": lambda: diffusers_net(
-        "DiTTransformer2DModel", num_attention_heads=2, attention_head_dim=8, in_channels=4, out_channels=8,
-        num_layers=4, norm_num_groups=4, sample_size=8, patch_size=2, num_embeds_ada_norm=5,
+        "DiTTransformer2DModel",
+        num_attention_heads=2,
+        attention_head_dim=8,
+        in_channels=4,
+        out_channels=8,
+        num_layers=4,
+        norm_num_groups=4,
+        sample_size=8,
+        patch_size=2,
+        num_embeds_ada_norm=5,
     ),
     "SD3": lambda: diffusers_net(
-        "SD3Transformer2DModel", sample_size=8, patch_size=2, in_channels=4, out_channels=4, num_layers=4,
-        attention_head_dim=8, num_attention_heads=2, joint_attention_dim=12, caption_projection_dim=16,
-        pooled_projection_dim=10, pos_embed_max_size=8,
+        "SD3Transformer2DModel",
+        sample_size=8,
+        patch_size=2,
+        in_channels=4,
+        out_channels=4,
+        num_layers=4,
+        attention_head_dim=8,
+        num_attention_heads=2,
+        joint_attention_dim=12,
+        caption_projection_dim=16,
+        pooled_projection_dim=10,
+        pos_embed_max_size=8,
     ),
-}  # fmt: skip
+}
 EDM = ("DDPM++", "NCSN++", "ADM", "EDM2")
 backbones = pytest.mark.parametrize("name", MAKE)
 
@@ -169,8 +199,9 @@ def test_most_blocks_run_once(name: str) -> None:
         made.net.backbone.get_submodule(block).register_forward_pre_hook(
             lambda module, args, kwargs: rows.append(
                 next(len(a) for a in (*args, *kwargs.values()) if isinstance(a, Tensor)) // 3
-            ), with_kwargs=True,
-        )  # fmt: skip
+            ),
+            with_kwargs=True,
+        )
     made.sample(*inputs(name))
     # One sample alone, whose rows may share memory.
     z, cond = inputs(name)
@@ -288,7 +319,7 @@ class Layer(nn.Module):
 
 
 class Own(nn.Module):
-    """A network that says nothing about itself; with `outside`, it adds features of different blocks outside of them."""
+    """A network that says nothing of itself; with `outside`, it adds features of different blocks outside of them."""
 
     def __init__(self, outside: bool = False, twice: bool = False) -> None:
         super().__init__()
@@ -367,9 +398,15 @@ def test_rows_are_picked_inside_tuples_lists_and_dictionaries() -> None:
     net = TwoStreams()
     example = (torch.zeros(1, 5, 3), torch.ones(1), torch.zeros(1, 2, 3))
     made = lift(
-        copy.deepcopy(net), example, Joint, where=lambda name, _: name in ("blocks.1", "blocks.2"), once=True,
-        told="output", channel_dim=-1, output=1,
-    ).eval()  # fmt: skip
+        copy.deepcopy(net),
+        example,
+        Joint,
+        where=lambda name, _: name in ("blocks.1", "blocks.2"),
+        once=True,
+        told="output",
+        channel_dim=-1,
+        output=1,
+    ).eval()
     x, text, times = torch.randn(3, 5, 3), torch.randn(3, 2, 3), torch.tensor(TIMES)
     assert list(made.plan.phases.values()) == [0, 1, 1, 2]
     frames = made(x, times, text, start=TIMES[1])

@@ -30,12 +30,31 @@ def yaml(**model: Any) -> dict[str, dict[str, Any]]:
     """The content of an official configuration file, two levels of 32 and 64 channels on 8x8."""
     data = {"image_size": 8, "num_channels": 3, "t_dim": 17, "t_idx": [0, 4, 8, 12, 16], "num_steps": 512}
     common = {
-        "logsnr_min": -20.0, "logsnr_max": 20.0, "dropout": 0.1, "num_classes": 0, "nonlinearity": "swish", "nf": 32,
-        "temb_dim": 64, "ch_mult": [1, 2], "num_res_blocks": 1, "attn_resolutions": [4], "num_attn_heads": 1,
-        "resamp_with_conv": False, "conditional": True, "resblock_type": "biggan", "init_scale": 0.0,
-        "logsnr_type": "inv_cos", "fourier_feature": False, "mean_type": "x", "time_conv": True, "with_nin": False,
-        "num_modes": 2, "pred_eps": False, "num_t": 4, "num_pad": 0,
-    }  # fmt: skip
+        "logsnr_min": -20.0,
+        "logsnr_max": 20.0,
+        "dropout": 0.1,
+        "num_classes": 0,
+        "nonlinearity": "swish",
+        "nf": 32,
+        "temb_dim": 64,
+        "ch_mult": [1, 2],
+        "num_res_blocks": 1,
+        "attn_resolutions": [4],
+        "num_attn_heads": 1,
+        "resamp_with_conv": False,
+        "conditional": True,
+        "resblock_type": "biggan",
+        "init_scale": 0.0,
+        "logsnr_type": "inv_cos",
+        "fourier_feature": False,
+        "mean_type": "x",
+        "time_conv": True,
+        "with_nin": False,
+        "num_modes": 2,
+        "pred_eps": False,
+        "num_t": 4,
+        "num_pad": 0,
+    }
     return {"data": {**data, "time_step": "quad"}, "model": {**common, **model}}
 
 
@@ -196,11 +215,14 @@ def test_the_imaginary_part_that_is_dropped_does_nothing() -> None:
     assert error(Reference(config, state)(inputs[0], Cosine().log_snr(times)), expected) > 1e-2
 
 
-@pytest.mark.parametrize("time_step, t_dim, kept, steps, expected", [
-    ("quad", 17, [0, 4, 8, 12, 16], 512, OFFICIAL["cifar10"][1]),
-    ("uniform", 9, [0, 2, 4, 6, 8], 16, OFFICIAL["imagenet64"][1]),
-    ("uniform", 17, [0, 4, 8, 12, 16], 512, OFFICIAL["imagenet64"][1]),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "time_step, t_dim, kept, steps, expected",
+    [
+        ("quad", 17, [0, 4, 8, 12, 16], 512, OFFICIAL["cifar10"][1]),
+        ("uniform", 9, [0, 2, 4, 6, 8], 16, OFFICIAL["imagenet64"][1]),
+        ("uniform", 17, [0, 4, 8, 12, 16], 512, OFFICIAL["imagenet64"][1]),
+    ],
+)
 def test_the_output_times_are_those_of_the_file(
     time_step: str, t_dim: int, kept: list[int], steps: int, expected: tuple[float, ...]
 ) -> None:
@@ -211,10 +233,13 @@ def test_the_output_times_are_those_of_the_file(
     assert (student.target, student.kind, student.schedule) == ("x0", "x0", Cosine(-20.0, 20.0))
 
 
-@pytest.mark.parametrize("name, size, layers, widths", [
-    ("cifar10", 65_771_267, 22, 22 * 256**2),
-    ("imagenet64", 329_225_091, 29, 7 * 192**2 + 7 * 384**2 + 7 * 576**2 + 8 * 768**2),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "name, size, layers, widths",
+    [
+        ("cifar10", 65_771_267, 22, 22 * 256**2),
+        ("imagenet64", 329_225_091, 29, 7 * 192**2 + 7 * 384**2 + 7 * 576**2 + 8 * 768**2),
+    ],
+)
 def test_the_published_models_have_their_size(name: str, size: int, layers: int, widths: int) -> None:
     config, times = OFFICIAL[name]
     with torch.device("meta"):
@@ -317,10 +342,16 @@ def test_weights_of_another_architecture_say_where_they_differ() -> None:
         return {k: v for k, v in merged.items() if v is not None}
 
     cases: list[tuple[dict[str, Tensor], str]] = [
-        (changed(all_modules__3__GroupNorm_0__bias=None), "all_modules.3.GroupNorm_0.bias is missing, expected \\(32,\\)"),
-        (changed(all_modules__2__weight=torch.zeros(32, 3, 1, 1)), "2.weight is of shape \\(32, 3, 1, 1\\), expected \\(32, 3, 3, 3\\)"),
+        (
+            changed(all_modules__3__GroupNorm_0__bias=None),
+            "all_modules.3.GroupNorm_0.bias is missing, expected \\(32,\\)",
+        ),
+        (
+            changed(all_modules__2__weight=torch.zeros(32, 3, 1, 1)),
+            "2.weight is of shape \\(32, 3, 1, 1\\), expected \\(32, 3, 3, 3\\)",
+        ),
         (changed(all_modules__99__weight=torch.zeros(1)), "more than its configuration says: all_modules.99.weight"),
-    ]  # fmt: skip
+    ]
     for held, message in cases:
         with pytest.raises(ValueError, match=message):
             official_student(held, config)

@@ -307,11 +307,15 @@ def test_labels_choose_the_sample() -> None:
 @pytest.mark.parametrize(
     "arguments",
     [
-        {}, {"target": "state"}, {"classes": 3}, {"where": "every", "once": False}, {"where": "none"},
+        {},
+        {"target": "state"},
+        {"classes": 3},
+        {"where": "every", "once": False},
+        {"where": "none"},
         {"activation": "leaky_relu", "modes": 3},
     ],
     ids=str,
-)  # fmt: skip
+)
 def test_a_student_comes_back_from_its_folder(arguments: dict[str, object], tmp_path: Path) -> None:
     made = student(**arguments)
     save_student(tmp_path / "student", made, steps=7)
@@ -365,7 +369,10 @@ def edit(folder: Path, change) -> None:
 @pytest.mark.parametrize(
     "change, message",
     [
-        (lambda c: c.update(tmies=[0.0]), "unknown key 'tmies' in the configuration of a student: did you mean 'times'"),
+        (
+            lambda c: c.update(tmies=[0.0]),
+            "unknown key 'tmies' in the configuration of a student: did you mean 'times'",
+        ),
         (lambda c: c["backbone"].update(chanels=[4]), "unknown key 'chanels' in .*UNet: did you mean 'channels'"),
         (lambda c: c["lift"].update(mods=2), "unknown key 'mods' in the configuration of a lift: did you mean 'modes'"),
         (lambda c: c["schedule"].update(name="Cosin"), "unknown schedule 'Cosin'"),
@@ -375,7 +382,7 @@ def edit(folder: Path, change) -> None:
         (lambda c: c["backbone"].update(channels=[8, 8]), "holds another architecture than its configuration says"),
         (lambda c: c.update(type="teacher"), "holds a teacher, expected a student"),
     ],
-)  # fmt: skip
+)
 def test_a_wrong_configuration_is_explained(change, message: str, tmp_path: Path) -> None:
     save_student(tmp_path, student())
     edit(tmp_path, change)

@@ -4,16 +4,16 @@ A sample of one pass, a student's or a flow map's, is one network call between t
 
 $$ x = a z + b F(c z), $$
 
-whose $(a, b, c)$ follow from its schedule and prediction, in float64 on the host. That function of noise and condition is
-what is written. Every file is run and compared with the student before it appears under its name; beside it lies a JSON of
-the same stem with what a caller must know, the condition's tensors among it.
+whose $(a, b, c)$ follow from its schedule and prediction, in float64 on the host. That function of noise and condition
+is what is written. Every file is run and compared with the student before it appears under its name; beside it lies a
+JSON of the same stem with what a caller must know, the condition's tensors among it.
 
 Needs: ONNX the packages onnx, onnxscript and onnxruntime (`pip install dsno[onnx]`).
 """
 
 from __future__ import annotations
 
-import os
+import copy
 import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -23,16 +23,31 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-import dsno
-from dsno.checkpoint import read_json, write_json
-from dsno.condition import Cond, map_cond
+from dsno.checkpoint import publish, read_json, version_of, write_json
+from dsno.condition import Cond, map_cond, named, unnamed
+from dsno.denoise import evaluating
 from dsno.nets.backbone import Backbone, example
 from dsno.solvers.run import initial_state
 from dsno.students.flowmap import FlowMap, TwoTime
+from dsno.students.operator import TrajectoryStudent
 from dsno.students.samplers import Student, passes_of
 from dsno.trajectory import Trajectory
 
 __all__ = ["CUDAGraphSampler", "Program", "export_onnx", "export_program", "load_program"]
+
+
+class _MapPass(nn.Module):
+    """A flow map's one pass, from t = 1 to 0, as `TrajectoryStudent.one_pass` is an operator's."""
+
+    def __init__(self, flow_map: FlowMap) -> None:
+        super().__init__()
+        self.net, self.affine = flow_map.net, flow_map.affine
+
+    def one_pass(self, z: Tensor, cond: Cond | None = None) -> Tensor:
+        a, b, c = self.affine
+        t, s = (z.new_full((z.shape[0],), time, dtype=torch.float32) for time in (1.0, 0.0))
+        F = self.net(c * z, t, s) if cond is None else self.net(c * z, t, s, cond)
+        return a * z + b * F
 
 
 class _Sampler(nn.Module):
@@ -40,23 +55,11 @@ class _Sampler(nn.Module):
 
     def __init__(self, student: Student, names: tuple[str, ...]) -> None:
         super().__init__()
-        self.net, self.affine, self.names, self.is_map = (
-            student.net,
-            student.affine,
-            names,
-            isinstance(student, FlowMap),
-        )
-        times = torch.tensor([1.0, 0.0]) if isinstance(student, FlowMap) else student.times.float()
-        self.register_buffer("times", times, persistent=False)
+        self.student = _MapPass(student) if isinstance(student, FlowMap) else student
+        self.names = names
 
-    def forward(self, z: Tensor, *told: Tensor) -> Tensor:
-        a, b, c = self.affine
-        cond, times = _cond(self.names, told), self.get_buffer("times")
-        if self.is_map:
-            t, s = (times[i].expand(z.shape[0]) for i in range(2))
-            F = self.net(c * z, t, s) if cond is None else self.net(c * z, t, s, cond)
-            return a * z + b * F
-        return a * z + b * self.net(c * z, times, cond, 1.0, (-1,))[:, 0]
+    def forward(self, z: Tensor, *conds: Tensor) -> Tensor:
+        return self.student.one_pass(z, unnamed(dict(zip(self.names, conds, strict=True))))
 
 
 def _backbone(student: Student) -> nn.Module:
@@ -75,61 +78,64 @@ def _backbone(student: Student) -> nn.Module:
     return student.net.backbone
 
 
-def _cond(names: tuple[str, ...], told: tuple[Tensor, ...]) -> Cond | None:
-    if not names:
-        return None
-    return told[0] if names == ("",) else dict(zip(names, told, strict=True))
-
-
-def _told(cond: Cond | None) -> dict[str, Tensor]:
-    if cond is None:
-        return {}
-    return {"": cond} if isinstance(cond, Tensor) else dict(cond)
-
-
 def _inputs(student: Student, batch: int, cond: Cond | None) -> tuple[Tensor, dict[str, Tensor]]:
     """Noise and a condition of `batch` rows: the given one, repeated, or what the backbone says of itself."""
-    backbone = _backbone(student)
     like = next(student.parameters())
-    if cond is None and isinstance(backbone, Backbone):
-        cond = (*example(backbone, like), None)[2]
-        if student.guided:
-            cond = {
-                **{name or next(iter(backbone.tokens), "label"): c for name, c in _told(cond).items()},
-                "weight": like.new_zeros(1),
-            }
-    told = _told(cond if cond is None else map_cond(lambda c: c.to(like.device), cond))
-    told = {n: c.repeat(-(-batch // len(c)), *[1] * (c.ndim - 1))[:batch] for n, c in told.items()}
+    rows = named(_described(student, like) if cond is None else map_cond(lambda c: c.to(like.device), cond))
+    rows = {n: c.repeat(-(-batch // len(c)), *[1] * (c.ndim - 1))[:batch] for n, c in rows.items()}
     g = torch.Generator().manual_seed(0)
     z = torch.randn(batch, *student.shape, generator=g).to(like)
+    # Zeros would hide what an embedding or a weight does.
     return z, {
         n: torch.rand(c.shape, generator=g).to(c) if c.is_floating_point() and not bool(c.any()) else c
-        for n, c in told.items()
+        for n, c in rows.items()
     }
 
 
-def _metadata(student: Student, told: Mapping[str, Tensor], form: str, notes: Mapping[str, Any]) -> dict[str, Any]:
-    own = (
-        {"times": [0.0]}
-        if isinstance(student, FlowMap)
-        else {"times": student.times.tolist(), "target": student.target}
-    )
+def _described(student: Student, like: Tensor) -> Cond | None:
+    """A row, all zeros, of what the student is told, as far as its backbone says."""
+    backbone = _backbone(student)
+    if not isinstance(backbone, Backbone):
+        return None
+    cond: Cond | None = (*example(backbone, like), None)[2]
+    if not student.guided:
+        return cond
+    alone = next(iter(backbone.tokens), "label")
+    return {**{name or alone: c for name, c in named(cond).items()}, "weight": like.new_zeros(1)}
+
+
+def _metadata(student: Student, cond: Mapping[str, Tensor], form: str, notes: Mapping[str, Any]) -> dict[str, Any]:
+    if isinstance(student, FlowMap):
+        own: dict[str, Any] = {"times": [0.0]}
+    else:
+        own = {"times": student.times.tolist(), "target": student.target}
     return {
-        "format": form, "dsno": dsno.__version__, "torch": str(torch.__version__), "shape": list(student.shape),
-        "dtype": str(next(student.parameters()).dtype).removeprefix("torch."), "classes": student.classes,
-        "cond": {n: {"shape": list(c.shape[1:]), "dtype": str(c.dtype).removeprefix("torch.")} for n, c in told.items()},
-        "schedule": student.schedule.config, **own, "kind": student.kind, **notes,
-    }  # fmt: skip
+        "format": form,
+        "dsno": version_of("dsno"),
+        "torch": str(torch.__version__),
+        "shape": list(student.shape),
+        "dtype": _name(next(student.parameters()).dtype),
+        "classes": student.classes,
+        "cond": {name: {"shape": list(c.shape[1:]), "dtype": _name(c.dtype)} for name, c in cond.items()},
+        "schedule": student.schedule.config,
+        **own,
+        "kind": student.kind,
+        **notes,
+    }
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 @torch.no_grad()
 def _error(student: Student, run: Callable[..., Tensor], cond: Cond | None, batch: int, dynamic: bool) -> float:
-    """The largest difference from the student, relative to its largest value, over three batch sizes where any is allowed."""
+    """The largest difference from the student, relative to its largest value; over three batches where any will do."""
     worst = 0.0
     for rows in (batch, batch + 1, 1) if dynamic else (batch,):
-        z, told = _inputs(student, rows, cond)
-        expected = student.sample(z, _cond(tuple(told), tuple(told.values())))
-        found = run(z, *told.values()).to(expected)
+        z, conds = _inputs(student, rows, cond)
+        expected = student.sample(z, unnamed(conds))
+        found = run(z, *conds.values()).to(expected)
         difference = float((found - expected).abs().max() / expected.abs().max().clamp_min(1e-30))
         # A comparison with NaN is false, so it is asked the other way round.
         worst = worst if difference <= worst else difference
@@ -139,20 +145,20 @@ def _error(student: Student, run: Callable[..., Tensor], cond: Cond | None, batc
 def _check(error: float, tolerance: float, path: Path) -> None:
     if not error <= tolerance:
         raise ValueError(
-            f"the exported sampler differs from the student by {error:.2g} of its largest value, more than the tolerance "
-            f"{tolerance:.2g}: {path} was not written; raise `tolerance` if that is acceptable"
+            f"the exported sampler differs from the student by {error:.2g} of its largest value, more than the "
+            f"tolerance {tolerance:.2g}: {path} was not written; raise `tolerance` if that is acceptable"
         )
 
 
 def _publish(path: Path, write: Callable[[Path], Mapping[str, Any]]) -> Path:
-    """Let `write` fill a folder with `path.name`, and move its files beside `path`; what it returns becomes the JSON."""
+    """Let `write` fill a folder with `path.name`, and publish its files at `path`; what it returns becomes the JSON."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
         metadata = write(Path(folder) / path.name)
         path.with_suffix(".json").unlink(missing_ok=True)
         # The file itself last of the folder: what it refers to is there already.
         for file in sorted(Path(folder).iterdir(), key=lambda f: f.name == path.name):
-            os.replace(file, path.with_name(file.name))
+            publish(file, path.with_name(file.name))
     write_json(path.with_suffix(".json"), metadata)
     return path
 
@@ -168,7 +174,8 @@ def export_program(
     """Write the one-pass sampler as a `torch.export` program, `path` (`.pt2`) and `.json` beside it.
 
     Arguments:
-        student: Any student or flow map whose backbone `torch.export` takes; in evaluation mode here, and left as it was.
+        student: Any student or flow map whose backbone `torch.export` takes; in evaluation mode here, and left as it
+            was.
         path: The file.
         batch: Rows of the example; the only batch size if not `dynamic`.
         cond: An example of the condition, first dimension at least 1; by default what the backbone says it is told.
@@ -176,24 +183,21 @@ def export_program(
         tolerance: The largest error allowed, relative to the largest value of a sample.
 
     Raises:
-        ValueError: if the program differs from the student, or the backbone fixes the batch, or a flow map is not sampled in
-            one pass; nothing is written then.
+        ValueError: if the program differs from the student, or the backbone fixes the batch, or a flow map is not
+            sampled in one pass; nothing is written then.
     """
-    path, training = Path(path), student.training
-    student.eval()
-    try:
-        z, told = _inputs(student, batch, cond)
-        program, most = _exported(_Sampler(student, tuple(told)), (z, *told.values()), dynamic)
+    path = Path(path)
+    with evaluating(student):
+        z, conds = _inputs(student, batch, cond)
+        program, most = _exported(_Sampler(student, tuple(conds)), (z, *conds.values()), dynamic)
 
         def write(file: Path) -> dict[str, Any]:
             torch.export.save(program, file)
             error = _error(student, cast(Any, torch.export.load(file).module()), cond, batch, dynamic)
             _check(error, tolerance, path)
-            return _metadata(student, told, "torch.export", {"batch": most if dynamic else batch, "error": error})
+            return _metadata(student, conds, "torch.export", {"batch": most if dynamic else batch, "error": error})
 
         return _publish(path, write)
-    finally:
-        student.train(training)
 
 
 def _exported(
@@ -205,7 +209,7 @@ def _exported(
     # The upsampling of diffusers' U-Nets takes another way from 64 rows on, so a program of them ends there.
     for most in (None, 63):
         rows = {0: torch.export.Dim("B", min=1, max=most)}
-        shapes = {"z": rows, "told": (rows,) * (len(args) - 1)} if len(args) > 1 else {"z": rows}
+        shapes = {"z": rows, "conds": (rows,) * (len(args) - 1)} if len(args) > 1 else {"z": rows}
         try:
             return torch.export.export(sampler, args, dynamic_shapes=shapes, strict=False), most
         except torch._dynamo.exc.UserError as error:
@@ -232,13 +236,12 @@ def export_onnx(
     """
     import onnxruntime
 
-    path, training = Path(path), student.training
-    student.eval()
-    try:
-        z, told = _inputs(student, batch, cond)
-        names = ["z", *(name or "cond" for name in told)]
+    path = Path(path)
+    with evaluating(student):
+        z, conds = _inputs(student, batch, cond)
+        names = ["z", *(name or "cond" for name in conds)]
         with torch.no_grad():
-            program, most = _exported(_Sampler(student, tuple(told)), (z, *told.values()), dynamic)
+            program, most = _exported(_Sampler(student, tuple(conds)), (z, *conds.values()), dynamic)
             made = torch.onnx.export(program, input_names=names, output_names=["x"], dynamo=True, verbose=False)
         assert made is not None
 
@@ -254,11 +257,9 @@ def export_onnx(
             error = _error(student, run, cond, batch, dynamic)
             _check(error, tolerance, path)
             notes = {"batch": most if dynamic else batch, "error": error, "inputs": [n for n in names if n in inputs]}
-            return _metadata(student, told, "onnx", notes)
+            return _metadata(student, conds, "onnx", notes)
 
         return _publish(path, write)
-    finally:
-        student.train(training)
 
 
 @dataclass(frozen=True)
@@ -275,13 +276,13 @@ class Program:
 
     @torch.no_grad()
     def __call__(self, z: Tensor, cond: Cond | None = None) -> Tensor:
-        told, names = _told(cond), list(self.metadata["cond"])
-        if sorted(told) != sorted(names):
+        conds, names = named(cond), list(self.metadata["cond"])
+        if sorted(conds) != sorted(names):
             wanted = ", ".join(n or "one tensor" for n in names) or "no condition"
             raise ValueError(
-                f"this program is told {wanted}, got {', '.join(n or 'one tensor' for n in told) or 'none'}"
+                f"this program is told {wanted}, got {', '.join(n or 'one tensor' for n in conds) or 'none'}"
             )
-        return self.run(z, *(told[n] for n in names))
+        return self.run(z, *(conds[n] for n in names))
 
 
 def load_program(path: Path | str) -> Program:
@@ -304,11 +305,20 @@ def load_program(path: Path | str) -> Program:
     return Program(torch.export.load(path).module(), metadata)
 
 
+def _times_on_device(student: Student, device: torch.device) -> Student:
+    """The same student, sharing its weights: a graph cannot read the times from the host while it is recorded."""
+    if not isinstance(student, TrajectoryStudent):
+        return student
+    made = copy.copy(student)
+    made.times = student.times.float().to(device)
+    return made
+
+
 class CUDAGraphSampler:
     """A student's sampler recorded as one CUDA graph: the host launches it once instead of every kernel.
 
-    Worth it where kernels are short, that is, for small batches. A `Sampler` of the sample alone. The graph has one batch size;
-    smaller batches are filled up, larger ones taken in parts.
+    Worth it where kernels are short, that is, for small batches. A `Sampler` of the sample alone. The graph has one
+    batch size; smaller batches are filled up, larger ones taken in parts.
 
     Arguments:
         student: On a GPU; its weights are read in place, so it may be trained on, but not moved or cast.
@@ -324,33 +334,32 @@ class CUDAGraphSampler:
         if device.type != "cuda":
             raise ValueError(f"CUDA graphs need a CUDA device, the student is on {device}: use OnePass there")
         self.student, self.batch = student, batch
-        self.z, self.told = _inputs(student, batch, cond)
-        sampler = _Sampler(student, tuple(self.told)).eval()
-        sampler.get_buffer("times").data = sampler.get_buffer("times").to(device)
-        with torch.no_grad(), torch.cuda.device(device):
+        self.z, self.conds = _inputs(student, batch, cond)
+        sampler = _Sampler(_times_on_device(student, device), tuple(self.conds))
+        with torch.no_grad(), torch.cuda.device(device), evaluating(student):
             # Lazy initialisation (cuBLAS, cuDNN's choice of kernels) must not be recorded.
             stream = torch.cuda.Stream()
             stream.wait_stream(torch.cuda.current_stream())
             with torch.cuda.stream(stream):
                 for _ in range(3):
-                    sampler(self.z, *self.told.values())
+                    sampler(self.z, *self.conds.values())
             torch.cuda.current_stream().wait_stream(stream)
             self.graph = torch.cuda.CUDAGraph()
             with torch.cuda.graph(self.graph):
-                self.x = sampler(self.z, *self.told.values())
+                self.x = sampler(self.z, *self.conds.values())
 
     @torch.no_grad()
     def sample(self, z: Tensor, cond: Cond | None = None) -> Tensor:
         """Samples (B, *shape) from noise (B, *shape), any B."""
-        told = _told(cond)
-        if {n: c.shape[1:] for n, c in told.items()} != {n: c.shape[1:] for n, c in self.told.items()}:
-            raise ValueError(f"this graph is told {sorted(self.told)}, got {sorted(told)}, or of other shapes")
+        conds = named(cond)
+        if {n: c.shape[1:] for n, c in conds.items()} != {n: c.shape[1:] for n, c in self.conds.items()}:
+            raise ValueError(f"this graph is told {sorted(self.conds)}, got {sorted(conds)}, or of other shapes")
         parts = []
         for i in range(0, len(z), self.batch):
             n = len(z[i : i + self.batch])
             self.z[:n].copy_(z[i : i + n])
-            for name, held in self.told.items():
-                held[:n].copy_(told[name][i : i + n])
+            for name, held in self.conds.items():
+                held[:n].copy_(conds[name][i : i + n])
             self.graph.replay()
             parts.append(self.x[:n].clone())
         return torch.cat(parts)

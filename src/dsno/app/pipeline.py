@@ -8,17 +8,19 @@ pipe = DSNOPipeline.from_pretrained("digits").to("cuda")  # or the name of a rep
 pipe(seeds=range(16)).images  # 16 PIL images; image i is the same in any batch
 ```
 
-A call is one pass of the network, $z \mapsto (x_{t_1}, \dots, x_{t_M})$, or as many `passes` as a student or a flow map was
-trained for. There is no scheduler. The student of a latent model comes with its autoencoder (`vae`), which decodes the sample once, at the end.
+A call is one pass of the network, $z \mapsto (x_{t_1}, \dots, x_{t_M})$, or as many `passes` as a student or a flow map
+was trained for. There is no scheduler. The student of a latent model comes with its autoencoder (`vae`), which decodes
+the sample once, at the end.
 
 On disk: `model_index.json`, `student/config.json` and `student/diffusion_pytorch_model.safetensors`; no pickle. Load it
 with `DSNOPipeline.from_pretrained`. `diffusers.DiffusionPipeline.from_pretrained` cannot: it looks for the class inside
-diffusers.
+diffusers. What version 0.1 saved loads, too.
 """
 
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,8 +38,8 @@ from diffusers.utils.torch_utils import randn_tensor
 from PIL import Image
 from torch import Tensor, nn
 
-from dsno.checkpoint import CONFIG, build, compare, read_json, read_tensors
-from dsno.condition import Cond, map_cond
+from dsno.checkpoint import CONFIG, build, check_weights, read_json, read_tensors
+from dsno.condition import Cond, named
 from dsno.data.samples import to_uint8, to_unit
 from dsno.nets.backbone import Backbone, net_from_config
 from dsno.schedule import schedule_from_config
@@ -50,6 +52,22 @@ from dsno.teachers.latents import Latents
 from dsno.trajectory import Trajectory
 
 __all__ = ["DSNOModel", "DSNOPipeline", "DSNOPipelineOutput", "FlowMapModel"]
+
+# diffusers takes a component's class from the module that the index names, and from one that is imported already alone.
+# Version 0.1 saved the name that this module had then.
+sys.modules.setdefault("dsno.pipeline", sys.modules[__name__])
+
+
+# The two models are students by inheritance, where elsewhere in this library classes are abstract or final. What a
+# pipeline saves and loads has to be a `ModelMixin` whose own modules bear the names in its file, so a model that held a
+# student could not register it, but only its network, and make another student around that at every turn; and then
+# `pipe.student` would be no student: `OnePass(pipe.student)`, `save_student` and the exports take it as it is.
+
+
+# The two models are students by inheritance, where elsewhere in this library classes are abstract or final. What a
+# pipeline saves and loads has to be a `ModelMixin` whose own modules bear the names in its file, so a model that held a
+# student could not register it, but only its network, and make another student around that at every turn; and then
+# `pipe.student` would be no student: `OnePass(pipe.student)`, `save_student` and the exports take it as it is.
 
 
 class _Shared(ModelMixin, ConfigMixin):  # type: ignore[misc]
@@ -73,7 +91,7 @@ class _Shared(ModelMixin, ConfigMixin):  # type: ignore[misc]
         return model
 
     def refresh(self) -> None:
-        """Make again what diffusers, which builds a model without memory and then fills in its weights, leaves empty."""
+        """Make again what diffusers, which builds a model without memory and fills in its weights, leaves empty."""
 
     @classmethod
     def _check(cls, folder: Path) -> None:
@@ -83,7 +101,7 @@ class _Shared(ModelMixin, ConfigMixin):  # type: ignore[misc]
         tensors = {name: tensor for file in files for name, tensor in read_tensors(file).items()}
         with init_empty_weights():
             model = build(cls, _public(config))
-        compare(model.state_dict(), tensors, folder)
+        check_weights(model.state_dict(), tensors, folder)
 
 
 class DSNOModel(TrajectoryStudent, _Shared):  # type: ignore[misc]
@@ -108,15 +126,9 @@ class DSNOModel(TrajectoryStudent, _Shared):  # type: ignore[misc]
         data_std: float = 1.0,
         restarts: bool = False,
     ) -> None:
-        student = build_student(
-            {
-                "schedule": schedule, "times": times, "target": target, "kind": kind, "backbone": backbone,
-                "lift": lift, "data_std": data_std, "restarts": restarts,
-            }
-        )  # fmt: skip
-        super().__init__(
-            student.net, student.schedule, student.times, student.target, student.kind, data_std, restarts=restarts
-        )
+        own = {"schedule": schedule, "times": times, "target": target, "kind": kind, "data_std": data_std}
+        made = build_student({**own, "backbone": backbone, "lift": lift, "restarts": restarts})
+        super().__init__(made.net, made.schedule, made.times, made.target, made.kind, data_std, restarts=restarts)
 
     @classmethod
     def from_student(cls, student: TrajectoryStudent) -> Self:
@@ -135,7 +147,7 @@ class DSNOModel(TrajectoryStudent, _Shared):  # type: ignore[misc]
         return model.eval()
 
     def refresh(self) -> None:
-        """Make the Fourier tables again: they are not among the weights, but the layers make them whenever they are moved."""
+        """Make the Fourier tables again: no weights, but what the layers make whenever they are moved."""
         for layer in self.net.temporal_layers().values():
             layer._apply(lambda tensor: tensor)
 
@@ -143,8 +155,8 @@ class DSNOModel(TrajectoryStudent, _Shared):  # type: ignore[misc]
 class FlowMapModel(FlowMap, _Shared):  # type: ignore[misc]
     """A `FlowMap` that diffusers can save, load, move and share; the weights are fresh.
 
-    Arguments as in `FlowMap`, where `backbone` is the configuration of a `Backbone`, and `embedding` and `guidance` are those
-    of the `TwoTime` around it.
+    Arguments as in `FlowMap`, where `backbone` is the configuration of a `Backbone`, and `embedding` and `guidance` are
+    those of the `TwoTime` around it.
     """
 
     @register_to_config
@@ -175,9 +187,15 @@ class FlowMapModel(FlowMap, _Shared):  # type: ignore[misc]
             raise ValueError(f"a {type(inner).__name__} does not say how to rebuild it: a pipeline needs a `Backbone`")
         with init_empty_weights():
             model = cls(
-                student.schedule.config, student.kind, student.data_std, net.backbone.config, net.embedding,
-                net.guidance is not None, student.way, student.steps,
-            )  # fmt: skip
+                schedule=student.schedule.config,
+                kind=student.kind,
+                data_std=student.data_std,
+                backbone=net.backbone.config,
+                embedding=net.embedding,
+                guidance=net.guidance is not None,
+                way=student.way,
+                steps=student.steps,
+            )
         model.net = net
         return model.eval()
 
@@ -187,8 +205,8 @@ class DSNOPipelineOutput(BaseOutput):
     """What a pipeline returns.
 
     Attributes:
-        images: A list of PIL images (mode L or RGB), an array (N, H, W, C) or a tensor (N, C, H, W), both in [0, 1]; or the
-            samples as they are.
+        images: A list of PIL images (mode L or RGB), an array (N, H, W, C) or a tensor (N, C, H, W), both in [0, 1]; or
+            the samples as they are.
         trajectory: The whole trajectory, not clamped, in [-1, 1] at t = 0; None unless it was asked for.
     """
 
@@ -266,23 +284,23 @@ class DSNOPipeline(DiffusionPipeline):
             class_labels: One label for all images, or one for each, in [0, classes); for a class-conditional student.
             generator: One generator for the batch, or a list with one for each image, whose noise then depends on its
                 own generator alone.
-            seeds: One integer in $[0, 2^{63})$ for each image instead (`dsno.seeds.noise`): the same noise in any batch and
-                on any device, so the same image up to rounding.
+            seeds: One integer in $[0, 2^{63})$ for each image instead (`dsno.seeds.noise`): the same noise in any batch
+                and on any device, so the same image up to rounding.
             output_type: `pil`, `np` (N, H, W, C) or `pt` (N, C, H, W); the latter two in [0, 1]. `latent` is the sample
                 itself, neither decoded nor clamped.
             return_trajectory: Also return the trajectory. Without it the last blocks run for the sample alone.
             return_dict: Return a `DSNOPipelineOutput`, else a tuple of what it would hold.
-            cond: What else the student is told: embeddings, alone or by name (`text` (N, L, D), `pooled` (N, P)); one row is
-                for all images. `dsno.teachers.prompts.encode_prompts` makes them from prompts.
-            guidance_weight: One w for all images, or one for each; for a student with guidance. The `guidance_scale` of
-                diffusers is 1 + w.
+            cond: What else the student is told: embeddings, alone or by name (`text` (N, L, D), `pooled` (N, P)); one
+                row is for all images. `dsno.teachers.prompts.encode_prompts` makes them from prompts.
+            guidance_weight: One w for all images, or one for each; for a student with guidance. The `guidance_scale`
+                of diffusers is 1 + w.
             passes: Network passes that the student was trained for; the fewest by default. Passes that noise again
                 (consistency models) need `seeds`.
 
         Raises:
             ValueError: if the numbers of labels, generators, seeds, embeddings or weights differ, labels are missing,
-                superfluous or out of range, a weight is missing or superfluous, both a generator and seeds are given, the
-                output type does not exist, or the student was not trained for so many passes.
+                superfluous or out of range, a weight is missing or superfluous, both a generator and seeds are given,
+                the output type does not exist, or the student was not trained for so many passes.
         """
         student = self.student
         if output_type not in ("pil", "np", "pt", "latent"):
@@ -294,13 +312,12 @@ class DSNOPipeline(DiffusionPipeline):
         seed = None if seeds is None else torch.as_tensor(seeds, dtype=torch.int64).reshape(-1)
         label = None if class_labels is None else torch.as_tensor(class_labels, dtype=torch.int64)
         w = None if guidance_weight is None else torch.as_tensor(guidance_weight, dtype=torch.float32)
-        told = {} if cond is None else {"": cond} if isinstance(cond, Tensor) else dict(cond)
         given = {
             "class_labels": None if label is None or label.ndim == 0 else len(label),
             "generators": len(generator) if isinstance(generator, list) else None,
             "seeds": None if seed is None else len(seed),
             "guidance weights": None if w is None or w.ndim == 0 else len(w),
-            **{f"rows of {name or 'cond'}": len(c) if len(c) != 1 else None for name, c in told.items()},
+            **{f"rows of {name or 'cond'}": len(c) if len(c) != 1 else None for name, c in named(cond).items()},
         }
         count = _agree(num_images, {name: size for name, size in given.items() if size is not None})
 
@@ -309,17 +326,13 @@ class DSNOPipeline(DiffusionPipeline):
         else:
             z = randn_tensor((count, *student.shape), generator, self._execution_device, torch.float32)
         z = z.to(self._execution_device, student.dtype)
-        label = None if label is None else label.expand(count)
-        _check_labels(label if label is not None or "label" not in told else told["label"], student.classes)
-        _check_weight(w, student.guided)
-        whole = {
-            **{name: c.expand(count, *c.shape[1:]) for name, c in told.items()},
-            **({} if label is None else {"label": label}), **({} if w is None else {"weight": w.expand(count)}),
-        }  # fmt: skip
+        rows = {**named(cond), **{name: c for name, c in (("label", label), ("weight", w)) if c is not None}}
+        rows = {name: c.expand(count, *c.shape[1:]) for name, c in rows.items()}
+        _check_labels(rows.get("label"), student.classes)
+        _check_weight(rows.get("weight"), student.guided)
+        rows = {name: c.to(z) if c.is_floating_point() else c.to(z.device) for name, c in rows.items()}
         # A single condition is told without its name, as everywhere.
-        alone = len(whole) == 1 and not student.guided
-        cond = None if not whole else next(iter(whole.values())) if alone else whole
-        cond = map_cond(lambda c: c.to(z.device, z.dtype) if c.is_floating_point() else c.to(z.device), cond)
+        cond = rows if len(rows) > 1 or student.guided else next(iter(rows.values()), None)
         sampler = sampler_of(student, passes, whole=return_trajectory)
         if isinstance(student, TrajectoryStudent) and passes in (None, 1) and not return_trajectory:
             trajectory, sample = None, student.sample(z, cond)

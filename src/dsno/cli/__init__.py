@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
-import re
 import sys
-from typing import TYPE_CHECKING, Protocol
+from collections.abc import Callable
+from typing import Protocol
 
-from dsno.cli.distill import Distill
+import tyro
+
+from dsno.cli.check import CheckTeacher
+from dsno.cli.convert import Convert
+from dsno.cli.distill import Distill, with_options
+from dsno.cli.evaluate import Demo, Evaluate
+from dsno.cli.export import Export
+from dsno.cli.generate import Generate
 from dsno.cli.methods import Cite, Methods
-from dsno.cli.runs import Plan, Reproduce
-from dsno.cli.sets import Generate, Pull, Push
-from dsno.cli.students import Demo, Evaluate, Export, Sample
-from dsno.cli.teachers import CheckTeacher, Convert, Teach
+from dsno.cli.plan import Plan
+from dsno.cli.reproduce import Reproduce
+from dsno.cli.sample import Sample
+from dsno.cli.share import Pull, Push
+from dsno.cli.teach import Teach
 
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-__all__ = ["VERBS", "main"]
+__all__ = ["VERBS", "Verb", "main"]
 
 
 class Verb(Protocol):
@@ -25,26 +30,36 @@ class Verb(Protocol):
     def run(self) -> int | None: ...
 
 
-_VERBS: tuple[type[Verb], ...] = (
-    Demo, Teach, CheckTeacher, Convert, Plan, Generate, Push, Pull, Methods, Distill, Sample, Export, Evaluate,
-    Reproduce, Cite,
-)  # fmt: skip
-VERBS: dict[str, type[Verb]] = {re.sub(r"(?<!^)(?=[A-Z])", "-", v.__name__).lower(): v for v in _VERBS}
-"""The subcommands by name."""
+VERBS: dict[str, type[Verb]] = {
+    "demo": Demo,
+    "teach": Teach,
+    "check-teacher": CheckTeacher,
+    "convert": Convert,
+    "plan": Plan,
+    "generate": Generate,
+    "push": Push,
+    "pull": Pull,
+    "methods": Methods,
+    "distill": Distill,
+    "sample": Sample,
+    "export": Export,
+    "evaluate": Evaluate,
+    "reproduce": Reproduce,
+    "cite": Cite,
+}
+"""The subcommands by name, in the order in which they are used."""
 
 
 def main() -> None:
     """Entry point: expected failures are one line on stderr and exit code 2."""
-    import tyro
-
-    verbs = dict(VERBS)
+    verbs: dict[str, Callable[..., Verb]] = dict(VERBS)
     if len(sys.argv) < 2 or sys.argv[1].startswith("-"):
         # The overview shows a line per verb; each verb's own help shows all of its text.
-        verbs = {k: type(v.__name__, (v,), {"__doc__": (v.__doc__ or "").splitlines()[0]}) for k, v in verbs.items()}
-    commands: dict[str, Callable[..., Verb]] = {**verbs}
-    chosen = tyro.extras.subcommand_cli_from_dict(commands, prog="dsno", description=__doc__)
+        verbs = {name: _titled(verb) for name, verb in VERBS.items()}
     try:
-        code = chosen.run()
+        if sys.argv[1:2] == ["distill"]:
+            verbs["distill"] = with_options(sys.argv[2:])
+        code = tyro.extras.subcommand_cli_from_dict(verbs, prog="dsno", description=__doc__).run()
     except (ValueError, OSError, FloatingPointError, ImportError) as error:
         print("dsno:", *str(error).splitlines(), file=sys.stderr)
         sys.exit(2)
@@ -53,3 +68,13 @@ def main() -> None:
         sys.exit(130)
     if code:
         sys.exit(code)
+
+
+def _titled(verb: type[Verb]) -> Callable[[], Verb]:
+    """A stand-in for a verb, with the first sentence of its text alone."""
+
+    def title() -> Verb:
+        return verb()
+
+    title.__doc__ = " ".join((verb.__doc__ or "").split("\n\n")[0].split())
+    return title

@@ -4,36 +4,58 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
 
-if TYPE_CHECKING:
-    from rich.table import Table
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+from rich.text import Text
 
-    from dsno.measure.results import Result
-    from dsno.runs.plan import Plan
-    from dsno.teachers.check.verdict import Verdict
-    from dsno.train import Report
+from dsno.measure.results import Result
+from dsno.measure.table import best, table
+from dsno.runs.plan import Plan
+from dsno.teachers.check.verdict import Verdict
+from dsno.train import Report
 
-__all__ = ["counted", "launched", "progress", "say", "show", "show_methods", "show_plan", "show_verdict", "speaks"]
+__all__ = ["progress", "say", "show", "show_methods", "show_options", "show_plan", "show_verdict"]
+
+SILENCE = 10.0
+"""Seconds between two lines about a stage where there are no bars."""
+
+COLOURS = {"ok": "green", "warning": "yellow", "failure": "bold red"}
+
+
+def say(done: str, after: str) -> None:
+    """Print what was done, and the command that comes next."""
+    if _speaks():
+        print(f"{done}\nnext: {after}")
+
+
+def _speaks() -> bool:
+    """Whether this is the first of the processes that `accelerate launch` started."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 @contextmanager
 def progress() -> Iterator[Report]:
     """Progress bars, one per stage, with rate and estimate; plain lines where the output is not a terminal."""
-    from rich.console import Console
-    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-
-    console = Console(stderr=True, quiet=not speaks(), soft_wrap=True)
-    tasks: dict[str, object] = {}
+    console = Console(stderr=True, quiet=not _speaks(), soft_wrap=True)
+    bar = Progress(
+        TextColumn("{task.description:<10}"),
+        BarColumn(),
+        TextColumn("{task.completed}/{task.total}"),
+        TextColumn("{task.fields[rate]}"),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[text]}"),
+        console=console,
+        disable=not console.is_terminal,
+    )
+    tasks: dict[str, TaskID] = {}
     began: dict[str, tuple[float, int]] = {}
     printed: dict[str, float] = {}
-    bar = Progress(
-        TextColumn("{task.description:<10}"), BarColumn(), TextColumn("{task.completed}/{task.total}"),
-        TextColumn("{task.fields[rate]}"), TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(),
-        TextColumn("{task.fields[text]}"), console=console, disable=not console.is_terminal,
-    )  # fmt: skip
 
     def report(stage: str, done: int, total: int, text: str) -> None:
         now = time.monotonic()
@@ -45,8 +67,8 @@ def progress() -> Iterator[Report]:
         if console.is_terminal:
             if stage not in tasks:
                 tasks[stage] = bar.add_task(stage, total=total, rate="", text="")
-            bar.update(tasks[stage], completed=done, rate=shown, text="" if done == 0 else text)  # type: ignore[arg-type]
-        elif done and (done == total or now - printed.get(stage, 0.0) > 10):
+            bar.update(tasks[stage], completed=done, rate=shown, text="" if done == 0 else text)
+        elif done and (done == total or now - printed.get(stage, 0.0) > SILENCE):
             printed[stage] = now
             left = f"{(total - done) / rate:.0f} s left" if rate else ""
             console.print(" ".join(filter(None, (f"{stage} {done}/{total}", shown, left, text))))
@@ -55,18 +77,8 @@ def progress() -> Iterator[Report]:
         yield report
 
 
-def counted(report: Report, stage: str) -> Callable[[int, int], None]:
-    """A `progress(done, total)` that reports a stage."""
-    return lambda done, total: report(stage, done, total, "")
-
-
 def show(results: Sequence[Result]) -> None:
     """Print results as a table; the best of each column are bold."""
-    from rich.console import Console
-    from rich.table import Table
-
-    from dsno.measure.table import best, table
-
     rows, winners = table(results), best(results)
     titles = (key.replace(" ", "\n") for key in rows[0])
     printed = Table(*titles, box=None, header_style="bold", pad_edge=False, collapse_padding=True)
@@ -78,23 +90,17 @@ def show(results: Sequence[Result]) -> None:
 
 def show_verdict(verdict: Verdict) -> None:
     """Print what was looked at, the noise levels, and the verdict."""
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    colours = {"ok": "green", "warning": "yellow", "failure": "bold red"}
     # As wide as the terminal, where there is one: sentences wrap.
     console = Console()
     console.print(Text(f"{verdict.teacher}\n"))
     findings = Table("", "", "what was found", box=None, pad_edge=False, header_style="bold")
     for f in verdict.findings:
         text = Text(f.text) if not f.mend else Text.assemble(f.text, ("\n-> " + f.mend, "italic"))
-        findings.add_row(Text(f.state, colours[f.state]), Text(f.check), text)
+        findings.add_row(Text(f.state, COLOURS[f.state]), Text(f.check), text)
     console.print(findings)
     if verdict.levels:
-        levels = Table(
-            "t", "log-SNR", "error", "mean", "input", "Wiener", "error / best", box=None, header_style="bold"
-        )
+        titles = "t", "log-SNR", "error", "mean", "input", "Wiener", "error / best"
+        levels = Table(*titles, box=None, header_style="bold")
         for level in verdict.levels:
             numbers = (level.t, level.log_snr, level.error, level.mean, level.input, level.wiener)
             style = "green" if level.ratio <= 1.03 else "red"
@@ -102,29 +108,35 @@ def show_verdict(verdict: Verdict) -> None:
         console.print("")
         console.print(levels)
     console.print("")
-    console.print(Text(verdict.summary, colours[verdict.state]))
+    console.print(Text(verdict.summary, COLOURS[verdict.state]))
 
 
 def show_plan(plan: Plan) -> None:
     """Print the stages, what would change them, and the sum."""
-    from rich.console import Console
-    from rich.text import Text
-
     console = Console()
-    console.print(_table(plan.rows()))
+    console.print(_words(plan.rows()))
     if plan.options:
         console.print("")
-        console.print(_table(plan.choices()))
+        console.print(_words(plan.choices()))
     console.print("")
     console.print(Text(plan.summary, "green" if plan.fits else "bold red"))
 
 
+def _words(rows: Sequence[Mapping[str, str]]) -> Table:
+    made = Table(*rows[0], box=None, pad_edge=False, header_style="bold")
+    for row in rows:
+        made.add_row(*map(Text, row.values()))
+    return made
+
+
+def show_options(rows: Sequence[Mapping[str, str]]) -> None:
+    """Print a table of options."""
+    console = Console()
+    (console if console.is_terminal else Console(width=140)).print(_words(rows))
+
+
 def show_methods(rows: Sequence[Mapping[str, str]]) -> None:
     """Print a table of methods, names in bold; the last column wraps."""
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
     made = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 1, 0))
     for title, width in zip(rows[0], (22, 8, 14, 14, 26, 60), strict=True):
         made.add_column(title, max_width=width)
@@ -134,34 +146,3 @@ def show_methods(rows: Sequence[Mapping[str, str]]) -> None:
     console = Console()
     # A pipe has no width of its own, and a terminal may be too narrow for seven words a line.
     (console if console.is_terminal else Console(width=140)).print(made)
-
-
-def _table(rows: Sequence[Mapping[str, str]]) -> Table:
-    from rich.table import Table
-    from rich.text import Text
-
-    made = Table(*rows[0], box=None, pad_edge=False, header_style="bold")
-    for row in rows:
-        made.add_row(*map(Text, row.values()))
-    return made
-
-
-def launched() -> Any:
-    """The `accelerate.Accelerator` of a process that `accelerate launch` started beside others, or None."""
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
-        return None
-    import torch
-    from accelerate import Accelerator
-
-    return Accelerator(cpu=not torch.cuda.is_available())
-
-
-def speaks() -> bool:
-    """Whether this is the first of the processes that `accelerate launch` started."""
-    return os.environ.get("RANK", "0") == "0"
-
-
-def say(done: str, after: str) -> None:
-    """Print what was done, and the command that comes next."""
-    if speaks():
-        print(f"{done}\nnext: {after}")

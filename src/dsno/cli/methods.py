@@ -4,16 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from tyro.conf import Positional
 
-from dsno.cli.console import say, show_methods
+from dsno.cli.console import say, show_methods, show_options
+from dsno.distillation.registry import METHODS, method_named
+from dsno.references import REFERENCES
 
-if TYPE_CHECKING:
-    pass
-
-__all__ = ["Cite", "Methods"]
+__all__ = ["Cite", "Methods", "options_table"]
 
 
 @dataclass(frozen=True)
@@ -26,25 +24,66 @@ class Methods:
 
         from dsno.distillation.registry import METHODS
         for name, method in METHODS.items():
-            print(name, method.needs, method.passes, method.choose)
+            print(name, method.needs, method.passes, method.choose, method.described())
     """
 
-    def run(self) -> None:
-        from dsno.distillation.registry import METHODS
-        from dsno.references import REFERENCES
+    name: Positional[str] = ""
+    """A method, whose options are then listed."""
+    markdown: bool = False
+    """Print the options of all methods as the table of docs/methods.md."""
 
-        rows = [
-            {
-                "method": method.name, "trains": method.student, "needs": " + ".join(method.needs),
-                "passes": method.passes, "reference": REFERENCES[method.references[0]].short, "when": method.choose,
-            }
-            for method in METHODS.values()
-        ]  # fmt: skip
-        show_methods(rows)
+    def run(self) -> None:
+        if self.markdown:
+            return print(options_table())
+        if self.name:
+            method = method_named(self.name)
+            return show_options(
+                [
+                    {"option": flag(o.name), "takes": o.type, "default": shown(o.default), "": o.help}
+                    for o in method.described()
+                ]
+            )
+        show_methods(
+            [
+                {
+                    "method": method.name,
+                    "trains": method.student,
+                    "needs": " + ".join(method.needs),
+                    "passes": method.passes,
+                    "reference": REFERENCES[method.references[0]].short,
+                    "when": method.choose,
+                }
+                for method in METHODS.values()
+            ]
+        )
         say(
             "Every student starts from a teacher's weights; a method that needs no teacher does not ask it afterwards.",
             "dsno distill --method NAME",
         )
+
+
+def options_table() -> str:
+    """The options of all methods as a table in Markdown, one row for those that several methods have alike."""
+    rows: dict[tuple[str, str, str, str], list[str]] = {}
+    for method in METHODS.values():
+        for o in method.described():
+            rows.setdefault((flag(o.name), o.type, shown(o.default), o.help), []).append(f"`{method.name}`")
+    lines = ["| option | takes | default | of | |", "|---|---|---|---|---|"]
+    for (name, kind, default, text), methods in sorted(rows.items(), key=lambda row: row[0][0]):
+        lines.append(f"| `{name}` | {kind} | {default} | {', '.join(methods)} | {text} |")
+    return "\n".join(lines)
+
+
+def flag(name: str) -> str:
+    """What an option is called on the command line."""
+    return f"--{name.replace('_', '-')}"
+
+
+def shown(default: object) -> str:
+    """A default as the command line would be told it."""
+    if isinstance(default, tuple):
+        return " ".join(f"{value:g}" for value in default) or "all"
+    return "none" if default is None else f"{default:.6g}" if isinstance(default, float) else str(default).lower()
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 r"""Consistency: one map $f(x_t, t) = X_{t \to 0}(x_t)$ that is constant along every path of the probability-flow ODE.
 
-The boundary condition $f(x, 0) = x$ is built into a `FlowMap`, so f is the ODE's solution exactly where neighbours agree.
-With $\bar\sigma = \sigma / \alpha$ (the sigma of the papers) and $r < t$,
+The boundary condition $f(x, 0) = x$ is built into a `FlowMap`, so f is the ODE's solution exactly where neighbours
+agree. With $\bar\sigma = \sigma / \alpha$ (the sigma of the papers) and $r < t$,
 
 $$ L = \mathbb E \; \lambda(t, r) \, d\big(f(x_t, t), \; \mathrm{sg} f(x_r, r)\big), \qquad
    d(a, b) = \sqrt{\mathrm{mean}(a - b)^2 + c^2} - c, \quad c = 0.00054, $$
@@ -12,12 +12,12 @@ without a moving average of weights in the target, or with another distance d of
 | method | $x_r$ | $\bar\sigma_t, \bar\sigma_r$ |
 |---|---|---|
 | `consistency` | the teacher's step from $x_t$ | neighbours on a Karras grid |
-| `consistency_training` | $\alpha_r x_0 + \sigma_r \epsilon$, the same data and noise | neighbours on a Karras grid that is refined in training |
-| `easy_consistency` | the same | $\bar\sigma_r = \bar\sigma_t (1 - n(\bar\sigma_t) q^{-a})_+$, $a$ growing in training |
+| `consistency_training` | $\alpha_r x_0 + \sigma_r \epsilon$, the same data and noise | the same, refined in training |
+| `easy_consistency` | the same | $\bar\sigma_r = \bar\sigma_t (1 - n(\bar\sigma_t) q^{-a})_+$, $a$ growing |
 
 | weights | $\lambda$ |
 |---|---|
-| `angle` | $1 / \sin\theta_t$, $\tan\theta_t = \bar\sigma_t$: where d is an absolute value, a unit gradient in what the network predicts |
+| `angle` | $1 / \sin\theta_t$, $\tan\theta_t = \bar\sigma_t$: of an absolute d a unit gradient in the prediction |
 | `gap` | $1 / (\bar\sigma_t - \bar\sigma_r)$, the papers' for training; nearly all of it on the lowest levels |
 | `one` | 1, the paper's for distillation |
 
@@ -25,18 +25,20 @@ Both $x_r$ are DDIM's step, from the teacher's $\hat x_0$ or from $x_0$ itself, 
 
 `continuous_consistency` is the limit $r \to t$, but for the width of its differences. In the angle $\theta =
 \arctan(\sigma_t / (\alpha_t \sigma_d))$ and the state $\hat x = \sigma_d x_t / s_t$, $s_t^2 = \alpha_t^2 \sigma_d^2 +
-\sigma_t^2$, every schedule is TrigFlow (Lu & Song, 2024, arXiv 2410.11081; under `Cosine` and $\sigma_d = 1$ it is the schedule
-itself, up to the unit of time):
+\sigma_t^2$, every schedule is TrigFlow (Lu & Song, 2024, arXiv 2410.11081; under `Cosine` and $\sigma_d = 1$ it is the
+schedule itself, up to the unit of time):
 
-$$ \hat x = \cos\theta \, x_0 + \sin\theta \, \sigma_d \epsilon, \qquad f = \cos\theta \, \hat x - \sin\theta \, \sigma_d \hat F, \qquad
+$$ \hat x = \cos\theta \, x_0 + \sin\theta \, \sigma_d \epsilon, \qquad
+   f = \cos\theta \, \hat x - \sin\theta \, \sigma_d \hat F, \qquad
    \hat v = \frac{d \hat x}{d\theta} = \cos\theta \, \sigma_d \hat\epsilon - \sin\theta \, \hat x_0, $$
 
-$$ g = \frac{\cos\theta}{\sigma_d} \Big( w \frac{df}{d\theta} - (1 - w) \cos\theta \, (\sigma_d \hat F - \hat v) \Big), \qquad
+$$ g = \frac{\cos\theta}{\sigma_d} \Big( w \frac{df}{d\theta}
+   - (1 - w) \cos\theta \, (\sigma_d \hat F - \hat v) \Big), \qquad
    L = \mathbb E \, \mathrm{mean} \Big( \hat F - \mathrm{sg} \hat F - \frac{g}{\mathrm{rms}(g) + c} \Big)^2, $$
 
-where $df / d\theta = (\partial_t f + \nabla f \cdot \dot x_t) / \dot\theta_t$, $\dot\theta_t = \sigma_d (\dot\sigma_t \alpha_t -
-\sigma_t \dot\alpha_t) / s_t^2$, has no graph, and w grows from 0 to 1 at the start of training. The derivative is taken `upwind`
-(`dsno.distillation.flowmaps`) unless asked otherwise.
+where $df / d\theta = (\partial_t f + \nabla f \cdot \dot x_t) / \dot\theta_t$, $\dot\theta_t = \sigma_d (\dot\sigma_t
+\alpha_t - \sigma_t \dot\alpha_t) / s_t^2$, has no graph, and w grows from 0 to 1 at the start of training. The
+derivative is taken `upwind` (`dsno.distillation.flowmaps`) unless asked otherwise.
 """
 
 from __future__ import annotations
@@ -44,7 +46,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, Literal, cast
+from pathlib import Path
+from typing import Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -52,20 +55,23 @@ from torch import Tensor, nn
 from dsno.condition import Cond
 from dsno.denoise import Denoiser, expand_like
 from dsno.distillation.denoising import Denoising, noised
-from dsno.distillation.derivatives import WIDTH, check_derivative, jvp, same_draws, upwind
-from dsno.distillation.distances import Distance
+from dsno.distillation.derivatives import WIDTH, Derivative, check_derivative, jvp, same_draws, upwind
+from dsno.distillation.distances import Distance, from_folder
 from dsno.distillation.distances import distance as named_distance
-from dsno.distillation.stages import Given, Stage
+from dsno.distillation.levels import Gap, Grid, Levels, Pairs
+from dsno.distillation.stages import FlowMapOptions, Given, Stage
 from dsno.schedule import Schedule
 from dsno.solvers.first_order import ddim_step
 from dsno.students.flowmap import FlowMap
+from dsno.train import Objective
 
 __all__ = [
     "Consistency",
+    "ConsistencyOptions",
+    "ConsistencyTrainingOptions",
     "ContinuousConsistency",
-    "Gap",
-    "Grid",
-    "Levels",
+    "ContinuousConsistencyOptions",
+    "EasyConsistencyOptions",
     "Solver",
     "consistency",
     "consistency_training",
@@ -79,77 +85,6 @@ Solver = Literal["ddim", "heun"]
 Weights = Literal["angle", "gap", "one"]
 
 Jump = Callable[[Tensor, Tensor, Tensor, Cond | None], Tensor]
-
-Pairs = Callable[[Tensor, int], tuple[Tensor, Tensor]]
-
-
-@dataclass(frozen=True)
-class Levels:
-    r"""A lognormal distribution of noise levels $\bar\sigma$; what lies beyond an end is put on it.
-
-    $$ \log \bar\sigma = P_{\mathrm{mean}} + P_{\mathrm{std}} \, \Phi^{-1}(u), \qquad u \text{ uniform} $$
-    """
-
-    mean: float = -1.1
-    std: float = 2.0
-    low: float = 1e-3
-    high: float = 1e4
-
-    def __call__(self, u: Tensor) -> Tensor:
-        """The levels at the quantiles u in [0, 1], float64 of the shape of u."""
-        return (self.mean + self.std * torch.special.ndtri(u.double())).exp().clamp(self.low, self.high)
-
-
-@dataclass(frozen=True)
-class Grid:
-    """Neighbours on a grid of N intervals: 0, Karras' spacing from `low` to `high` (arXiv 2206.00364, eq. 5), and the end.
-
-    Arguments:
-        intervals: N at a step of the training.
-        levels: An interval is drawn as often as a level falls into it; None draws all alike.
-        end: The level at t = 1, which takes the place of `high`.
-    """
-
-    intervals: Callable[[int], int]
-    levels: Levels | None
-    end: float
-    low: float = 0.002
-    high: float = 80.0
-    rho: float = 7.0
-
-    def edges(self, step: int) -> Tensor:
-        """The N + 1 levels of the grid at a step of the training, increasing, float64."""
-        first, last = (level ** (1 / self.rho) for level in (self.low, min(self.high, self.end)))
-        inner = torch.linspace(first, last, self.intervals(step), dtype=torch.float64)[:-1] ** self.rho
-        return torch.cat([inner.new_zeros(1), inner, inner.new_tensor([self.end])])
-
-    def __call__(self, u: Tensor, step: int) -> tuple[Tensor, Tensor]:
-        edges = self.edges(step)
-        if self.levels is None:
-            n = (u.double() * (len(edges) - 1)).long()
-        else:
-            n = torch.searchsorted(edges[1:-1], self.levels(u))
-        return edges[n + 1], edges[n]
-
-
-@dataclass(frozen=True)
-class Gap:
-    r"""A gap that is a share of the level, and shrinks from stage to stage (Geng et al., 2024, arXiv 2406.14548).
-
-    $$ \bar\sigma_r = \bar\sigma_t \big(1 - n(\bar\sigma_t) q^{-a}\big)_+, \qquad
-       n(\bar\sigma) = 1 + k \, \mathrm{sigmoid}(-b \bar\sigma), \quad a = 1, 2, \dots $$
-    """
-
-    stage: Callable[[int], int]
-    levels: Levels
-    q: float = 2.0
-    k: float = 8.0
-    b: float = 1.0
-
-    def __call__(self, u: Tensor, step: int) -> tuple[Tensor, Tensor]:
-        t = self.levels(u)
-        n = 1 + self.k * torch.sigmoid(-self.b * t)
-        return t, t * (1 - n * self.q ** -self.stage(step)).clamp_min(0)
 
 
 def teacher_step(teacher: Denoiser, schedule: Schedule, solver: Solver = "ddim") -> Jump:
@@ -255,8 +190,8 @@ def _pseudo_huber(c: float) -> Distance:
 class ContinuousConsistency:
     r"""The objective of a consistency function in continuous time; formula above.
 
-    The adaptive weight of the paper, a second network of t, is left out: normalised tangents have nearly the same size for
-    all t.
+    The adaptive weight of the paper, a second network of t, is left out: normalised tangents have nearly the same size
+    for all t.
 
     Arguments:
         x: Clean samples, (N, *shape).
@@ -341,120 +276,184 @@ def _time(schedule: Schedule, level: Tensor) -> Tensor:
     return schedule.time(-2 * level.log()).float()
 
 
-def consistency(
-    student: FlowMap,
-    given: Given,
-    *,
-    intervals: int = 40,
-    solver: Solver = "ddim",
-    levels: Levels | None = Levels(),
-    weights: Weights = "angle",
-    distance: Distance | str | None = None,
-    c: float = 0.00054,
-) -> list[Stage]:
+@dataclass(frozen=True)
+class _Discrete(FlowMapOptions):
+    """What the discrete methods have in common."""
+
+    levels: tuple[float, float] | None = (-1.1, 2.0)
+    """Mean and standard deviation of the logarithm of the noise levels sigma / alpha that are trained."""
+    weights: Weights = "angle"
+    """Weighting of the levels: angle, gap (the papers' for training), one (the paper's for distillation)."""
+    distance: str | None = None
+    """Distance of the loss: l1, l2, huber, perceptual, or a sum such as l1+perceptual; by default the papers'
+    pseudo-Huber."""
+    features: Path | None = None
+    """Folder of the feature network of a perceptual distance (not the one that quality is measured in)."""
+    c: float = 0.00054
+    """Where the pseudo-Huber distance turns from a square to an absolute value, in root mean square."""
+
+    def objective(self, given: Given, pairs: Pairs, jump: Jump | None = None) -> Consistency:
+        """The loss of a method that differs in its pairs and its jump."""
+        named = (
+            None
+            if self.distance is None and self.features is None
+            else from_folder(self.distance or "the default", self.features)
+        )
+        return Consistency(
+            given.samples,
+            given.schedule,
+            pairs,
+            jump,
+            self.weights,
+            given.labels,
+            given.batch,
+            given.seed,
+            named,
+            self.c,
+        )
+
+    def drawn(self) -> Levels:
+        """The levels, of a method that draws them.
+
+        Raises:
+            ValueError: if there are none.
+        """
+        if self.levels is None:
+            raise ValueError(
+                "this method draws noise levels: give their mean and standard deviation (`--levels -1.1 2`)"
+            )
+        return Levels(*self.levels)
+
+
+@dataclass(frozen=True)
+class ConsistencyOptions(_Discrete):
+    """Options of `consistency`. Without `levels` all intervals are drawn alike."""
+
+    intervals: int = 40
+    """Intervals of the grid."""
+    solver: Solver = "ddim"
+    """The teacher's step between neighbours: ddim, or heun, of second order at twice the calls."""
+
+
+@dataclass(frozen=True)
+class ConsistencyTrainingOptions(_Discrete):
+    """Options of `consistency-training`. Without `levels` all intervals are drawn alike."""
+
+    first: int = 10
+    """Intervals of the grid at the start."""
+    last: int = 1280
+    """Intervals of the grid at the end; it is refined by doubling, at equal distances."""
+
+
+@dataclass(frozen=True)
+class EasyConsistencyOptions(_Discrete):
+    """Options of `easy-consistency`."""
+
+    stages: int = 8
+    """How often the gap shrinks."""
+    q: float = 2.0
+    """The factor that it shrinks by."""
+
+
+@dataclass(frozen=True)
+class ContinuousConsistencyOptions(FlowMapOptions):
+    """Options of `continuous-consistency`."""
+
+    from_data: bool = False
+    """Learn along the velocity of the data (sCT), not the teacher's (sCD)."""
+    levels: tuple[float, float] = (-1.1, 2.0)
+    """Mean and standard deviation of the logarithm of the noise levels sigma / alpha; the paper's -1 1.4 leave the
+    noisiest levels, where a single pass starts, to what the network makes of the rest."""
+    warmup: float = 0.1
+    """Share of the steps in which the tangent grows to its whole."""
+    c: float = 0.1
+    """In the tangent's normalisation; large values leave it as it is, scaled by 1 / c."""
+    derivative: Derivative = "upwind"
+    """How the derivative along the flow is taken: looking back, or exactly (forward), or by central differences."""
+    width: float = WIDTH
+    """Width of an upwind difference, a share of the path."""
+
+    @property
+    def exact(self) -> bool:
+        """See `FlowMapOptions`."""
+        return self.derivative == "forward"
+
+
+def consistency(student: FlowMap, given: Given, options: ConsistencyOptions = ConsistencyOptions()) -> list[Stage]:
     r"""Consistency distillation (Song et al., 2023, arXiv 2303.01469): a teacher, and any number of passes.
 
-    The paper's choice is `intervals=18, levels=None, weights="one"`. Without its moving average in the target the low levels
-    then have too little weight to hold the rest: on `Cosine` paths it diverges.
+    The paper's choice is `intervals=18, levels=None, weights="one"`. Without its moving average in the target the low
+    levels then have too little weight to hold the rest: on `Cosine` paths it diverges.
 
     Raises:
         ValueError: if there are no clean samples to noise, or for numbers out of range.
     """
-    pairs = Grid(_constant("intervals", intervals), levels, _end(given.schedule))
-    jump = teacher_step(given.denoiser, given.schedule, solver)
-    objective = Consistency(**_common(given), pairs=pairs, jump=jump, weights=weights, distance=distance, c=c)
-    return _stages(student, given, "consistency", objective)
+    levels = None if options.levels is None else Levels(*options.levels)
+    pairs = Grid(_constant("intervals", options.intervals), levels, _end(given.schedule))
+    jump = teacher_step(given.denoiser, given.schedule, options.solver)
+    return _stages(given, "consistency", options.objective(given, pairs, jump))
 
 
 def consistency_training(
-    student: FlowMap,
-    given: Given,
-    *,
-    first: int = 10,
-    last: int = 1280,
-    levels: Levels = Levels(),
-    weights: Weights = "angle",
-    distance: Distance | str | None = None,
-    c: float = 0.00054,
+    student: FlowMap, given: Given, options: ConsistencyTrainingOptions = ConsistencyTrainingOptions()
 ) -> list[Stage]:
     """Improved consistency training (Song & Dhariwal, 2023, arXiv 2310.14189): data alone, the teacher is not called.
-
-    The grid has `first` intervals and doubles them at equal distances up to `last`.
 
     Raises:
         ValueError: as `consistency`.
     """
+    first, last = options.first, options.last
     if not 1 <= first <= last:
         raise ValueError(f"the grid is refined from `first` to `last` intervals, at least 1: got {first} and {last}")
     doublings = int(math.log2(last // first))
     each = max(given.steps // (doublings + 1), 1)
+    levels = None if options.levels is None else Levels(*options.levels)
     pairs = Grid(lambda step: min(first * 2 ** min(step // each, doublings), last), levels, _end(given.schedule))
-    objective = Consistency(**_common(given), pairs=pairs, weights=weights, distance=distance, c=c)
-    return _stages(student, given, "consistency-training", objective)
+    return _stages(given, "consistency-training", options.objective(given, pairs))
 
 
 def easy_consistency(
-    student: FlowMap,
-    given: Given,
-    *,
-    stages: int = 8,
-    q: float = 2.0,
-    levels: Levels = Levels(),
-    weights: Weights = "angle",
-    distance: Distance | str | None = None,
-    c: float = 0.00054,
+    student: FlowMap, given: Given, options: EasyConsistencyOptions = EasyConsistencyOptions()
 ) -> list[Stage]:
     """Easy consistency tuning (Geng et al., 2024, arXiv 2406.14548): data alone, from a teacher's weights.
 
     Raises:
         ValueError: as `consistency`.
     """
+    stages, q = options.stages, options.q
     if stages < 1 or not q > 1:
         raise ValueError(
             f"the gap shrinks in at least 1 stage by a factor above 1: got stages = {stages} and q = {q:g}"
         )
-    pairs = Gap(lambda step: 1 + min(step * stages // given.steps, stages - 1), levels, q)
-    objective = Consistency(**_common(given), pairs=pairs, weights=weights, distance=distance, c=c)
-    return _stages(student, given, "easy-consistency", objective)
+    pairs = Gap(lambda step: 1 + min(step * stages // given.steps, stages - 1), options.drawn(), q)
+    return _stages(given, "easy-consistency", options.objective(given, pairs))
 
 
 def continuous_consistency(
-    student: FlowMap,
-    given: Given,
-    *,
-    distil: bool = True,
-    levels: Levels = Levels(),
-    warmup: float = 0.1,
-    c: float = 0.1,
-    width: float = WIDTH,
+    student: FlowMap, given: Given, options: ContinuousConsistencyOptions = ContinuousConsistencyOptions()
 ) -> list[Stage]:
-    """sCM (Lu & Song, 2024, arXiv 2410.11081): sCD along the teacher's velocity, or sCT along the data's (`distil=False`).
-
-    `warmup` is a share of the steps. The paper's `Levels(-1.0, 1.4)` leave the noisiest levels, where a single pass starts, to
-    what the network makes of the rest.
+    """sCM (Lu & Song, 2024, arXiv 2410.11081): sCD along the teacher's velocity, or sCT along the data's.
 
     Raises:
         ValueError: as `consistency`.
     """
-    if not 0 <= warmup <= 1:
-        raise ValueError(f"the warm-up is a share of the steps, in [0, 1], got {warmup:g}")
+    if not 0 <= options.warmup <= 1:
+        raise ValueError(f"the warm-up is a share of the steps, in [0, 1], got {options.warmup:g}")
     objective = ContinuousConsistency(
-        **_common(given),
-        teacher=given.denoiser if distil else None,
-        levels=levels,
-        warmup=round(warmup * given.steps),
-        data_std=student.data_std,
-        c=c,
-        derivative=given.derivative or "upwind",
-        width=width,
+        given.samples,
+        given.schedule,
+        None if options.from_data else given.denoiser,
+        Levels(*options.levels),
+        round(options.warmup * given.steps),
+        given.labels,
+        given.batch,
+        given.seed,
+        student.data_std,
+        options.c,
+        options.derivative,
+        options.width,
     )
-    return _stages(student, given, "continuous-consistency", objective)
-
-
-def _common(given: Given) -> dict[str, Any]:
-    return {
-        "x": given.samples, "schedule": given.schedule, "labels": given.labels, "batch": given.batch, "seed": given.seed,
-    }  # fmt: skip
+    return _stages(given, "continuous-consistency", objective)
 
 
 def _constant(name: str, value: int) -> Callable[[int], int]:
@@ -469,6 +468,5 @@ def _end(schedule: Schedule) -> float:
     return min(sigma / alpha, 1e4) if alpha > 0 else 1e4
 
 
-def _stages(student: FlowMap, given: Given, name: str, objective: object) -> list[Stage]:
-    student.way, student.steps = "end", None
-    return [Stage(name, given.steps, lambda student: (student, objective))]
+def _stages(given: Given, name: str, objective: Objective) -> list[Stage]:
+    return [Stage(name, given.steps, lambda X: (X, objective), lambda X: X.trained_for("end"))]

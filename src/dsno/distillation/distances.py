@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-__all__ = ["Distance", "distance"]
+from dsno.nets.features import load_feature_net
+
+__all__ = ["Distance", "distance", "from_folder"]
 
 Distance = Callable[[Tensor, Tensor], Tensor]
 
@@ -33,6 +36,29 @@ def distance(name: str = "l1", features: Features | None = None) -> Distance:
     """
     parts = [_single(part, features) for part in name.split("+")]
     return parts[0] if len(parts) == 1 else lambda a, b: torch.stack([d(a, b) for d in parts]).sum(0)
+
+
+def from_folder(name: str, folder: Path | None) -> Distance:
+    """A distance by name; a perceptual one in the features of the network in `folder`, which goes where the images are.
+
+    Raises:
+        ValueError: for an unknown name, or if it needs features that are not there, or the other way round.
+    """
+    if folder is None:
+        return distance(name)
+    if "perceptual" not in name:
+        raise ValueError(
+            f"features are of a perceptual distance, and this one is {name}: name one (`--distance l1+perceptual`), or "
+            "leave them out"
+        )
+    net = load_feature_net(folder).requires_grad_(False)
+
+    def maps(x: Tensor) -> list[Tensor]:
+        if next(net.parameters()).device != x.device:
+            net.to(x.device)
+        return net.maps(x)
+
+    return distance(name, maps)
 
 
 def _single(name: str, features: Features | None) -> Distance:

@@ -1,59 +1,49 @@
 r"""Flow map matching: losses over flow maps of two times (Boffi, Albergo & Vanden-Eijnden, 2024, arXiv 2406.07507).
 
 $X_{t \to s}$ moves a state along a probability-flow ODE, $\dot x = b_t(x)$, and with its velocity $u(x_t, t, s)$ (see
-`students.twotime`) it is the flow exactly where one of these residuals vanishes for all t and s. Each makes a loss, its mean
-square. They are divided by the scale of the state and by the speed of the angle, $\rho = (\alpha^2 + \sigma^2)^{1/2}$ and $\dot\theta$,
-$\theta = \arctan(\sigma / \alpha)$; times are drawn, halved and measured by their phase (see `schedule`); and where a derivative in s
-is compared with a velocity, both are taken less $(\dot\rho / \rho) \, x$, what the scale moves. So neither a loss nor its gradient
-knows how the schedule runs through time, or how it scales what it noises. Nothing in brackets [ ] has a gradient.
+`students.twotime`) it is the flow exactly where one of these residuals vanishes for all t and s. Each makes a loss, its
+mean square. They are divided by the scale of the state and by the speed of the angle, $\rho = (\alpha^2 +
+\sigma^2)^{1/2}$ and $\dot\theta$, $\theta = \arctan(\sigma / \alpha)$; times are drawn, halved and measured by their
+phase (see `schedule`); and where a derivative in s is compared with a velocity, both are taken less $(\dot\rho / \rho)
+\, x$, what the scale moves. So neither a loss nor its gradient knows how the schedule runs through time, or how it
+scales what it noises. Nothing in brackets [ ] has a gradient.
 
 | method | residual | rows |
 |---|---|---|
 | `lagrangian` | $\partial_s X_{t \to s}(x_t) - [b_s(X_{t \to s}(x_t))]$ | $s < t$ |
 | `eulerian` | $E = \partial_t X_{t \to s}(x_t) + \nabla X_{t \to s}(x_t) \, b_t(x_t)$ | $s < t$ |
 | `meanflow` | $u - [u + a E]$, $a = \rho_t / \rho_s$; $u - b_t$ where $s = t$ | both |
-| `shortcut` | $u - [u^*]$, $u^*$ the velocity that leads to $X_{r \to s}(X_{t \to r}(x_t))$, r midway; $u - b_t$ where $s = t$ | both |
+| `shortcut` | $u - [u^*]$, $u^*$ of two half steps, to $X_{r \to s}(X_{t \to r}(x_t))$; $u - b_t$ at $s = t$ | both |
 | `progressive_map` | the same with the map of the stage before, for steps up to $\tau$ | $s < t$ |
-| `direct` | $\partial_s X_{t \to s}(X_{s \to t}(x_s)) - \dot x_s$ and $X_{t \to s}(X_{s \to t}(x_s)) - x_s$ | any t, s |
+| `direct` | $\partial_s X_{t \to s}(x) - \dot x_s$ and $X_{t \to s}(x) - x_s$ at $x = X_{s \to t}(x_s)$ | any t, s |
 
-$b_t(x_t)$ is the teacher's velocity, or $\dot x_t = \dot\alpha_t x_0 + \dot\sigma_t \epsilon$ of the data, whose mean it is: the
-residual of `meanflow`, `shortcut` and `direct` are linear in it, so they can be trained without a teacher.
+$b_t(x_t)$ is the teacher's velocity, or $\dot x_t = \dot\alpha_t x_0 + \dot\sigma_t \epsilon$ of the data, whose mean
+it is: the residual of `meanflow`, `shortcut` and `direct` are linear in it, so they can be trained without a teacher.
 
-`meanflow` is Geng et al., 2025 (arXiv 2505.13447) for any schedule. Along the flow, with $\kappa_t = \dot\sigma_t \alpha_t / \sigma_t -
-\dot\alpha_t$ and c the factor of h in X,
+`meanflow` is Geng et al., 2025 (arXiv 2505.13447) for any schedule. Along the flow, with $\kappa_t = \dot\sigma_t
+\alpha_t / \sigma_t - \dot\alpha_t$ and c the factor of h in X,
 
-$$ E = \tfrac{\sigma_s}{\sigma_t} \kappa_t (h - D) + c \, \tfrac{d}{dt} h, \qquad u = \tfrac{\dot\sigma_t}{\sigma_t} x_t - \kappa_t h, $$
+$$ E = \tfrac{\sigma_s}{\sigma_t} \kappa_t (h - D) + c \, \tfrac{d}{dt} h, \qquad
+   u = \tfrac{\dot\sigma_t}{\sigma_t} x_t - \kappa_t h, $$
 
-so on a straight path, where $X = x + (s - t) u$, it is $E = b_t - u + (s - t) \tfrac{d}{dt} u$ and the target with $a = 1$ their
-$b_t - (t - s) \tfrac{d}{dt} u$. The derivative needs no graph, which makes it the cheapest loss with one. `shortcut` is Frans et
-al., 2024 (arXiv 2410.12557).
+so on a straight path, where $X = x + (s - t) u$, it is $E = b_t - u + (s - t) \tfrac{d}{dt} u$ and the target with $a =
+1$ their $b_t - (t - s) \tfrac{d}{dt} u$. The derivative needs no graph, which makes it the cheapest loss with one.
+`shortcut` is Frans et al., 2024 (arXiv 2410.12557).
 
-Derivatives are taken in one of three ways:
-
-| name | derivative |
-|---|---|
-| `forward` | exact, by forward-mode differentiation |
-| `difference` | central, over an angle of $\pm 10^{-3}$: for networks without a forward mode |
-| `upwind` | along the flow, $(f(x_t, t) - f(x_r, r)) / (\theta_t - \theta_r)$ with $x_r$ DDIM's step from $x_t$: of `eulerian`, `meanflow`, continuous consistency |
-
-where r is the share w of the phase before t, $p_r = \max(p_t - w, p_s)$, but not nearer to t than $10^{-3}$, which float32 can
-tell.
-
-What a map is at t is known from the times before, down to $s$, where it is the identity, so the difference that looks there
-is the one under which an error dies out and does not grow. It also passes over what a network's waves of t, which turn a
-hundred times and more in [0, 1], do within the width w; the exact derivative of such a network is mostly theirs. The residuals
-vanish at the exact map with exact derivatives, with `upwind` at one within O(w) of it, that of 1 / w steps of DDIM.
+How derivatives are taken is said in `dsno.distillation.derivatives`.
 
 The first two residuals bound the distance of the map's samples to the flow's, with L a Lipschitz constant of b,
 
 $$ \mathbb E |X_{1 \to 0} - \mathrm{flow}|^2 \le \int_0^1 \mathbb E |E(x_t, t, 0)|^2 dt, \qquad
-   \mathbb E |X_{1 \to 0} - \mathrm{flow}|^2 \le e^{1 + 2 L} \int_0^1 \mathbb E |\partial_s X_{1 \to s} - b_s(X_{1 \to s})|^2 ds. $$
+   \mathbb E |X_{1 \to 0} - \mathrm{flow}|^2 \le
+   e^{1 + 2 L} \int_0^1 \mathbb E |\partial_s X_{1 \to s} - b_s(X_{1 \to s})|^2 ds. $$
 """
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any, Literal, cast
 
 import torch
@@ -62,16 +52,23 @@ from torch import Tensor, nn
 from dsno.condition import Cond, map_cond
 from dsno.denoise import NEAREST, Denoiser, convert, expand_like, x0_from
 from dsno.distillation.denoising import Denoising, noised
-from dsno.distillation.derivatives import WIDTH, check_derivative, jvp, slope, upwind
-from dsno.distillation.stages import Given, Stage
+from dsno.distillation.derivatives import WIDTH, Derivative, Local, check_derivative, jvp, slope, upwind
+from dsno.distillation.stages import FlowMapOptions, Given, Stage
 from dsno.schedule import Schedule
 from dsno.seeds import generator
 from dsno.solvers.first_order import ddim_step
 from dsno.students.flowmap import FlowMap
+from dsno.train import Objective
 
 __all__ = [
+    "DirectOptions",
+    "EulerianOptions",
     "FlowMapMatching",
-    "Method",
+    "LagrangianOptions",
+    "MeanFlowOptions",
+    "ProgressiveMapOptions",
+    "Residual",
+    "ShortcutOptions",
     "direct",
     "eulerian",
     "lagrangian",
@@ -81,7 +78,7 @@ __all__ = [
     "velocity",
 ]
 
-Method = Literal["lagrangian", "eulerian", "meanflow", "shortcut", "progressive_map", "direct"]
+Residual = Literal["lagrangian", "eulerian", "meanflow", "shortcut", "progressive_map", "direct"]
 
 
 def velocity(teacher: Denoiser, schedule: Schedule, x_t: Tensor, t: Tensor, cond: Cond | None = None) -> Tensor:
@@ -90,17 +87,18 @@ def velocity(teacher: Denoiser, schedule: Schedule, x_t: Tensor, t: Tensor, cond
 
 
 class FlowMapMatching:
-    r"""The objective of a `FlowMap`, by one of the methods above.
+    r"""The objective of a `FlowMap`, by one of the residuals above.
 
     Arguments:
         x: Clean samples, (N, *shape), which are noised to where a map starts.
         teacher: $D$; None takes the velocity of the data, with `meanflow`, `shortcut` and `direct`.
         schedule: The path.
-        method: The table above.
+        residual: The table above, by name.
         labels: (N,) labels of a class-conditional map, or None.
         batch: Rows per step, over all processes.
         seed: With the step, determines the batch, times and noise.
-        derivative: How derivatives are taken, see above; by default `upwind` where it is along the flow, else `forward`.
+        derivative: How derivatives are taken, see above; by default `upwind` where it is along the flow, else
+            `forward`.
         width: w of `upwind`, in [0.001, 1].
         rest: The share of rows with $s = t$, of `meanflow` and `shortcut`.
         power: p of the adaptive weight $(m + c)^{-p}$ of a row, m the mean of its squared residual without gradient and
@@ -108,12 +106,12 @@ class FlowMapMatching:
         span: The longest step, of `progressive_map`; the shortest of `shortcut`, a power of 1/2. Both in phase.
         before: The map of the stage before, of `progressive_map`; None is the teacher's DDIM step.
         first: Steps that stages before this one took: batches go on where theirs ended.
-        floor: The least phase at which a slope of the schedule is needed, which may be infinite at 0; by default $10^{-4}$,
-            or what differences reach to.
+        floor: The least phase at which a slope of the schedule is needed, which may be infinite at 0; by default
+            $10^{-4}$, or what differences reach to.
 
     Raises:
-        ValueError: for an unknown method or derivative, a teacher that is missing, a share, span or width out of range, or as
-            `Denoising` does.
+        ValueError: for an unknown residual or derivative, a teacher that is missing, a share, span or width out of
+            range, or as `Denoising` does.
     """
 
     def __init__(
@@ -121,7 +119,7 @@ class FlowMapMatching:
         x: Tensor,
         teacher: Denoiser | None,
         schedule: Schedule,
-        method: Method = "lagrangian",
+        residual: Residual = "lagrangian",
         labels: Tensor | None = None,
         batch: int = 128,
         seed: int = 0,
@@ -135,25 +133,29 @@ class FlowMapMatching:
         floor: float | None = None,
     ) -> None:
         residuals: dict[str, Callable[..., Tensor]] = {
-            "lagrangian": self._lagrangian, "eulerian": self._eulerian, "meanflow": self._meanflow,
-            "shortcut": self._shortcut, "progressive_map": self._progressive, "direct": self._direct,
-        }  # fmt: skip
-        if method not in residuals:
-            raise ValueError(f"unknown method {method!r}: expected one of {', '.join(residuals)}")
-        if teacher is None and method in ("lagrangian", "eulerian", "progressive_map"):
+            "lagrangian": self._lagrangian,
+            "eulerian": self._eulerian,
+            "meanflow": self._meanflow,
+            "shortcut": self._shortcut,
+            "progressive_map": self._progressive,
+            "direct": self._direct,
+        }
+        if residual not in residuals:
+            raise ValueError(f"unknown residual {residual!r}: expected one of {', '.join(residuals)}")
+        if teacher is None and residual in ("lagrangian", "eulerian", "progressive_map"):
             raise ValueError(
-                f"{method} distils a teacher, and there is none: give it, or take meanflow, shortcut or direct"
+                f"{residual} distils a teacher, and there is none: give it, or take meanflow, shortcut or direct"
             )
         if not 0 <= rest < 1:
             raise ValueError(f"rest is the share of rows with s = t, in [0, 1), got {rest:g}")
-        if not 0 < span <= 1 or (method == "shortcut" and (1 / span) not in [2.0**k for k in range(24)]):
+        if not 0 < span <= 1 or (residual == "shortcut" and (1 / span) not in [2.0**k for k in range(24)]):
             raise ValueError(f"span must be in (0, 1], and of shortcut a power of 1/2, got {span:g}")
-        along = method in ("eulerian", "meanflow")
+        along = residual in ("eulerian", "meanflow")
         derivative = derivative or ("upwind" if along else "forward")
-        check_derivative(derivative, width, method, along)
-        self.method, self.residual = method, residuals[method]
+        check_derivative(derivative, width, residual, along)
+        self.named, self.residual = residual, residuals[residual]
         self.teacher, self.schedule, self.derivative, self.width = teacher, schedule, derivative, width
-        self.rest = rest if method in ("meanflow", "shortcut") else 0.0
+        self.rest = rest if residual in ("meanflow", "shortcut") else 0.0
         self.power, self.span, self.first = power, span, first
         self.before: Callable[..., Tensor] = before or self._ddim
         floor = floor if floor is not None else 1e-4 if derivative == "forward" else 2e-3
@@ -170,16 +172,16 @@ class FlowMapMatching:
             # Even in phase, but in no order: the rows at rest see all times, too.
             even = even[torch.randperm(B, generator=g)]
             share, moving = torch.rand(B, generator=g), self._moving(B)
-            if self.method == "direct":
+            if self.named == "direct":
                 p, q = share, even
-            elif self.method == "shortcut":
+            elif self.named == "shortcut":
                 # A level of 2^k equal steps, and one of them; as a path has fewer long steps, they come as often.
                 levels = round(-torch.tensor(self.span).log2().item())
                 steps = 2 ** torch.randint(levels + 1, (B,), generator=g)
                 first = (even * steps).ceil().clamp_min(1) / steps
                 p, q = first, first - 1 / steps
                 p[moving:] = even[moving:]
-            elif self.method == "progressive_map":
+            elif self.named == "progressive_map":
                 # Three quarters of the steps are longer than any that the stage before learned.
                 length = self.span * share.sqrt()
                 p = length + (1 - length) * even
@@ -195,10 +197,10 @@ class FlowMapMatching:
     def __call__(self, model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
         """The loss of one batch, a scalar."""
         x0, eps, t, s = batch["x0"], batch["eps"], batch["t"], batch["s"]
-        at = s if self.method == "direct" else t
+        at = s if self.named == "direct" else t
         x = noised(self.schedule, x0, eps, at)
         cond, b = batch.get("cond"), None
-        if self.teacher is None or self.method == "direct":
+        if self.teacher is None or self.named == "direct":
             d_alpha, d_sigma = (expand_like(c, x0) for c in self.schedule.derivative(at))
             b = d_alpha * x0 + d_sigma * eps
         rows = self.residual(model, x, t, s, cond, b).square().flatten(1).mean(1)
@@ -206,7 +208,7 @@ class FlowMapMatching:
 
     @property
     def _sloped(self) -> bool:
-        return self.method in ("lagrangian", "eulerian", "meanflow", "direct")
+        return self.named in ("lagrangian", "eulerian", "meanflow", "direct")
 
     def _moving(self, rows: int) -> int:
         return rows - round(self.rest * rows)
@@ -249,7 +251,8 @@ class FlowMapMatching:
         return x_s, self._turning(d_s / expand_like(pace, d_s), x_s, s)
 
     def _turning(self, d: Tensor, x: Tensor, t: Tensor) -> Tensor:
-        r"""$\dot x - (\dot\rho / \rho) \, x$, what a state moves beside the scale of its path: all of it where that is constant."""
+        r"""$\dot x - (\dot\rho / \rho) \, x$, what a state moves beside the scale of its path: all of it where that is
+        constant."""
         (alpha_t, sigma_t), (d_alpha, d_sigma) = self.schedule(t), self.schedule.derivative(t)
         return d - expand_like((alpha_t * d_alpha + sigma_t * d_sigma) / (alpha_t**2 + sigma_t**2), x) * x
 
@@ -328,94 +331,163 @@ def _plain(X: nn.Module) -> FlowMap:
     return cast(FlowMap, getattr(X, "module", X))
 
 
-def _one(student: FlowMap, given: Given, method: Method, teacher: Denoiser | None, **options: Any) -> list[Stage]:
-    student.way, student.steps = "any", None
-    objective = FlowMapMatching(
-        given.samples,
-        teacher,
-        given.schedule,
-        method,
-        given.labels,
-        given.batch,
-        given.seed,
-        given.derivative,
-        **options,
-    )
-    return [Stage(method, given.steps, lambda student: (student, objective))]
+@dataclass(frozen=True)
+class LagrangianOptions(FlowMapOptions):
+    """Options of `lagrangian`."""
+
+    derivative: Local = "forward"
+    """How the derivative in s is taken: exactly (forward), or by central differences where a layer has no forward
+    mode."""
+
+    @property
+    def exact(self) -> bool:
+        """See `FlowMapOptions`."""
+        return self.derivative == "forward"
 
 
-def lagrangian(student: FlowMap, given: Given) -> list[Stage]:
+@dataclass(frozen=True)
+class EulerianOptions(FlowMapOptions):
+    """Options of `eulerian`."""
+
+    derivative: Derivative = "upwind"
+    """How the derivative along the flow is taken: looking back, or exactly (forward), or by central differences."""
+    width: float = WIDTH
+    """Width of an upwind difference, a share of the path."""
+
+    @property
+    def exact(self) -> bool:
+        """See `FlowMapOptions`."""
+        return self.derivative == "forward"
+
+
+@dataclass(frozen=True)
+class MeanFlowOptions(EulerianOptions):
+    """Options of `meanflow`."""
+
+    from_data: bool = False
+    """Learn the velocity of the data, not the teacher's."""
+    rest: float | None = None
+    """Share of rows with s = t, in [0, 1); the paper's 3/4 of the data's velocities, 1/4 of the teacher's by
+    default."""
+    power: float | None = None
+    """Power of the adaptive weight; the paper's 1 of the data's velocities, 0 of the teacher's by default."""
+
+
+@dataclass(frozen=True)
+class ShortcutOptions(FlowMapOptions):
+    """Options of `shortcut`."""
+
+    from_data: bool = False
+    """Learn the velocity of the data, not the teacher's."""
+    rest: float | None = None
+    """Share of rows with s = t, in [0, 1); the paper's 3/4 of the data's velocities, 1/4 of the teacher's by
+    default."""
+    span: float = 1 / 64
+    """The shortest step, a power of 1/2 of the path."""
+
+
+@dataclass(frozen=True)
+class DirectOptions(LagrangianOptions):
+    """Options of `direct`."""
+
+
+@dataclass(frozen=True)
+class ProgressiveMapOptions(FlowMapOptions):
+    """Options of `progressive-map`."""
+
+    span: float = 1 / 8
+    """The longest step of the first stage, a share of the path; the stages double it to 1."""
+
+
+def lagrangian(student: FlowMap, given: Given, options: LagrangianOptions = LagrangianOptions()) -> list[Stage]:
     """Lagrangian map distillation (Boffi et al., 2024, arXiv 2406.07507), in one stage."""
-    return _one(student, given, "lagrangian", given.teacher)
+    return _one(given, "lagrangian", given.teacher, derivative=options.derivative)
 
 
-def eulerian(student: FlowMap, given: Given, *, width: float = WIDTH) -> list[Stage]:
+def eulerian(student: FlowMap, given: Given, options: EulerianOptions = EulerianOptions()) -> list[Stage]:
     """Eulerian map distillation (Boffi et al., 2024, arXiv 2406.07507), in one stage."""
-    return _one(student, given, "eulerian", given.teacher, width=width)
+    return _one(given, "eulerian", given.teacher, derivative=options.derivative, width=options.width)
 
 
-def meanflow(
-    student: FlowMap, given: Given, *, rest: float | None = None, power: float | None = None, width: float = WIDTH
+def meanflow(student: FlowMap, given: Given, options: MeanFlowOptions = MeanFlowOptions()) -> list[Stage]:
+    """MeanFlow (Geng et al., 2025, arXiv 2505.13447) in one stage: of the teacher's velocity, or of the data's.
+
+    The paper's adaptive weight, `power=1`, and its share of rows with s = t, 3/4, are the defaults for the data's
+    velocities, whose noise is in every residual. A teacher's leave none where s is near t, and weighing those rows most
+    is to learn nothing: there the power is 0 and the share, of rows that a student starts with, 1/4.
+    """
+    teacher = None if options.from_data else given.teacher
+    return _one(
+        given,
+        "meanflow",
+        teacher,
+        derivative=options.derivative,
+        width=options.width,
+        rest=_rest(teacher) if options.rest is None else options.rest,
+        power=(1.0 if teacher is None else 0.0) if options.power is None else options.power,
+    )
+
+
+def shortcut(student: FlowMap, given: Given, options: ShortcutOptions = ShortcutOptions()) -> list[Stage]:
+    """Shortcut models (Frans et al., 2024, arXiv 2410.12557) in one stage: of the teacher's velocity, or of the data's.
+
+    Its targets are the student's own, not those of averaged weights; the share `rest` of rows with s = t is the paper's
+    3/4 where the velocities are the data's, 1/4 where a teacher's, with which the student starts.
+    """
+    teacher = None if options.from_data else given.teacher
+    rest = _rest(teacher) if options.rest is None else options.rest
+    return _one(given, "shortcut", teacher, rest=rest, span=options.span)
+
+
+def direct(student: FlowMap, given: Given, options: DirectOptions = DirectOptions()) -> list[Stage]:
+    """Direct flow map matching (Boffi et al., 2024, arXiv 2406.07507) of the data, without the teacher, in one
+    stage."""
+    return _one(given, "direct", None, derivative=options.derivative)
+
+
+def progressive_map(
+    student: FlowMap, given: Given, options: ProgressiveMapOptions = ProgressiveMapOptions()
 ) -> list[Stage]:
-    """MeanFlow (Geng et al., 2025, arXiv 2505.13447) in one stage: of the teacher's velocity, or of the data without one.
-
-    The paper's adaptive weight, `power=1`, and its share of rows with s = t, 3/4, are the defaults for the data's velocities,
-    whose noise is in every residual. A teacher's leave none where s is near t, and weighing those rows most is to learn nothing:
-    there the power is 0 and the share, of rows that a student starts with, 1/4.
-    """
-    if power is None:
-        power = 1.0 if given.teacher is None else 0.0
-    rest = _rest(given) if rest is None else rest
-    return _one(student, given, "meanflow", given.teacher, rest=rest, power=power, width=width)
-
-
-def shortcut(student: FlowMap, given: Given, *, rest: float | None = None, span: float = 1 / 64) -> list[Stage]:
-    """Shortcut models (Frans et al., 2024, arXiv 2410.12557) in one stage: of the teacher's velocity, or of the data without.
-
-    Its targets are the student's own, not those of averaged weights; the share `rest` of rows with s = t is the paper's 3/4 where
-    the velocities are the data's, 1/4 where a teacher's, with which the student starts.
-    """
-    rest = _rest(given) if rest is None else rest
-    return _one(student, given, "shortcut", given.teacher, rest=rest, span=span)
-
-
-def _rest(given: Given) -> float:
-    return 0.75 if given.teacher is None else 0.25
-
-
-def direct(student: FlowMap, given: Given) -> list[Stage]:
-    """Direct flow map matching (Boffi et al., 2024, arXiv 2406.07507) of the data, without the teacher, in one stage."""
-    return _one(student, given, "direct", None)
-
-
-def progressive_map(student: FlowMap, given: Given, *, span: float = 1 / 8) -> list[Stage]:
     r"""Progressive flow map matching (Boffi et al., 2024, arXiv 2406.07507): steps of twice the length in every stage.
 
-    The first stage learns steps up to `span` from two of the teacher's DDIM steps; the last, of length 1, has two shares.
+    The first stage learns steps up to `span` from two of the teacher's DDIM steps; the last, of length 1, has two
+    shares.
 
     Raises:
         ValueError: if there are fewer steps than shares.
     """
-    student.way, student.steps = "any", None
-    spans = [span]
+    spans = [options.span]
     while spans[-1] < 1:
         spans.append(min(2 * spans[-1], 1.0))
     share = given.steps // (len(spans) + 1)
     if share < 1:
         raise ValueError(
-            f"progressive_map doubles its steps from {span:g} to 1 in {len(spans)} stages: it takes at least {len(spans) + 1} "
-            f"optimiser steps, got {given.steps}"
+            f"progressive_map doubles its steps from {options.span:g} to 1 in {len(spans)} stages: it takes at least "
+            f"{len(spans) + 1} optimiser steps, got {given.steps}"
         )
 
     def stage(n: int, span: float) -> Stage:
-        def make(student: nn.Module) -> tuple[nn.Module, Any]:
+        def make(student: FlowMap) -> tuple[nn.Module, Objective]:
             before = copy.deepcopy(student).eval().requires_grad_(False) if n else None
-            objective = FlowMapMatching(
-                given.samples, given.teacher, given.schedule, "progressive_map", given.labels, given.batch,
-                given.seed, span=span, before=before, first=n * share,
-            )  # fmt: skip
+            objective = _matching(given, "progressive_map", given.teacher, span=span, before=before, first=n * share)
             return student, objective
 
-        return Stage(f"span-{span:g}", share if span < 1 else given.steps - share * (len(spans) - 1), make)
+        own = share if span < 1 else given.steps - share * (len(spans) - 1)
+        return Stage(f"span-{span:g}", own, make, lambda X: X.trained_for("any"))
 
     return [stage(n, span) for n, span in enumerate(spans)]
+
+
+def _one(given: Given, residual: Residual, teacher: Denoiser | None, **options: Any) -> list[Stage]:
+    objective = _matching(given, residual, teacher, **options)
+    return [Stage(residual, given.steps, lambda X: (X, objective), lambda X: X.trained_for("any"))]
+
+
+def _matching(given: Given, residual: Residual, teacher: Denoiser | None, **options: Any) -> FlowMapMatching:
+    return FlowMapMatching(
+        given.samples, teacher, given.schedule, residual, given.labels, given.batch, given.seed, **options
+    )
+
+
+def _rest(teacher: Denoiser | None) -> float:
+    return 0.75 if teacher is None else 0.25

@@ -7,40 +7,44 @@ between the student's samples $x = G(z)$ and the teacher's, both noised to $x_t 
 $$ \nabla_\theta \, \mathrm{KL}\big(p^G_t \,\|\, p^D_t\big)
    = \mathbb E \Big[ \tfrac{\alpha_t^2}{\sigma_t^2} \big(D_G(x_t, t) - D(x_t, t)\big) \, \nabla_\theta G(z) \Big], $$
 
-with $D$ the teacher and $D_G$ the denoiser of the student's own samples. That one starts as the teacher's copy and is trained
-beside the student, so three losses are added:
+with $D$ the teacher and $D_G$ the denoiser of the student's own samples. That one starts as the teacher's copy and is
+trained beside the student, so three losses are added:
 
 | loss | of | trains |
 |---|---|---|
-| $\tfrac12 \| x - [x - g] \|^2$, with $g = \big(D_G - D\big)(x_t, t) \big/ \mathrm{mean}\,\lvert x - D(x_t, t)\rvert$ per sample | matching | the student: its gradient there is g |
+| $\tfrac12 \| x - [x - g] \|^2$, with the gradient g | matching | the student |
 | $(1 + \mathrm{SNR}_t) \, \| D_G(x_t, t) - [x] \|^2$ | denoising | $D_G$ |
 | the regression on the stored trajectories of the same noises | anchor | the student |
 
-$[\cdot]$ passes no gradient, and one pass of each network serves all three. With the exact $D_G$ the first vanishes where the
-student's samples are the teacher's, whichever noise they came from; the anchor keeps them on their trajectories.
+$g = \big(D_G - D\big)(x_t, t) \big/ \mathrm{mean}\,\lvert x - D(x_t, t)\rvert$ per sample, and $[\cdot]$
+passes no gradient; one pass of each network serves all three. With the exact $D_G$ the first vanishes
+where the student's samples are the teacher's, whichever noise they came from; the anchor keeps them on their
+trajectories.
 """
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from dsno.condition import Cond
-from dsno.cost import Meter
+from dsno.cost import Metered
 from dsno.denoise import Denoiser, Guided, Prediction, expand_like
 from dsno.distillation.denoising import noised
-from dsno.distillation.distances import Distance
-from dsno.distillation.regression import TrajectoryDistillation
+from dsno.distillation.distances import from_folder
+from dsno.distillation.regression import OperatorOptions, TrajectoryDistillation, operator
 from dsno.distillation.stages import Given, Stage
 from dsno.seeds import generator
 from dsno.students.flowmap import FlowMap, flow_map_from_teacher
 from dsno.students.operator import TrajectoryStudent
+from dsno.students.samplers import Student
 
-__all__ = ["Matching", "Pair", "matching", "student_denoiser"]
+__all__ = ["Matching", "MatchingOptions", "Pair", "matched", "matching", "student_denoiser"]
 
 
 class Pair(nn.Module):
@@ -65,8 +69,8 @@ class Pair(nn.Module):
     def forward(
         self, x: Tensor, cond: Cond | None, start: float, frames: Sequence[int], t: Tensor, eps: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """The student's frames from the state x at `start`, (B, K, *shape), the sample last; that sample noised to t (B,)
-        by eps (B, *shape); and what $D_G$ says of it.
+        """The student's frames from the state x at `start`, (B, K, *shape), the sample last; that sample noised to t
+        (B,) by eps (B, *shape); and what $D_G$ says of it.
         """
         made = self.student(x, cond, start, frames)
         if self.student.target == "state":
@@ -109,7 +113,8 @@ class Matching:
         regression: What the student was trained by; gives the noises, conditions and stored frames.
         teacher: $D$.
         anchor: What the regression weighs; 0 leaves it out.
-        low: With `high`, the range of noise levels the two are compared at: their phase (see `schedule`) is uniform in it.
+        low: With `high`, the range of noise levels the two are compared at: their phase (see `schedule`) is uniform in
+            it.
         high: See `low`.
 
     Raises:
@@ -134,7 +139,8 @@ class Matching:
         self.anchor, self.low, self.high = anchor, low, high
 
     def batches(self, start: int, rank: int = 0, world: int = 1) -> Iterator[dict[str, Any]]:
-        """The regression's batches from step `start` on, with the noise levels t and the noise eps of the comparison."""
+        """The regression's batches from step `start` on, with the noise levels t and the noise eps of the
+        comparison."""
         B, seed = self.regression.batch, self.regression.seed
         mine = slice(rank * B // world, (rank + 1) * B // world)
         for step, batch in enumerate(self.regression.batches(start, rank, world), start):
@@ -159,7 +165,7 @@ class Matching:
         denoise = ((1 + (alpha_t / sigma_t) ** 2) * (D_G - x.detach()).square()).mean()
         if self.anchor == 0:
             return match + denoise
-        return match + denoise + self.anchor * self.regression.compare(made, batch)
+        return match + denoise + self.anchor * self.regression.of_frames(made, batch)
 
 
 def student_denoiser(teacher: Denoiser, guided: bool = False) -> nn.Module:
@@ -168,14 +174,15 @@ def student_denoiser(teacher: Denoiser, guided: bool = False) -> nn.Module:
     The samples of a student that is told a guidance weight depend on it, so their denoiser is told it, too (`guided`).
 
     Raises:
-        ValueError: if the teacher is no network of this library's; or, where a weight is to be told, as `flow_map_from_teacher`
-            does.
+        ValueError: if the teacher is no network of this library's; or, where a weight is to be told, as
+            `flow_map_from_teacher` does.
     """
-    while isinstance(teacher, Meter | Guided):
+    while isinstance(teacher, Metered | Guided):
         teacher = teacher.denoiser
     if not isinstance(teacher, Prediction):
         raise ValueError(
-            f"matching trains a copy of the teacher, and a {type(teacher).__name__} is no Prediction that can be copied: wrap "
+            f"matching trains a copy of the teacher, and a {type(teacher).__name__} is no Prediction that can be "
+            "copied: wrap "
             "its network in one"
         )
     if guided:
@@ -196,48 +203,67 @@ class _Told(nn.Module):
         return self.map.x0(x_t, t, t, cond)
 
 
-def matching(
-    student: nn.Module,
-    given: Given,
-    *,
-    weights: str = "snr5",
-    distance: Distance | str = "l1",
-    others: float | None = None,
-    inner_starts: float = 0.0,
-    anchor: float = 1.0,
-    pace: float = 10.0,
-    lr: float = 0.1,
-) -> list[Stage]:
-    """Fine-tune a `TrajectoryStudent`, or a `FlowMap` at one pass, in one stage.
+@dataclass(frozen=True)
+class MatchingOptions(OperatorOptions):
+    """Options of `matching`: those of the regression, which is its anchor, too, and of the stage behind it."""
 
-    The student should have been trained by then: from noise, a copy of the teacher makes no samples whose denoiser is worth
-    anything. `weights`, `distance`, `others` and `inner_starts` are the anchor's, as in `TrajectoryDistillation`. A step costs
-    about twice one of regression. The student learns at `lr` times the run's rate and $D_G$, which has to follow it, `pace`
-    times as fast as that (DMD2's two time scales).
+    fine_tuning: float = 0.4
+    """The share of the steps behind the regression that match distributions, in (0, 1)."""
+    anchor: float = 1.0
+    """What the regression weighs beside the matching; 0 leaves it out."""
+    pace: float = 10.0
+    """The learning rate of the denoiser of the student's samples, over the student's (two time scales of DMD2)."""
+    rate: float = 0.1
+    """The student's learning rate in this stage, over the run's."""
+
+
+def matched(student: TrajectoryStudent, given: Given, options: MatchingOptions = MatchingOptions()) -> list[Stage]:
+    """The regression of `operator`, and in the share `fine_tuning` of the steps behind it `matching`.
 
     Raises:
-        ValueError: if there are no trajectories, or they do not fit the student; for a teacher that cannot be copied.
+        ValueError: for a share outside (0, 1), or fewer steps than stages; as the two functions do.
     """
-    data = given.trajectories
-    if data is None:
+    if not 0 < options.fine_tuning < 1 or given.steps < 2:
         raise ValueError(
-            "matching needs the noises and ends of the teacher's trajectories and there are none: generate them, and give them "
-            "(`--data runs/trajectories`)"
+            "matching is two stages of at least a step, the second of a share in (0, 1): got "
+            f"{given.steps} steps and fine_tuning = {options.fine_tuning:g}"
         )
+    second = min(max(round(given.steps * options.fine_tuning), 1), given.steps - 1)
+    first = operator(student, replace(given, steps=given.steps - second), options)
+    return first + matching(student, replace(given, steps=second), options)
+
+
+def matching(student: Student, given: Given, options: MatchingOptions = MatchingOptions()) -> list[Stage]:
+    """Fine-tune a `TrajectoryStudent`, or a `FlowMap` at one pass, in one stage.
+
+    The student should have been trained by then: from noise, a copy of the teacher makes no samples whose denoiser is
+    worth anything. A step costs about twice one of regression.
+
+    Raises:
+        ValueError: if there are no trajectories, or they do not fit the student; for a teacher that cannot be copied,
+            or anything that is no student.
+    """
     if not isinstance(student, TrajectoryStudent | FlowMap):
         raise ValueError(f"matching trains a TrajectoryStudent or a FlowMap, got a {type(student).__name__}")
+    data = given.solved
     times = torch.zeros(1, dtype=torch.float64) if isinstance(student, FlowMap) else student.times
     data = data.at(times) if len(times) < len(data.times) else data
-    guided = bool(getattr(student, "guided", False))
     # All now, so that what does not fit is refused before the stages ahead of this one.
-    pair = Pair(student, student_denoiser(given.denoiser, guided), pace)
+    pair = Pair(student, student_denoiser(given.denoiser, student.guided), options.pace)
     frames = pair.student.frames
     regression = TrajectoryDistillation(
-        data, pair.student, weights, distance, given.batch, given.seed, others if frames > 1 else None, inner_starts
+        data,
+        pair.student,
+        options.weights,
+        from_folder(options.distance, options.features),
+        given.batch,
+        given.seed,
+        options.others if frames > 1 else None,
+        options.inner_starts,
     )
-    objective = Matching(regression, given.denoiser, anchor)
+    objective = Matching(regression, given.denoiser, options.anchor)
 
-    def make(student: nn.Module) -> tuple[Pair, Matching]:
-        return Pair(student, student_denoiser(given.denoiser, guided), pace), objective
+    def make(student: Student) -> tuple[Pair, Matching]:
+        return Pair(student, student_denoiser(given.denoiser, student.guided), options.pace), objective
 
-    return [Stage("matching", given.steps, make, lr)]
+    return [Stage("matching", given.steps, make, lr=options.rate)]

@@ -1,21 +1,24 @@
 r"""Progressive distillation: halve a sampler's steps again and again (Salimans & Ho, 2022, arXiv 2202.00512).
 
-A teacher moves a state from $t$ to $s$ in two steps, through the time $u$ midway in phase, to $x_s = X_{u \to s}(X_{t \to
-u}(x_t))$. The one $\tilde x$ whose DDIM step does the same at once is what the student learns on the even grid of $N$ steps,
+A teacher moves a state from $t$ to $s$ in two steps, through the time $u$ midway in phase, to $x_s = X_{u \to s}(X_{t
+\to u}(x_t))$. The one $\tilde x$ whose DDIM step does the same at once is what the student learns on the even grid of
+$N$ steps,
 
 $$ \tilde x = \frac{x_s - (\sigma_s / \sigma_t) \, x_t}{\alpha_s - (\sigma_s / \sigma_t) \, \alpha_t}, \qquad
-   L = \mathbb E \, \max(\mathrm{SNR}_t, 1) \, \big\| h(x_t, t, s) - \tilde x \big\|^2, \qquad p_t = \tfrac nN, \; p_s = \tfrac{n - 1}N. $$
+   L = \mathbb E \, \max(\mathrm{SNR}_t, 1) \, \big\| h(x_t, t, s) - \tilde x \big\|^2, \qquad
+   p_t = \tfrac nN, \; p_s = \tfrac{n - 1}N. $$
 
-Then it is the teacher of the student of $N / 2$ steps. The first teacher is the diffusion model itself, by DDIM. The weight is
-the truncated SNR, without which the last steps, of a few calls that start near pure noise, would not count.
+Then it is the teacher of the student of $N / 2$ steps. The first teacher is the diffusion model itself, by DDIM. The
+weight is the truncated SNR, without which the last steps, of a few calls that start near pure noise, would not count.
 """
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
+from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any, Protocol, cast
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -23,13 +26,14 @@ from torch import Tensor, nn
 from dsno.condition import Cond
 from dsno.denoise import Denoiser, expand_like
 from dsno.distillation.denoising import Denoising, noised
-from dsno.distillation.stages import Given, Stage
+from dsno.distillation.stages import FlowMapOptions, Given, Stage
 from dsno.schedule import Schedule
 from dsno.solvers.first_order import ddim_inverse
 from dsno.students.flowmap import FlowMap
 
 __all__ = [
     "NoisedRows",
+    "ProgressiveOptions",
     "StepDistillation",
     "ddim",
     "halved",
@@ -76,9 +80,9 @@ class StepDistillation:
         rows: What is noised, to the phases $1/N, \dots, 1$; `Denoising` makes such.
         steps: N.
         substeps: The teacher's steps for one of the student's.
-        stochastic: Train half of the rows on steps of twice the length, where there is room for them: what a sampler that jumps
-            ahead and noises back makes of a grid (`dsno.distillation.guided.stochastic_sampler`). A teacher that was trained so
-            teaches them by its own double steps.
+        stochastic: Train half of the rows on steps of twice the length, where there is room for them: what a sampler
+            that jumps ahead and noises back makes of a grid (`dsno.distillation.guided.stochastic_sampler`). A teacher
+            that was trained so teaches them by its own double steps.
         first: Steps that stages before this one took: batches go on where theirs ended.
     """
 
@@ -123,22 +127,28 @@ class StepDistillation:
         return x
 
 
-def progressive(student: FlowMap, given: Given, *, start: int = 32, stochastic: bool = False) -> list[Stage]:
-    r"""Stages `steps-N` for N = `start` / 2, `start` / 4, ..., `given.passes`; the last two, of 2 and 1, take twice the steps.
+@dataclass(frozen=True)
+class ProgressiveOptions(FlowMapOptions):
+    """Options of `progressive`."""
 
-    Arguments:
-        student: Made for the even grid of `given.passes` steps from here on.
-        given: Teacher, data, steps and passes.
-        start: DDIM steps of the teacher in the first stage.
-        stochastic: See `StepDistillation`.
+    passes: int = 1
+    """What the student is to make."""
+    start: int = 32
+    """DDIM steps of the teacher in the first stage, whose number the stages halve."""
+    stochastic: bool = False
+    """Train for `stochastic_sampler`, too, which jumps ahead and noises back."""
+
+
+def progressive(student: FlowMap, given: Given, options: ProgressiveOptions = ProgressiveOptions()) -> list[Stage]:
+    r"""Stages `steps-N`, N = `start` / 2, `start` / 4, ..., `passes`; the last two, of 2 and 1, take twice the steps.
 
     Raises:
         ValueError: if the passes are not `start` halved some times, there are fewer steps than stages, or no data.
     """
-    counts = halved(start, given.passes)
+    counts = halved(options.start, options.passes)
     rows = Denoising(given.samples, given.schedule, "x0", given.labels, given.batch, given.seed)
     teacher = ddim(given.denoiser, given.schedule)
-    return halvings(student, rows, counts, given.steps, teacher, stochastic)
+    return halvings(rows, counts, given.steps, teacher, options.stochastic)
 
 
 def halved(start: int, passes: int) -> list[int]:
@@ -150,7 +160,8 @@ def halved(start: int, passes: int) -> list[int]:
     counts = [start >> k for k in range(1, max(start, 1).bit_length()) if start % (1 << k) == 0]
     if passes not in counts:
         raise ValueError(
-            f"halving the teacher's {start} steps gives {', '.join(map(str, counts)) or 'nothing'}, not {passes} passes: "
+            f"halving the teacher's {start} steps gives {', '.join(map(str, counts)) or 'nothing'}, not {passes} "
+            "passes: "
             f"ask for one of these, or start from {passes} times a power of two"
         )
     return counts[: counts.index(passes) + 1]
@@ -172,7 +183,6 @@ def shared(steps: int, shares: list[float]) -> list[int]:
 
 
 def halvings(
-    student: FlowMap,
     rows: NoisedRows,
     counts: list[int],
     steps: int,
@@ -180,22 +190,22 @@ def halvings(
     stochastic: bool = False,
     first: int = 0,
 ) -> list[Stage]:
-    """A stage for each of `counts`, which share the `steps`; `teacher` is None where the student itself is the first teacher.
+    """A stage for each of `counts`, which share the `steps`; `teacher` is None where the student itself is the first
+    teacher.
 
     Raises:
         ValueError: if there are fewer steps than stages.
     """
 
     def stage(count: int, own: int, taught_by: FlowMap | None, first: int) -> Stage:
-        def make(model: nn.Module) -> tuple[nn.Module, StepDistillation]:
+        def make(model: FlowMap) -> tuple[nn.Module, StepDistillation]:
             X = copy.deepcopy(model).eval().requires_grad_(False) if taught_by is None else taught_by
-            return model, StepDistillation(cast(FlowMap, X), rows, count, 2, stochastic, first)
+            return model, StepDistillation(X, rows, count, 2, stochastic, first)
 
-        return Stage(f"steps-{count}", own, make)
+        return Stage(f"steps-{count}", own, make, lambda X: X.trained_for("grid", count))
 
     stages: list[Stage] = []
     own_steps = shared(steps, [2.0 if n <= 2 else 1.0 for n in counts])
-    student.way, student.steps = "grid", counts[-1]
     for count, own in zip(counts, own_steps, strict=True):
         stages.append(stage(count, own, teacher if not stages else None, first))
         first += own

@@ -3,8 +3,8 @@ r"""DSNO's objective: regress the whole trajectory of each noise, in one pass (Z
 $$ L = \sum_m w_m \, \frac1B \sum_b d\big(G_\theta(z_b)(t_m), \; y_{b,m}\big), \qquad
    w_m = \lambda_m \Big/ \sum_{m'} \lambda_{m'} $$
 
-with $y$ the teacher's $\hat x_0$ or state at time $t_m$. The weights are normalised to shares, so that the learning rate
-means the same for every choice:
+with $y$ the teacher's $\hat x_0$ or state at time $t_m$. The weights are normalised to shares, so that the learning
+rate means the same for every choice:
 
 | name | $\lambda_m$ |
 |---|---|
@@ -19,20 +19,38 @@ With one frame at $t = 0$ this is knowledge distillation (Luhman & Luhman, 2021,
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from dsno.distillation.distances import Distance, distance
+from dsno.denoise import Prediction
+from dsno.distillation.distances import Distance, from_folder
+from dsno.distillation.distances import distance as named_distance
+from dsno.distillation.stages import Given, Stage
 from dsno.schedule import Schedule
 from dsno.seeds import generator
 from dsno.solvers.run import initial_state
-from dsno.students.operator import TrajectoryStudent
+from dsno.students.blocks import Told, Where
+from dsno.students.operator import Target, TrajectoryStudent, student_from_teacher
+from dsno.students.temporal import Activation, Init
 from dsno.trajectories.order import batches
 from dsno.trajectories.sets import TrajectorySet
 
-__all__ = ["TrajectoryDistillation", "frame_weights"]
+__all__ = [
+    "KnowledgeOptions",
+    "LiftOptions",
+    "LossOptions",
+    "OperatorOptions",
+    "TrajectoryDistillation",
+    "frame_weights",
+    "frames_of",
+    "has_weight",
+    "knowledge",
+    "operator",
+]
 
 
 def frame_weights(schedule: Schedule, times: Tensor, name: str = "snr5") -> Tensor:
@@ -74,8 +92,9 @@ class TrajectoryDistillation:
         others: None to supervise every frame in every step. A number p in (0, 1]: a step supervises the last frame and,
             with probability p, one other, weighted so that the expected loss is the same; the blocks behind the last
             temporal layer then run 1 + p times per sample instead of M times.
-        inner_starts: The share of steps, in [0, 1], whose start is not the noise but a stored state $x_{t_j}$, drawn per
-            step; the frames up to j are then left out. Needs a network that is told its start: `told="input"` or `once`.
+        inner_starts: The share of steps, in [0, 1], whose start is not the noise but a stored state $x_{t_j}$, drawn
+            per step; the frames up to j are then left out. Needs a network that is told its start: `told="input"` or
+            `once`.
 
     Raises:
         ValueError: if the trajectories do not fit the student.
@@ -110,7 +129,7 @@ class TrajectoryDistillation:
         self.data, self.target, self.schedule = data, student.target, student.schedule
         self.shares = self._shares = frame_weights(student.schedule, student.times, weights)
         self.weights = weights
-        self.distance: Distance = _named(distance) if isinstance(distance, str) else distance
+        self.distance: Distance = named_distance(distance) if isinstance(distance, str) else distance
         self.batch, self.seed, self.others, self.inner_starts = batch, seed, others, inner_starts
 
     def describe(self) -> str:
@@ -151,9 +170,9 @@ class TrajectoryDistillation:
             # Data-parallel wrappers hide the student's own methods behind `.module`.
             owner: Any = getattr(student, "module", student)
             output = owner.states(x_t, output, start, frames)
-        return self.compare(output, batch)
+        return self.of_frames(output, batch)
 
-    def compare(self, output: Tensor, batch: dict[str, Any]) -> Tensor:
+    def of_frames(self, output: Tensor, batch: dict[str, Any]) -> Tensor:
         """The loss of a batch's frames as a student made them, (B, K, *shape)."""
         frames: Sequence[int] = batch["frames"]
         target = torch.stack([batch[self.target][:, m] for m in frames], 1)
@@ -171,14 +190,153 @@ def _check_inner_starts(data: TrajectorySet, student: TrajectoryStudent) -> None
         raise ValueError("inner starts need inner states: a student of one frame has none")
     if not (student.net.once or student.net.told == "input"):
         raise ValueError(
-            "inner starts need a student whose network is told its start: make it with told='input' (`--told input`) or "
+            "inner starts need a student whose network is told its start: make it with told='input' (`--told input`) "
+            "or "
             "once=True (`--once`)"
         )
     if "state" not in data.targets:
         raise ValueError(
-            f"inner starts need trajectories that hold the states, these hold {data.targets}: generate them with the targets "
+            f"inner starts need trajectories that hold the states, these hold {data.targets}: generate them with the "
+            "targets "
             "x0 and state (`dsno generate --targets x0 state`)"
         )
 
 
-_named = distance
+@dataclass(frozen=True)
+class LiftOptions:
+    """How a teacher's network is made an operator: what `student_from_teacher` asks."""
+
+    target: Target = "x0"
+    """What the frames are trained on: the teacher's predictions along the path, or its states."""
+    times: tuple[float, ...] = ()
+    """The student's frames: some of the stored times; all by default. Fewer cost less, and often the sample is as
+    good."""
+    where: Where = "mid"
+    """Blocks with temporal layers: every one as in the paper, those below the highest resolution, the middle, none."""
+    told: Told = "input"
+    """The time a frame's blocks are told: its own as in the paper, or the noise's, where the student starts as the
+    teacher."""
+    once: bool = True
+    """Run the blocks before the first temporal layer once per sample."""
+    modes: int | None = None
+    """Fourier modes in time, at most M // 2 + 1 of M frames; 2 by default."""
+    activation: Activation = "silu"
+    """Of the temporal layers; the paper's is leaky_relu."""
+    init: Init = "zero"
+    """Of the temporal layers: zero starts as the teacher, uniform is the paper's."""
+    train_only: Literal["all", "temporal"] = "all"
+    """Train everything, or only what was added to the teacher's network."""
+
+    def changed(self) -> list[str]:
+        """Which of these differ from their defaults."""
+        return [field.name for field in fields(LiftOptions) if getattr(self, field.name) != field.default]
+
+    def student(self, teacher: Prediction, given: Given) -> TrajectoryStudent:
+        """An operator of the chosen frames around a copy of the teacher; told a weight if the trajectories are.
+
+        Raises:
+            ValueError: if a time is not stored, or the last stored one, whose frame is the sample, is not among them;
+                as `student_from_teacher` does.
+        """
+        data = frames_of(given.solved, self.times)
+        lifted = {field.name: getattr(self, field.name) for field in fields(LiftOptions) if field.name != "times"}
+        return student_from_teacher(teacher, data.times, guidance=has_weight(data), **lifted)
+
+
+@dataclass(frozen=True)
+class LossOptions:
+    """The loss of an operator."""
+
+    weights: str = "snr5"
+    """Frame weighting: snr (the paper's), snr<clamp>, uniform, last."""
+    distance: str = "l1"
+    """Distance of the loss: l1, l2, huber, perceptual, or a sum such as l1+perceptual."""
+    features: Path | None = None
+    """Folder of the feature network of a perceptual distance (not the one that quality is measured in)."""
+    others: float | None = None
+    """Supervise the last frame in every step and one other in this share of them, instead of all: cheaper steps."""
+    inner_starts: float = 0.0
+    """Share of steps started from a stored state instead of noise (needs targets x0 and state): for `sample
+    --passes`."""
+
+
+@dataclass(frozen=True)
+class OperatorOptions(LossOptions, LiftOptions):
+    """Options of `operator`."""
+
+
+@dataclass(frozen=True)
+class KnowledgeOptions:
+    """Options of `knowledge`: one frame, and no temporal layers."""
+
+    target: Target = "x0"
+    """What the frame is trained on, alike where it is the sample."""
+    distance: str = "l1"
+    """Distance of the loss: l1, l2, huber, perceptual, or a sum such as l1+perceptual."""
+    features: Path | None = None
+    """Folder of the feature network of a perceptual distance (not the one that quality is measured in)."""
+
+    def student(self, teacher: Prediction, given: Given) -> TrajectoryStudent:
+        """The teacher's network as an operator of one frame, the last that is stored.
+
+        Raises:
+            ValueError: as `student_from_teacher` does.
+        """
+        data = given.solved
+        return student_from_teacher(teacher, data.times[-1:], self.target, where="none", guidance=has_weight(data))
+
+
+def has_weight(data: TrajectorySet) -> bool:
+    """Whether trajectories are told a guidance weight each."""
+    return "weight" in (data.manifest["cond"] or ())
+
+
+def frames_of(data: TrajectorySet, times: Sequence[float]) -> TrajectorySet:
+    """The trajectories at some of their times, in the stored order; at all where none is named.
+
+    Raises:
+        ValueError: if a time is not stored, or the last stored one, whose frame is the sample, is not among them.
+    """
+    if not times:
+        return data
+    chosen = data.at(sorted(times, reverse=True))
+    if chosen.times[-1] != data.times[-1]:
+        raise ValueError(
+            f"a student's last frame is its sample: --times needs {float(data.times[-1]):g}, the last that is stored, "
+            f"got {' '.join(f'{t:g}' for t in times)}"
+        )
+    return chosen
+
+
+def operator(student: TrajectoryStudent, given: Given, options: LossOptions = OperatorOptions()) -> list[Stage]:
+    """An operator on trajectories (Zheng et al., 2023, arXiv 2211.13449), in one stage.
+
+    A student of fewer frames than are stored learns those it has; one of inner starts restarts from them afterwards.
+    """
+    data = given.solved
+    data = data.at(student.times) if len(student.times) < len(data.times) else data
+    objective = TrajectoryDistillation(
+        data,
+        student,
+        options.weights,
+        from_folder(options.distance, options.features),
+        given.batch,
+        given.seed,
+        options.others,
+        options.inner_starts,
+    )
+    restarts = options.inner_starts > 0
+    return [
+        Stage(
+            "regression",
+            given.steps,
+            lambda student: (student, objective),
+            lambda student: student.restarting(restarts),
+            says=objective.describe(),
+        )
+    ]
+
+
+def knowledge(student: TrajectoryStudent, given: Given, options: KnowledgeOptions = KnowledgeOptions()) -> list[Stage]:
+    """Knowledge distillation (Luhman & Luhman, 2021, arXiv 2101.02388): the sample alone, in one stage."""
+    return operator(student, given, LossOptions(distance=options.distance, features=options.features))

@@ -1,76 +1,160 @@
-"""The one road from a teacher to a student: every method, stage by stage, into one folder."""
+"""The one road from a teacher to a student: any method, stage by stage, into one folder.
+
+`distill` is what `dsno distill` calls: it puts together what the method draws on, makes the student and hands both to
+`run_stages`, which trains and writes it. In the folder of a student:
+
+| | |
+|---|---|
+| `config.json`, `model.safetensors` | the student, with notes of method, options, teacher and data |
+| `training/STAGE` | checkpoints and the log of a stage |
+
+A stage has a warm-up, of at most a tenth of it, and a decay of its own. One that is complete is not trained again, so a
+run that is resumed equals one that was not interrupted.
+"""
 
 from __future__ import annotations
 
-import dataclasses
+import json
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from dsno.checkpoint import tensor_sha
-from dsno.distillation.distances import Distance
-from dsno.distillation.distances import distance as named_distance
-from dsno.distillation.registry import METHODS
-from dsno.distillation.regression import TrajectoryDistillation
-from dsno.distillation.stages import Given
-from dsno.nets.features import FeatureNet
-from dsno.students.files import save_flow_map, save_student
+from dsno.condition import Cond
+from dsno.data.samples import Samples
+from dsno.denoise import Denoiser, Guided, Prediction
+from dsno.distillation.earlier import begun
+from dsno.distillation.registry import Method, method_named
+from dsno.distillation.regression import LiftOptions
+from dsno.distillation.stages import Given, Options
+from dsno.nets.features import load_feature_net
+from dsno.students.files import save_student
 from dsno.students.flowmap import FlowMap, TwoTime
-from dsno.students.operator import TrajectoryStudent
+from dsno.students.samplers import Student
 from dsno.train import Report, TrainConfig, prepare_run, quiet, stage_progress, train
-from dsno.trajectories.describe import describe
-from dsno.trajectories.sets import TrajectorySet
+from dsno.trajectories.manifest import describe
+from dsno.trajectories.sets import TrajectorySet, samples_of
 
-__all__ = ["distill", "distill_by"]
+__all__ = ["distill", "drawn_on", "guided_as", "null_of_set", "run_stages"]
 
 
 def distill(
-    student: TrajectoryStudent,
-    data: TrajectorySet,
+    teacher: Prediction | Guided,
+    data: TrajectorySet | Samples,
     out: Path | str,
-    config: TrainConfig = TrainConfig(),  # noqa: B008 (frozen)
-    weights: str = "snr5",
-    distance: str = "l1",
-    batch: int = 256,
-    others: float | None = None,
-    inner_starts: float = 0.0,
-    features: FeatureNet | None = None,
+    method: str = "operator",
+    config: TrainConfig = TrainConfig(steps=4000, lr=1e-3),  # noqa: B008 (frozen)
+    *,
+    batch: int | None = None,
+    student: Student | None = None,
     resume: bool = False,
     overwrite: bool = False,
     report: Report = quiet,
-) -> TrajectoryStudent:
-    """Train a student on trajectories and write it to `out`; see `TrajectoryDistillation` and `train`.
+    sources: Mapping[str, str] | None = None,
+    **options: Any,
+) -> Student:
+    """Distil a teacher into a student of one pass or a few, by any method, and write it to `out`.
 
-    `features` is the network of a perceptual `distance`. With `inner_starts` the student `restarts` afterwards.
+    Arguments:
+        teacher: Where the student starts, and what methods ask that need a teacher while they train; guided as its
+            trajectories were, if it comes without.
+        data: Its trajectories; or, of a method that needs clean samples alone, a data set. The ends of trajectories are
+            samples, too.
+        out: Folder for the student.
+        method: A name in `METHODS`; `dsno methods` says when to take which.
+        config: How to train; its steps are those of all stages together, its seed is that of the batches, too.
+        batch: Rows per step, over all processes; by default the method's own.
+        student: What to train instead of a student that is made here; its weights change.
+        resume: Continue what is in `out`, of the same settings.
+        overwrite: Throw away what is in `out`.
+        report: Told of the progress.
+        sources: Where teacher and data came from, in words, for the notes of the student.
+        options: Those of the method (`METHODS[method].described()`).
+
+    Returns:
+        The student, in evaluation mode; it shares its network with `student`, if that was given.
+
+    Raises:
+        FileExistsError: if `out` has something in it and neither `resume` nor `overwrite` is set.
+        FloatingPointError: if the loss is not finite.
+        ValueError: for an unknown method or option, a method that is not given what it needs, a student that does not
+            fit, trajectories of another teacher, or a run of other settings in `out`.
     """
-    objective = TrajectoryDistillation(
-        data, student, weights, _distance(distance, features, student), batch, config.seed, others, inner_starts
-    )
-    settings = {
-        **student.config, "trajectories": data.manifest["fingerprint"], "count": len(data), "weights": weights,
-        "distance": distance, "batch": batch, "others": others, "inner_starts": inner_starts,
-    }  # fmt: skip
-    prepare_run(out, resume, overwrite)
-    report("distill", 0, config.steps, objective.describe())
-    train(
-        student, objective, config, Path(out) / "training", resume, overwrite, progress=stage_progress("distill", report),
-        settings=settings,
-    )  # fmt: skip
-    student.restarts = inner_starts > 0
-    save_student(
-        out, student, training=dataclasses.asdict(config), weights=weights, distance=distance, batch=batch,
-        method="knowledge" if student.frames == 1 else "operator", **_origin(data),
-    )  # fmt: skip
-    return student
+    chosen = method_named(method)
+    settled = chosen.configured(**options)
+    given = drawn_on(chosen, teacher, data, config, batch, settled)
+    if student is not None and isinstance(settled, LiftOptions) and (made := settled.changed()):
+        raise ValueError(f"{made[0]} is an option of making a student, and one is given: leave it out, or the student")
+    if student is None:
+        torch.manual_seed(config.seed)
+        student = settled.student(_unguided(teacher), given)
+    return run_stages(chosen, settled, student, given, out, config, resume, overwrite, report, sources)
 
 
-def distill_by(
-    method: str,
-    student: nn.Module,
+def drawn_on(
+    method: Method,
+    teacher: Prediction | Guided,
+    data: TrajectorySet | Samples,
+    config: TrainConfig,
+    batch: int | None,
+    options: Options,
+) -> Given:
+    """What a method draws on, of a teacher and data.
+
+    Raises:
+        ValueError: for trajectories of another teacher, or of another guidance; if the method needs what is not there.
+    """
+    trajectories = data if isinstance(data, TrajectorySet) else None
+    method.check_data(trajectories is not None, getattr(data, "name", ""))
+    inner, denoiser = _unguided(teacher), cast(Denoiser, teacher)
+    if trajectories is not None:
+        denoiser = guided_as(trajectories, teacher)
+        trajectories.check_teacher(denoiser)
+    if method.guides and not isinstance(teacher, Guided):
+        denoiser = Guided(inner, torch.tensor(_null(inner, options)))
+    x, labels = None, None
+    if {"samples", "data"} & {*method.needs}:
+        x, labels = samples_of(data) if isinstance(data, TrajectorySet) else (data.x, data.labels)
+        labels = labels if inner.classes else None
+    return Given(denoiser, inner.schedule, config.steps, batch or method.batch, config.seed, x, labels, trajectories)
+
+
+def guided_as(data: TrajectorySet, teacher: Prediction | Guided) -> Prediction | Guided:
+    """The teacher, guided as it was when the set was made.
+
+    Raises:
+        ValueError: if it was guided away from something that is no label: give the `Guided` itself.
+    """
+    found = data.manifest["teacher"]
+    if isinstance(teacher, Guided) or found["class"] != "Guided":
+        return teacher
+    null = null_of_set(data)
+    if null is None:
+        raise ValueError(
+            f"{data.source} was made under guidance away from an embedding, which its manifest does not hold: give the "
+            "guided teacher, Guided(teacher, null)"
+        )
+    return Guided(teacher, null, found["weight"])
+
+
+def null_of_set(data: TrajectorySet) -> Cond | None:
+    """The label that trajectories were guided away from, or None: there was no guidance, or it was an embedding."""
+    null = data.manifest["teacher"].get("null")
+    if isinstance(null, int):
+        return torch.tensor(null)
+    if isinstance(null, dict) and isinstance(null.get("label"), int):
+        return {"label": torch.tensor(null["label"])}
+    return None
+
+
+def run_stages(
+    method: Method,
+    options: Options,
+    student: Student,
     given: Given,
     out: Path | str,
     config: TrainConfig | None = None,
@@ -78,44 +162,30 @@ def distill_by(
     overwrite: bool = False,
     report: Report = quiet,
     sources: Mapping[str, str] | None = None,
-    features: FeatureNet | None = None,
-    **options: Any,
-) -> nn.Module:
-    """Train a student by any method, stage by stage, and write it to `out`; see `dsno.distillation.registry` and `train`.
-
-    Each stage has a folder, `training/NAME` in `out`, and a warm-up and decay of its own. A stage that is complete is not
-    trained again, so a run that is resumed equals one that was not interrupted.
+) -> Student:
+    """Train a student by a method, stage by stage, and write it to `out`: `distill` without putting things together.
 
     Arguments:
-        method: A name in `METHODS`.
-        student: What the method trains (`dsno.distillation.registry.student_of`); trained in place.
-        given: What the method draws on; its `steps` are those of all stages together.
+        method: Which.
+        options: Its options.
+        student: What it trains; its weights change.
+        given: What it draws on; its `steps` are those of all stages together.
         out: Folder for the student.
-        config: How to train; its `steps` are not read, and its warm-up is at most a tenth of a stage. By default Adam with
-            the method's own learning rate.
+        config: How to train; its `steps` are not read. By default Adam at 1e-3.
         resume: Continue what is in `out`, of the same settings.
         overwrite: Throw away what is in `out`.
         report: Told of the progress.
-        sources: Where teacher and data came from, in words, for the notes of the student.
-        features: The network of a perceptual `distance`.
-        options: Further keywords of the method's function.
+        sources: Where teacher and data came from, in words.
 
     Raises:
-        ValueError: for an unknown method, or one that is not given what it needs, or a student or settings that do not fit.
+        ValueError: if the method is not given what it needs, or the student or settings do not fit.
     """
-    if method not in METHODS:
-        raise ValueError(f"unknown method {method!r}: expected one of {', '.join(METHODS)}")
-    chosen = METHODS[method]
-    chosen.check(given)
-    chosen.check_student(student, given)
-    assert isinstance(student, TrajectoryStudent | FlowMap)
+    method.check(given)
+    method.check_student(student, given, options)
     if config is None:
         config = TrainConfig(lr=1e-3, seed=given.seed)
-    told = dict(options)
-    if features is not None:
-        told["distance"] = _distance(options.get("distance"), features, student)
-    stages = chosen.stages(student, given, **told)
-    settings = _settings(method, student, given, options)
+    untrained, stages = student, method.stages(student, given, options)
+    settings = _settings(method, options, student, given)
     prepare_run(out, resume, overwrite)
     if isinstance(given.teacher, nn.Module):
         given.teacher.to(_training_device(student))
@@ -124,39 +194,103 @@ def distill_by(
         torch.manual_seed((config.seed << 8) + n)
         trained, objective = stage.make(student)
         own = replace(config, steps=stage.steps, lr=config.lr * stage.lr, warmup=min(config.warmup, stage.steps // 10))
+        if stage.says:
+            report(stage.name, 0, stage.steps, stage.says)
+        named: Mapping[str, Any] = {**settings, "stage": stage.name, "stage_steps": stage.steps}
+        folder, named = begun(Path(out), stage, stages, named, options, untrained, given)
         train(
-            trained, objective, own, Path(out) / "training" / stage.name, resume, overwrite,
-            progress=stage_progress(stage.name, report), settings={**settings, "stage": stage.name, "stage_steps": stage.steps},
-        )  # fmt: skip
-    notes: dict[str, Any] = {
-        "method": method, "references": list(chosen.references), "steps": given.steps, "batch": given.batch,
-        "training": dataclasses.asdict(config), "sources": dict(sources or {}), **options,
-        **({"passes": given.passes} if given.passes > 1 else {}),
-        **({"guidance": list(given.guidance)} if method == "guided" else {}),
-        **({} if given.trajectories is None else _origin(given.trajectories)),
-    }  # fmt: skip
-    notes = {name: value for name, value in notes.items() if not callable(value)}
-    if isinstance(student, FlowMap):
-        save_flow_map(out, student, **notes)
-    else:
-        save_student(out, student, **notes)
-    return student
-
-
-def _distance(name: str | None, features: FeatureNet | None, student: nn.Module) -> Distance:
-    """A distance by name; its features where the student is trained.
-
-    Raises:
-        ValueError: for an unknown name, or if it needs features that are not there, or the other way round.
-    """
-    if features is None:
-        return named_distance(name or "l1")
-    if "perceptual" not in (name or ""):
-        raise ValueError(
-            f"features are of a perceptual distance, and this one is {name or 'the default'}: name one "
-            "(`--distance l1+perceptual`), or leave them out"
+            trained,
+            objective,
+            own,
+            folder,
+            resume,
+            overwrite,
+            progress=stage_progress(stage.name, report),
+            settings=named,
         )
-    return named_distance(name or "l1", features.requires_grad_(False).to(_training_device(student)).maps)
+        student = stage.became(student)
+    save_student(out, student, **_notes(method, options, given, config, sources))
+    return student.eval()
+
+
+def _notes(
+    method: Method, options: Options, given: Given, config: TrainConfig, sources: Mapping[str, str] | None
+) -> dict[str, Any]:
+    """What the folder of a student says of its making; `dsno cite` and `dsno sample` read it."""
+    notes: dict[str, Any] = {
+        "method": method.name,
+        "references": list(method.references),
+        "options": _plain(options),
+        "steps": given.steps,
+        "batch": given.batch,
+        "training": asdict(config),
+        "sources": dict(sources or {}),
+    }
+    if given.trajectories is not None:
+        made = given.trajectories.manifest
+        notes |= {
+            "solver": made["solver"]["name"],
+            "guided": made["teacher"]["class"] == "Guided",
+            "trajectories": len(given.trajectories),
+        }
+    return notes
+
+
+def _settings(method: Method, options: Options, student: Student, given: Given) -> dict[str, Any]:
+    """What decides the updates of every stage, JSON-able: a run is resumed by no others."""
+    trajectories, plain = given.trajectories, _plain(options)
+    if plain.get("features") is not None:
+        # The network, not where it lies.
+        state = load_feature_net(cast(Any, options).features).state_dict()
+        plain["features"] = [tensor_sha(value)[:16] for value in state.values()]
+    return {
+        "method": method.name,
+        **{f"options.{name}": value for name, value in plain.items()},
+        "student": _described(student),
+        "total_steps": given.steps,
+        "batch": given.batch,
+        "data_seed": given.seed,
+        "schedule": given.schedule.config,
+        "teacher": None if given.teacher is None else describe(given.teacher, {}),
+        "samples": _sha(given.x),
+        "labels": _sha(given.labels),
+        "trajectories": None if trajectories is None else [trajectories.manifest["fingerprint"], len(trajectories)],
+    }
+
+
+def _plain(options: Options) -> dict[str, Any]:
+    """The options, JSON-able."""
+    plain: dict[str, Any] = json.loads(json.dumps(asdict(cast(Any, options)), default=str))
+    return plain
+
+
+def _sha(x: Tensor | None) -> str | None:
+    return None if x is None else tensor_sha(x)[:16]
+
+
+def _described(student: Student) -> dict[str, Any]:
+    """What a student is before it is trained."""
+    if not isinstance(student, FlowMap):
+        return student.config
+    net = student.net.backbone if isinstance(student.net, TwoTime) else student.net
+    return {"net": type(net).__name__, "kind": student.kind}
+
+
+def _unguided(teacher: Prediction | Guided) -> Prediction:
+    inner = teacher.denoiser if isinstance(teacher, Guided) else teacher
+    if not isinstance(inner, Prediction):
+        raise ValueError(f"a student starts from a network, and a {type(inner).__name__} is no Prediction of one")
+    return inner
+
+
+def _null(teacher: Prediction, options: Options) -> int:
+    null = asdict(cast(Any, options)).get("null")
+    if null is None:
+        raise ValueError(
+            "this teacher does not say which label stands for none: give it "
+            f"(`--null {teacher.classes or 0}`), if the network was trained with one"
+        )
+    return int(null)
 
 
 def _training_device(model: nn.Module) -> torch.device:
@@ -165,31 +299,3 @@ def _training_device(model: nn.Module) -> torch.device:
 
     cpu = next(model.parameters()).device.type == "cpu" and not torch.cuda.is_available()
     return torch.device(PartialState(cpu=cpu).device)
-
-
-def _settings(
-    method: str, student: TrajectoryStudent | FlowMap, given: Given, options: Mapping[str, Any]
-) -> dict[str, Any]:
-    """What decides the updates of every stage, JSON-able."""
-    trajectories = given.trajectories
-    if isinstance(student, FlowMap):
-        net = student.net.backbone if isinstance(student.net, TwoTime) else student.net
-        made: dict[str, Any] = {"student": type(net).__name__, "kind": student.kind, "way": student.way}
-    else:
-        made = student.config
-    return {
-        **made, "method": method, "total_steps": given.steps, "batch": given.batch, "data_seed": given.seed,
-        "schedule": given.schedule.config, "teacher": None if given.teacher is None else describe(given.teacher, {}),
-        "samples": None if given.x is None else tensor_sha(given.x)[:16],
-        "labels": None if given.labels is None else tensor_sha(given.labels)[:16],
-        "trajectories": None if trajectories is None else [trajectories.manifest["fingerprint"], len(trajectories)],
-        "passes": given.passes, "guidance": list(given.guidance), "derivative": given.derivative,
-        # A function has no text that is the same in another process.
-        **{name: str(value) for name, value in options.items() if not callable(value)},
-    }  # fmt: skip
-
-
-def _origin(data: TrajectorySet) -> dict[str, Any]:
-    """What made the trajectories a student learned from: what `dsno cite` needs of it."""
-    made, teacher = data.manifest, data.manifest["teacher"]
-    return {"solver": made["solver"]["name"], "guided": teacher["class"] == "Guided", "trajectories": len(data)}

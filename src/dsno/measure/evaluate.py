@@ -1,9 +1,8 @@
 r"""A sampler in, numbers out, with the protocol that produced them.
 
 `evaluate` runs any `Sampler` on per-sample seeds and returns one `Result`: quality of the set (distances between
-features), the error of each sample against the teacher's own solution from the same noise, what it cost, and the
-protocol. A number without its protocol does not reproduce, so the two are one object: stored together, printed
-together, and compared only where their protocols agree.
+features, `dsno.measure.metrics`), the error of each sample against the teacher's own solution from the same noise, what
+it cost, and the protocol. `measure` is the same for images that are there already.
 
 The path error needs no reference set and no network of ours: with $x^*$ the fine solution of the teacher's
 probability-flow ODE from the noise $z_i$ of seed $i$,
@@ -19,13 +18,13 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from dsno.checkpoint import tensor_sha, version_of
-from dsno.condition import Cond, map_cond
+from dsno.condition import Cond, flat, map_cond
 from dsno.cost import flops, latency, timed
 from dsno.data.samples import check_images
 from dsno.measure.features import Extractor, as_extractor, extract
@@ -121,7 +120,8 @@ def evaluate(
         reference: Images (N', C, H, W) in [-1, 1], or their `Reference` where several samplers share it. Without one
             there is no `quality`.
         extractor: The feature network; needed with a reference.
-        fine: The fine solution from the same noise, (N, *shape); see `fine_solution`. Without one there is no path error.
+        fine: The fine solution from the same noise, (N, *shape); see `dsno.solvers.fine.fine_solution`. Without one
+            there is no path error.
         cond: The condition, first dimension N.
         family: The curve this is a point of; by default the name without a trailing `-<number>`.
         batch: Samples per call in the timed run.
@@ -141,38 +141,105 @@ def evaluate(
         ValueError: for no or repeated seeds, a reference without extractor or from another one, a condition or fine
             solution of another length, or a sampler whose samples have a wrong shape, are not finite or all constant.
     """
-    seed = torch.as_tensor(seeds, dtype=torch.int64, device="cpu").reshape(-1)
-    N, shape = len(seed), tuple(shape)
-    if N == 0 or len(seed.unique()) < N:
-        raise ValueError(
-            f"evaluate needs one or more seeds, all different, got {N}, {len(seed.unique())} of them different"
-        )
-    if batch < 1 or repeats < 0:
-        raise ValueError(f"batch must be positive and repeats not negative, got {batch} and {repeats}")
-    conds = {"cond": cond} if cond is None or isinstance(cond, Tensor) else {f"cond {k}": c for k, c in cond.items()}
-    for what, given in {**conds, "fine": fine}.items():
-        if given is not None and len(given) != N:
-            raise ValueError(f"{what} has {len(given)} rows but there are {N} seeds")
+    seed, shape = torch.as_tensor(seeds, dtype=torch.int64, device="cpu").reshape(-1), tuple(shape)
+    _check(seed, batch, repeats, cond, fine)
     # What is wrong with the reference is said before the sampling, not after it.
     known = _reference(reference, extractor, levels)
 
-    rank, world = (0, 1) if accelerator is None else (accelerator.process_index, accelerator.num_processes)
+    given = _Given(seed, shape, cond, dtype, device)
+    rank, world = _rank_and_world(accelerator)
+    per_call = flops(sampler, *given[:1]) if flops_per_row is None else None
+    alone = latency(sampler, *given[:1], repeats=repeats, warmup=1) if repeats and rank == 0 else None
+    made = _sampled(sampler, given, batch, accelerator, progress)
+    _check_samples(made.x, (len(seed), *shape), name)
+
+    def compared() -> Result:
+        quality, protocol = _compare(made.x, name, known, levels, k)
+        error = None if fine is None else sample_error(made.x, fine)
+        return Result(
+            name=name,
+            family=re.sub(r"-\d+$", "", name) if family is None else family,
+            cost=Cost(
+                nfe=made.nfe,
+                rounds=made.rounds,
+                flops=per_call if flops_per_row is None else made.nfe * flops_per_row,
+                seconds=made.seconds,
+                seconds_per_sample=made.seconds / len(seed),
+                latency=alone,
+            ),
+            protocol=replace(
+                protocol,
+                seeds=_seeds(seed),
+                fine_sha="" if fine is None else tensor_sha(fine),
+                batch=min(batch, len(seed)),
+                repeats=repeats,
+                dtype=str(made.x.dtype).removeprefix("torch."),
+                device=_device(made.x.device) if world == 1 else f"{world} x {_device(made.x.device)}",
+            ),
+            quality=quality,
+            path_error=None if error is None else float(error.square().mean().sqrt()),
+            path_error_median=None if error is None else float(error.median()),
+        )
+
+    return _on_the_first(compared, accelerator)
+
+
+def _check(seed: Tensor, batch: int, repeats: int, cond: Cond | None, fine: Tensor | None) -> None:
+    N, different = len(seed), len(seed.unique())
+    if N == 0 or different < N:
+        raise ValueError(f"evaluate needs one or more seeds, all different, got {N}, {different} of them different")
+    if batch < 1 or repeats < 0:
+        raise ValueError(f"batch must be positive and repeats not negative, got {batch} and {repeats}")
+    for what, rows in {**flat(cond), **({} if fine is None else {"fine": fine})}.items():
+        if len(rows) != N:
+            raise ValueError(f"{what} has {len(rows)} rows but there are {N} seeds")
+
+
+def _rank_and_world(accelerator: Any) -> tuple[int, int]:
+    """The rank of this process, and how many there are."""
+    return (0, 1) if accelerator is None else (accelerator.process_index, accelerator.num_processes)
+
+
+@dataclass(frozen=True)
+class _Given:
+    """What a sampler is given: noise, condition and seeds, of any rows of the set."""
+
+    seeds: Tensor
+    shape: tuple[int, ...]
+    cond: Cond | None
+    dtype: torch.dtype
+    device: torch.device | str
+
+    def __len__(self) -> int:
+        return len(self.seeds)
+
+    def __getitem__(self, rows: slice | Tensor) -> tuple[Tensor, Cond | None, Tensor]:
+        z = noise(self.seeds[rows], self.shape, dtype=self.dtype, device=self.device)
+        return z, map_cond(operator.itemgetter(rows), self.cond), self.seeds[rows]
+
+
+class _Made(NamedTuple):
+    """The samples of all processes (N, ...), what one of them cost, and the seconds of the slowest process."""
+
+    x: Tensor
+    nfe: int
+    rounds: int
+    seconds: float
+
+
+def _sampled(
+    sampler: Sampler, given: _Given, batch: int, accelerator: Any, progress: Callable[[int, int], object] | None
+) -> _Made:
+    """Sample this process's share of the set, in the timed run, and gather those of all."""
+    (rank, world), N = _rank_and_world(accelerator), len(given)
     # The last share is filled up with rows of the first: all processes make as many, and what is too much is cut off.
     share = -(-N // world)
     mine = torch.arange(rank * share, (rank + 1) * share) % N
-
-    def arguments(rows: slice | Tensor) -> tuple[Tensor, Cond | None, Tensor]:
-        z = noise(seed[rows], shape, dtype=dtype, device=device)
-        return z, map_cond(operator.itemgetter(rows), cond), seed[rows]
-
-    first = arguments(slice(0, 1))
-    per_call = flops(sampler, *first) if flops_per_row is None else None
-    alone = latency(sampler, *first, repeats=repeats, warmup=1) if repeats and rank == 0 else None
     if accelerator is not None:
         accelerator.wait_for_everyone()
     samples, seconds, done = [], 0.0, 0
     for rows in mine.split(batch):
-        path, spent = timed(sampler, *arguments(rows))
+        path, spent = timed(sampler, *given[rows])
         samples.append(path.sample.detach())
         seconds += spent
         done = min(done + world * len(rows), N)
@@ -182,48 +249,28 @@ def evaluate(
     if world > 1:
         x = accelerator.gather(x.contiguous().to(accelerator.device))[:N]
         seconds = float(accelerator.gather(torch.tensor([seconds], device=accelerator.device)).max())
-    if tuple(x.shape) != (N, *shape):
-        raise ValueError(f"{name} made samples of shape {tuple(x.shape[1:])}, expected {shape}")
+    return _Made(x, path.nfe, path.rounds, seconds)
+
+
+def _check_samples(x: Tensor, shape: tuple[int, ...], name: str) -> None:
+    if tuple(x.shape) != shape:
+        raise ValueError(f"{name} made samples of shape {tuple(x.shape[1:])}, expected {shape[1:]}")
     broken = int((~torch.isfinite(x)).flatten(1).any(1).sum())
     if broken:
-        raise ValueError(f"{name} made values that are not finite in {broken} of {N} samples")
+        raise ValueError(f"{name} made values that are not finite in {broken} of {len(x)} samples")
 
-    def compared() -> Result:
-        quality, protocol = _compare(x, name, known, levels, k)
-        error = None if fine is None else sample_error(x, fine)
-        return Result(
-            name=name,
-            family=re.sub(r"-\d+$", "", name) if family is None else family,
-            cost=Cost(
-                nfe=path.nfe,
-                rounds=path.rounds,
-                flops=path.nfe * flops_per_row if flops_per_row is not None else per_call,
-                seconds=seconds,
-                seconds_per_sample=seconds / N,
-                latency=alone,
-            ),
-            protocol=replace(
-                protocol,
-                seeds=_seeds(seed),
-                fine_sha="" if fine is None else tensor_sha(fine),
-                batch=min(batch, N),
-                repeats=repeats,
-                dtype=str(x.dtype).removeprefix("torch."),
-                device=_device(x.device) if world == 1 else f"{world} x {_device(x.device)}",
-            ),
-            quality=quality,
-            path_error=None if error is None else float(error.square().mean().sqrt()),
-            path_error_median=None if error is None else float(error.median()),
-        )
 
+def _on_the_first(work: Callable[[], Result], accelerator: Any) -> Result:
+    """What `work` returns, or raises, on the first process: on every process."""
+    rank, world = _rank_and_world(accelerator)
     if world == 1:
-        return compared()
+        return work()
     from accelerate.utils import broadcast_object_list
 
     outcome: list[Any] = [None]
     if rank == 0:
         try:
-            outcome = [compared()]
+            outcome = [work()]
         except ValueError as error:
             # All say what is wrong; none waits for a process that has gone.
             outcome = [error]
@@ -264,7 +311,8 @@ def _reference(
         return Reference.of(reference, extractor, levels), extractor
     if (reference.extractor_sha, reference.rounding) != (extractor.sha, _rounding(levels)):
         raise ValueError(
-            f"the reference features are not from {extractor.name} with rounding {_rounding(levels)}: compute them again"
+            f"the reference features are not from {extractor.name} with rounding {_rounding(levels)}: compute them "
+            "again (`Reference.of`)"
         )
     return reference, extractor
 

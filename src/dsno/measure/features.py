@@ -1,4 +1,9 @@
-"""Features of images: the network, its name and checksum."""
+"""Features of images: the network, its name and checksum.
+
+A distance between sets is a distance between *features*, so it means nothing without the network that computed them.
+Here that network is always named: an `Extractor` carries a name and a checksum of its weights, and `extract` is the
+only way from images in $[-1, 1]$ to features.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +15,7 @@ from torch import Tensor, nn
 
 from dsno.checkpoint import tensor_sha
 from dsno.data.samples import check_images
+from dsno.denoise import evaluating
 from dsno.nets.features import FeatureNet
 
 __all__ = ["Extractor", "as_extractor", "extract"]
@@ -52,13 +58,8 @@ def extract(extractor: nn.Module | Extractor, images: Tensor, batch: int = 512) 
     extractor = as_extractor(extractor)
     check_images(images, "the image set to extract features from")
     like = next(extractor.net.parameters(), images)
-    was_training = extractor.net.training
-    extractor.net.eval()
-    try:
-        rows = [extractor(part.to(like)).to("cpu", torch.float64) for part in images.split(batch)]
-    finally:
-        extractor.net.train(was_training)
-    features = torch.cat(rows)
+    with evaluating(extractor.net):
+        features = torch.cat([extractor(part.to(like)).to("cpu", torch.float64) for part in images.split(batch)])
     if not bool(torch.isfinite(features).all()):
         raise ValueError(f"{extractor.name} gave features that are not finite: are its weights?")
     return features

@@ -1,8 +1,7 @@
-r"""Distances between image sets, errors along a path, and what a call costs.
+r"""Distances between image sets, and errors along a path.
 
-A distance between sets is a distance between *features*, so it means nothing without the network that computed them.
-Here that network is always named: an `Extractor` carries a name and a checksum of its weights, `extract` is the only
-way from images in $[-1, 1]$ to features, and everything else takes features (N, D), computed once and reused.
+A distance between sets is a distance between *features* (`dsno.measure.features`): all of these take features (N, D),
+computed once and reused.
 
 | quantity | ideal | of what |
 |---|---|---|
@@ -127,8 +126,6 @@ def precision_recall(fake: Tensor, real: Tensor, k: int = 3, radii: Tensor | Non
     Raises:
         ValueError: unless both are (N, D) with N > k >= 1 and the same D, and all is finite.
     """
-    if k < 1:
-        raise ValueError(f"k must be at least 1, got {k}")
     fake, real = _feature_pair(fake, real, at_least=k + 1)
     radii = neighbour_radii(real, k) if radii is None else radii
     if radii.shape != (len(real),) or not bool(torch.isfinite(radii).all()):

@@ -1,4 +1,8 @@
-"""Results: numbers with what they cost and the protocol that produced them, and their file."""
+"""Results: numbers with what they cost and the protocol that produced them, and their file.
+
+A number without its protocol does not reproduce, so the two are one object: stored together, printed together, and
+compared only where their protocols agree (`Protocol.scale`).
+"""
 
 from __future__ import annotations
 
@@ -9,7 +13,10 @@ from typing import Any
 
 from dsno.checkpoint import read_json, write_json
 
-__all__ = ["Cost", "Protocol", "Quality", "Result", "load_results", "save_results"]
+__all__ = ["RESULTS", "Cost", "Protocol", "Quality", "Result", "load_results", "save_results"]
+
+RESULTS = "results.json"
+"""What the file of an evaluation is called."""
 
 
 @dataclass(frozen=True)
@@ -100,10 +107,8 @@ class Protocol:
     @property
     def scale(self) -> tuple[object, ...]:
         """What two results must share for their quality and path error to be compared."""
-        return (
-            self.count, self.reference_sha, self.extractor_sha, self.rounding, self.neighbours, self.kernel_subsets,
-            self.fine_sha,
-        )  # fmt: skip
+        features = (self.reference_sha, self.extractor_sha, self.rounding)
+        return (self.count, *features, self.neighbours, self.kernel_subsets, self.fine_sha)
 
 
 @dataclass(frozen=True)
@@ -147,7 +152,7 @@ def load_results(path: Path | str) -> list[Result]:
     stored = read_json(Path(path))
     try:
         return [_result(dict(entry)) for entry in stored["results"]]
-    except (TypeError, KeyError) as error:
+    except (TypeError, KeyError, ValueError) as error:
         raise ValueError(f"{path} is not a file of dsno results ({error})") from None
 
 

@@ -1,4 +1,8 @@
-"""Results as a table, the best of each column known."""
+"""Results as a table, the best of each column known.
+
+A table is text by column title; the shell prints it and a page sets it. What is best is decided among samplers on one
+scale only, and after rounding to what is printed: a difference nobody sees makes nobody better.
+"""
 
 from __future__ import annotations
 
@@ -41,10 +45,10 @@ def _whole(value: float) -> str:
 
 
 def _digits(value: float) -> str:
-    """Three significant digits."""
-    return (
-        _whole(value) if abs(value) >= 100 else f"{value:#.3g}" if abs(value) >= 1e-4 or value == 0 else f"{value:.0e}"
-    )
+    """Three significant digits; one below a ten-thousandth."""
+    if abs(value) >= 100:
+        return _whole(value)
+    return f"{value:#.3g}" if abs(value) >= 1e-4 or value == 0 else f"{value:.0e}"
 
 
 def _milli(value: float) -> str:

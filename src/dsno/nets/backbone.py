@@ -11,8 +11,9 @@ from torch import Tensor, nn
 
 from dsno.checkpoint import build
 from dsno.condition import Cond
+from dsno.denoise import Prediction
 
-__all__ = ["NETS", "Backbone", "example", "net_from_config"]
+__all__ = ["NETS", "Backbone", "example", "net_from_config", "sample_shape"]
 
 # Named, not imported: a U-Net of ours must not load diffusers.
 NETS: dict[str, str] = {
@@ -77,3 +78,19 @@ def example(net: Backbone, parameters: Tensor, rows: int = 1) -> tuple[Tensor, T
     if not cond:
         return x, t
     return x, t, cond if len(cond) > 1 else next(iter(cond.values()))
+
+
+def sample_shape(teacher: Prediction) -> tuple[int, ...]:
+    """The shape (C, *spatial) of what a teacher makes: what it states, else what its backbone does.
+
+    Raises:
+        ValueError: if neither says.
+    """
+    shape = teacher.shape
+    if shape is None and isinstance(teacher.net, Backbone):
+        shape = teacher.net.shape
+    if shape is None:
+        raise ValueError(
+            f"a {type(teacher.net).__name__} does not say what shape it makes: pass shape=(C, ...) to Prediction"
+        )
+    return shape

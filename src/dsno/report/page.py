@@ -1,4 +1,8 @@
-"""A report as one page of HTML, pictures included."""
+"""A report as one page of HTML, pictures included.
+
+It loads nothing from anywhere: styles and pictures are inside the file, so it can be mailed, archived and opened
+without a network. It follows the reader's theme, light or dark. All text is escaped: names and captions are data.
+"""
 
 from __future__ import annotations
 
@@ -153,7 +157,8 @@ figure { margin: 1.25rem 0 0; min-width: 0 }
 img { display: block; max-width: 100%; height: auto }
 figcaption { margin-top: .75rem; font-size: .875rem; color: var(--soft); max-width: 44rem }
 .wide { overflow-x: auto }
-table { border-collapse: collapse; font-size: .8125rem; font-variant-numeric: tabular-nums; margin: .75rem 0; width: 100% }
+table { border-collapse: collapse; font-size: .8125rem; font-variant-numeric: tabular-nums; margin: .75rem 0;
+  width: 100% }
 th, td { padding: .4rem .5rem; text-align: right; white-space: nowrap; border-bottom: 1px solid var(--rule) }
 th { font-weight: 500; color: var(--soft) }
 th:first-child, td:first-child { text-align: left; padding-left: 0 }

@@ -1,9 +1,8 @@
-r"""Pictures, and one HTML file that holds them all.
+r"""Pictures of samples, paths and numbers.
 
 Every picture is PNG bytes at twice the size it is shown at, so that it is sharp on any screen. Pixels of samples are
 enlarged by a whole factor without smoothing: an 8x8 image stays an 8x8 image. Gaps between tiles are transparent, and
-plots come in a light and a dark version, so a report follows the reader's theme. It loads nothing from anywhere: styles
-and pictures are inside it.
+plots come in a light and a dark version, so a page follows the reader's theme.
 
 Colours mean one thing throughout: cool ones are the teacher's solvers, warm ones the students.
 """
@@ -29,18 +28,15 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["image_grid", "interpolation", "quality_against_cost", "slerp", "trajectory_strips"]
+__all__ = ["Against", "image_grid", "interpolation", "quality_against_cost", "slerp", "trajectory_strips"]
 
 COOL = ("#3e63dd", "#12a594", "#8e4ec6", "#7b8794")
-
 WARM = ("#e5532d", "#f5a524", "#d6409f", "#a5673f")
 
 TILE, GAP, DPI, WIDTH = 96, 8, 200, 1900
 
 Pixels = np.ndarray[Any, Any]
-
 Number = Callable[[Result], float | None]
-
 Against = Literal["rounds", "nfe", "flops", "latency"]
 
 AXES: dict[Against, tuple[str, Number]] = {
@@ -62,7 +58,6 @@ class Theme:
 
 
 LIGHT = Theme("#ffffff", "#1c2024", "#60646c", "#e0e1e6")
-
 DARK = Theme("#18191b", "#edeef0", "#a5aab2", "#34373c")
 
 
@@ -137,7 +132,8 @@ def trajectory_strips(
         names: What to call the two rows.
         dark: For dark pages.
 
-    Pairs fill as many columns as fit; under each frame is the RMSE of the pairs above it (`dsno.measure.metrics.path_error`).
+    Pairs fill as many columns as fit; under each frame is the RMSE of the pairs above it
+    (`dsno.measure.metrics.path_error`).
 
     Raises:
         ValueError: if the shapes or times do not belong together, or an image is not finite.
@@ -161,7 +157,7 @@ def trajectory_strips(
     width, height = columns * (block + apart) - apart, top + tall * (pair + between) - between + bottom
     fig = _figure(width, height, theme)
 
-    def place(tile: Pixels, x: int, y: int) -> None:
+    def paste(tile: Pixels, x: int, y: int) -> None:
         fig.figimage(tile, x, height - y - len(tile))
 
     def write(text: str, x: float, y: float, align: str, colour: str = theme.soft, **style: Any) -> None:
@@ -180,12 +176,12 @@ def trajectory_strips(
             write(f"{float(error[m]):#.2g}", x + W / 2, foot, "center")
             for n, b in enumerate(members):
                 for r in range(2):
-                    place(pairs[r][b, m], x, top + n * (pair + between) + r * (H + GAP))
+                    paste(pairs[r][b, m], x, top + n * (pair + between) + r * (H + GAP))
         for n, b in enumerate(members):
             y = top + n * (pair + between)
             if noises is not None:
                 # Two standard deviations span the range.
-                place(_tiles(noises[b : b + 1] / 2)[0], left, y + (H + GAP) // 2)
+                paste(_tiles(noises[b : b + 1] / 2)[0], left, y + (H + GAP) // 2)
             for r, colour in enumerate((WARM[0], COOL[0])):
                 write(names[r], start - 3 * GAP, y + r * (H + GAP) + H / 2, "right", colour, fontweight="bold")
     return _drawn(fig)
@@ -201,8 +197,8 @@ def quality_against_cost(
     """Fréchet distance and path error against cost, both axes logarithmic, as a PNG.
 
     A family of several results is a curve (a solver at several numbers of steps), a single result a star (a one-pass
-    student), and a result nothing sampled (`dsno.measure.evaluate.measure`) a dashed floor. Panels nothing fills are left out.
-    Families named in `students` are stars, too, one for each number of passes.
+    student), and a result nothing sampled (`dsno.measure.evaluate.measure`) a dashed floor. Panels nothing fills are
+    left out. Families named in `students` are stars, too, one for each number of passes.
 
     Raises:
         ValueError: if no result has both a cost and a number to show.
@@ -226,15 +222,15 @@ def quality_against_cost(
 
     fig = _figure(1800 if len(panels) == 2 else 1000, 800, theme)
     handles: dict[str, Any] = {}
+    edge: dict[str, Any] = {"markeredgecolor": theme.paper, "markeredgewidth": 0.6}
     for n, (title, value) in enumerate(panels):
         axis = fig.add_subplot(1, len(panels), n + 1)
         _style(axis, theme, title, xlabel)
         for family, colour, marker in zip(curves, cycle(COOL), cycle("osD^")):
             if points := sorted(_points(families[family], cost, value)):
-                (handles[family],) = axis.plot(
-                    *zip(*points, strict=True), color=colour, marker=marker, markersize=4.5, linewidth=1.6,
-                    markeredgecolor=theme.paper, markeredgewidth=0.6,
-                )  # fmt: skip
+                xs, ys = zip(*points, strict=True)
+                line = {"color": colour, "linewidth": 1.6, "marker": marker, "markersize": 4.5, **edge}
+                (handles[family],) = axis.plot(xs, ys, **line)
         for family, colour in zip(stars, cycle(WARM)):
             for x, y in _points(families[family], cost, value):
                 handles[family] = axis.scatter(
@@ -244,11 +240,7 @@ def quality_against_cost(
             if floor := value(families[family][0]):
                 handles[family] = axis.axhline(floor, color=theme.soft, linewidth=1, linestyle=(0, (4, 3)))
         _ticks(axis, whole=against in ("rounds", "nfe"))
-    ordered = [family for family in (*stars, *curves, *floors) if family in handles]
-    fig.legend(
-        [handles[family] for family in ordered], ordered, loc="upper left", bbox_to_anchor=(0.005, 1.0), frameon=False,
-        ncols=len(ordered), fontsize=8, labelcolor=theme.ink, handletextpad=0.5, columnspacing=1.6,
-    )  # fmt: skip
+    _legend(fig, {family: handles[family] for family in (*stars, *curves, *floors) if family in handles}, theme)
     fig.tight_layout(rect=(0, 0, 1, 0.92), w_pad=2.5)
     return _drawn(fig)
 
@@ -271,6 +263,13 @@ def _style(axis: Axes, theme: Theme, title: str, xlabel: str) -> None:
     for side in ("top", "right", "left"):
         axis.spines[side].set_visible(False)
     axis.spines["bottom"].set_color(theme.rule)
+
+
+def _legend(fig: Figure, handles: dict[str, Any], theme: Theme) -> None:
+    """One row above all panels."""
+    look: dict[str, Any] = {"frameon": False, "fontsize": 8, "labelcolor": theme.ink, "ncols": len(handles)}
+    spaces: dict[str, Any] = {"bbox_to_anchor": (0.005, 1.0), "handletextpad": 0.5, "columnspacing": 1.6}
+    fig.legend([*handles.values()], [*handles], loc="upper left", **look, **spaces)
 
 
 def _ticks(axis: Axes, whole: bool) -> None:

@@ -13,10 +13,9 @@ from torch.autograd.graph import saved_tensors_hooks
 from dsno.condition import Cond
 from dsno.cost import Live, flops
 from dsno.denoise import Prediction
-from dsno.nets.backbone import Backbone, example
+from dsno.nets.backbone import Backbone, example, sample_shape
 from dsno.runs.workload import Workload
 from dsno.students.operator import TrajectoryStudent, student_from_teacher
-from dsno.teachers.native import sample_shape
 
 __all__ = ["Count", "arguments", "count_student", "counted", "like", "selections", "student_of", "weighted"]
 

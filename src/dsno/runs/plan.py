@@ -27,10 +27,10 @@ from typing import Any
 import torch
 
 from dsno.denoise import Prediction
+from dsno.nets.backbone import sample_shape
 from dsno.runs.bench import Bench, Rate, distilling, solving, teaching
 from dsno.runs.counts import Count, count_student, counted, like
 from dsno.runs.workload import HOUR, Workload
-from dsno.teachers.native import sample_shape
 
 __all__ = ["Option", "Plan", "Stage", "plan"]
 

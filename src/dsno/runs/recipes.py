@@ -25,7 +25,6 @@ from dsno.data.samples import Samples
 from dsno.denoise import Kind, Prediction
 from dsno.distillation.run import distill
 from dsno.nets.backbone import net_from_config
-from dsno.nets.features import load_feature_net
 from dsno.nets.iddpm import CIFAR10, IMAGENET64, IDDPMUNet, published_blocks
 from dsno.nets.unet import UNet
 from dsno.runs.features import train_features
@@ -37,8 +36,8 @@ from dsno.students.temporal import Activation, Init
 from dsno.teachers.load import load_teacher
 from dsno.teachers.native import save_teacher
 from dsno.train import Report, TrainConfig, quiet
+from dsno.trajectories.generate import generate
 from dsno.trajectories.labels import uniform_labels
-from dsno.trajectories.make import make_trajectories
 
 __all__ = ["RECIPES", "Recipe"]
 
@@ -78,7 +77,7 @@ class Recipe:
     solver_steps: int = 16
     """Its steps."""
     grid: str = "quadratic"
-    """The solver's grid, as `make_trajectories` takes it."""
+    """The solver's grid, as `generate` takes it."""
     times: tuple[float, ...] = (0.5625, 0.25, 0.0625, 0.0)
     """Times of the student's frames."""
     where: Where | Literal["published"] = "mid"
@@ -126,19 +125,36 @@ class Recipe:
         samples = self.prepare(out, report, teacher, data)
         solved = load_teacher(out / "teacher")
         with _timed(out, "trajectories"):
-            trajectories = make_trajectories(
-                solved, samples.shape, out / "trajectories", self.count, torch.tensor(self.times, dtype=torch.float64),
-                (self.target,), self.solver, self.solver_steps, grid=self.grid, resume=True, report=report,
+            trajectories = generate(
+                solved,
+                out / "trajectories",
+                self.count,
+                shape=samples.shape,
+                times=self.times,
+                solver=self.solver,
+                steps=self.solver_steps,
+                grid=self.grid,
+                targets=(self.target,),
                 label=uniform_labels(solved.classes) if solved.classes else None,
-            )  # fmt: skip
+                resume=True,
+                report=report,
+            )
         if not (out / "student" / "config.json").is_file():
-            features = load_feature_net(out / "loss_features") if "perceptual" in self.distance else None
             with _timed(out, "student"):
                 distill(
-                    self.student(solved), trajectories, out / "student", replace(self.distill, seed=self.seed),
-                    self.weights, self.distance, self.distill_batch, self.others, features=features, resume=True,
+                    solved,
+                    trajectories,
+                    out / "student",
+                    config=replace(self.distill, seed=self.seed),
+                    batch=self.distill_batch,
+                    student=self.student(solved),
+                    resume=True,
                     report=report,
-                )  # fmt: skip
+                    weights=self.weights,
+                    distance=self.distance,
+                    others=self.others,
+                    features=out / "loss_features" if "perceptual" in self.distance else None,
+                )
         return out
 
     def prepare(

@@ -80,7 +80,8 @@ def find_blocks(backbone: nn.Module, example: Sequence[Cond], blocks: Blocks) ->
 
 
 def _features(output: Any, given: torch.Size) -> tuple[torch.Size, int | None]:
-    """The shape of a block's features and their place in its output: of a tuple, the one tensor shaped like the input."""
+    """The shape of a block's features and their place in its output: of a tuple, the one tensor shaped like the
+    input."""
     if isinstance(output, Tensor):
         return output.shape, None
     tensors = {i: v.shape for i, v in enumerate(output) if isinstance(v, Tensor)} if type(output) is tuple else {}
@@ -124,7 +125,8 @@ def place(
         names = _placed(_candidates(backbone, found, dims, blocks, ndim), found, dims, where)
     if not names and where != "none":
         raise ValueError(
-            f"no block gets a temporal layer with where={where!r}: it takes blocks that have `out_channels`, or keep the "
+            f"no block gets a temporal layer with where={where!r}: it takes blocks that have `out_channels`, or keep "
+            "the "
             "shape of their tokens, and do not resample; choose others by a function of name and output shape, or ask "
             "for 'none'"
         )
@@ -134,7 +136,8 @@ def place(
 def _candidates(
     backbone: nn.Module, found: Mapping[str, Block], dims: Mapping[str, int], listed: Sequence[type | str], ndim: int
 ) -> list[str]:
-    """The residual blocks: those that keep the resolution and have `out_channels`, or keep the shape of their tokens."""
+    """The residual blocks: those that keep the resolution and have `out_channels`, or keep the shape of their
+    tokens."""
     classes = tuple(b for b in listed if isinstance(b, type))
 
     def residual(name: str, block: Block) -> bool:
@@ -166,9 +169,10 @@ def site(name: str, found: Mapping[str, Block], channel_dim: int, output: int | 
     block = found[name]
     index = block.index if block.index is None or output is None else output
     if index == -1:
-        # Where text is as long as the image has tokens, the other blocks may tell: Stable Diffusion 3's last returns one.
-        told = {b.index for b in found.values()} - {None, -1}
-        index = told.pop() if len(told) == 1 else -1
+        # Where text is as long as the image has tokens, the other blocks may tell: Stable Diffusion 3's last returns
+        # one.
+        known = {b.index for b in found.values()} - {None, -1}
+        index = known.pop() if len(known) == 1 else -1
     if index == -1 or not block.shape:
         raise ValueError(f"the block {name!r} returns several tensors: say with `output` which one is its features")
     return {"channels": block.shape[channel_dim], "channel_dim": channel_dim, "index": index}

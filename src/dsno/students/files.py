@@ -1,38 +1,54 @@
-"""Students on disk: one function that saves and one that loads, whatever kind a student is."""
+"""Students on disk: one function that saves and one that loads, whatever kind a student is.
+
+A folder holds `config.json`, which says its `type`, and `model.safetensors`:
+
+| type | what | weights of |
+|---|---|---|
+| `student` | a `TrajectoryStudent` | all of it |
+| `adapter` | a `TrajectoryStudent` around a teacher that is elsewhere | what lifting added |
+| `flow map` | a `FlowMap` | all of it |
+"""
 
 from __future__ import annotations
 
 import copy
 import hashlib
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from dsno.checkpoint import CONFIG, build, load_model, read_json, save_model
+from dsno.checkpoint import CONFIG, WEIGHTS, build, load_model, read_json, save_model
 from dsno.denoise import Kind, Prediction
+from dsno.hub import is_hub_id, local_copy
 from dsno.nets.backbone import Backbone, example, net_from_config
 from dsno.schedule import schedule_from_config
 from dsno.students.blocks import Told
 from dsno.students.flowmap import FlowMap, TwoTime, Way, two_time
-from dsno.students.lift import Lifted, Plan, install, lift
+from dsno.students.lift import Lifted, LiftPlan, install, lift
 from dsno.students.operator import Target, TrajectoryStudent
 from dsno.students.samplers import Student
 from dsno.students.temporal import Activation
 
-__all__ = ["build_student", "load_any", "load_flow_map", "load_student", "save_flow_map", "save_student"]
+__all__ = ["build_student", "load_student", "notes_of", "save_student", "trained_for"]
 
 
-def save_student(folder: Path | str, student: TrajectoryStudent, adapter_only: bool = False, **notes: object) -> Path:
+def save_student(folder: Path | str, student: Student, adapter_only: bool = False, **notes: object) -> Path:
     """Write a student: `config.json` and `model.safetensors`; `notes` go into the former.
 
     With `adapter_only`, only what lifting added to the teacher, and a fingerprint of the teacher's weights.
 
     Raises:
-        ValueError: if only the adapter is to be written of a student whose backbone is trained, too.
+        ValueError: if only the adapter is to be written of a flow map, or of a student whose backbone is trained, too;
+            for a flow map whose network cannot be rebuilt from a configuration.
     """
+    if isinstance(student, FlowMap):
+        if adapter_only:
+            raise ValueError("a flow map has no adapter: its whole network is trained, so save all of it")
+        return save_model(folder, {"type": "flow map", **_described(student), "notes": notes}, student)
     config = {"type": "student", **student.config, "notes": notes}
     if not adapter_only:
         return save_model(folder, config, student)
@@ -41,40 +57,99 @@ def save_student(folder: Path | str, student: TrajectoryStudent, adapter_only: b
     for name, parameter in student.named_parameters():
         if parameter.requires_grad and parameter not in own:
             raise ValueError(
-                f"{name} is trained, too: freeze the backbone before training (`freeze_backbone`), or save the whole student"
+                f"{name} is trained, too: freeze the backbone before training (`freeze_backbone`), or save the whole "
+                "student"
             )
     return save_model(folder, {**config, "type": "adapter", "teacher": _fingerprint(student.net)}, added)
 
 
-def load_student(
-    folder: Path | str, backbone: nn.Module | None = None, teacher: Prediction | None = None
-) -> TrajectoryStudent:
-    """Read what `save_student` wrote.
+def load_student(ref: Path | str, backbone: nn.Module | None = None, teacher: Prediction | None = None) -> Student:
+    """Read what `save_student` wrote, that is, what any method made.
 
     Arguments:
-        folder: What `save_student` wrote.
+        ref: A folder, or the name of a repository on the Hub, `org/name` or `org/name@revision`.
         backbone: A network like the one that was lifted, where that was no `Backbone`; lifted in place.
         teacher: The teacher that an adapter belongs to; its network is copied.
 
     Raises:
-        FileNotFoundError: if a file is missing.
-        ValueError: if the folder holds something else, or damaged or foreign weights; if it needs a backbone or a teacher
-            and there is none, or the teacher is another.
+        FileNotFoundError: if there is no such folder or repository, or a file of it is missing.
+        ConnectionError: if the Hub cannot be reached and there is no copy of an earlier download.
+        ValueError: if the folder holds something else, or damaged or foreign weights; if it needs a backbone or a
+            teacher and there is none, or the teacher is another.
     """
-    folder = Path(folder)
-    if teacher is None:
-        config = read_json(folder / CONFIG)
-        if isinstance(config, dict) and config.get("type") == "adapter":
-            raise ValueError(f"{folder} holds an adapter: pass the teacher it belongs to, load_student(..., teacher=)")
+    folder = _folder(ref)
+    if teacher is not None:
+        return _load_adapter(folder, teacher)
+    config = read_json(folder / CONFIG)
+    kind = config.get("type") if isinstance(config, dict) else None
+    if kind == "adapter":
+        raise ValueError(f"{folder} holds an adapter: pass the teacher it belongs to, load_student(..., teacher=)")
+    make = _build_flow_map if kind == "flow map" else lambda config: build_student(config, backbone)
+    return load_model(folder, "flow map" if kind == "flow map" else "student", _whole(make)).eval()
 
-        def whole(config: dict[str, Any]) -> tuple[TrajectoryStudent, nn.Module]:
-            student = build_student(config, backbone)
-            return student, student
 
-        return load_model(folder, "student", whole).eval()
+def notes_of(ref: Path | str) -> dict[str, Any]:
+    """What `save_student` was told to note: the method, its options, where teacher and data came from.
+
+    Raises:
+        FileNotFoundError: if there is no such folder or file.
+    """
+    config = read_json(_folder(ref) / CONFIG)
+    notes: dict[str, Any] = config.get("notes", {}) if isinstance(config, dict) else {}
+    return notes
+
+
+def trained_for(ref: Path | str) -> tuple[float, float]:
+    """The range of guidance weights that a student was trained for; all from 0 on where its notes name none.
+
+    Raises:
+        FileNotFoundError: if there is no such folder or file.
+    """
+    notes = notes_of(ref)
+    # Version 0.1 noted options beside the rest.
+    low, high = notes.get("options", notes).get("guidance", (0.0, math.inf))
+    return low, high
+
+
+def _folder(ref: Path | str) -> Path:
+    """Where a student lies; whoever gives a path means this machine."""
+    remote = isinstance(ref, str) and not Path(ref).exists() and is_hub_id(ref)
+    return local_copy(ref, [CONFIG, WEIGHTS]) if remote else Path(ref)
+
+
+def _whole(make: Callable[[dict[str, Any]], Student]) -> Callable[[dict[str, Any]], tuple[Student, nn.Module]]:
+    """A student as `load_model` wants it: the object, and the module that its weights fill."""
+
+    def made(config: dict[str, Any]) -> tuple[Student, nn.Module]:
+        student = make(config)
+        return student, student
+
+    return made
+
+
+# Operators, and adapters of them
+
+
+def build_student(config: Mapping[str, Any], backbone: nn.Module | None = None) -> TrajectoryStudent:
+    """The operator a configuration describes, with fresh weights, or around the given backbone, lifted in place.
+
+    Raises:
+        ValueError: for an unknown key, with the nearest known one, or a missing one; or if it needs a backbone.
+    """
+    described = {k: v for k, v in config.items() if k not in ("type", "notes")}
+    if backbone is None and "backbone" in config and config["backbone"] is None:
+        raise ValueError(
+            "the backbone of this student is no `Backbone` and cannot be rebuilt from a configuration: pass one like "
+            "it, "
+            "load_student(..., backbone=)"
+        )
+    return build(_operator, {**described, "net": backbone}, "the configuration of a student")
+
+
+def _load_adapter(folder: Path, teacher: Prediction) -> TrajectoryStudent:
     net = copy.deepcopy(teacher.net)
 
-    def adapter(config: dict[str, Any]) -> tuple[TrajectoryStudent, nn.Module]:
+    def make(config: dict[str, Any]) -> tuple[TrajectoryStudent, nn.Module]:
         expected = config.pop("teacher", None)
         student = build_student(config, net)
         if _fingerprint(student.net) != expected:
@@ -82,7 +157,7 @@ def load_student(
         student.net.freeze_backbone()
         return student, student.net.added()
 
-    return load_model(folder, "adapter", adapter).eval()
+    return load_model(folder, "adapter", make).eval()
 
 
 def _fingerprint(net: Lifted) -> str:
@@ -96,22 +171,7 @@ def _fingerprint(net: Lifted) -> str:
     return digest.hexdigest()
 
 
-def build_student(config: Mapping[str, Any], backbone: nn.Module | None = None) -> TrajectoryStudent:
-    """The student a configuration describes, with fresh weights, or around the given backbone, lifted in place.
-
-    Raises:
-        ValueError: for an unknown key, with the nearest known one, or a missing one; or if it needs a backbone.
-    """
-    described = {k: v for k, v in config.items() if k not in ("type", "notes")}
-    if backbone is None and "backbone" in config and config["backbone"] is None:
-        raise ValueError(
-            "the backbone of this student is no `Backbone` and cannot be rebuilt from a configuration: pass one like it, "
-            "load_student(..., backbone=)"
-        )
-    return build(_student, {**described, "net": backbone}, "the configuration of a student")
-
-
-def _student(
+def _operator(
     schedule: dict[str, object],
     times: Sequence[float],
     target: Target,
@@ -125,14 +185,14 @@ def _student(
     net: nn.Module | None = None,
 ) -> TrajectoryStudent:
     lifted = _lift_again(net_from_config(backbone) if net is None else net, lift)
-    path = schedule_from_config(schedule)
-    return TrajectoryStudent(lifted, path, times, target, kind, data_std, shape, classes, restarts)
+    solved_on = schedule_from_config(schedule)
+    return TrajectoryStudent(lifted, solved_on, times, target, kind, data_std, shape, classes, restarts)
 
 
 def _lift_again(net: nn.Module, config: Mapping[str, Any]) -> Lifted:
     if "phases" in config or not isinstance(net, Backbone):
-        return install(net, build(Plan, config, "the configuration of a lift"))
-    # Students of version 0.1 name the blocks with temporal layers alone.
+        return install(net, build(LiftPlan, config, "the configuration of a lift"))
+    # The first students of version 0.1, the shipped one among them, name the blocks with temporal layers alone.
     return build(_lift_named, {"net": net, **config}, "the configuration of a lift")
 
 
@@ -152,38 +212,33 @@ def _lift_named(
     return lift(net, arguments, net.blocks, frames, modes, where, once, activation, channel_dim=channel_dim, told=told)
 
 
-def save_flow_map(folder: Path | str, made: FlowMap, **notes: object) -> Path:
-    """Write a flow map of a `Backbone`: `config.json` and `model.safetensors`; `notes` go into the former.
+# Flow maps
+
+
+def _described(student: FlowMap) -> dict[str, object]:
+    """The configuration of a flow map.
 
     Raises:
-        ValueError: if its network cannot be rebuilt from a configuration.
+        ValueError: if its network cannot be rebuilt from one.
     """
-    net = made.net
+    net = student.net
     if not isinstance(net, TwoTime) or not isinstance(net.backbone, Backbone):
         raise ValueError(
             f"a flow map of a {type(net).__name__} cannot be rebuilt from a file: save its state_dict yourself"
         )
-    config = {
-        "type": "flow map", "schedule": made.schedule.config, "kind": made.kind, "data_std": made.data_std,
-        "backbone": net.backbone.config, "guidance": net.guidance is not None, "way": made.way, "steps": made.steps,
-        "notes": notes,
-    }  # fmt: skip
-    return save_model(folder, config, made)
+    return {
+        "schedule": student.schedule.config,
+        "kind": student.kind,
+        "data_std": student.data_std,
+        "backbone": net.backbone.config,
+        "guidance": net.guidance is not None,
+        "way": student.way,
+        "steps": student.steps,
+    }
 
 
-def load_flow_map(folder: Path | str) -> FlowMap:
-    """Read what `save_flow_map` wrote.
-
-    Raises:
-        FileNotFoundError: if a file is missing.
-        ValueError: if the folder holds something else, or damaged or foreign weights.
-    """
-
-    def make(config: dict[str, Any]) -> tuple[FlowMap, nn.Module]:
-        made = build(_flow_map, config, "the configuration of a flow map")
-        return made, made
-
-    return load_model(folder, "flow map", make).eval()
+def _build_flow_map(config: dict[str, Any]) -> FlowMap:
+    return build(_flow_map, config, "the configuration of a flow map")
 
 
 def _flow_map(
@@ -197,15 +252,3 @@ def _flow_map(
 ) -> FlowMap:
     net = two_time(net_from_config(backbone), guidance)
     return FlowMap(net, schedule_from_config(schedule), kind, data_std, way, steps)
-
-
-def load_any(folder: Path | str) -> Student:
-    """Read what `save_student` or `save_flow_map` wrote.
-
-    Raises:
-        FileNotFoundError: if a file is missing.
-        ValueError: as `load_student` and `load_flow_map` do.
-    """
-    config = read_json(Path(folder) / CONFIG)
-    is_map = isinstance(config, dict) and config.get("type") == "flow map"
-    return load_flow_map(folder) if is_map else load_student(folder)

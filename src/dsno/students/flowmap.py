@@ -2,28 +2,31 @@ r"""Flow maps of two times: $(x_t, t, s) \mapsto x_s$ along the probability-flow
 
 One network $h(x_t, t, s)$, read as the constant of the ODE's exact linear form between the two times,
 
-$$ X_{t \to s}(x) = \frac{\sigma_s}{\sigma_t} x + \Big( \alpha_s - \frac{\sigma_s}{\sigma_t} \alpha_t \Big) h(x, t, s), $$
+$$ X_{t \to s}(x) = \frac{\sigma_s}{\sigma_t} x
+   + \Big( \alpha_s - \frac{\sigma_s}{\sigma_t} \alpha_t \Big) h(x, t, s), $$
 
-is the identity at $s = t$ whatever h is; $h(x, t, t)$ is the denoiser, and $h = D(x, t)$ for every s is DDIM's step, which is
-where a student made from a teacher starts. Backwards, to $s > t$, the same output is read as noise e, and nothing is divided by
-a $\sigma_t$ near 0:
+is the identity at $s = t$ whatever h is; $h(x, t, t)$ is the denoiser, and $h = D(x, t)$ for every s is DDIM's step,
+which is where a student made from a teacher starts. Backwards, to $s > t$, the same output is read as noise e, and
+nothing is divided by a $\sigma_t$ near 0:
 
-$$ X_{t \to s}(x) = \frac{\alpha_s}{\alpha_t} x + \Big( \sigma_s - \frac{\alpha_s}{\alpha_t} \sigma_t \Big) e(x, t, s), \qquad
+$$ X_{t \to s}(x) = \frac{\alpha_s}{\alpha_t} x
+   + \Big( \sigma_s - \frac{\alpha_s}{\alpha_t} \sigma_t \Big) e(x, t, s), \qquad
    e = (x - \alpha_t h) / \sigma_t. $$
 
-A teacher that predicts noise says nothing of h where all is noise: $h = (x - \sigma_t F) / \max(\alpha_t, 1/4)$ is its $\hat x_0$
-but for the last quarter, where the map has to be learned from another start.
+A teacher that predicts noise says nothing of h where all is noise: $h = (x - \sigma_t F) / \max(\alpha_t, 1/4)$ is its
+$\hat x_0$ but for the last quarter, where the map has to be learned from another start.
 
 As a velocity it is $u = \dot\alpha_t h + \dot\sigma_t e$, on a straight path the average velocity, $X = x + (s - t) u$.
 
 What a method wants of h is its loss: $s = 0$ alone is a consistency function, s on the next grid time progressive
-distillation, all of $s \le t$ a flow map (Boffi et al., 2024, arXiv 2406.07507), whose average velocity MeanFlow learns (Geng
-et al., 2025, arXiv 2505.13447).
+distillation, all of $s \le t$ a flow map (Boffi et al., 2024, arXiv 2406.07507), whose average velocity MeanFlow learns
+(Geng et al., 2025, arXiv 2505.13447).
 """
 
 from __future__ import annotations
 
 import copy
+from itertools import pairwise
 from typing import Literal, cast
 
 import torch
@@ -31,6 +34,7 @@ from torch import Tensor, nn
 
 from dsno.condition import Cond, split_weight
 from dsno.denoise import Kind, Prediction, convert, expand_like, scale_input, x0_from
+from dsno.grids import even
 from dsno.nets.backbone import Backbone, example
 from dsno.schedule import Schedule
 from dsno.solvers.run import initial_state
@@ -77,8 +81,8 @@ class FlowMap(nn.Module):
     r"""$X_{t \to s}$ of a network, the formula above.
 
     Arguments:
-        net: Called as `net(x_t, t, s)` or `net(x_t, t, s, cond)`, t and s (B,) in [0, 1]; returns (B, *shape). A `TwoTime` is
-            told the phase of s in its place.
+        net: Called as `net(x_t, t, s)` or `net(x_t, t, s, cond)`, t and s (B,) in [0, 1]; returns (B, *shape). A
+            `TwoTime` is told the phase of s in its place.
         schedule: The teacher's path.
         kind: How the raw output is read as h: as a prediction of this kind at $(x_t, t)$.
         data_std: $\sigma_d$ of the kind `edm`.
@@ -123,10 +127,19 @@ class FlowMap(nn.Module):
         """Whether it is told a guidance weight, `weight` in its condition."""
         return isinstance(self.net, TwoTime) and self.net.guidance is not None
 
+    def trained_for(self, way: Way, steps: int | None = None) -> FlowMap:
+        """The same map, its network shared, said to be trained for these steps."""
+        made = FlowMap(self.net, self.schedule, self.kind, self.data_std, way, steps)
+        made.training = self.training
+        return made
+
     @torch.no_grad()
     def sample(self, z: Tensor, cond: Cond | None = None) -> Tensor:
-        """One pass: (B, *shape) from noise (B, *shape)."""
-        return cast(Tensor, self(initial_state(self.schedule, z), 1.0, 0.0, cond))
+        """The sample, (B, *shape) from noise (B, *shape): in one pass, or in those of the grid it was trained for."""
+        x = initial_state(self.schedule, z)
+        for t, s in pairwise(even(self.schedule, self.steps or 1).tolist()):
+            x = self(x, t, s, cond)
+        return x
 
     def x0(self, x_t: Tensor, t: Tensor | float, s: Tensor | float, cond: Cond | None = None) -> Tensor:
         r"""$h(x_t, t, s)$, (B, *shape); at s = t the denoiser's $\hat x_0$."""
@@ -211,13 +224,14 @@ def flow_map_from_teacher(teacher: Prediction, guidance: bool = False) -> FlowMa
     """A flow map around a copy of a teacher, its weights included: DDIM's step at the start, for any two times.
 
     Raises:
-        ValueError: if the teacher's network is no `Backbone`, which says where its time embedding is, or has its own time
-            units.
+        ValueError: if the teacher's network is no `Backbone`, which says where its time embedding is, or has its own
+            time units.
     """
     net = copy.deepcopy(teacher.net)
     if not isinstance(net, Backbone):
         raise ValueError(
-            f"a {type(net).__name__} does not say which of its modules return the time embedding: build a `TwoTime` with "
+            f"a {type(net).__name__} does not say which of its modules return the time embedding: build a `TwoTime` "
+            "with "
             "their names, and a FlowMap of it"
         )
     if teacher.time is not None:

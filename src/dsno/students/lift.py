@@ -15,9 +15,9 @@ Frames only meet in the temporal layers, which splits a pass in three:
 | after the last temporal layer | the frames asked for: the last alone when only the sample is wanted |
 
 The split is exact. It is done by the same hooks: each block is handed the rows of every tensor argument (features,
-embeddings, skips) that its place in the pass calls for. That needs blocks that do their own joining: a network that adds
-or concatenates features of different blocks outside of them would meet different numbers of rows there. `lift` tries one
-pass and, where that fails, runs all blocks on all frames and selects at the end, which is the same function.
+embeddings, skips) that its place in the pass calls for. That needs blocks that do their own joining: a network that
+adds or concatenates features of different blocks outside of them would meet different numbers of rows there. `lift`
+tries one pass and, where that fails, runs all blocks on all frames and selects at the end, which is the same function.
 """
 
 from __future__ import annotations
@@ -30,20 +30,20 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from dsno.condition import Cond, map_cond, split_weight
+from dsno.condition import Cond, map_cond, named, split_weight
 from dsno.denoise import evaluating
 from dsno.students.blocks import Blocks, Told, Where, embedding_dim, find_blocks, phases, place, site
 from dsno.students.rows import AddWeight, After, Before, Call, Checkpointed, Rows
 from dsno.students.temporal import Activation, Init, TemporalFourier
 from dsno.students.weight import WeightEmbedding
 
-__all__ = ["Lifted", "Plan", "install", "lift"]
+__all__ = ["LiftPlan", "Lifted", "install", "lift"]
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Plan:
+class LiftPlan:
     """What `lift` decided, JSON-able: enough to lift the same backbone again without running it.
 
     Attributes:
@@ -67,12 +67,12 @@ class Lifted(nn.Module):
     """A backbone of M frames; made by `lift`.
 
     Call: `lifted(x, times, cond, start, select)` with x (B, *shape) the noise, `times` (M,) the frames' output times,
-    `start` () or (B,) the input's time (told to the blocks that run once, or to all), `cond` with first dimension B, and `select`
-    the indices of the frames wanted (all by default). Returns (B, len(select), *shape), raw network outputs. A network
-    with guidance reads its weight from `cond["weight"]`; the backbone is told the rest.
+    `start` () or (B,) the input's time (told to the blocks that run once, or to all), `cond` with first dimension B,
+    and `select` the indices of the frames wanted (all by default). Returns (B, len(select), *shape), raw network
+    outputs. A network with guidance reads its weight from `cond["weight"]`; the backbone is told the rest.
     """
 
-    def __init__(self, backbone: nn.Module, rows: Rows, plan: Plan) -> None:
+    def __init__(self, backbone: nn.Module, rows: Rows, plan: LiftPlan) -> None:
         super().__init__()
         self.backbone, self.rows, self.plan = backbone, rows, plan
         self.frames, self.once, self.told = plan.frames, plan.once, plan.told
@@ -184,9 +184,9 @@ def lift(
     Arguments:
         backbone: Called as `net(x, t)` or `net(x, t, cond)`, t in [0, 1].
         example: Arguments of one such call with a batch of one; finds the order and widths of the blocks.
-        blocks: All blocks, including those without a temporal layer: classes whose instances are blocks, or names. Names
-            beside classes are modules that only need their rows (a stem, a head). Of blocks inside blocks the outermost
-            gets the rows; any may get a layer.
+        blocks: All blocks, including those without a temporal layer: classes whose instances are blocks, or names.
+            Names beside classes are modules that only need their rows (a stem, a head). Of blocks inside blocks the
+            outermost gets the rows; any may get a layer.
         frames: M.
         modes: J, at most M // 2 + 1.
         where: Which blocks get a layer: `every` (the paper; not the resampling blocks, the stem or the head), `low`
@@ -196,13 +196,14 @@ def lift(
         once: Run the blocks before the first temporal layer once per sample, told the input's time.
         activation: See `TemporalFourier`.
         init: See `TemporalFourier`.
-        channel_dim: See `TemporalFourier`; by default 1, and -1 for features of fewer dimensions than x, that is tokens.
-        told: Which time a frame's blocks are told: its own `output` time (the paper), or the `input`'s, where the lifted
-            network starts as the teacher at the noise it is given and the temporal layers tell the frames apart.
+        channel_dim: See `TemporalFourier`; by default 1, and -1 for features of fewer dimensions than x, that is
+            tokens.
+        told: Which time a frame's blocks are told: its own `output` time (the paper), or the `input`'s, where the
+            lifted network starts as the teacher at the noise it is given and the temporal layers tell the frames apart.
         output: Of blocks that return tuples, the place of the features; by default that of the tensor shaped like the
             block's first argument.
-        guidance: Names of modules whose output (B, D) is a time embedding, to which an embedding of the guidance weight is
-            added (`WeightEmbedding`).
+        guidance: Names of modules whose output (B, D) is a time embedding, to which an embedding of the guidance weight
+            is added (`WeightEmbedding`).
 
     Raises:
         ValueError: if the backbone is lifted already, a block is unknown, no block gets a layer though `where` is not
@@ -220,10 +221,16 @@ def lift(
     for name in sites:
         if hasattr(modules[name], "temporal"):
             raise ValueError(f"the block {name!r} has a module called `temporal` of its own: rename it")
-    plan = Plan(
-        sites, phases(found, temporal, once, told), frames, modes, once, activation, told,
+    plan = LiftPlan(
+        sites,
+        phases(found, temporal, once, told),
+        frames,
+        modes,
+        once,
+        activation,
+        told,
         {n: embedding_dim(n, b) for n, b in find_blocks(backbone, example, guidance).items()} if guidance else {},
-    )  # fmt: skip
+    )
     made = install(backbone, plan, init, x)
     if all(block.runs == 1 for block in found.values()) and _separable(made, example):
         return made
@@ -237,7 +244,7 @@ def lift(
     return install(backbone, replace(plan, once=False, phases=dict.fromkeys(plan.phases, 1)), init, x)
 
 
-def install(backbone: nn.Module, plan: Plan, init: Init = "zero", like: Tensor | None = None) -> Lifted:
+def install(backbone: nn.Module, plan: LiftPlan, init: Init = "zero", like: Tensor | None = None) -> Lifted:
     """Lift a backbone, in place, as a plan says; the new layers are of the dtype and on the device of `like`.
 
     Raises:
@@ -268,7 +275,7 @@ def install(backbone: nn.Module, plan: Plan, init: Init = "zero", like: Tensor |
     return made
 
 
-def _uninstall(backbone: nn.Module, plan: Plan) -> None:
+def _uninstall(backbone: nn.Module, plan: LiftPlan) -> None:
     for name in plan.temporal:
         del backbone.get_submodule(name).temporal
     for module in backbone.modules():
@@ -280,17 +287,19 @@ def _uninstall(backbone: nn.Module, plan: Plan) -> None:
 
 def _separable(made: Lifted, example: Sequence[Cond]) -> bool:
     """Whether a pass runs with different numbers of rows: what was joined outside the blocks would not fit."""
-    x, cond = example[0], example[2] if len(example) > 2 else None
-    two = [None if c is None else map_cond(lambda v: v.expand(2, *v.shape[1:]), c) for c in (x, cond)]
-    told: dict[str, Tensor] | Cond | None = two[1]
+    first, *_ = example
+    rows, cond = (
+        None if c is None else map_cond(lambda v: v.expand(2, *v.shape[1:]), c)
+        for c in (first, example[2] if len(example) > 2 else None)
+    )
+    x = cast(Tensor, rows)
     if made.guidance is not None:
-        named = {"": told} if isinstance(told, Tensor) else dict(told or {})
-        told = {**named, "weight": cast(Tensor, two[0]).new_zeros(2)}
-    times = torch.zeros(made.frames, device=cast(Tensor, x).device)
+        cond = {**named(cond), "weight": x.new_zeros(2)}
+    times = torch.zeros(made.frames, device=x.device)
     try:
         with evaluating(made), torch.no_grad():
             for select in (None, (-1,)):
-                made(two[0], times, told, 1.0, select)
+                made(x, times, cond, 1.0, select)
             return True
     except torch.OutOfMemoryError:
         raise

@@ -12,9 +12,9 @@ The file holds `model` and `ema`, state dicts that address every layer by its pl
 The imaginary part of mode 0 (and of the Nyquist mode) is **dropped**: an inverse real FFT ignores it, so it never had
 a gradient and never reached an output. The official parameter counts include it (`official_parameters`).
 
-The order of the attention rows is what the official *modules compute*. The official *loader* of teacher weights fills them
-in the teacher's order, `[q, k, v][head][channel]`, which is the same for one head (CIFAR-10) and scrambles the teacher's
-attention for more (ImageNet-64). A file that was trained on has learnt with the order of the modules,
+The order of the attention rows is what the official *modules compute*. The official *loader* of teacher weights fills
+them in the teacher's order, `[q, k, v][head][channel]`, which is the same for one head (CIFAR-10) and scrambles the
+teacher's attention for more (ImageNet-64). A file that was trained on has learnt with the order of the modules,
 `attention="official"`; for a file that still holds a teacher's rows as they were copied, or was made by code that
 computes in that order, say `attention="teacher"`.
 """
@@ -50,17 +50,28 @@ OFFICIAL: dict[str, tuple[Mapping[str, Any], tuple[float, ...]]] = {
 
 # What an official module calls its layers, and we call them.
 BLOCK = {
-    "GroupNorm_0": "norm1", "Conv_0": "conv1", "Dense_0": "emb", "GroupNorm_1": "norm2", "Conv_1": "conv2",
+    "GroupNorm_0": "norm1",
+    "Conv_0": "conv1",
+    "Dense_0": "emb",
+    "GroupNorm_1": "norm2",
+    "Conv_1": "conv2",
     "NIN_0": "shortcut",
-}  # fmt: skip
+}
 
 ATTENTION = {"GroupNorm_0": "norm", "NINs": "qkv", "NIN_3": "proj"}
 
 # Options of an official configuration and the one value that the published models have.
 FIXED = {
-    "resblock_type": "biggan", "nonlinearity": "swish", "logsnr_type": "inv_cos", "mean_type": "x", "conditional": True,
-    "time_conv": True, "with_nin": False, "pred_eps": False, "fourier_feature": False,
-}  # fmt: skip
+    "resblock_type": "biggan",
+    "nonlinearity": "swish",
+    "logsnr_type": "inv_cos",
+    "mean_type": "x",
+    "conditional": True,
+    "time_conv": True,
+    "with_nin": False,
+    "pred_eps": False,
+    "fourier_feature": False,
+}
 
 
 def load_official(
@@ -90,7 +101,8 @@ def load_official(
     state = held if any("all_modules." in str(key) for key in held) else held.get(which)
     if not isinstance(state, Mapping):
         raise ValueError(
-            f"{path} has no {which!r} (it has {', '.join(map(str, held)) or 'nothing'}): not a checkpoint of the official "
+            f"{path} has no {which!r} (it has {', '.join(map(str, held)) or 'nothing'}): not a checkpoint of the "
+            "official "
             "DSNO code"
         )
     return official_student(state, config, attention, source=path)
@@ -116,9 +128,16 @@ def official_student(
         net = IDDPMUNet(**backbone)
     names = published_blocks(net)
     lifted = lift(
-        net, example(net, next(net.parameters())), net.blocks, frames=len(times), modes=modes,
-        where=lambda name, shape: name in names, once=True, activation="leaky_relu", told="output",
-    )  # fmt: skip
+        net,
+        example(net, next(net.parameters())),
+        net.blocks,
+        frames=len(times),
+        modes=modes,
+        where=lambda name, shape: name in names,
+        once=True,
+        activation="leaky_relu",
+        told="output",
+    )
     tensors = {f"backbone.{name}": value for name, value in _convert(net, state, attention, source)}
     fill(lifted.to_empty(device="cpu"), tensors, source)
     return TrajectoryStudent(lifted, net.schedule, times, target="x0", kind="x0").eval()
@@ -144,7 +163,8 @@ def _read(path: Path) -> Mapping[str, Any]:
         if found is None:
             raise ValueError(f"{path} is damaged or was not written by torch.save ({type(error).__name__})") from error
         raise ValueError(
-            f"{path} holds a Python object ({found[1]}), which could run code when read. If you trust the file, save its "
+            f"{path} holds a Python object ({found[1]}), which could run code when read. If you trust the file, save "
+            "its "
             "weights alone where it was made: `ck = torch.load(path, weights_only=False)`, then "
             "`torch.save({'model': ck['model'], 'ema': ck['ema']}, path)`"
         ) from error
@@ -179,12 +199,20 @@ def _from_yaml(data: Mapping[str, Any], model: Mapping[str, Any]) -> tuple[Mappi
         if model.get(option, value) != value:
             raise ValueError(f"{option}={model[option]!r} is not supported: the published models have {value!r}")
     backbone = {
-        "in_channels": data["num_channels"], "image_size": data["image_size"], "channels": model["nf"],
-        "ch_mult": model["ch_mult"], "blocks": model["num_res_blocks"], "attention": model["attn_resolutions"],
-        "heads": model.get("num_attn_heads") or 1, "head_dim": model.get("head_dim"), "dropout": model["dropout"],
-        "classes": model["num_classes"] or None, "emb_dim": model["temb_dim"],
-        "log_snr_min": model["logsnr_min"], "log_snr_max": model["logsnr_max"],
-    }  # fmt: skip
+        "in_channels": data["num_channels"],
+        "image_size": data["image_size"],
+        "channels": model["nf"],
+        "ch_mult": model["ch_mult"],
+        "blocks": model["num_res_blocks"],
+        "attention": model["attn_resolutions"],
+        "heads": model.get("num_attn_heads") or 1,
+        "head_dim": model.get("head_dim"),
+        "dropout": model["dropout"],
+        "classes": model["num_classes"] or None,
+        "emb_dim": model["temb_dim"],
+        "log_snr_min": model["logsnr_min"],
+        "log_snr_max": model["logsnr_max"],
+    }
     frames, steps, kept = model["num_t"] + model.get("num_pad", 0), data["num_steps"], data["t_idx"]
     if data["time_step"] == "uniform":
         times = [1 - (steps // (data["t_dim"] - 1)) * i / steps for i in kept]

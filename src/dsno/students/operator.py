@@ -104,7 +104,8 @@ class TrajectoryStudent(nn.Module):
             return self.net.backbone.shape
         if self.own_shape is None:
             raise ValueError(
-                f"a {type(self.net.backbone).__name__} does not say what it makes: pass shape=(C, ...) to TrajectoryStudent"
+                f"a {type(self.net.backbone).__name__} does not say what it makes: pass shape=(C, ...) to "
+                "TrajectoryStudent"
             )
         return self.own_shape
 
@@ -129,6 +130,22 @@ class TrajectoryStudent(nn.Module):
                 "this student starts from noise alone, in one pass: for more, distil one with inner starts "
                 "(`dsno distill --inner-starts 0.5`, on trajectories generated with the targets x0 and state)"
             )
+
+    def restarting(self, restarts: bool = True) -> TrajectoryStudent:
+        """The same student, its network shared, said to start from its inner states or not."""
+        made = TrajectoryStudent(
+            self.net,
+            self.schedule,
+            self.times,
+            self.target,
+            self.kind,
+            self.data_std,
+            self.own_shape,
+            self.own_classes,
+            restarts,
+        )
+        made.training = self.training
+        return made
 
     def forward(
         self,
@@ -199,10 +216,15 @@ class TrajectoryStudent(nn.Module):
         # Left out of students that start from noise alone: their files stay as they were before there were others.
         own |= {"restarts": True} if self.restarts else {}
         return {
-            "schedule": self.schedule.config, "times": self.times.tolist(), "target": self.target, "kind": self.kind,
-            "data_std": self.data_std, "backbone": self.net.backbone.config if known else None, "lift": self.net.config,
+            "schedule": self.schedule.config,
+            "times": self.times.tolist(),
+            "target": self.target,
+            "kind": self.kind,
+            "data_std": self.data_std,
+            "backbone": self.net.backbone.config if known else None,
+            "lift": self.net.config,
             **own,
-        }  # fmt: skip
+        }
 
 
 def student_from_teacher(
@@ -252,9 +274,18 @@ def student_from_teacher(
     if not any(p.requires_grad for p in net.parameters()):
         net.requires_grad_()
     made = lift(
-        net, _example(teacher, net), blocks, len(times), min(2, len(times) // 2 + 1) if modes is None else modes,
-        where, once, activation, init, told=told, guidance=embedding if guidance else (),
-    )  # fmt: skip
+        net,
+        _example(teacher, net),
+        blocks,
+        len(times),
+        min(2, len(times) // 2 + 1) if modes is None else modes,
+        where,
+        once,
+        activation,
+        init,
+        told=told,
+        guidance=embedding if guidance else (),
+    )
     if train_only == "temporal":
         made.freeze_backbone()
     return TrajectoryStudent(

@@ -41,8 +41,8 @@ class Rows:
     def pick(self, value: Any, phase: int) -> Any:
         """The rows of `value` for a block before (0), between (1) or after (2) the temporal layers.
 
-        Tensors inside tuples, lists and dictionaries are picked from, too. A tensor whose first dimension is no number of
-        rows that a pass can have is not batched (a table of positions, say) and stays as it is.
+        Tensors inside tuples, lists and dictionaries are picked from, too. A tensor whose first dimension is no number
+        of rows that a pass can have is not batched (a table of positions, say) and stays as it is.
         """
         if isinstance(value, Tensor):
             return self._rows(value, phase)

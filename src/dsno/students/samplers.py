@@ -1,4 +1,4 @@
-"""Either kind of student from its folder, and the sampler of so many passes that it was trained for."""
+"""Students as samplers: one pass or a few, and the sampler of as many as a student was trained for."""
 
 from __future__ import annotations
 
@@ -44,18 +44,19 @@ class MultiPass:
     Pass $i$ starts from the state $x_{t_j}$ that the pass before it made, with noise ($t = 1$) the first, and makes the
     frames up to the next inner one,
 
-    $$ x_{t_m} = \alpha_m h_m + \sigma_m (x_{t_j} - \alpha_j h_m) / \sigma_j, \qquad h_m = h_m(x_{t_j}, t_j), \quad m > j; $$
+    $$ x_{t_m} = \alpha_m h_m + \sigma_m (x_{t_j} - \alpha_j h_m) / \sigma_j, \qquad
+       h_m = h_m(x_{t_j}, t_j), \quad m > j; $$
 
     the last pass makes the rest. With the exact $h$ of `target="state"` this is the ODE's solution, whatever is passed
-    through; with `target="x0"` an inner state is DDIM's, one step from the last start with the $\hat x_0$ of its own time,
-    and the sample is exact for the state that the last pass starts from. One pass is `OnePass`.
+    through; with `target="x0"` an inner state is DDIM's, one step from the last start with the $\hat x_0$ of its own
+    time, and the sample is exact for the state that the last pass starts from. One pass is `OnePass`.
 
     With `fresh` noise a pass makes its sample $x$, too, and the next one starts from that sample noised again,
 
     $$ x_{t_j} = \alpha_j x + \sigma_j \epsilon, $$
 
-    as consistency models do (Song et al., 2023, arXiv 2303.01469, algorithm 1): no ODE's solution, but what a pass gets wrong
-    is drowned in noise instead of handed on.
+    as consistency models do (Song et al., 2023, arXiv 2303.01469, algorithm 1): no ODE's solution, but what a pass gets
+    wrong is drowned in noise instead of handed on.
 
     Arguments:
         student: A student that was trained from inner starts, if it is to make more than one pass.
@@ -66,8 +67,9 @@ class MultiPass:
         fresh: Whether inner passes start from the sample of the pass before, noised again.
 
     Raises:
-        ValueError: for more passes than the student has frames, frames that do not increase or are not inner ones, or more
-            than one pass of a student that starts from noise alone; when called without seeds where fresh noise is needed.
+        ValueError: for more passes than the student has frames, frames that do not increase or are not inner ones, or
+            more than one pass of a student that starts from noise alone; when called without seeds where fresh noise is
+            needed.
     """
 
     student: TrajectoryStudent
@@ -80,13 +82,16 @@ class MultiPass:
         if isinstance(self.through, int) and not 1 <= self.through <= M:
             if M == 1:
                 raise ValueError(
-                    f"a student of one frame makes one pass alone, got {self.through}: for more, distil one of several frames "
-                    "with inner starts (`dsno distill --inner-starts 0.5`), or by a method that makes more (`dsno methods`)"
+                    f"a student of one frame makes one pass alone, got {self.through}: for more, distil one of several "
+                    "frames "
+                    "with inner starts (`dsno distill --inner-starts 0.5`), or by a method that makes more (`dsno "
+                    "methods`)"
                 )
             raise ValueError(f"a student of {M} frames makes 1 to {M} passes, got {self.through}")
         if any(not i < j < M - 1 for i, j in pairwise((-1, *self.inner))):
             raise ValueError(
-                f"inner frames must increase within [0, {M - 2}], the last of {M} being the sample: got {list(self.inner)}"
+                f"inner frames must increase within [0, {M - 2}], the last of {M} being the sample: got "
+                f"{list(self.inner)}"
             )
         if self.passes > 1:
             self.student.check_restarts()
@@ -96,7 +101,8 @@ class MultiPass:
         """The inner frames that passes start from."""
         if not isinstance(self.through, int):
             return tuple(self.through)
-        # Noise and the M frames are M + 1 places: i M / k, to the nearest, is the place of the i-th restart of k passes.
+        # Noise and the M frames are M + 1 places: i M / k, to the nearest, is the place of the i-th restart of k
+        # passes.
         k, M = self.through, self.student.frames
         return tuple((2 * i * M + k) // (2 * k) - 1 for i in range(1, k))
 
@@ -128,10 +134,10 @@ class MultiPass:
             x_t, first, start = states[:, -1], last + 1, float(student.times[last])
         h, states = torch.cat(hs, 1), torch.cat(x, 1)
         t = torch.cat([torch.ones(1, dtype=torch.float64), student.times[kept]])
-        # A state student's h is no prediction at the frame's state: it leads there from the start of its pass. Nor is any h
-        # one at a state that was noised again.
-        told = student.target == "x0" and not (self.fresh and self.inner)
-        x0 = torch.cat([h[:, :1], h], 1) if told else None
+        # A state student's h is no prediction at the frame's state: it leads there from the start of its pass. Nor is
+        # any h one at a state that was noised again.
+        predicts = student.target == "x0" and not (self.fresh and self.inner)
+        x0 = torch.cat([h[:, :1], h], 1) if predicts else None
         return Trajectory(states, t, x0, cond, seeds, nfe=self.passes, rounds=self.passes)
 
     def _noises(self, z: Tensor, seeds: Tensor | None) -> Sequence[Tensor] | Tensor:
@@ -149,12 +155,13 @@ class FlowMapSampler:
 
     A step from $t_n$ jumps to $l_n \le t_{n+1}$ and, where that is short of $t_{n+1}$, noises the sample back up to it,
 
-    $$ x_{t_{n+1}} = \frac{\alpha_{n+1}}{\alpha_l} X_{t_n \to l_n}(x_{t_n}) + \sqrt{\sigma_{n+1}^2 - (\alpha_{n+1} / \alpha_l)^2
+    $$ x_{t_{n+1}} = \frac{\alpha_{n+1}}{\alpha_l} X_{t_n \to l_n}(x_{t_n})
+       + \sqrt{\sigma_{n+1}^2 - (\alpha_{n+1} / \alpha_l)^2
        \sigma_l^2} \; \epsilon. $$
 
-    Without `landings`, $l_n = t_{n+1}$: deterministic. Landing at 0 is the multistep sampler of consistency models (Song et
-    al., 2023, arXiv 2303.01469, algorithm 1); $l_n = t_{n+2}$, one step further, the stochastic one of guided distillation
-    (Meng et al., 2023, arXiv 2210.03142).
+    Without `landings`, $l_n = t_{n+1}$: deterministic. Landing at 0 is the multistep sampler of consistency models
+    (Song et al., 2023, arXiv 2303.01469, algorithm 1); $l_n = t_{n+2}$, one step further, the stochastic one of guided
+    distillation (Meng et al., 2023, arXiv 2210.03142).
 
     Arguments:
         map: The flow map.
@@ -162,8 +169,8 @@ class FlowMapSampler:
         landings: N times, each at most the grid's next one; the last is the grid's last.
 
     Raises:
-        ValueError: for a grid that does not decrease, or landings that do not fit it; when called without seeds where fresh
-            noise is needed.
+        ValueError: for a grid that does not decrease, or landings that do not fit it; when called without seeds where
+            fresh noise is needed.
     """
 
     map: FlowMap
@@ -227,8 +234,8 @@ Student = TrajectoryStudent | FlowMap
 def sampler_of(student: Student, passes: int | None = None, whole: bool = False, fresh: bool = False) -> Sampler:
     """The sampler of so many passes; by default of the fewest it was trained for, which is one of all but a grid's map.
 
-    `whole` keeps all frames of a `TrajectoryStudent`; `fresh` noises the sample again between passes, which the samplers of
-    consistency functions do in any case.
+    `whole` keeps all frames of a `TrajectoryStudent`; `fresh` noises the sample again between passes, which the
+    samplers of consistency functions do in any case.
 
     Raises:
         ValueError: for passes it was not trained for, or fresh noise in a map of one grid.

@@ -70,11 +70,11 @@ class TemporalFourier(nn.Module):
         frames: M >= 1.
         modes: J in [1, M // 2 + 1].
         activation: $\varphi$. `leaky_relu` (slope 0.01) is the published layer.
-        init: `zero` is an exact identity at the start; it learns because $\varphi'(0) \ne 0$. `uniform` is the published
-            $U[0, 1) / C^2$; `normal` is $\mathcal N(0, 10^{-4}/C)$.
+        init: `zero` is an exact identity at the start; it learns because $\varphi'(0) \ne 0$. `uniform` is the
+            published $U[0, 1) / C^2$; `normal` is $\mathcal N(0, 10^{-4}/C)$.
         channel_dim: Where the channels are: 1 for (B*M, C, *spatial), -1 for (B*M, tokens, C).
-        offset: Learn a vector $e_m$ per frame, $T(u)[m] = u[m] + \varphi(v[m] + e_m)$, zero at the start. It tells frames
-            apart that are not told their own times.
+        offset: Learn a vector $e_m$ per frame, $T(u)[m] = u[m] + \varphi(v[m] + e_m)$, zero at the start. It tells
+            frames apart that are not told their own times.
 
     Shape: (B*M, C, *spatial) to the same, any number of spatial dimensions, frame index fastest: row b*M + m.
 
@@ -154,7 +154,8 @@ class TemporalFourier(nn.Module):
         return u + v
 
     def _mix(self, c: Tensor, last: bool) -> Tensor:
-        """Apply $R_k$ to the real coefficients, shape (B, K, space, C) if the channels come `last`, else (B, K, C, space)."""
+        """Apply $R_k$ to the real coefficients, shape (B, K, space, C) if the channels come `last`, else (B, K, C,
+        space)."""
 
         def apply(R: Tensor, c_k: Tensor) -> Tensor:
             return c_k @ R if last else R.T @ c_k

@@ -1,7 +1,7 @@
 r"""The guidance weight as an input of a student: one student for every weight (Meng et al., 2023, arXiv 2210.03142).
 
-A teacher under classifier-free guidance, $D_w = (1 + w) D(c) - w D(\varnothing)$, is another teacher for each $w$. A student
-trained on trajectories of all of them is told which,
+A teacher under classifier-free guidance, $D_w = (1 + w) D(c) - w D(\varnothing)$, is another teacher for each $w$. A
+student trained on trajectories of all of them is told which,
 
 $$ e(w) = W\, \mathrm{silu}(V \phi(w) + b), \qquad
    \phi(w) = (\sin \omega_k w, \cos \omega_k w), \quad \omega_k \text{ geometric from } \tfrac1{16} \text{ to } 16, $$

@@ -1,4 +1,10 @@
-"""A remote store: what is there, what is sent and fetched, and what its errors mean."""
+"""A place that fsspec reaches: what is there, what is sent and fetched, and what its errors mean.
+
+fsspec speaks to the Hub, to object stores, to web servers and to disks, and each of them fails in words of its own.
+`Remote.reaching` is the one place where those are translated: whatever library it was, a place that cannot be reached
+is a `ConnectionError`, one that has no set a `FileNotFoundError`, a closed one a `PermissionError`, a full disk an
+`OSError`.
+"""
 
 from __future__ import annotations
 
@@ -106,7 +112,8 @@ class Remote:
         if isinstance(error, FileNotFoundError) or status == 404:
             login = " If it is private, log in (hf auth login)." if self._hub else ""
             return FileNotFoundError(
-                f"no complete trajectory set at {self.url} ({first}): check the name, and that its push was finished.{login}"
+                f"no complete trajectory set at {self.url} ({first}): check the name, and that its push was "
+                f"finished.{login}"
             )
         if isinstance(error, PermissionError) or status in (401, 403):
             login = "log in with an account that may (hf auth login)" if self._hub else "check your credentials for it"
@@ -145,7 +152,8 @@ class Remote:
             self.fs.get_file(self.at(path.name), str(partial), callback=callback or NoOpCallback())
             if wrong := problem(partial, manifest, k, verify=True):
                 raise ValueError(
-                    f"{self.url}/{path.name} arrived {wrong}. It was removed: try again; if it stays so, push the set again"
+                    f"{self.url}/{path.name} arrived {wrong}. It was removed: try again; if it stays so, push the set "
+                    "again"
                 )
             publish(partial, path)
         finally:
@@ -182,19 +190,19 @@ class Remote:
                 found.update(chunk)
             return found.digest() == hashlib.file_digest(here, "sha256").digest()
 
-    def upload(self, files: Sequence[tuple[str, Path | bytes]], message: str, tell: Bytes) -> None:
-        """Write files; on the Hub in one commit called `message`."""
+    def upload(self, files: Sequence[tuple[str, Path | bytes]], message: str, counted: Bytes) -> None:
+        """Write files; on the Hub in one commit called `message`. The bytes of shards are `counted`."""
         if self._hub is not None:
             from huggingface_hub import CommitOperationAdd
 
             self._commit([CommitOperationAdd(self._in_repository(name), content) for name, content in files], message)
         for name, content in files:
             if self._hub is None:
-                self._write(name, content, tell)
+                self._write(name, content, counted)
             if isinstance(content, Path):
-                tell.finish(content.stat().st_size)
+                counted.finish(content.stat().st_size)
 
-    def _write(self, name: str, content: Path | bytes, tell: Bytes) -> None:
+    def _write(self, name: str, content: Path | bytes, counted: Bytes) -> None:
         # An object store shows a file when it is complete; a disk shows what there is of it.
         local = isinstance(self.fs, LocalFileSystem)
         target = self.at(f".{name}.tmp" if local else name)
@@ -206,7 +214,7 @@ class Remote:
                     with content.open("rb") as here:
                         for chunk in iter(lambda: here.read(2**23), b""):
                             there.write(chunk)
-                            tell.relative_update(len(chunk))
+                            counted.relative_update(len(chunk))
             if local:
                 os.replace(target, self.at(name))
         finally:

@@ -1,1 +1,1 @@
-"""A teacher verified before hours are spent."""
+"""A teacher verified before hours are spent on it: `run.check_teacher`."""

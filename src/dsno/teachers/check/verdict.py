@@ -1,4 +1,7 @@
-"""What a check found: findings, noise levels, and the verdict."""
+"""What a check found: findings, errors at noise levels, and the verdict, which is the worst of the findings.
+
+A failure says that samples of this teacher are no samples of its data; a warning, that somebody should look.
+"""
 
 from __future__ import annotations
 
@@ -81,11 +84,17 @@ class Verdict:
     def to_dict(self) -> dict[str, Any]:
         """JSON-able; numbers that are not finite are None."""
         levels = [{**asdict(level), "ratio": level.ratio} for level in self.levels]
-        found = {
-            "teacher": self.teacher, "verdict": self.state, "summary": self.summary, "source": self.source,
-            "findings": [asdict(f) for f in self.findings], "levels": levels, "cost": dict(self.cost),
-        }  # fmt: skip
-        return _finite(found)
+        return _finite(
+            {
+                "teacher": self.teacher,
+                "verdict": self.state,
+                "summary": self.summary,
+                "source": self.source,
+                "findings": [asdict(f) for f in self.findings],
+                "levels": levels,
+                "cost": dict(self.cost),
+            }
+        )
 
     def __str__(self) -> str:
         lines = [self.teacher]

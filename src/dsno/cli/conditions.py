@@ -1,0 +1,139 @@
+"""What a model is told beside the state, as the command line asks for it: by seed, and under guidance.
+
+Labels, embedded prompts and guidance weights of a row are functions of its seed, so that row i is told the same in any
+batch, in any process, and by `generate` and `sample` alike.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dsno.condition import Cond
+from dsno.denoise import Guided, Prediction
+from dsno.nets.diffusers import DiffusersNet
+from dsno.teachers.prompts import encode_prompts, null_cond
+from dsno.trajectories.labels import Label, uniform_labels, uniform_weights
+
+__all__ = ["condition_by_seed", "labels_by_seed", "null_of", "prompts_by_seed", "under_guidance"]
+
+
+def condition_by_seed(
+    ref: str, teacher: Prediction, labels: str | None, prompts: Path | None, weights: Sequence[float] = ()
+) -> Label | None:
+    """The condition of each row of a teacher, a function of the seeds; None if it is told nothing.
+
+    Arguments:
+        ref: The teacher's name, for messages, and for the text encoder of a diffusers model.
+        teacher: The teacher; of one with classes the labels are uniform by default.
+        labels: As `labels_by_seed` takes them.
+        prompts: As `prompts_by_seed` takes them; instead of labels.
+        weights: Two are the range of a guidance weight that each row is told, too.
+
+    Raises:
+        FileNotFoundError: if a named file is missing.
+        ValueError: as `labels_by_seed` and `prompts_by_seed` do.
+    """
+    if prompts is not None:
+        known: Label = prompts_by_seed(ref, prompts)
+    elif labels is not None or teacher.classes:
+        known = labels_by_seed(ref, teacher.classes, labels or "uniform")
+    else:
+        return None
+    if len(weights) < 2:
+        return known
+    weight = uniform_weights(*weights)
+
+    def weighted(seeds: Tensor) -> Cond:
+        cond = known(seeds)
+        named = {"label": cond} if isinstance(cond, Tensor) else dict(cond)
+        return {**named, "weight": weight(seeds)}
+
+    return weighted
+
+
+def labels_by_seed(ref: str, classes: int | None, labels: str) -> Callable[[Tensor], Tensor]:
+    """Labels (B,) as a function of the seeds (B,): `uniform`, one label for all, or those of a file, taken by turns.
+
+    Raises:
+        FileNotFoundError: if `labels` is none of these.
+        ValueError: if the teacher `ref` has no classes, a label is outside them, or the file holds something else.
+    """
+    if classes is None:
+        raise ValueError(f"--labels {labels}: {ref} has no classes")
+    if labels == "uniform":
+        return uniform_labels(classes)
+    known = torch.tensor([int(labels)]) if labels.lstrip("-").isdigit() else _read_labels(Path(labels))
+    low, high = int(known.min()), int(known.max())
+    if low < 0 or high >= classes:
+        raise ValueError(
+            f"label {low if low < 0 else high} is outside the classes of {ref}: expected 0 to {classes - 1}"
+        )
+    return lambda seeds: known[seeds % len(known)]
+
+
+def _read_labels(path: Path) -> Tensor:
+    if not path.is_file():
+        raise FileNotFoundError(f"--labels {path}: expected `uniform`, a label, or a file of labels")
+    try:
+        read = np.load(path, allow_pickle=False) if path.suffix == ".npy" else np.loadtxt(path, dtype=np.int64, ndmin=1)
+    except ValueError as error:
+        raise ValueError(f"{path} is no file of labels, integers separated by white space ({error})") from None
+    if read.ndim != 1 or not len(read) or read.dtype.kind not in "iu":
+        raise ValueError(f"{path} must hold one integer for each seed, got {read.dtype} of shape {read.shape}")
+    return torch.from_numpy(read.astype(np.int64))
+
+
+def prompts_by_seed(ref: str, path: Path) -> Callable[[Tensor], dict[str, Tensor]]:
+    """The embeddings of the prompts in a file as a function of the seeds, taken by turns.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if it holds no prompt, or the teacher `ref` has no text encoder that we know.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no file {path} of prompts, one a line")
+    prompts = [line.strip() for line in path.read_text().splitlines() if line.strip()]
+    if not prompts:
+        raise ValueError(f"{path} holds no prompt: write one a line")
+    encoded = encode_prompts(ref, prompts)
+    return lambda seeds: {name: rows[seeds % len(prompts)] for name, rows in encoded.items()}
+
+
+def under_guidance(
+    ref: str, teacher: Prediction, weights: Sequence[float], prompted: bool = False, null: int | None = None
+) -> Prediction | Guided:
+    """The teacher under one weight of guidance, or under one that each row is told (two); itself under none.
+
+    Raises:
+        ValueError: if it is told nothing that it could be guided by, or nothing stands for no condition.
+    """
+    if not weights:
+        return teacher
+    if not teacher.classes and not prompted:
+        raise ValueError(f"--guidance needs a condition, and {ref} is told none")
+    absent = null_of(ref, teacher, null)
+    if isinstance(absent, Tensor) and (prompted or len(weights) == 2):
+        # Beside a weight, or from an encoder, the condition has a name, and so has its absence.
+        absent = {"text" if prompted else "label": absent}
+    return Guided(teacher, absent, weights[0]) if len(weights) == 1 else Guided(teacher, absent)
+
+
+def null_of(ref: str, teacher: Prediction, null: int | None) -> Cond:
+    """What stands for no condition: the given label, or what a diffusers model says of itself.
+
+    Raises:
+        ValueError: if neither says.
+    """
+    if null is not None:
+        return torch.tensor(null)
+    if isinstance(teacher.net, DiffusersNet):
+        return null_cond(ref)
+    raise ValueError(
+        f"{ref} does not say which label stands for none: give it, --null {teacher.classes or 0}, if the network was "
+        "trained with one"
+    )

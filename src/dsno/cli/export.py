@@ -1,0 +1,52 @@
+"""`dsno export`: the one-pass sampler, taken to where there is no Python."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from dsno.app.export import export_onnx, export_program
+from dsno.cli.console import say
+from dsno.cli.options import new_file
+from dsno.runs.shipped import shipped
+from dsno.students.files import load_student
+
+__all__ = ["Export"]
+
+WRITERS = {".onnx": export_onnx, ".pt2": export_program}
+"""What writes a file, by the end of its name."""
+
+
+@dataclass(frozen=True)
+class Export:
+    """Write the one-pass sampler as ONNX or as a torch.export program, checked against the student.
+
+    In Python:
+
+        from dsno import load_student
+        from dsno.app.export import export_onnx, export_program
+        student = load_student("runs/student")
+        export_onnx(student, "runs/student.onnx")
+        export_program(student, "runs/student.pt2")
+    """
+
+    student: Path | None = None
+    """Folder of the student; the digits student that ships with the package by default."""
+    out: Path = Path("student.onnx")
+    """The file: .onnx, or .pt2 for torch.export; a .json beside it says what it takes."""
+    batch: int = 2
+    """Batch to trace with, and the only one allowed if --no-dynamic."""
+    dynamic: bool = True
+    """Allow any batch."""
+    tolerance: float = 1e-3
+    """Largest difference from the student, relative to its largest value."""
+    overwrite: bool = False
+    """Replace --out if it exists."""
+
+    def run(self) -> None:
+        if self.out.suffix not in WRITERS:
+            raise ValueError(f"{self.out} is neither .onnx nor .pt2: the name says what is written")
+        new_file(self.out, self.overwrite)
+        student = load_student(self.student or shipped() / "student")
+        WRITERS[self.out.suffix](student, self.out, self.batch, dynamic=self.dynamic, tolerance=self.tolerance)
+        say(f"sampler in {self.out}, described in {self.out.with_suffix('.json')}", "dsno sample")

@@ -1,0 +1,114 @@
+"""`dsno generate`: a teacher's trajectories."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from dsno.cli.conditions import condition_by_seed, under_guidance
+from dsno.cli.console import progress, say
+from dsno.cli.options import Device, TeacherRef, device_of, launched
+from dsno.teachers.load import check_dtype, load_teacher
+from dsno.trajectories.compute import Compute
+from dsno.trajectories.generate import generate, quadratic_frames
+
+__all__ = ["Generate"]
+
+
+@dataclass(frozen=True)
+class Generate:
+    """Generate a teacher's trajectories: resumable, sharded, self-describing.
+
+    Several processes share the work: accelerate launch --multi_gpu --num_processes 2 -m dsno.cli generate ...
+
+    In Python:
+
+        from dsno import generate, load_teacher
+        data = generate(load_teacher("runs/teacher"), "runs/trajectories", 20_000)
+    """
+
+    teacher: TeacherRef = "runs/teacher"
+    device: Device = None
+    out: Path = Path("runs/trajectories")
+    """Folder for the shards."""
+    count: int = 20_000
+    """Trajectories."""
+    labels: str | None = None
+    """Classes: `uniform` (each row's drawn from its seed), one label for all,
+    or a text or .npy file of them, by seed."""
+    prompts: Path | None = None
+    """Text file of a text-to-image teacher's prompts, one a line, taken by turns."""
+    guidance: tuple[float, ...] = ()
+    """Weight of classifier-free guidance (0 is none; diffusers' scale less one), or LOW HIGH:
+    each row's drawn from its seed."""
+    null: int | None = None
+    """The label that stands for no class, where the teacher does not say."""
+    frames: int = 4
+    """Frames to keep, at the quadratic times (1 - m/M)^2 of the phase, on cosine paths t itself; --times overrides."""
+    times: tuple[float, ...] = ()
+    """Times to keep, decreasing, ending with 0."""
+    targets: tuple[Literal["x0", "state"], ...] = ("x0",)
+    """What to store of each frame: the denoised prediction, the state, or both."""
+    solver: Literal["ddim", "heun", "dpm1", "dpm2", "dpm3", "unipc2", "unipc3"] = "unipc3"
+    """Solver of the probability-flow ODE."""
+    steps: int = 16
+    """Solver steps."""
+    grid: Literal["best", "quadratic", "uniform", "even", "log-snr", "karras"] = "best"
+    """Where they are; `best` tries them on 32 noises, in some 4,000 evaluations,
+    and takes the one nearest to the fine solution."""
+    batch: int = 256
+    """Trajectories solved at once."""
+    dtype: Literal["fp32", "bf16", "fp16"] = "fp32"
+    """Precision that the network computes in; the solver keeps float32."""
+    store: Literal["float16", "bfloat16", "float32"] = "float16"
+    """Precision on disk."""
+    channels_last: bool = False
+    """Keep images channels last, which tensor cores prefer."""
+    compile: bool = False
+    """Compile the network: a minute at the start, faster steps."""
+    shard: int = 4096
+    """Trajectories per file."""
+    first_seed: int = 0
+    """Trajectory i starts from the noise of seed first_seed + i."""
+    resume: bool = False
+    """Continue what is in --out."""
+    overwrite: bool = False
+    """Throw away what is in --out."""
+
+    def run(self) -> None:
+        autocast = None if self.dtype == "fp32" else check_dtype(self.dtype, device_of(self.device))
+        if len(self.guidance) > 2 or any(w < 0 for w in self.guidance) or sorted(self.guidance) != [*self.guidance]:
+            raise ValueError(
+                f"--guidance is a weight of 0 or more, or LOW HIGH, got {' '.join(map(str, self.guidance))}"
+            )
+        accelerator = launched()
+        teacher = load_teacher(self.teacher, None, device_of(self.device))
+        if accelerator is not None:
+            teacher.to(accelerator.device)
+        label = condition_by_seed(self.teacher, teacher, self.labels, self.prompts, self.guidance)
+        denoiser = under_guidance(self.teacher, teacher, self.guidance, self.prompts is not None, self.null)
+        with progress() as report:
+            data = generate(
+                denoiser,
+                self.out,
+                self.count,
+                times=self.times or quadratic_frames(teacher.schedule, self.frames),
+                solver=self.solver,
+                steps=self.steps,
+                grid=self.grid,
+                targets=self.targets,
+                label=label,
+                first_seed=self.first_seed,
+                batch=self.batch,
+                shard=self.shard,
+                dtype=getattr(torch, self.store),
+                compute=Compute(autocast, self.channels_last, self.compile),
+                accelerator=accelerator,
+                resume=self.resume,
+                overwrite=self.overwrite,
+                report=report,
+            )
+        say(f"{len(data)} trajectories in {self.out}", f"dsno distill --teacher {self.teacher} --data {self.out}")

@@ -1,0 +1,54 @@
+"""`dsno reproduce`: a recipe, run from nothing."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from tyro.conf import Positional
+
+from dsno.cli.console import progress, say, show
+from dsno.data.load import load_data
+from dsno.report.compare import compare
+from dsno.runs.recipes import RECIPES, Recipe
+
+__all__ = ["Reproduce"]
+
+
+@dataclass(frozen=True)
+class Reproduce:
+    """Run a recipe from nothing: the pipeline that made the shipped weights. Run again to continue."""
+
+    recipe: Positional[str] = "digits"
+    """Which recipe; `dsno plan RECIPE` says what it costs."""
+    out: Path | None = None
+    """Folder for every stage; runs/RECIPE by default."""
+    data: str | None = None
+    """Where its data are, if not where the recipe says."""
+    teacher: str | None = None
+    """A teacher to use instead of training one."""
+
+    def run(self) -> None:
+        began = time.perf_counter()
+        recipe = self._recipe()
+        out = self.out or Path("runs") / self.recipe
+        samples = load_data(recipe.data, size=recipe.size)
+        with progress() as report:
+            recipe.run(out, report, self.teacher, samples)
+            parts = out / "teacher", out / "student", out / "features"
+            results = None
+            # Quality is measured by a classifier, and the report compares students that are told no class.
+            if parts[2].is_dir() and not recipe.conditional:
+                results = compare(*parts, samples, out=out / "evaluation", report=report)
+        if results is not None:
+            show(results)
+        minutes = (time.perf_counter() - began) / 60
+        page = f"; report: {out / 'evaluation' / 'report.html'}" if results is not None else ""
+        say(f"{minutes:.1f} minutes{page}", f"dsno sample --student {out / 'student'}")
+
+    def _recipe(self) -> Recipe:
+        if self.recipe not in RECIPES:
+            raise ValueError(f"unknown recipe {self.recipe!r}: expected one of {', '.join(RECIPES)}")
+        recipe = RECIPES[self.recipe]
+        return recipe if self.data is None else replace(recipe, data=self.data)

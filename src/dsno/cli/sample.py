@@ -1,0 +1,207 @@
+"""`dsno sample`: a student's samples in a pass or a few, or its teacher's in few serial rounds."""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from dsno.checkpoint import write_atomically
+from dsno.cli.conditions import condition_by_seed, prompts_by_seed, under_guidance
+from dsno.cli.console import progress, say
+from dsno.cli.exact import OPTIONS, own_options, solve
+from dsno.cli.options import Device, device_of, new_file
+from dsno.condition import Cond, map_cond
+from dsno.denoise import Denoiser
+from dsno.grids import uniform
+from dsno.nets.backbone import sample_shape
+from dsno.parallel import EXACT, Receding, Replicas, Speculative
+from dsno.report.pictures import image_grid
+from dsno.runs.shipped import shipped
+from dsno.seeds import noise, seed_range
+from dsno.solvers.chain import Chain
+from dsno.students.files import load_student, trained_for
+from dsno.students.samplers import Student, sampler_of
+from dsno.teachers.latents import load_decoder
+from dsno.teachers.load import load_teacher
+from dsno.trajectories.labels import uniform_labels
+
+__all__ = ["Sample"]
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Draw samples and write them as a picture: a student's in one pass, or with --exact the teacher's in few rounds.
+
+    In Python:
+
+        from dsno import Chain, ParaTAA, load_student, load_teacher
+        from dsno.seeds import noise, seed_range
+        from dsno.grids import uniform
+        z = noise(seed_range(0, 64), (1, 8, 8))
+        images = load_student("runs/student").sample(z)
+        teacher = load_teacher("runs/teacher")  # what `dsno teach` wrote
+        exact = ParaTAA(teacher, Chain(teacher.schedule, uniform(100)))(z).sample
+    """
+
+    student: Path | None = None
+    """Folder of the student; the digits student that ships with the package by default."""
+    out: Path = Path("samples.png")
+    """The picture."""
+    count: int = 64
+    """Samples."""
+    seed: int = 0
+    """Sample i starts from the noise of seed + i."""
+    label: int | None = None
+    """The class of all samples of a class-conditional model; each one's drawn from its seed by default."""
+    guidance: float | None = None
+    """The guidance weight, of a student that is told one, or of the teacher with --exact."""
+    prompts: Path | None = None
+    """Text file of a text-to-image student's prompts, one a line, taken by turns; needs --teacher."""
+    teacher: str | None = None
+    """The teacher: solved by --exact; of a student, a diffusers model that encodes --prompts and decodes latents."""
+    exact: Literal["picard", "taa", "srds", "speculative", "receding"] | None = None
+    """Solve --teacher's chain of --steps exactly instead, in parallel rounds; the shipped teacher by default."""
+    steps: int | None = None
+    """Steps of the chain, on a uniform grid; 100 by default."""
+    eta: float | None = None
+    """Fresh noise of the chain: 0 is DDIM, 1 DDPM's ancestral sampler; 1 for speculative, else 0 by default."""
+    draft: str | None = None
+    """Folder of a student that drafts the exact sampler's first guess, or `shipped`."""
+    tolerance: float | None = None
+    """Error of a sample to the chain that is aimed at, RMS over pixels (srds: summed changes); 1e-3 by default."""
+    window: int | None = None
+    """Steps in a round: of picard, taa, receding (all by default), speculative (20)."""
+    order: int | None = None
+    """Order of taa, 1 to --steps; --steps by default."""
+    memory: int | None = None
+    """Iterates that taa combines; 2 by default, 1 for none."""
+    blocks: int | None = None
+    """Blocks of srds; about the root of --steps by default."""
+    limit: int | None = None
+    """Most rows of one network call of an exact sampler: a round that has more is cut."""
+    verify: bool = True
+    """Run the exact sampler's chain sequentially, too, and report the difference."""
+    null: int | None = None
+    """The label that stands for no class under --guidance, where the teacher does not say."""
+    passes: int | None = None
+    """Network passes that the student was trained for (an operator's need distill --inner-starts);
+    the fewest by default."""
+    fresh: bool = False
+    """Noise the sample again between passes, instead of going on from the student's own state."""
+    device: Device = None
+    overwrite: bool = False
+    """Replace --out if it exists."""
+
+    def run(self) -> None:
+        if self.count < 1:
+            raise ValueError(f"count must be at least 1, got {self.count}")
+        new_file(self.out, self.overwrite)
+        samples, said, following = self._of_student() if self.exact is None else self._of_teacher(self.exact)
+        latents = None if self.teacher is None else load_decoder(self.teacher)
+        png = image_grid((samples if latents is None else latents.decode(samples)).clamp(-1, 1))
+        write_atomically(self.out, lambda path: path.write_bytes(png))
+        say(f"{said}: {self.out}", following)
+
+    def _of_student(self) -> tuple[Tensor, str, str]:
+        """A student's samples, on the host, what is said of them, and the next command."""
+        for name in (*OPTIONS, "draft", "eta", "limit", "steps", "null"):
+            if getattr(self, name) is not None:
+                raise ValueError(f"--{name} is an option of exact samplers: say which, --exact taa for example")
+        device, folder = device_of(self.device), self.student or shipped() / "student"
+        student = load_student(folder).to(device)
+        sampler = sampler_of(student, self.passes, fresh=self.fresh)
+        seeds = seed_range(self.seed, self.count)
+        cond = map_cond(lambda c: c.to(device), self._cond(student, seeds, folder))
+        z = noise(seeds, student.shape, device=device)
+        began = time.perf_counter()
+        made = sampler(z, cond, seeds)
+        samples = made.sample.cpu()
+        seconds = time.perf_counter() - began
+        passes = "one pass" if made.rounds == 1 else f"{made.rounds} passes"
+        return samples, f"{self.count} samples in {passes}, {seconds:.2f} s", self._following(folder, cond)
+
+    def _cond(self, student: Student, seeds: Tensor, folder: Path) -> Cond | None:
+        """What the student is told.
+
+        Raises:
+            ValueError: for a label or a guidance weight that it does not know, or a weight that it lacks.
+        """
+        K = student.classes
+        if self.label is not None and (K is None or not 0 <= self.label < K):
+            expected = "it has no classes" if K is None else f"expected 0 to {K - 1}"
+            raise ValueError(f"label {self.label} is outside the classes of {folder}: {expected}")
+        if student.guided != (self.guidance is not None):
+            wanted = "is told a guidance weight: give --guidance" if student.guided else "is told no guidance weight"
+            raise ValueError(f"{folder} {wanted}")
+        cond: dict[str, Tensor] = {}
+        if self.prompts is not None:
+            if self.teacher is None:
+                raise ValueError("--prompts needs --teacher, whose text encoder reads them")
+            cond |= prompts_by_seed(self.teacher, self.prompts)(seeds)
+        if K is not None:
+            cond["label"] = uniform_labels(K)(seeds) if self.label is None else torch.full_like(seeds, self.label)
+        if self.guidance is not None:
+            low, high = trained_for(folder)
+            if not (low <= self.guidance <= high and math.isfinite(self.guidance)):
+                expected = f"{low:g} to {high:g}" if high < math.inf else "0 or more"
+                raise ValueError(
+                    f"{folder} was not trained for the guidance weight {self.guidance:g}: expected {expected}"
+                )
+            cond["weight"] = torch.full((len(seeds),), self.guidance)
+        return cond["label"] if [*cond] == ["label"] else cond or None
+
+    def _following(self, folder: Path, cond: Cond | None) -> str:
+        # What is told a class or a weight is not measured by `evaluate`.
+        if cond is not None:
+            return f"dsno cite {folder}"
+        parts = {name: folder.parent / name for name in ("teacher", "features")} | {"student": folder}
+        options = [f"--{name} {path}" for name, path in parts.items() if self.student is not None and path.is_dir()]
+        return " ".join(["dsno evaluate", *options])
+
+    def _of_teacher(self, name: str) -> tuple[Tensor, str, str]:
+        """The teacher's samples by an exact sampler, on the host, what is said of them, and the next command."""
+        for option in ("student", "passes"):
+            if getattr(self, option) is not None:
+                raise ValueError(
+                    f"--{option} is of a student's own samples: leave out --exact, or give the student as --draft"
+                )
+        kind, device = EXACT[name], device_of(self.device)
+        options = own_options(name, {option: getattr(self, option) for option in OPTIONS})
+        if self.draft is not None:
+            folder = shipped() / "student" if self.draft == "shipped" else Path(self.draft)
+            options["draft"] = load_student(folder).to(device)
+        elif kind is Receding:
+            raise ValueError(
+                "a receding draft needs a student: give the folder of one with inner starts, --draft FOLDER"
+            )
+        ref = self.teacher or str(shipped() / "teacher")
+        teacher = load_teacher(ref, None, device)
+        weights = () if self.guidance is None else (self.guidance,)
+        denoiser: Denoiser = under_guidance(ref, teacher, weights, self.prompts is not None, self.null)
+        if self.limit is not None or device.type != "cpu":
+            # A round of an accelerator is cut where its memory ends; those of the machine share it, unless one was
+            # named.
+            devices = None if self.device is None and device.type != "cpu" else [device]
+            denoiser = Replicas(denoiser, devices, self.limit)
+        condition = condition_by_seed(ref, teacher, None if self.label is None else str(self.label), self.prompts)
+        steps = 100 if self.steps is None else self.steps
+        eta = float(kind is Speculative) if self.eta is None else self.eta
+        sampler = kind(denoiser, Chain(teacher.schedule, uniform(steps), eta), **options)
+        with progress() as report:
+            solved = solve(
+                sampler,
+                seed_range(self.seed, self.count),
+                sample_shape(teacher),
+                condition,
+                device,
+                self.verify,
+                report,
+            )
+        said = f"{solved}\n{self.count} samples, {solved.seconds:.2f} s"
+        return solved.samples, said, "dsno sample   (the student's, in one pass)"

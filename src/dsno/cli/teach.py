@@ -1,0 +1,70 @@
+"""`dsno teach`: a small teacher, trained on an image set."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from dsno.cli.console import progress, say
+from dsno.data.load import load_data
+from dsno.runs.teach import teach
+from dsno.schedule import Cosine, RectifiedFlow, Schedule, linear_beta
+from dsno.train import TrainConfig
+
+__all__ = ["Teach"]
+
+SCHEDULES: dict[str, Callable[[], Schedule]] = {"cosine": Cosine, "flow": RectifiedFlow, "linear": linear_beta}
+"""The noise schedules by the name that `--schedule` takes."""
+
+
+@dataclass(frozen=True)
+class Teach:
+    """Train a small diffusion teacher on an image set.
+
+    In Python:
+
+        from dsno.data.load import load_data
+        from dsno.runs.teach import teach
+        from dsno.train import TrainConfig
+        teacher = teach(load_data("digits"), "runs/teacher", config=TrainConfig(steps=5000, lr=1e-3))
+    """
+
+    data: str = "digits"
+    """Image set: digits, a folder of PNG or JPEG files, an .npy or .npz array, or an idx file."""
+    out: Path = Path("runs/teacher")
+    """Folder for the teacher."""
+    channels: tuple[int, ...] = (32, 64)
+    """U-Net widths, highest resolution first; each level halves the image."""
+    kind: Literal["x0", "eps", "v", "flow"] = "v"
+    """What the network predicts."""
+    schedule: Literal["cosine", "flow", "linear"] = "cosine"
+    """Noise schedule: the paper's cosine, rectified flow, or DDPM's linear beta."""
+    conditional: bool = False
+    """Train on the labels too."""
+    batch: int = 128
+    """Images per step."""
+    train: TrainConfig = field(default_factory=lambda: TrainConfig(steps=5000, lr=1e-3, warmup=200))
+    resume: bool = False
+    """Continue from the last checkpoint in --out."""
+    overwrite: bool = False
+    """Throw away what is in --out."""
+
+    def run(self) -> None:
+        images = load_data(self.data)
+        with progress() as report:
+            teach(
+                images,
+                self.out,
+                self.channels,
+                self.train,
+                self.batch,
+                self.kind,
+                SCHEDULES[self.schedule](),
+                self.conditional,
+                self.resume,
+                self.overwrite,
+                report,
+            )
+        say(f"teacher in {self.out}", f"dsno generate --teacher {self.out}")

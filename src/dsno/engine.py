@@ -1,0 +1,126 @@
+r"""What the training loop needs of accelerate and of devices: one process or many, weights replicated or sharded.
+
+With FSDP2 (Zhao et al., 2023, arXiv 2304.11277) every process holds a shard of each parameter, a `DTensor`. `local`
+is that shard, `whole` the tensor again on the host, as checkpoints hold it, and `as_like` the way back.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Generator, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+__all__ = ["accumulating", "as_like", "is_sharded", "local", "on_device", "tf32", "unprepare", "whole"]
+
+
+def is_sharded(accelerator: Any) -> bool:
+    """Whether the weights are sharded (FSDP2) instead of replicated.
+
+    Raises:
+        ValueError: for an engine that replaces the optimiser or flattens the parameters.
+    """
+    kind = accelerator.distributed_type.value
+    if kind in ("DEEPSPEED", "MEGATRON_LM") or (kind == "FSDP" and not accelerator.is_fsdp2):
+        raise ValueError(
+            f"accelerate is configured for {kind}, which train() does not support: "
+            "use DDP, or FSDP with fsdp_version: 2"
+        )
+    return kind == "FSDP"
+
+
+def unprepare(model: nn.Module) -> None:
+    """Take off a model what a run, or one that failed, put on: autocast, accelerate's mark, and the compiled call."""
+    if model.__dict__.pop("_original_forward", None) is not None:
+        del model.forward
+    for name in ("_is_accelerate_prepared", "_compiled_call_impl"):
+        model.__dict__.pop(name, None)
+
+
+@contextlib.contextmanager
+def accumulating(accelerator: Any, steps: int) -> Iterator[None]:
+    """Let accelerate count `steps` batches as one step, from the first on; its own number comes back."""
+    before = accelerator.gradient_accumulation_steps
+    accelerator.gradient_accumulation_steps, accelerator.step = steps, 0
+    try:
+        yield
+    finally:
+        accelerator.gradient_accumulation_steps = before
+
+
+@contextlib.contextmanager
+def tf32() -> Iterator[None]:
+    """Let GPUs multiply float32 matrices in TF32; the precision that was set comes back."""
+    before = torch.get_float32_matmul_precision()
+    if torch.cuda.is_available():
+        torch.set_float32_matmul_precision("high")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+def local(value: Tensor) -> Tensor:
+    """What this process holds of a tensor: its shard, or all of it."""
+    from torch.distributed.tensor import DTensor
+
+    return value.to_local() if isinstance(value, DTensor) else value
+
+
+def whole(tensors: Mapping[str, Tensor], keep: bool = True) -> dict[str, Tensor]:
+    """The whole of each tensor, on the host of the processes that `keep` it; every process must call."""
+    from torch.distributed.tensor import DTensor
+
+    held = {}
+    for name, value in tensors.items():
+        gathered = value.full_tensor() if isinstance(value, DTensor) else value
+        if keep:
+            held[name] = gathered.detach().cpu()
+    return held
+
+
+def as_like(like: Tensor, value: Tensor) -> Tensor:
+    """A whole tensor as `like` is: on its device, with its strides, and sharded if it is; in its own dtype."""
+    from torch.distributed.tensor import DTensor, distribute_tensor
+
+    if isinstance(like, DTensor):
+        return distribute_tensor(value.to(like.device), like.device_mesh, like.placements)
+    return torch.empty_like(like, dtype=value.dtype).copy_(value)
+
+
+def on_device(
+    source: Iterator[dict[str, Any]], device: torch.device, channels_last: bool = False, ahead: bool = False
+) -> Generator[dict[str, Any]]:
+    """The batches of `source` with their tensors on `device`, images channels last if told so.
+
+    With `ahead` a thread makes the next batch while this one is worked on; it ends when the generator is closed. Copies
+    from pinned memory are queued like kernels: the host does not wait for them.
+    """
+
+    def fetch() -> dict[str, Any]:
+        return _each(Tensor.pin_memory, next(source)) if device.type == "cuda" else next(source)
+
+    def move(value: Tensor) -> Tensor:
+        if channels_last and value.ndim == 4:
+            return value.to(device, non_blocking=True, memory_format=torch.channels_last)
+        return value.to(device, non_blocking=True)
+
+    if not ahead:
+        while True:
+            yield _each(move, fetch())
+    with ThreadPoolExecutor(1) as pool:
+        coming = pool.submit(fetch)
+        while True:
+            batch = coming.result()
+            coming = pool.submit(fetch)
+            yield _each(move, batch)
+
+
+def _each(fn: Callable[[Tensor], Tensor], value: Any) -> Any:
+    """`value` with `fn` applied to its tensors, in nested mappings, too."""
+    if isinstance(value, Tensor):
+        return fn(value)
+    return {k: _each(fn, v) for k, v in value.items()} if isinstance(value, Mapping) else value
