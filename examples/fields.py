@@ -120,7 +120,17 @@ def main(quick: bool = False, out: Path | None = None) -> dict[str, float]:
         paths = store(sampler, data.shape, folder / "trajectories", trajectories, resume=True)
         student = student_from_teacher(start, times)
         students[name] = distill(
-            student, paths, folder / "student", config, "snr100", "l2", 32, 0.25, resume=True, report=report
+            None,
+            paths,
+            folder / "student",
+            config=config,
+            batch=32,
+            student=student,
+            resume=True,
+            report=report,
+            weights="snr100",
+            distance="l2",
+            others=0.25,
         )
 
     z = noise(seed_range(10**6, 64 if quick else 2048), data.shape)

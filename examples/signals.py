@@ -23,7 +23,7 @@ import tyro
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from dsno import OnePass, SolverSampler, UniPC, student_from_teacher
+from dsno import OnePass, SolverSampler, UniPC
 from dsno.data.load import load_data
 from dsno.distillation.run import distill
 from dsno.grids import quadratic
@@ -101,10 +101,17 @@ def main(quick: bool = False, out: Path | None = None) -> dict[str, float]:
         report=report,
     )
     config = TrainConfig(steps=distill_steps, lr=2e-3, checkpoint_every=500)
-    student = student_from_teacher(teacher, times)
-    distill(
-        student, paths, out / "student", config, "snr100", batch=64, others=0.25, resume=True, report=report
-    )  # fmt: skip
+    student = distill(
+        teacher,
+        paths,
+        out / "student",
+        config=config,
+        batch=64,
+        resume=True,
+        report=report,
+        weights="snr100",
+        others=0.25,
+    )
 
     # Noises neither has seen, and the same for both.
     z = noise(seed_range(10**6, 64 if quick else 8192), data.shape)
