@@ -79,12 +79,12 @@ def test_a_second_run_does_nothing(whole: Path) -> None:
     assert contents(whole) == before and said == []
 
 
-@pytest.mark.parametrize("stage, step", [("teach", 3), ("distill", 3), ("distill", 5)])
+@pytest.mark.parametrize("stage, step", [("teach", 3), ("regression", 3), ("regression", 5)])
 def test_an_interrupted_run_goes_on_bit_for_bit(stage: str, step: int, whole: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     with pytest.raises(KeyboardInterrupt):
         TINY.run(out, stop_at(stage, step))
-    interrupted = {"teach": "teacher", "distill": "student"}[stage]
+    interrupted = {"teach": "teacher", "regression": "student"}[stage]
     assert not (out / interrupted / "config.json").exists()
     first = read_json(out / "timings.json")
     TINY.run(out)
