@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from dsno.checkpoint import read_json, read_tensors
-from dsno.train import TrainConfig, learning_rate, prepare_run, quiet, stage_progress, train
+from dsno.train import TrainConfig, latest, learning_rate, prepare_run, quiet, stage_progress, train
 
 CONFIG = TrainConfig(steps=20, lr=1e-2, warmup=3, ema=0.9, checkpoint_every=5, log_every=1)
 
@@ -83,6 +83,7 @@ def test_the_loss_falls(tmp_path: Path) -> None:
     assert not model.training and [done for done, _, _ in seen] == [step for step, _ in log] == [*range(1, 301)]
     assert Reverse()(model, next(Reverse().batches(1000))).item() < 0.05 * log[0][1]
     assert [p.name for p in sorted(tmp_path.iterdir())] == ["log.jsonl", "step-00000300"]
+    assert latest(tmp_path) == tmp_path / "step-00000300" and latest(tmp_path / "none") is None
 
 
 def test_the_log_has_the_mean_since_the_line_before(tmp_path: Path) -> None:

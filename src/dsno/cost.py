@@ -28,10 +28,10 @@ T = TypeVar("T")
 
 
 class Metered(nn.Module, ABC):
-    """A denoiser that answers as another does and counts what that costs: `rounds`, its calls, and `rows`, the rows of the
-    network in them.
+    """A denoiser that answers as another does and counts what that costs.
 
-    A guided denoiser evaluates two rows for each of the batch.
+    `rounds` are its calls, and `rows` the rows of the network in them. A guided denoiser evaluates two rows for each
+    of the batch.
     """
 
     def __init__(self, denoiser: Denoiser) -> None:

@@ -47,7 +47,17 @@ from dsno.checkpoint import (
 from dsno.engine import accumulating, as_like, is_sharded, local, on_device, tf32, unprepare, whole
 from dsno.seeds import mixed
 
-__all__ = ["Objective", "Report", "TrainConfig", "learning_rate", "prepare_run", "quiet", "stage_progress", "train"]
+__all__ = [
+    "Objective",
+    "Report",
+    "TrainConfig",
+    "latest",
+    "learning_rate",
+    "prepare_run",
+    "quiet",
+    "stage_progress",
+    "train",
+]
 
 log = logging.getLogger(__name__)
 
@@ -387,6 +397,7 @@ class _Run:
 
 
 def latest(folder: Path) -> Path | None:
+    """The last checkpoint in a folder that `train` wrote to, or None."""
     found = sorted(folder.glob("step-*"))
     return found[-1] if found else None
 
