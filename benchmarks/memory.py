@@ -2,48 +2,46 @@
 
     python benchmarks/memory.py
 
-Peak is the rise above what is there before a step (weights, gradients, batch) during forward and backward. On CUDA the
-allocator counts it. On the CPU every operation's outputs are followed: a storage counts from the operation that makes
-it until it is freed, so the figure is exact for tensors and leaves out workspaces inside an operation. Writes
-benchmarks/results/memory.json.
+Claim: a student of M frames takes at most 1.2 times the peak of M steps of its backbone, and half of it with gradient
+checkpointing; a larger ratio refutes it. Peak is the rise above what is there before a step (weights, gradients, batch)
+during forward and backward. On CUDA the allocator counts it. On the CPU every operation's outputs are followed: a storage
+counts from the operation that makes it until it is freed, so the figure is exact for tensors and leaves out workspaces
+inside an operation. Writes benchmarks/results/memory.json.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import argparse
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-from _common import claim, write
+from _common import Claim, claim, parse, parser, write
 from torch import Tensor, nn
-from torch.multiprocessing.reductions import StorageWeakRef
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from dsno import Cosine, Prediction, grids, student_from_teacher
+from dsno.cost import Live
 from dsno.nets.unet import UNet
 
-FRAMES, BATCH, SHAPE, CHANNELS = 4, 16, (3, 32, 32), (32, 64, 64)
+FRAMES = 4
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+STUDENTS: dict[str, dict[str, Any]] = {
+    "layers everywhere": {"where": "every", "once": False, "told": "output"},
+    "layers in the bottleneck, first blocks once": {"where": "mid", "once": True, "told": "input"},
+}
 
 
-class Live(TorchDispatchMode):
-    """Follows the storages made under it; `peak` is the most bytes of them alive at once."""
+@dataclass(frozen=True)
+class Size:
+    """Of the backbone and its batch."""
 
-    def __init__(self, before: Iterable[Tensor]) -> None:
-        super().__init__()
-        self.before = {t.untyped_storage()._cdata for t in before}
-        self.alive: dict[int, tuple[StorageWeakRef, int]] = {}
-        self.peak = 0
+    batch: int = 16
+    shape: tuple[int, ...] = (3, 32, 32)
+    channels: tuple[int, ...] = (32, 64, 64)
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        output = func(*args, **(kwargs or {}))
-        for leaf in tree_leaves(output):
-            if isinstance(leaf, Tensor) and (storage := leaf.untyped_storage())._cdata not in self.before:
-                self.alive[storage._cdata] = (StorageWeakRef(storage), storage.nbytes())
-        self.alive = {key: held for key, held in self.alive.items() if not held[0].expired()}
-        self.peak = max(self.peak, sum(size for _, size in self.alive.values()))
-        return output
+
+QUICK = Size(2, (3, 8, 8), (16, 16))
 
 
 def peak(net: nn.Module, loss: Callable[..., Tensor], *batch: Tensor) -> int:
@@ -57,21 +55,20 @@ def peak(net: nn.Module, loss: Callable[..., Tensor], *batch: Tensor) -> int:
         loss(*batch).backward()
         torch.cuda.synchronize()
         return torch.cuda.max_memory_allocated() - before
-    there = [*batch, *net.buffers()]
-    there += [t for p in net.parameters() for t in (p, p.grad) if t is not None]
-    with Live(there) as live:
+    with Live() as live:
         loss(*batch).backward()
     return live.peak
 
 
-def measured(where: Any, once: bool, told: Any) -> dict[str, float]:
+def measured(size: Size, **options: Any) -> dict[str, int]:
     """Peaks in bytes of the backbone and of a student, plain and with gradient checkpointing."""
     torch.manual_seed(0)
-    net = UNet(SHAPE[0], SHAPE[1], CHANNELS).to(DEVICE)
-    z, t = torch.randn(BATCH, *SHAPE, device=DEVICE), torch.rand(BATCH, device=DEVICE)
-    target = torch.randn(BATCH, FRAMES, *SHAPE, device=DEVICE)
+    shape, batch = size.shape, size.batch
+    net = UNet(shape[0], shape[1], size.channels).to(DEVICE)
+    z, t = torch.randn(batch, *shape, device=DEVICE), torch.rand(batch, device=DEVICE)
+    target = torch.randn(batch, FRAMES, *shape, device=DEVICE)
     teacher = Prediction(net, Cosine(), "v")
-    student = student_from_teacher(teacher, grids.quadratic(FRAMES)[1:], where=where, once=once, told=told).to(DEVICE)
+    student = student_from_teacher(teacher, grids.quadratic(FRAMES)[1:], **options).to(DEVICE)
     found = {"backbone": peak(net, lambda z, t, y: (net(z, t) - y).abs().mean(), z, t, target[:, 0].contiguous())}
 
     def loss(z: Tensor, y: Tensor) -> Tensor:
@@ -83,31 +80,36 @@ def measured(where: Any, once: bool, told: Any) -> dict[str, float]:
     return found
 
 
-def main() -> None:
-    torch.set_num_threads(1)
-    claims, bytes_of = [], {}
-    for name, options in {
-        "layers everywhere": ("every", False, "output"),
-        "layers in the bottleneck, first blocks once": ("mid", True, "input"),
-    }.items():
-        found = bytes_of[name] = measured(*options)
+def judged(numbers: Mapping[str, Any]) -> list[Claim]:
+    """Each student's peaks over M times the backbone's."""
+    claims = []
+    for name, found in numbers["bytes"].items():
         whole = FRAMES * found["backbone"]
+        plain, checkpointed = found["student"] / whole, found["student, checkpointed"] / whole
         claims += [
-            claim(f"peak of a step over M x the backbone's, {name}", found["student"] / whole, 1.2, "<="),
-            claim(
-                f"peak with gradient checkpointing over M x the backbone's, {name}",
-                found["student, checkpointed"] / whole, 0.5, "<=",
-            ),
-        ]  # fmt: skip
-    for c in claims:
-        print(f"{'ok  ' if c['holds'] else 'FAIL'} {c['name']}: {c['value']:.3f} ({c['direction']} {c['bound']})")
+            claim(f"peak of a step over M x the backbone's, {name}", plain, 1.2, "<="),
+            claim(f"peak with gradient checkpointing over M x the backbone's, {name}", checkpointed, 0.5, "<="),
+        ]
+    return claims
+
+
+def options() -> argparse.ArgumentParser:
+    return parser(__file__, __doc__)
+
+
+def main(given: Sequence[str] | None = None) -> None:
+    arguments = parse(options(), given)
+    torch.set_num_threads(1)
+    size = QUICK if arguments.quick else Size()
+    numbers = {"bytes": {name: measured(size, **options) for name, options in STUDENTS.items()}}
     how = "torch's allocator" if DEVICE.type == "cuda" else "storages made by each operation, followed until freed"
     write(
+        arguments,
         "memory",
-        f"U-Net {CHANNELS} on {SHAPE}, M = {FRAMES}, batch {BATCH}, float32, forward and backward of an L1 loss; "
-        f"rise above weights, gradients and batch; {how}",
-        claims,
-        bytes=bytes_of,
+        f"U-Net {size.channels} on {size.shape}, M = {FRAMES}, batch {size.batch}, float32, forward and backward of an L1 "
+        f"loss; rise above weights, gradients and batch; {how}",
+        judged(numbers),
+        **numbers,
     )
 
 

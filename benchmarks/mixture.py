@@ -1,34 +1,55 @@
 """Path error of a one-pass student against the exact flow, as trajectories and parameters grow.
 
-    python benchmarks/mixture.py [--quick]
+    python benchmarks/mixture.py
 
-The teacher is a two-dimensional Gaussian mixture in closed form, so the reference is the probability-flow ODE itself
-(third order, 400 steps, error below 1e-6) and nothing is learned but the operator. Students are residual multilayer
-perceptrons lifted to M = 4 frames. Writes benchmarks/results/mixture.json and docs/images/mixture.png.
+Claim: the error falls as trajectories and parameters grow; a slope above 0 refutes it. The teacher is a two-dimensional
+Gaussian mixture in closed form, so the reference is the probability-flow ODE itself (third order, 400 steps, error below
+1e-6) and nothing is learned but the operator. Students are residual multilayer perceptrons lifted to M = 4 frames. Writes
+benchmarks/results/mixture.json and docs/images/mixture.png.
 """
 
 from __future__ import annotations
 
 import argparse
-import math
 import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
-from _common import claim, write
+from _common import HELD_OUT, Claim, claim, eight_modes, fit, parse, parser, pyplot, save, tidy, write
 from torch import Tensor, nn
 
-from dsno import Cosine, DPMSolverPP, GaussianMixture, SolverSampler, grids, lift
+from dsno import Cosine, DPMSolverPP, SolverSampler, grids, lift
 from dsno.distillation.regression import TrajectoryDistillation
 from dsno.nets.unet import time_embedding
 from dsno.seeds import noise, seed_range
 from dsno.students.operator import TrajectoryStudent
-from dsno.train import TrainConfig, train
-from dsno.trajectories.generate import generate
 from dsno.trajectories.sets import TrajectorySet
+from dsno.trajectories.store import store
 
 TIMES = grids.quadratic(4)[1:]
 KEEP = torch.cat([torch.ones(1, dtype=torch.float64), TIMES])
+TEACHER = eight_modes(Cosine(), 1, 0.15)
+TARGETS = {"x0": "trajectories", "state": "trajectories_state"}
+"""What a student learns, and the name of its errors by the number of trajectories."""
+
+
+@dataclass(frozen=True)
+class Size:
+    """How much is trained and measured."""
+
+    steps: int = 1500
+    counts: tuple[int, ...] = (16, 64, 256, 1024)
+    """Of trajectories, learned by the widest student."""
+    widths: tuple[int, ...] = (4, 8, 16, 32, 64)
+    """Of students that learn all of them."""
+    noises: int = 4096
+    """Held out."""
+
+
+QUICK = Size(4, (8, 16), (4, 8), 64)
 
 
 class Residual(nn.Module):
@@ -59,94 +80,82 @@ class Perceptron(nn.Module):
         return self.head(h)
 
 
-def teacher() -> GaussianMixture:
-    angle = 2 * math.pi * torch.arange(8) / 8
-    return GaussianMixture(Cosine(), torch.stack([angle.cos(), angle.sin()], 1), 0.15)
-
-
-def student_error(data: Path, width: int, count: int, steps: int, seed: int, target: str) -> tuple[float, int]:
+def student_error(data: TrajectorySet, width: int, count: int, size: Size, target: str) -> tuple[float, int]:
     """Root mean square distance of the student's sample to the exact flow's, on held-out noise; and its parameters."""
-    torch.manual_seed(seed)
+    torch.manual_seed(0)
     net = lift(Perceptron(width), (torch.zeros(1, 2), torch.zeros(1)), (Residual,), 4, where="every")
     student = TrajectoryStudent(net, Cosine(), TIMES, target, "x0")
-    objective = TrajectoryDistillation(TrajectorySet(data).head(count), student, "uniform", "l2", min(256, count), seed)
-    config = TrainConfig(steps=steps, lr=2e-3, warmup=50, checkpoint_every=10**9, log_every=10**9, seed=seed)
-    with tempfile.TemporaryDirectory() as folder:
-        train(student, objective, config, Path(folder) / "run")
-    z = noise(seed_range(10_000_000, 4096), (2,))
-    exact = SolverSampler(teacher(), Cosine(), grids.through(grids.uniform(400), TIMES), DPMSolverPP(3))(z).sample
+    objective = TrajectoryDistillation(data.head(count), student, "uniform", "l2", min(256, count), 0)
+    fit(student, objective, steps=size.steps, lr=2e-3, warmup=50, seed=0)
+    z = noise(seed_range(HELD_OUT, size.noises), (2,))
+    exact = SolverSampler(TEACHER, Cosine(), grids.through(grids.uniform(400), TIMES), DPMSolverPP(3))(z).sample
     error = (student.sample(z) - exact).square().sum(-1).mean().sqrt()
     return float(error), sum(p.numel() for p in student.parameters())
 
 
-def slope(x: list[float], y: list[float]) -> float:
-    a, b = torch.tensor(x).log(), torch.tensor(y).log()
+def slope(errors: Mapping[str, float]) -> float:
+    """Of the logarithm of errors in that of what they are named by, by least squares."""
+    a, b = torch.tensor([*map(float, errors)]).log(), torch.tensor([*errors.values()]).log()
     return float(((a - a.mean()) * (b - b.mean())).sum() / (a - a.mean()).square().sum())
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="a tenth of the steps, nothing written")
-    arguments = parser.parse_args()
+def slopes(numbers: Mapping[str, Any]) -> dict[str, float]:
+    by_count = {f"trajectories, {target} target": slope(numbers[name]) for target, name in TARGETS.items()}
+    return {**by_count, "parameters": slope(numbers["parameters"])}
+
+
+def judged(numbers: Mapping[str, Any]) -> list[Claim]:
+    """No error grows."""
+    return [claim(f"slope of log path error in log {name}", s, 0.0, "<=") for name, s in slopes(numbers).items()]
+
+
+def options() -> argparse.ArgumentParser:
+    return parser(__file__, __doc__)
+
+
+def main(given: Sequence[str] | None = None) -> None:
+    arguments = parse(options(), given)
     torch.set_num_threads(1)
-    steps = 200 if arguments.quick else 1500
-    counts, widths = [16, 64, 256, 1024], [4, 8, 16, 32, 64]
-    by_count: dict[str, list[float]] = {}
+    size = QUICK if arguments.quick else Size()
+    most, numbers = max(size.counts), {}
     with tempfile.TemporaryDirectory() as folder:
-        data = Path(folder) / "data"
-        sampler = SolverSampler(teacher(), Cosine(), grids.through(grids.uniform(100), TIMES), DPMSolverPP(3), KEEP)
-        generate(sampler, (2,), data, max(counts), targets=("x0", "state"), dtype=torch.float32, batch=1024)
-        for target in ("x0", "state"):
-            by_count[target] = [student_error(data, 64, n, steps, 0, target)[0] for n in counts]
-            print(target, dict(zip(counts, by_count[target], strict=True)), flush=True)
-        grown = [student_error(data, w, max(counts), steps, 0, "x0") for w in widths]
-        print("parameters", [(p, e) for e, p in grown], flush=True)
-    errors, parameters = [e for e, _ in grown], [p for _, p in grown]
-    slopes = {
-        "trajectories, x0 target": slope(counts, by_count["x0"]),
-        "trajectories, state target": slope(counts, by_count["state"]),
-        "parameters": slope(parameters, errors),
-    }
-    print(slopes)
-    if arguments.quick:
-        return
-    picture(counts, by_count, parameters, errors, slopes)
+        grid = grids.through(grids.uniform(100), TIMES)
+        sampler = SolverSampler(TEACHER, Cosine(), grid, DPMSolverPP(3), KEEP)
+        data = store(sampler, (2,), Path(folder), most, targets=("x0", "state"), dtype=torch.float32, batch=1024)
+        for target, name in TARGETS.items():
+            numbers[name] = {str(n): student_error(data, max(size.widths), n, size, target)[0] for n in size.counts}
+            print(target, numbers[name], flush=True)
+        grown = [student_error(data, width, most, size, "x0") for width in size.widths]
+        numbers["parameters"] = {str(parameters): error for error, parameters in grown}
+        print("parameters", numbers["parameters"], flush=True)
+    picture(numbers, arguments)
     write(
+        arguments,
         "mixture",
-        f"8-component mixture, cosine schedule, M = 4 quadratic frames, {steps} steps of at most 256, 4096 held-out noises",
-        [claim(f"slope of log path error in log {name}", value, 0.0, "<=") for name, value in slopes.items()],
-        trajectories=dict(zip(map(str, counts), by_count["x0"], strict=True)),
-        trajectories_state=dict(zip(map(str, counts), by_count["state"], strict=True)),
-        parameters=dict(zip(map(str, parameters), errors, strict=True)),
+        f"8-component mixture, cosine schedule, M = 4 quadratic frames, {size.steps} steps of at most 256, {size.noises} "
+        "held-out noises",
+        judged(numbers),
+        **numbers,
     )
 
 
-def picture(
-    counts: list[int],
-    by_count: dict[str, list[float]],
-    parameters: list[int],
-    errors: list[float],
-    slopes: dict[str, float],
-) -> None:
-    import matplotlib
+def picture(numbers: Mapping[str, Any], arguments: argparse.Namespace) -> None:
+    figure, (left, right) = pyplot().subplots(1, 2, figsize=(8, 3.2), sharey=True, layout="constrained")
+    found = slopes(numbers)
 
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
+    def line(axis: Any, errors: Mapping[str, float], **look: Any) -> None:
+        axis.loglog([*map(float, errors)], [*errors.values()], **look)
 
-    figure, (left, right) = plt.subplots(1, 2, figsize=(8, 3.2), sharey=True, layout="constrained")
-    for target, marker in (("x0", "o"), ("state", "s")):
-        label = f"{target} target, slope {slopes[f'trajectories, {target} target']:.2f}"
-        left.loglog(counts, by_count[target], marker=marker, label=label)
-    right.loglog(parameters, errors, "o-", color="tab:green", label=f"slope {slopes['parameters']:.2f}")
+    for (target, name), marker in zip(TARGETS.items(), "os", strict=True):
+        label = f"{target} target, slope {found[f'trajectories, {target} target']:.2f}"
+        line(left, numbers[name], marker=marker, label=label)
+    line(right, numbers["parameters"], marker="o", color="tab:green", label=f"slope {found['parameters']:.2f}")
     left.set(xlabel="trajectories", ylabel="path error against the exact flow")
     right.set(xlabel="parameters")
     for axis in (left, right):
-        axis.grid(True, which="both", alpha=0.25)
+        tidy(axis, "both")
         axis.legend(frameon=False)
-        axis.spines[["top", "right"]].set_visible(False)
-    images = Path(__file__).parents[1] / "docs/images"
-    images.mkdir(parents=True, exist_ok=True)
-    figure.savefig(images / "mixture.png", dpi=150)
+    save(figure, arguments, "mixture.png", 150)
 
 
 if __name__ == "__main__":

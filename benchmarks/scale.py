@@ -1,10 +1,10 @@
 """What a second process is worth: trajectories per second of two processes over one, each on one core.
 
-    python benchmarks/scale.py [--quick]
+    python benchmarks/scale.py
 
-Both are `accelerate launch` of the same work, taken in turn. Every process notes the time after each batch; the rate is
-that of the time in which all of them work, so that starting up and the first batch do not count. Writes
-benchmarks/results/scale.json. Needs as many idle cores as processes.
+Claim: two processes make 1.8 times as many or more; less refutes it. Both are `accelerate launch` of the same work, taken
+in turn. Every process notes the time after each batch; the rate is that of the time in which all of them work, so that
+starting up and the first batch do not count. Writes benchmarks/results/scale.json. Needs as many idle cores as processes.
 """
 
 from __future__ import annotations
@@ -18,16 +18,32 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
-from _common import claim, write
+from _common import Claim, claim, parse, parser, write
 
 from dsno import Cosine, Prediction, SolverSampler, grids
 from dsno.nets.unet import UNet
-from dsno.trajectories.generate import generate
+from dsno.trajectories.store import store
 
 SHAPE, KEEP, STEPS = (1, 8, 8), grids.quadratic(4), 16
+
+
+@dataclass(frozen=True)
+class Size:
+    """How much is made and how often it is timed."""
+
+    batches: int = 20
+    """Of each process."""
+    batch: int = 64
+    repeats: int = 3
+
+
+QUICK = Size(3, 8, 1)
 
 
 def work(folder: Path, batches: int, batch: int) -> None:
@@ -40,19 +56,25 @@ def work(folder: Path, batches: int, batch: int) -> None:
     grid = grids.through(grids.uniform(STEPS), KEEP[1:])
     sampler = SolverSampler(Prediction(UNet(channels=(32, 64)).eval(), Cosine()), Cosine(), grid, keep=KEEP)
     done: list[tuple[float, int]] = []
-    generate(
-        sampler, SHAPE, folder / "set", batches * batch * accelerator.num_processes, batch=batch, shard=2 * batch,
-        accelerator=accelerator, progress=lambda rows, total: done.append((time.time(), rows)),
-    )  # fmt: skip
+    store(
+        sampler,
+        SHAPE,
+        folder / "set",
+        batches * batch * accelerator.num_processes,
+        batch=batch,
+        shard=2 * batch,
+        accelerator=accelerator,
+        progress=lambda rows, total: done.append((time.time(), rows)),
+    )
     (folder / f"times-{accelerator.process_index}.json").write_text(json.dumps(done))
 
 
-def rate(processes: int, batches: int, batch: int) -> float:
+def rate(processes: int, size: Size) -> float:
     """Trajectories per second of all processes together, while all of them work."""
     with tempfile.TemporaryDirectory() as folder:
         launch = ["-m", "accelerate.commands.launch", "--num_processes", str(processes), "--main_process_port", "0"]
         several = ["--multi_gpu"] if processes > 1 else ["--cpu"]
-        own = [__file__, "--work", folder, str(batches), str(batch)]
+        own = [__file__, "--work", folder, str(size.batches), str(size.batch)]
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
         subprocess.run(
             [sys.executable, *launch, *several, *own], env=environment, check=True, stderr=subprocess.DEVNULL
@@ -70,32 +92,38 @@ def rate(processes: int, batches: int, batch: int) -> float:
     return sum(rows_at(done, ended) - rows_at(done, began) for done in times) / (ended - began)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="tiny sizes and one repeat, nothing written")
-    parser.add_argument("--work", nargs=3, help=argparse.SUPPRESS)
-    given = parser.parse_args()
-    if given.work:
-        return work(Path(given.work[0]), int(given.work[1]), int(given.work[2]))
-    batches, batch, repeats = (6, 16, 1) if given.quick else (20, 64, 3)
+def judged(numbers: Mapping[str, Any]) -> list[Claim]:
+    """The median of the repeats."""
+    return [claim("two processes over one, trajectories per second", statistics.median(numbers["ratios"]), 1.8, ">=")]
+
+
+def options() -> argparse.ArgumentParser:
+    made = parser(__file__, __doc__)
+    made.add_argument("--work", nargs=3, help=argparse.SUPPRESS)
+    return made
+
+
+def main(given: Sequence[str] | None = None) -> None:
+    arguments = parse(options(), given)
+    if arguments.work:
+        folder, batches, batch = arguments.work
+        return work(Path(folder), int(batches), int(batch))
+    size = QUICK if arguments.quick else Size()
     one, two = [], []
-    for _ in range(repeats):
-        one.append(rate(1, batches, batch))
-        two.append(rate(2, batches, batch))
+    for _ in range(size.repeats):
+        one.append(rate(1, size))
+        two.append(rate(2, size))
         print(f"one process {one[-1]:.1f}, two processes {two[-1]:.1f} trajectories per second", flush=True)
-    ratios = [b / a for a, b in zip(one, two, strict=True)]
-    c = claim("two processes over one, trajectories per second", statistics.median(ratios), 1.8, ">=")
-    print(f"{'ok  ' if c['holds'] else 'FAIL'} {c['name']}: {c['value']:.3f} ({c['direction']} {c['bound']})")
-    if not given.quick:
-        write(
-            "scale",
-            f"accelerate launch, one thread a process; medians of {repeats} alternating runs; U-Net (32, 64) on 8x8, "
-            f"batch {batch}, {batches} batches a process, {STEPS} DDIM steps, M = 4, float16, checksums and fsync "
-            "included; rates while all processes work, after the first batch",
-            [c],
-            per_second={"one": one, "two": two},
-            ratios=ratios,
-        )
+    numbers = {"per_second": {"one": one, "two": two}, "ratios": [b / a for a, b in zip(one, two, strict=True)]}
+    write(
+        arguments,
+        "scale",
+        f"accelerate launch, one thread a process; medians of {size.repeats} alternating runs; U-Net (32, 64) on 8x8, "
+        f"batch {size.batch}, {size.batches} batches a process, {STEPS} DDIM steps, M = 4, float16, checksums and fsync "
+        "included; rates while all processes work, after the first batch",
+        judged(numbers),
+        **numbers,
+    )
 
 
 if __name__ == "__main__":

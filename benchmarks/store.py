@@ -1,9 +1,10 @@
-"""What storing trajectories costs: generating against the bare network, fetching or streaming a batch against a training step.
+"""What storing trajectories costs: generating against the bare network, fetching or streaming a batch against a step.
 
-    python benchmarks/store.py [--quick]
+    python benchmarks/store.py
 
-All claims are ratios of times taken in turn in one run, medians over the repeats. The network is the recipes' U-Net on
-8x8 images. Writes benchmarks/results/store.json.
+Claim: files cost a tenth of the network's rate at most, and a batch a tenth of a training step; a larger share refutes it.
+All are ratios of times taken in turn in one run, medians over the repeats. The network is the recipes' U-Net on 8x8 images.
+Writes benchmarks/results/store.json.
 """
 
 from __future__ import annotations
@@ -11,22 +12,39 @@ from __future__ import annotations
 import argparse
 import statistics
 import tempfile
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
-from _common import claim, write
+from _common import Claim, alternating, claim, parse, parser, write
 from torch import nn
 
 from dsno import Cosine, Gaussian, Prediction, SolverSampler, grids
 from dsno.nets.unet import UNet
-from dsno.trajectories.generate import generate
 from dsno.trajectories.order import batches
 from dsno.trajectories.sets import TrajectorySet
 from dsno.trajectories.share import push
+from dsno.trajectories.store import store
 
-SHAPE, KEEP = (1, 8, 8), grids.quadratic(4)
+SHAPE, KEEP, STEPS = (1, 8, 8), grids.quadratic(4), 16
+
+
+@dataclass(frozen=True)
+class Size:
+    """How much is made and how often it is timed."""
+
+    batch: int = 256
+    calls: int = 2
+    """Batches that are generated."""
+    rows: int = 20_000
+    """Trajectories that are fetched from."""
+    repeats: int = 9
+    """Of generating; five times as many of fetching."""
+
+
+QUICK = Size(8, 1, 64, 2)
 
 
 def network() -> UNet:
@@ -34,91 +52,85 @@ def network() -> UNet:
     return UNet(channels=(32, 64), blocks=1)
 
 
-def seconds(work: Callable[[], object]) -> float:
-    began = time.perf_counter()
-    work()
-    return time.perf_counter() - began
-
-
 def ratios(first: Callable[[], object], second: Callable[[], object], repeats: int) -> list[float]:
-    """Time of `first` over time of `second`, alternating, after one warm-up of each."""
-    first(), second()
-    return [seconds(first) / seconds(second) for _ in range(repeats)]
+    """Time of `first` over time of `second`."""
+    return [a / b for a, b in alternating(first, second, repeats=repeats)]
 
 
-def generation(folder: Path, steps: int, batch: int, calls: int, repeats: int) -> list[float]:
-    """Network rows per second of `generate`, files and checksums included, over those of the network alone."""
+def generation(folder: Path, size: Size) -> list[float]:
+    """Network rows per second of `store`, files and checksums included, over those of the network alone."""
     net = network().eval()
-    grid = grids.through(grids.uniform(steps), KEEP[1:])
+    grid = grids.through(grids.uniform(STEPS), KEEP[1:])
     sampler = SolverSampler(Prediction(net, Cosine()), Cosine(), grid, keep=KEEP)
-    x, t = torch.randn(batch, *SHAPE), torch.full((batch,), 0.5)
+    x, t = torch.randn(size.batch, *SHAPE), torch.full((size.batch,), 0.5)
 
     @torch.no_grad()
     def bare() -> None:
-        for _ in range(calls * steps):
+        for _ in range(size.calls * STEPS):
             net(x, t)
 
     def stored() -> None:
-        generate(sampler, SHAPE, folder / "generation", calls * batch, batch=batch, overwrite=True)
+        store(sampler, SHAPE, folder, size.calls * size.batch, batch=size.batch, overwrite=True)
 
-    return ratios(bare, stored, repeats)
+    return ratios(bare, stored, size.repeats)
 
 
 def trajectories(folder: Path, rows: int) -> TrajectorySet:
     exact = Gaussian(Cosine(), torch.zeros(SHAPE), 0.5)
-    return generate(SolverSampler(exact, Cosine(), KEEP, keep=KEEP), SHAPE, folder / "set", rows, batch=4096)
+    return store(SolverSampler(exact, Cosine(), KEEP, keep=KEEP), SHAPE, folder, rows, batch=4096)
 
 
-def fetching(data: TrajectorySet, batch: int, repeats: int) -> list[float]:
+def fetching(data: TrajectorySet, size: Size) -> list[float]:
     """Time to fetch a shuffled batch (noise and four frames) over the time of a training step of the same batch."""
     data.__getitems__(range(len(data)))  # the page cache, and that of a stream, is warm
-    stream = batches(data, batch, seed=0)
-    net, t = network(), torch.full((batch,), 0.5)
+    stream = batches(data, size.batch, seed=0)
+    net, t = network(), torch.full((size.batch,), 0.5)
+    fetched = next(stream)
+    x, target = fetched["noise"], fetched["x0"][:, -1]
 
     def step() -> None:
         net.zero_grad()
         nn.functional.l1_loss(net(x, t), target).backward()
 
-    fetched = next(stream)
-    x, target = fetched["noise"], fetched["x0"][:, -1]
-    return ratios(lambda: next(stream), step, repeats)
+    return ratios(lambda: next(stream), step, 5 * size.repeats)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="tiny sizes and few repeats, nothing written")
-    quick = parser.parse_args().quick
-    torch.set_num_threads(1)
-    steps, batch, calls, rows, repeats = (16, 32, 1, 2000, 3) if quick else (16, 256, 2, 20_000, 9)
-    with tempfile.TemporaryDirectory() as folder:
-        data = trajectories(Path(folder), rows)
-        fetched = fetching(data, batch, 5 * repeats)
-        url = push(data.folder, f"file://{folder}/far")
-        streamed = fetching(TrajectorySet(url, window=2, cache=Path(folder) / "cache"), batch, 5 * repeats)
-        generated = generation(Path(folder), steps, batch, calls, repeats)
-    claims = [
-        claim("fetching a batch over a training step, time", statistics.median(fetched), 0.10, "<="),
-        claim(
-            "streaming a batch from a warm cache over a training step, time", statistics.median(streamed), 0.10, "<="
-        ),
-        claim("generating over the bare network, rows per second", statistics.median(generated), 0.90, ">="),
+def judged(numbers: Mapping[str, Any]) -> list[Claim]:
+    """The medians."""
+    median = {name: quartiles[1] for name, quartiles in numbers["quartiles"].items()}
+    return [
+        claim("fetching a batch over a training step, time", median["fetching"], 0.10, "<="),
+        claim("streaming a batch from a warm cache over a training step, time", median["streaming"], 0.10, "<="),
+        claim("generating over the bare network, rows per second", median["generating"], 0.90, ">="),
     ]
-    for c in claims:
-        print(f"{'ok  ' if c['holds'] else 'FAIL'} {c['name']}: {c['value']:.4f} ({c['direction']} {c['bound']})")
-    if not quick:
-        write(
-            "store",
-            f"one thread; U-Net (32, 64) on 8x8, batch {batch}; medians of {repeats} alternating repeats for generating "
-            f"({calls * batch} trajectories of {steps} DDIM steps, M = 4, float16, fsync) and {5 * repeats} for fetching and "
-            f"streaming (from {rows} trajectories in shards of 4096, page cache warm, windows of two shards for the stream; "
-            "forward and backward as the step)",
-            claims,
-            quartiles={
-                "fetching": statistics.quantiles(fetched, n=4),
-                "streaming": statistics.quantiles(streamed, n=4),
-                "generating": statistics.quantiles(generated, n=4),
-            },
-        )
+
+
+def options() -> argparse.ArgumentParser:
+    return parser(__file__, __doc__)
+
+
+def main(given: Sequence[str] | None = None) -> None:
+    arguments = parse(options(), given)
+    torch.set_num_threads(1)
+    size = QUICK if arguments.quick else Size()
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        data = trajectories(folder / "set", size.rows)
+        found = {"fetching": fetching(data, size)}
+        url = push(data.folder, f"file://{folder}/far")
+        found["streaming"] = fetching(TrajectorySet(url, window=2, cache=folder / "cache"), size)
+        found["generating"] = generation(folder / "generation", size)
+    numbers = {"quartiles": {name: statistics.quantiles(ratios, n=4) for name, ratios in found.items()}}
+    write(
+        arguments,
+        "store",
+        f"one thread; U-Net (32, 64) on 8x8, batch {size.batch}; medians of {size.repeats} alternating repeats for "
+        f"generating ({size.calls * size.batch} trajectories of {STEPS} DDIM steps, M = 4, float16, fsync) and "
+        f"{5 * size.repeats} for fetching and streaming (from {size.rows} trajectories in shards of 4096, page cache warm, "
+        "windows of two shards for the stream; forward and backward as the step)",
+        judged(numbers),
+        **numbers,
+    )
 
 
 if __name__ == "__main__":

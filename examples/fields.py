@@ -36,7 +36,7 @@ from dsno.schedule import Cosine
 from dsno.seeds import noise, seed_range
 from dsno.solvers.run import initial_state
 from dsno.train import TrainConfig
-from dsno.trajectories.generate import generate
+from dsno.trajectories.store import store
 
 SIZE = 32
 _k = torch.fft.fftfreq(SIZE, 1 / SIZE, dtype=torch.float64)
@@ -106,7 +106,7 @@ def main(quick: bool = False, out: Path | None = None) -> dict[str, float]:
     shape = {"attention": (), "patch": 2, "padding_mode": "circular"}
     channels, path = (16, 32), Cosine()
     config = TrainConfig(steps=teach_steps, lr=2e-3, checkpoint_every=100)
-    trained = teach(data, out / "teacher", channels, config, 32, path=path, resume=True, report=report, **shape)
+    trained = teach(data, out / "teacher", channels, config, 32, schedule=path, resume=True, report=report, **shape)
     exact = ExactDenoiser(path, POWER)
 
     times, students = quadratic(4)[1:], {}
@@ -117,7 +117,7 @@ def main(quick: bool = False, out: Path | None = None) -> dict[str, float]:
     for name, teacher, start in (("U-Net", trained, trained), ("formula", exact, fresh)):
         folder = out / name.lower()
         sampler = SolverSampler(teacher, path, quadratic(16), UniPC(3), keep=quadratic(4))
-        paths = generate(sampler, data.shape, folder / "trajectories", trajectories, resume=True)
+        paths = store(sampler, data.shape, folder / "trajectories", trajectories, resume=True)
         student = student_from_teacher(start, times)
         students[name] = distill(
             student, paths, folder / "student", config, "snr100", "l2", 32, 0.25, resume=True, report=report

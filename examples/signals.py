@@ -30,7 +30,7 @@ from dsno.grids import quadratic
 from dsno.runs.teach import teach
 from dsno.seeds import noise, seed_range
 from dsno.train import TrainConfig
-from dsno.trajectories.make import make_trajectories
+from dsno.trajectories.generate import generate
 
 LENGTH = 64
 TAU = np.arange(LENGTH) / LENGTH
@@ -90,8 +90,15 @@ def main(quick: bool = False, out: Path | None = None) -> dict[str, float]:
     )
 
     times = quadratic(4)[1:]
-    paths = make_trajectories(
-        teacher, data.shape, out / "trajectories", trajectories, times, steps=16, resume=True, report=report
+    paths = generate(
+        teacher,
+        out / "trajectories",
+        trajectories,
+        shape=data.shape,
+        times=times,
+        steps=16,
+        resume=True,
+        report=report,
     )
     config = TrainConfig(steps=distill_steps, lr=2e-3, checkpoint_every=500)
     student = student_from_teacher(teacher, times)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import statistics
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any, NamedTuple, TypeVar
 
@@ -21,13 +22,14 @@ from torch.utils.weak import WeakIdKeyDictionary
 from dsno.condition import Cond
 from dsno.denoise import Denoiser, Guided
 
-__all__ = ["Live", "Meter", "Throughput", "flops", "latency", "throughput", "timed"]
+__all__ = ["Live", "Meter", "Metered", "Throughput", "flops", "latency", "throughput", "timed"]
 
 T = TypeVar("T")
 
 
-class Meter(nn.Module):
-    """A denoiser that counts what it costs: `rounds`, its calls, and `rows`, the rows of the network in them.
+class Metered(nn.Module, ABC):
+    """A denoiser that answers as another does and counts what that costs: `rounds`, its calls, and `rows`, the rows of the
+    network in them.
 
     A guided denoiser evaluates two rows for each of the batch.
     """
@@ -35,7 +37,7 @@ class Meter(nn.Module):
     def __init__(self, denoiser: Denoiser) -> None:
         super().__init__()
         self.denoiser = denoiser
-        self.evaluations: int = denoiser.evaluations if isinstance(denoiser, Guided | Meter) else 1
+        self.evaluations: int = denoiser.evaluations if isinstance(denoiser, Guided | Metered) else 1
         self.reset()
 
     def reset(self) -> None:
@@ -45,6 +47,17 @@ class Meter(nn.Module):
     def forward(self, x_t: Tensor, t: Tensor, cond: Cond | None = None) -> Tensor:
         self.rounds += 1
         self.rows += len(x_t) * self.evaluations
+        return self.answer(x_t, t, cond)
+
+    @abstractmethod
+    def answer(self, x_t: Tensor, t: Tensor, cond: Cond | None) -> Tensor:
+        """What `denoiser` says of the states, asked here or elsewhere, at once or in parts."""
+
+
+class Meter(Metered):
+    """Counts what a denoiser costs, asked as it is."""
+
+    def answer(self, x_t: Tensor, t: Tensor, cond: Cond | None) -> Tensor:
         return self.denoiser(x_t, t, cond)
 
 

@@ -18,9 +18,9 @@ Noise, velocity, flow $\dot x_t$ and score are linear in $(x_t, D)$, so one of t
 $$ n_t^2 = \alpha_t^2 + \sigma_t^2, \qquad w_t = \dot\sigma_t \alpha_t - \sigma_t \dot\alpha_t, \qquad
    s_t^2 = \alpha_t^2 \sigma_d^2 + \sigma_t^2. $$
 
-`edm` is the preconditioning of Karras et al., 2022 (arXiv 2206.00364, eq. 7) on any schedule: $\sigma_d$ is the standard
-deviation of the data, and the network is given $x_t / s_t$, of unit variance. With $\sigma_d = 1$ and a VP schedule
-$F = -v$.
+`edm` is the preconditioning of Karras et al., 2022 (arXiv 2206.00364, eq. 7) on any schedule: $\sigma_d$ is the
+standard deviation of the data, and the network is given $x_t / s_t$, of unit variance. With $\sigma_d = 1$ and a VP
+schedule $F = -v$.
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
-"""Where pipelines that version 0.1 saved look for their classes."""
+"""The name that `dsno.app.pipeline` had in version 0.1, for imports of then and the index of pipelines saved then."""
 
-from dsno.app.pipeline import DSNOModel, DSNOPipeline, FlowMapModel
+from dsno.app.pipeline import DSNOModel, DSNOPipeline, DSNOPipelineOutput, FlowMapModel
 
-__all__ = ["DSNOModel", "DSNOPipeline", "FlowMapModel"]
+__all__ = ["DSNOModel", "DSNOPipeline", "DSNOPipelineOutput", "FlowMapModel"]

@@ -1,4 +1,8 @@
-"""What to cite: the papers behind the methods, solvers, guides, schedules and metrics, and which of them a folder used."""
+"""What to cite: the papers behind methods, guidance, solvers, schedules, networks and metrics, and what a folder used.
+
+Every file of a run says what it was made by: a student its method, distance and solver, trajectories their solver and
+guidance, results their metrics. `used_by` reads those notes and gives keys of `REFERENCES`, `bibtex` their entries.
+"""
 
 from __future__ import annotations
 
@@ -7,17 +11,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dsno.checkpoint import CONFIG, read_json
+from dsno.checkpoint import CONFIG, read_json, version_of
 from dsno.distillation.registry import METHODS
+from dsno.measure.results import RESULTS
 from dsno.trajectories.manifest import MANIFEST
 
-__all__ = ["REFERENCES", "Reference", "bibtex", "used_by"]
-
-RESULTS = "results.json"
+__all__ = ["REFERENCES", "Citation", "bibtex", "used_by"]
 
 
 @dataclass(frozen=True)
-class Reference:
+class Citation:
     """A paper; `venue` is a journal or a conference, or empty where there is only a preprint."""
 
     authors: str
@@ -45,8 +48,7 @@ class Reference:
             "eprint": self.arxiv,
             "archiveprefix": "arXiv" if self.arxiv else "",
         }
-        lines = [f"  {name:<13} = {{{value}}}," for name, value in held.items() if value]
-        return "\n".join([f"@{kind}{{{key},", *lines, "}"])
+        return _entry(kind, key, held)
 
 
 ICLR, ICML, CVPR = (
@@ -57,171 +59,204 @@ ICLR, ICML, CVPR = (
 
 NEURIPS = "Advances in Neural Information Processing Systems"
 
-REFERENCES: dict[str, Reference] = {
+REFERENCES: dict[str, Citation] = {
     # Methods
-    "zheng2023fast": Reference(
+    "zheng2023fast": Citation(
         "Zheng, Hongkai and Nie, Weili and Vahdat, Arash and Azizzadenesheli, Kamyar and Anandkumar, Anima",
         "Fast Sampling of Diffusion Models via Operator Learning", 2023, "2211.13449", ICML,
     ),
-    "luhman2021knowledge": Reference(
+    "luhman2021knowledge": Citation(
         "Luhman, Eric and Luhman, Troy",
         "Knowledge Distillation in Iterative Generative Models for Improved Sampling Speed", 2021, "2101.02388",
     ),
-    "salimans2022progressive": Reference(
+    "salimans2022progressive": Citation(
         "Salimans, Tim and Ho, Jonathan", "Progressive Distillation for Fast Sampling of Diffusion Models", 2022,
         "2202.00512", ICLR,
     ),
-    "meng2023distillation": Reference(
-        "Meng, Chenlin and Rombach, Robin and Gao, Ruiqi and Kingma, Diederik P. and Ermon, Stefano and Ho, Jonathan and "
-        "Salimans, Tim",
+    "meng2023distillation": Citation(
+        "Meng, Chenlin and Rombach, Robin and Gao, Ruiqi and Kingma, Diederik P. and Ermon, Stefano and Ho, Jonathan "
+        "and Salimans, Tim",
         "On Distillation of Guided Diffusion Models", 2023, "2210.03142", CVPR,
     ),
-    "song2023consistency": Reference(
-        "Song, Yang and Dhariwal, Prafulla and Chen, Mark and Sutskever, Ilya", "Consistency Models", 2023, "2303.01469",
-        ICML,
+    "song2023consistency": Citation(
+        "Song, Yang and Dhariwal, Prafulla and Chen, Mark and Sutskever, Ilya", "Consistency Models", 2023,
+        "2303.01469", ICML,
     ),
-    "song2024improved": Reference(
+    "song2024improved": Citation(
         "Song, Yang and Dhariwal, Prafulla", "Improved Techniques for Training Consistency Models", 2024, "2310.14189",
         ICLR,
     ),
-    "geng2025consistency": Reference(
+    "geng2025consistency": Citation(
         "Geng, Zhengyang and Pokle, Ashwini and Luo, Weijian and Lin, Justin and Kolter, J. Zico",
         "Consistency Models Made Easy", 2025, "2406.14548", ICLR,
     ),
-    "lu2025simplifying": Reference(
+    "lu2025simplifying": Citation(
         "Lu, Cheng and Song, Yang", "Simplifying, Stabilizing and Scaling Continuous-Time Consistency Models", 2025,
         "2410.11081", ICLR,
     ),
-    "boffi2025flow": Reference(
+    "boffi2025flow": Citation(
         "Boffi, Nicholas M. and Albergo, Michael S. and Vanden-Eijnden, Eric",
         "Flow map matching with stochastic interpolants: A mathematical framework for consistency models", 2025,
         "2406.07507", "Transactions on Machine Learning Research", journal=True,
     ),
-    "frans2025one": Reference(
+    "frans2025one": Citation(
         "Frans, Kevin and Hafner, Danijar and Levine, Sergey and Abbeel, Pieter",
         "One Step Diffusion via Shortcut Models", 2025, "2410.12557", ICLR,
     ),
-    "geng2025mean": Reference(
+    "geng2025mean": Citation(
         "Geng, Zhengyang and Deng, Mingyang and Bai, Xingjian and Kolter, J. Zico and He, Kaiming",
         "Mean Flows for One-step Generative Modeling", 2025, "2505.13447", NEURIPS,
     ),
-    "yin2024one": Reference(
-        "Yin, Tianwei and Gharbi, Micha{\\\"e}l and Zhang, Richard and Shechtman, Eli and Durand, Fr{\\'e}do and Freeman, "
-        "William T. and Park, Taesung",
+    "yin2024one": Citation(
+        "Yin, Tianwei and Gharbi, Micha{\\\"e}l and Zhang, Richard and Shechtman, Eli and Durand, Fr{\\'e}do and "
+        "Freeman, William T. and Park, Taesung",
         "One-step Diffusion with Distribution Matching Distillation", 2024, "2311.18828", CVPR,
     ),
-    "yin2024improved": Reference(
+    "yin2024improved": Citation(
         "Yin, Tianwei and Gharbi, Micha{\\\"e}l and Park, Taesung and Zhang, Richard and Shechtman, Eli and Durand, "
         "Fr{\\'e}do and Freeman, William T.",
         "Improved Distribution Matching Distillation for Fast Image Synthesis", 2024, "2405.14867", NEURIPS,
     ),
     # Guidance
-    "ho2022classifier": Reference(
+    "ho2022classifier": Citation(
         "Ho, Jonathan and Salimans, Tim", "Classifier-Free Diffusion Guidance", 2022, "2207.12598"
     ),
-    "saharia2022photorealistic": Reference(
+    "saharia2022photorealistic": Citation(
         "Saharia, Chitwan and Chan, William and Saxena, Saurabh and others",
         "Photorealistic Text-to-Image Diffusion Models with Deep Language Understanding", 2022, "2205.11487", NEURIPS,
     ),
     # Solvers
-    "song2021denoising": Reference(
+    "song2021denoising": Citation(
         "Song, Jiaming and Meng, Chenlin and Ermon, Stefano", "Denoising Diffusion Implicit Models", 2021, "2010.02502",
         ICLR,
     ),
-    "ho2020denoising": Reference(
-        "Ho, Jonathan and Jain, Ajay and Abbeel, Pieter", "Denoising Diffusion Probabilistic Models", 2020, "2006.11239",
-        NEURIPS,
+    "ho2020denoising": Citation(
+        "Ho, Jonathan and Jain, Ajay and Abbeel, Pieter", "Denoising Diffusion Probabilistic Models", 2020,
+        "2006.11239", NEURIPS,
     ),
-    "karras2022elucidating": Reference(
+    "karras2022elucidating": Citation(
         "Karras, Tero and Aittala, Miika and Aila, Timo and Laine, Samuli",
         "Elucidating the Design Space of Diffusion-Based Generative Models", 2022, "2206.00364", NEURIPS,
     ),
-    "lu2022dpmpp": Reference(
+    "lu2022dpmpp": Citation(
         "Lu, Cheng and Zhou, Yuhao and Bao, Fan and Chen, Jianfei and Li, Chongxuan and Zhu, Jun",
         "DPM-Solver++: Fast Solver for Guided Sampling of Diffusion Probabilistic Models", 2022, "2211.01095",
     ),
-    "zhao2023unipc": Reference(
+    "zhao2023unipc": Citation(
         "Zhao, Wenliang and Bai, Lujia and Rao, Yongming and Zhou, Jie and Lu, Jiwen",
         "UniPC: A Unified Predictor-Corrector Framework for Fast Sampling of Diffusion Models", 2023, "2302.04867",
         NEURIPS,
     ),
     # Exact samplers in few rounds
-    "shih2023parallel": Reference(
+    "shih2023parallel": Citation(
         "Shih, Andy and Belkhale, Suneel and Ermon, Stefano and Sadigh, Dorsa and Anari, Nima",
         "Parallel Sampling of Diffusion Models", 2023, "2305.16317", NEURIPS,
     ),
-    "tang2024accelerating": Reference(
+    "tang2024accelerating": Citation(
         "Tang, Zhiwei and Tang, Jiasheng and Luo, Hao and Wang, Fan and Chang, Tsung-Hui",
         "Accelerating Parallel Sampling of Diffusion Models", 2024, "2402.09970", ICML,
     ),
-    "selvam2024self": Reference(
+    "selvam2024self": Citation(
         "Selvam, Nikil Roashan and Merchant, Amil and Ermon, Stefano",
-        "Self-Refining Diffusion Samplers: Enabling Parallelization via Parareal Iterations", 2024, "2412.08292", NEURIPS,
+        "Self-Refining Diffusion Samplers: Enabling Parallelization via Parareal Iterations", 2024, "2412.08292",
+        NEURIPS,
     ),
-    "debortoli2025accelerated": Reference(
+    "debortoli2025accelerated": Citation(
         "De Bortoli, Valentin and Galashov, Alexandre and Gretton, Arthur and Doucet, Arnaud",
         "Accelerated Diffusion Models via Speculative Sampling", 2025, "2501.05370", ICML,
     ),
-    # Paths and networks
-    "nichol2021improved": Reference(
+    # Schedules and networks
+    "nichol2021improved": Citation(
         "Nichol, Alexander Quinn and Dhariwal, Prafulla", "Improved Denoising Diffusion Probabilistic Models", 2021,
         "2102.09672", ICML,
     ),
-    "song2021score": Reference(
-        "Song, Yang and Sohl-Dickstein, Jascha and Kingma, Diederik P. and Kumar, Abhishek and Ermon, Stefano and Poole, Ben",
+    "song2021score": Citation(
+        "Song, Yang and Sohl-Dickstein, Jascha and Kingma, Diederik P. and Kumar, Abhishek and Ermon, Stefano and "
+        "Poole, Ben",
         "Score-Based Generative Modeling through Stochastic Differential Equations", 2021, "2011.13456", ICLR,
     ),
-    "liu2023flow": Reference(
+    "liu2023flow": Citation(
         "Liu, Xingchao and Gong, Chengyue and Liu, Qiang",
         "Flow Straight and Fast: Learning to Generate and Transfer Data with Rectified Flow", 2023, "2209.03003", ICLR,
     ),
-    "dhariwal2021diffusion": Reference(
+    "dhariwal2021diffusion": Citation(
         "Dhariwal, Prafulla and Nichol, Alexander Quinn", "Diffusion Models Beat {GANs} on Image Synthesis", 2021,
         "2105.05233", NEURIPS,
     ),
-    "karras2024analyzing": Reference(
+    "karras2024analyzing": Citation(
         "Karras, Tero and Aittala, Miika and Lehtinen, Jaakko and Hellsten, Janne and Aila, Timo and Laine, Samuli",
         "Analyzing and Improving the Training Dynamics of Diffusion Models", 2024, "2312.02696", CVPR,
     ),
     # Distances and metrics
-    "zhang2018unreasonable": Reference(
+    "zhang2018unreasonable": Citation(
         "Zhang, Richard and Isola, Phillip and Efros, Alexei A. and Shechtman, Eli and Wang, Oliver",
         "The Unreasonable Effectiveness of Deep Features as a Perceptual Metric", 2018, "1801.03924", CVPR,
     ),
-    "heusel2017gans": Reference(
+    "heusel2017gans": Citation(
         "Heusel, Martin and Ramsauer, Hubert and Unterthiner, Thomas and Nessler, Bernhard and Hochreiter, Sepp",
         "{GANs} Trained by a Two Time-Scale Update Rule Converge to a Local {Nash} Equilibrium", 2017, "1706.08500",
         NEURIPS,
     ),
-    "binkowski2018demystifying": Reference(
+    "binkowski2018demystifying": Citation(
         "Bi{\\'n}kowski, Miko{\\l}aj and Sutherland, Danica J. and Arbel, Michael and Gretton, Arthur",
         "Demystifying {MMD} {GANs}", 2018, "1801.01401", ICLR,
     ),
-    "kynkaanniemi2019improved": Reference(
+    "kynkaanniemi2019improved": Citation(
         "Kynk{\\\"a}{\\\"a}nniemi, Tuomas and Karras, Tero and Laine, Samuli and Lehtinen, Jaakko and Aila, Timo",
         "Improved Precision and Recall Metric for Assessing Generative Models", 2019, "1904.06991", NEURIPS,
     ),
 }  # fmt: skip
 """The papers by key."""
 
-SOLVERS = {
-    "DDIM": "song2021denoising", "Ancestral": "ho2020denoising", "Heun": "karras2022elucidating",
-    "DPMSolverPP": "lu2022dpmpp", "DPM-Solver++": "lu2022dpmpp", "UniPC": "zhao2023unipc",
-}  # fmt: skip
+OF_SOLVER = {
+    "DDIM": "song2021denoising",
+    "Ancestral": "ho2020denoising",
+    "Heun": "karras2022elucidating",
+    "DPMSolverPP": "lu2022dpmpp",
+    "DPM-Solver++": "lu2022dpmpp",
+    "UniPC": "zhao2023unipc",
+    # The exact samplers; a receding draft is this library's own.
+    "Picard": "shih2023parallel",
+    "ParaTAA": "tang2024accelerating",
+    "SRDS": "selvam2024self",
+    "Speculative": "debortoli2025accelerated",
+}
+"""A solver or sampler by its class, as files name it, or its family, as tables do."""
 
-PATHS = {
-    "Cosine": "nichol2021improved", "RectifiedFlow": "liu2023flow", "VE": "karras2022elucidating",
-    "VPLinear": "song2021score", "Tabulated": "ho2020denoising",
-}  # fmt: skip
+OF_SCHEDULE = {
+    "Cosine": "nichol2021improved",
+    "RectifiedFlow": "liu2023flow",
+    "VE": "karras2022elucidating",
+    "VPLinear": "song2021score",
+    "Tabulated": "ho2020denoising",
+}
 
-KINDS = {"v": "salimans2022progressive", "edm": "karras2022elucidating", "flow": "liu2023flow"}
+OF_KIND = {
+    "x0": "ho2020denoising",
+    "eps": "ho2020denoising",
+    "v": "salimans2022progressive",
+    "flow": "liu2023flow",
+    "score": "song2021score",
+    "edm": "karras2022elucidating",
+}
+"""What a network predicts."""
 
-NETS = {
-    "IDDPMUNet": "nichol2021improved", "PreconditionedUNet": "karras2022elucidating", "SongUNet": "song2021score",
-    "DhariwalUNet": "dhariwal2021diffusion", "MagnitudeUNet": "karras2024analyzing",
-}  # fmt: skip
+OF_NET = {
+    "IDDPMUNet": "nichol2021improved",
+    "PreconditionedUNet": "karras2022elucidating",
+    "SongUNet": "song2021score",
+    "DhariwalUNet": "dhariwal2021diffusion",
+    "MagnitudeUNet": "karras2024analyzing",
+}
 
-METRICS = ("heusel2017gans", "binkowski2018demystifying", "kynkaanniemi2019improved")
+OF_METRIC = {
+    "frechet": "heusel2017gans",
+    "kernel": "binkowski2018demystifying",
+    "kernel_std": "binkowski2018demystifying",
+    "precision": "kynkaanniemi2019improved",
+    "recall": "kynkaanniemi2019improved",
+}
+"""The numbers of `dsno.measure.results.Quality`; `diversity` is this library's own."""
 
 
 def used_by(folder: Path | str) -> list[str]:
@@ -243,8 +278,8 @@ def used_by(folder: Path | str) -> list[str]:
         parts = [used for path in sorted(folder.iterdir()) if path.is_dir() and (used := _used(path)) is not None]
         if not parts:
             raise ValueError(
-                f"{folder} holds no student, flow map, trajectories, teacher or results, and neither does a folder in it: "
-                "nothing to cite"
+                f"{folder} holds no student, flow map, trajectories, teacher or results, and neither does a folder in "
+                "it: nothing to cite"
             )
         found = [key for part in parts for key in part]
     return list(dict.fromkeys(found))
@@ -256,18 +291,19 @@ def bibtex(keys: Iterable[str]) -> str:
     Raises:
         KeyError: for an unknown key.
     """
-    import dsno
+    return "\n\n".join([*(REFERENCES[key].bibtex(key) for key in dict.fromkeys(keys)), _own()])
 
-    own = "\n".join(
-        [
-            "@software{dsno,",
-            "  author        = {{The dsno authors}},",
-            "  title         = {{dsno: learn the whole sampling trajectory of a diffusion model, and emit it in one pass}},",
-            f"  version       = {{{dsno.__version__}}},",
-            "}",
-        ]
-    )
-    return "\n\n".join([*(REFERENCES[key].bibtex(key) for key in dict.fromkeys(keys)), own])
+
+def _own() -> str:
+    title = "dsno: learn the whole sampling trajectory of a diffusion model, and emit it in one pass"
+    held = {"author": "{The dsno authors}", "title": f"{{{title}}}", "version": version_of("dsno")}
+    return _entry("software", "dsno", held)
+
+
+def _entry(kind: str, key: str, held: Mapping[str, str]) -> str:
+    """A BibTeX entry; fields without a value are left out."""
+    lines = [f"  {name:<13} = {{{value}}}," for name, value in held.items() if value]
+    return "\n".join([f"@{kind}{{{key},", *lines, "}"])
 
 
 def _used(folder: Path) -> list[str] | None:
@@ -282,49 +318,65 @@ def _model(config: Any) -> list[str] | None:
     kind = config.get("type") if isinstance(config, Mapping) else None
     if kind not in ("teacher", "student", "adapter", "flow map"):
         return None
-    notes = config.get("notes", {})
-    found: list[str | None] = []
-    if kind != "teacher":
-        # Students of before the methods had names are operators.
-        method = METHODS.get(notes.get("method", "operator" if kind != "flow map" else ""))
-        found += [*(method.references if method else ()), *notes.get("references", ())]
-        if kind in ("student", "adapter") and len(config["times"]) > 1:
-            found.append("zheng2023fast")
-        if "perceptual" in str(notes.get("distance", "")):
-            found.append("zhang2018unreasonable")
-        if config.get("guidance") or config.get("lift", {}).get("guidance"):
-            found.append("meng2023distillation")
-        if notes.get("guided"):
-            found.append("ho2022classifier")
-        found.append(SOLVERS.get(notes.get("solver", "")))
     net = config.get("net") or config.get("backbone") or {}
     inner = net.get("net")
-    named = (net.get("name"), inner.get("type") if isinstance(inner, Mapping) else None)
-    found += [PATHS.get(config["schedule"]["name"]), KINDS.get(config["kind"]), *(NETS.get(str(n)) for n in named)]
-    if isinstance(config.get("clip"), Mapping):
-        found.append("saharia2022photorealistic")
-    return _known(found)
+    nets = (net.get("name"), inner.get("type") if isinstance(inner, Mapping) else None)
+    return _known(
+        [
+            *([] if kind == "teacher" else _student(config)),
+            OF_SCHEDULE.get(config["schedule"]["name"]),
+            OF_KIND.get(config["kind"]),
+            *(OF_NET.get(str(name)) for name in nets),
+            _threshold(config.get("clip")),
+        ]
+    )
+
+
+def _student(config: Mapping[str, Any]) -> list[str | None]:
+    """What a student, an adapter or a flow map was made by."""
+    notes, is_map = config.get("notes", {}), config["type"] == "flow map"
+    # Students of before the methods had names are operators.
+    method = METHODS.get(notes.get("method", "" if is_map else "operator"))
+    weighted = config.get("guidance") or config.get("lift", {}).get("guidance")
+    return [
+        *(method.references if method else ()),
+        *notes.get("references", ()),
+        "zheng2023fast" if not is_map and len(config["times"]) > 1 else None,
+        "zhang2018unreasonable" if "perceptual" in str(notes.get("distance", "")) else None,
+        "meng2023distillation" if weighted else None,
+        "ho2022classifier" if notes.get("guided") else None,
+        OF_SOLVER.get(notes.get("solver", "")),
+    ]
 
 
 def _trajectories(manifest: Any) -> list[str] | None:
     if not isinstance(manifest, Mapping) or "solver" not in manifest:
         return None
     teacher = manifest["teacher"]
-    guided = "ho2022classifier" if teacher["class"] == "Guided" else None
-    teacher = teacher.get("denoiser", teacher)
-    clip = "saharia2022photorealistic" if isinstance(teacher.get("clip"), Mapping) else None
-    kind = KINDS.get(teacher.get("kind", ""))
+    guided = teacher["class"] == "Guided"
+    inner = teacher.get("denoiser", teacher)
     return _known(
-        [SOLVERS.get(manifest["solver"]["name"]), guided, PATHS.get(manifest["schedule"]["name"]), kind, clip]
+        [
+            OF_SOLVER.get(manifest["solver"]["name"]),
+            "ho2022classifier" if guided else None,
+            OF_SCHEDULE.get(manifest["schedule"]["name"]),
+            OF_KIND.get(inner.get("kind", "")),
+            _threshold(inner.get("clip")),
+        ]
     )
+
+
+def _threshold(clip: Any) -> str | None:
+    """Dynamic thresholding has settings where a bound is a number."""
+    return "saharia2022photorealistic" if isinstance(clip, Mapping) else None
 
 
 def _results(results: Any) -> list[str] | None:
     rows = results.get("results") if isinstance(results, Mapping) else results
     if not isinstance(rows, list) or not all(isinstance(row, Mapping) for row in rows):
         return None
-    quality = METRICS if any(row.get("quality") for row in rows) else ()
-    return _known([*(SOLVERS.get(row.get("family", "")) for row in rows), *quality])
+    metrics = {name: None for row in rows for name in row.get("quality") or ()}
+    return _known([*(OF_SOLVER.get(row.get("family", "")) for row in rows), *(OF_METRIC.get(name) for name in metrics)])
 
 
 def _known(keys: Iterable[str | None]) -> list[str]:

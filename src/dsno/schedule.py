@@ -199,8 +199,8 @@ class VPLinear(Schedule):
     $$ B(t) = \int_0^t \beta = \beta_{\min} t + \tfrac12 (\beta_{\max} - \beta_{\min}) t^2, \qquad
        \alpha_t = e^{-B/2}, \quad \sigma_t = \sqrt{1 - e^{-B}}. $$
 
-    Near $t = 0$ the level grows as $\sqrt t$, so its slope is infinite there. `linear_beta` is the same in 1000 discrete
-    steps.
+    Near $t = 0$ the level grows as $\sqrt t$, so its slope is infinite there. `linear_beta` is the same in 1000
+    discrete steps.
 
     Raises:
         ValueError: unless `beta_min` is positive and at most `beta_max`.

@@ -6,8 +6,8 @@ import torch
 from dsno.denoise import Prediction
 from dsno.nets.unet import UNet
 from dsno.schedule import Cosine
+from dsno.trajectories.generate import generate
 from dsno.trajectories.labels import uniform_labels
-from dsno.trajectories.make import make_trajectories
 from dsno.trajectories.sets import TrajectorySet
 
 
@@ -23,4 +23,4 @@ def trajectories(teacher: Prediction, tmp_path_factory: pytest.TempPathFactory) 
     out = tmp_path_factory.mktemp("data") / "trajectories"
     times = torch.tensor([0.5, 0.0], dtype=torch.float64)
     label = uniform_labels(2)
-    return make_trajectories(teacher, (1, 4, 4), out, 32, times, steps=4, solver="unipc2", label=label, batch=16)
+    return generate(teacher, out, 32, shape=(1, 4, 4), times=times, steps=4, solver="unipc2", label=label, batch=16)

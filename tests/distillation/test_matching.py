@@ -24,8 +24,8 @@ from dsno.students.flowmap import FlowMap, flow_map_from_teacher
 from dsno.students.operator import TrajectoryStudent, student_from_teacher
 from dsno.teachers.closed import Gaussian
 from dsno.train import TrainConfig, train
-from dsno.trajectories.generate import generate
 from dsno.trajectories.sets import TrajectorySet
+from dsno.trajectories.store import store
 
 D64 = torch.float64
 SCHEDULES = [Cosine(), RectifiedFlow(), VPLinear(), VE(10.0)]
@@ -158,7 +158,7 @@ def teacher_of(classes: int | None = None, null: bool = False) -> Prediction:
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> TrajectorySet:
     sampler = SolverSampler(teacher_of(), Cosine(), uniform(16), keep=TIMES, keep_x0=True)
-    return generate(sampler, SHAPE, tmp_path_factory.mktemp("set") / "set", 32, targets=("x0", "state"), batch=32)
+    return store(sampler, SHAPE, tmp_path_factory.mktemp("set") / "set", 32, targets=("x0", "state"), batch=32)
 
 
 def given(data: TrajectorySet | None, **changes: object) -> Given:
@@ -284,7 +284,7 @@ def test_conditions_and_guidance_weights_reach_all_three(tmp_path: Path) -> None
     def label(seeds: Tensor) -> dict[str, Tensor]:
         return {"label": seeds % 3, "weight": (seeds % 5) / 5}
 
-    data = generate(sampler, SHAPE, tmp_path / "set", 16, batch=16, label=label)
+    data = store(sampler, SHAPE, tmp_path / "set", 16, batch=16, label=label)
     student = student_from_teacher(teacher.denoiser, TIMES, guidance=True)
     (stage,) = matching(student, given(data, teacher=teacher))
     pair, objective = stage.make(student)

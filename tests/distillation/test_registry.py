@@ -18,14 +18,14 @@ from dsno.distillation.run import run_stages
 from dsno.distillation.stages import FlowMapOptions, Given
 from dsno.grids import uniform
 from dsno.nets.unet import UNet
-from dsno.references import REFERENCES, bibtex, used_by
+from dsno.references import REFERENCES, used_by
 from dsno.schedule import Cosine
 from dsno.students.flowmap import flow_map_from_teacher
 from dsno.students.operator import TrajectoryStudent
 from dsno.train import TrainConfig
-from dsno.trajectories.labels import samples_of, uniform_labels
-from dsno.trajectories.make import make_trajectories
-from dsno.trajectories.sets import TrajectorySet
+from dsno.trajectories.generate import generate
+from dsno.trajectories.labels import uniform_labels
+from dsno.trajectories.sets import TrajectorySet, samples_of
 
 CONFIG = TrainConfig(lr=1e-3, warmup=2, checkpoint_every=50)
 
@@ -141,33 +141,18 @@ def test_a_metered_teacher_is_guided_all_the_same(teacher: Prediction, trajector
 # Citing
 
 
-def test_every_entry_is_bibtex() -> None:
-    text = bibtex(REFERENCES)
-    entries = text.split("\n\n")
-    assert len(entries) == len(REFERENCES) + 1 and text.count("{") == text.count("}")
-    for key, entry in zip(REFERENCES, entries, strict=False):
-        assert entry.startswith((f"@inproceedings{{{key},", f"@article{{{key},", f"@misc{{{key},")) and entry.endswith(
-            "}"
-        )
-        assert all(f"  {name:<13} = {{" in entry for name in ("author", "title", "year"))
-        year = REFERENCES[key].year
-        # A preprint is not younger than its publication.
-        assert not REFERENCES[key].arxiv or 2000 + int(REFERENCES[key].arxiv[:2]) <= year
-    assert entries[-1].startswith("@software{dsno,")
-
-
 def test_trajectories_teachers_and_whole_runs_are_cited(
     teacher: Prediction, trajectories: TrajectorySet, tmp_path: Path
 ) -> None:
     from dsno.teachers.native import save_teacher
 
     assert used_by(trajectories.folder) == ["zhao2023unipc", "nichol2021improved", "salimans2022progressive"]
-    guided = make_trajectories(
+    guided = generate(
         Guided(teacher, torch.tensor(2), 1.0),
-        (1, 4, 4),
         tmp_path / "run" / "trajectories",
         4,
-        uniform(1)[1:],
+        shape=(1, 4, 4),
+        times=uniform(1)[1:],
         steps=2,
         solver="heun",
         label=uniform_labels(2),

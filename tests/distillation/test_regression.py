@@ -20,15 +20,15 @@ from dsno.solvers.run import initial_state
 from dsno.students.blocks import Told
 from dsno.students.operator import TrajectoryStudent, student_from_teacher
 from dsno.teachers.closed import Gaussian
-from dsno.trajectories.generate import generate
 from dsno.trajectories.sets import TrajectorySet
+from dsno.trajectories.store import store
 from operators import SAMPLER, SHAPE, TIMES, Solving, solving
 
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> TrajectorySet:
     out = tmp_path_factory.mktemp("trajectories")
-    return generate(SAMPLER, SHAPE, out / "set", 64, targets=("x0", "state"), batch=64, dtype=torch.float32)
+    return store(SAMPLER, SHAPE, out / "set", 64, targets=("x0", "state"), batch=64, dtype=torch.float32)
 
 
 def first(objective: TrajectoryDistillation, count: int, **where: int) -> list[dict]:
@@ -188,7 +188,7 @@ def test_what_does_not_fit_is_refused(data: TrajectorySet, tmp_path: Path) -> No
         TrajectoryDistillation(data, TrajectoryStudent(Solving("x0"), RectifiedFlow(), TIMES))
     with pytest.raises(ValueError, match="the trajectories have times"):
         TrajectoryDistillation(data, TrajectoryStudent(Solving("x0"), Cosine(), uniform(4)[1:]))
-    only = generate(SAMPLER, SHAPE, tmp_path / "x0", 4, targets=("x0",))
+    only = store(SAMPLER, SHAPE, tmp_path / "x0", 4, targets=("x0",))
     with pytest.raises(ValueError, match="the student needs 'state': generate it"):
         TrajectoryDistillation(only, solving("state"))
     with pytest.raises(ValueError, match="4 rows do not fill one batch of 256: use a smaller batch or more rows"):

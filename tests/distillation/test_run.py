@@ -24,9 +24,9 @@ from dsno.students.flowmap import FlowMap, flow_map_from_teacher
 from dsno.students.operator import student_from_teacher
 from dsno.students.samplers import Student, sampler_of
 from dsno.train import Objective, TrainConfig, train
-from dsno.trajectories.labels import samples_of, uniform_labels
-from dsno.trajectories.make import make_trajectories
-from dsno.trajectories.sets import TrajectorySet
+from dsno.trajectories.generate import generate
+from dsno.trajectories.labels import uniform_labels
+from dsno.trajectories.sets import TrajectorySet, samples_of
 
 CONFIG = TrainConfig(lr=1e-3, warmup=2, checkpoint_every=50)
 
@@ -390,12 +390,11 @@ def test_a_teacher_is_guided_as_its_trajectories_were(
     absent = torch.tensor(2) if isinstance(null, int) else {"label": torch.tensor(2)}
     labels = uniform_labels(2)
     label = labels if isinstance(null, int) else lambda seeds: {"label": labels(seeds)}
-    data = make_trajectories(
+    data = generate(
         Guided(teacher, absent, 1.5),
-        (1, 4, 4),
         tmp_path / "set",
         8,
-        trajectories.times,
+        times=trajectories.times,
         steps=4,
         grid="uniform",
         label=label,

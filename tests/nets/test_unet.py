@@ -23,8 +23,8 @@ from dsno.students.lift import lift
 from dsno.students.operator import student_from_teacher
 from dsno.students.samplers import OnePass
 from dsno.teachers.native import load_native, save_teacher
-from dsno.trajectories.generate import generate
 from dsno.trajectories.sets import TrajectorySet
+from dsno.trajectories.store import store
 
 SHAPES = {1: (2, 16), 2: (1, 8, 12), 3: (1, 4, 4, 8)}
 SAME = dict(rtol=1e-5, atol=1e-5)
@@ -176,7 +176,7 @@ def test_from_teacher_to_student_off_the_plane(rank: int, tmp_path: Path) -> Non
     sampler = SolverSampler(
         teacher, teacher.schedule, quadratic(8), SOLVERS["ddim"](), torch.cat([quadratic(8)[:1], times])
     )
-    made = generate(sampler, shape, tmp_path / "set", 5, targets=("x0", "state"), shard=4, batch=4, dtype=torch.float32)
+    made = store(sampler, shape, tmp_path / "set", 5, targets=("x0", "state"), shard=4, batch=4, dtype=torch.float32)
     data = TrajectorySet(tmp_path / "set", verify=True)
     assert len(data) == len(made) == 5 and tuple(data[0]["noise"].shape) == shape
     z = noise([3], shape)

@@ -1,4 +1,5 @@
-"""A call on several devices, or in chunks, is the call: the same rows in the same order, and every network call counted."""
+"""A call on several devices, or in chunks, is the call: the same rows in the same order, and every network call
+counted."""
 
 from collections.abc import Callable, Iterator
 from itertools import pairwise
@@ -17,7 +18,7 @@ from dsno.schedule import Cosine
 from dsno.solvers.chain import Chain
 from dsno.solvers.run import SolverSampler
 from dsno.teachers.closed import GaussianMixture
-from dsno.trajectories.describe import describe
+from dsno.trajectories.manifest import describe
 
 CPUS = ["cpu", "cpu", "cpu"]
 
@@ -73,10 +74,10 @@ def test_a_split_call_is_the_call(
     plain = teacher()
     spread = Replicas(plain, devices, limit)
     for rows in (7, 1, 2):
-        (x_t, t), told = question(rows), cond(rows)
+        (x_t, t), condition = question(rows), cond(rows)
         t = t if each else t[0]
-        x0_hat = spread(x_t, t, told)
-        assert x0_hat.shape == x_t.shape and torch.allclose(x0_hat, plain(x_t, t, told), rtol=0, atol=1e-12)
+        x0_hat = spread(x_t, t, condition)
+        assert x0_hat.shape == x_t.shape and torch.allclose(x0_hat, plain(x_t, t, condition), rtol=0, atol=1e-12)
 
 
 def test_calls_are_what_a_round_was_cut_into() -> None:

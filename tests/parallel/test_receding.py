@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from dsno.denoise import Prediction
 from dsno.grids import quadratic, uniform
 from dsno.nets.unet import UNet
-from dsno.parallel.draft import fill_from
+from dsno.parallel.draft import x0_of_student
 from dsno.parallel.receding import Receding
 from dsno.parallel.rounds import System
 from dsno.parallel.taa import ParaTAA
@@ -111,10 +111,10 @@ def test_rows_may_start_anywhere(target: str) -> None:
     path, system = chain.run(MIXTURE, x), System(chain, x, None)
     n = torch.tensor([0, 5, 9, 15])
     starts = path.x[torch.arange(4), n]
-    together = fill_from(student, system, starts, n, None, torch.arange(4))
+    together = x0_of_student(student, system, starts, n, None, torch.arange(4))
     assert together.shape == (4, 16, *SHAPE) and float(together.abs().max()) < 1e3
     for i in range(4):
-        alone = fill_from(student, system, starts[i : i + 1], n[i : i + 1], None, torch.tensor([i]))
+        alone = x0_of_student(student, system, starts[i : i + 1], n[i : i + 1], None, torch.tensor([i]))
         assert torch.allclose(together[i, n[i] :], alone[0, n[i] :], atol=1e-9)
     # From noise it is the draft of a student that was asked once.
     if target == "state":

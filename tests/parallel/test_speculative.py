@@ -107,9 +107,13 @@ def test_the_ends_of_the_coupling() -> None:
 
 
 VARIANTS = {
-    "one call": {}, "two calls": {"refresh": True}, "adaptive": {"adaptive": True}, "frozen": {"reuse": False},
-    "published": {"reuse": False, "refresh": True}, "all": {"adaptive": True, "refresh": True},
-}  # fmt: skip
+    "one call": {},
+    "two calls": {"refresh": True},
+    "adaptive": {"adaptive": True},
+    "frozen": {"reuse": False},
+    "published": {"reuse": False, "refresh": True},
+    "all": {"adaptive": True, "refresh": True},
+}
 
 
 @pytest.mark.parametrize("options", VARIANTS.values(), ids=VARIANTS.keys())
@@ -287,13 +291,11 @@ def test_a_student_drafts_from_where_each_window_starts(target: str, many: int) 
     # Rows that start at different times share a call, and a student is not asked for a sample that is done.
     assert len(student.net.starts[1].unique()) > 2 and len(student.net.starts[-1]) < many
     assert int(trace.draft_rows.sum()) == sum(len(s) for s in student.net.starts)
-    count = 500
-    rounds = {
-        name: float(run(Speculative(GAUSSIAN, solved, 10, draft=draft, reuse=False), count).trace.rounds.double().mean())
-        for name, draft in {
-            "restarts": student, "once": OnePass(student), "none": None, "garbage": garbage(solved, count, 1.0)
-        }.items()
-    }  # fmt: skip
+    count, rounds = 500, {}
+    known = {"restarts": student, "once": OnePass(student), "none": None, "garbage": garbage(solved, count, 1.0)}
+    for name, draft in known.items():
+        trace = run(Speculative(GAUSSIAN, solved, 10, draft=draft, reuse=False), count).trace
+        rounds[name] = float(trace.rounds.double().mean())
     assert rounds["restarts"] < rounds["garbage"] and rounds["once"] < rounds["garbage"]
     assert rounds["restarts"] <= rounds["none"]
 

@@ -209,7 +209,8 @@ def test_rounds_and_evaluations_of_even_blocks(M: int, P: int) -> None:
 
 
 def test_blocks_of_one_step_and_an_exact_draft_need_one_iteration() -> None:
-    # Nothing changes, to the last bit, so the exact rule stops too: after the serial rounds; after one pass over a block.
+    # Nothing changes, to the last bit, so the exact rule stops too: after the serial rounds; after one pass over a
+    # block.
     chain, teacher = Chain(Cosine(), uniform(24), 1.0), mixture(2)
     x, tape = start(chain, 2, (2,))
     made = SRDS(teacher, chain, 24, tolerance=None).solve(x, tape)

@@ -1,43 +1,33 @@
 """A recipe run twice is run once, interrupted or not, and what does not belong together is refused."""
 
-import math
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 
 import dsno
-from dsno.checkpoint import read_json, write_json
-from dsno.cost import Meter
+from dsno.checkpoint import read_json
 from dsno.data.load import load_data
 from dsno.data.samples import Samples
-from dsno.denoise import Guided, Prediction
+from dsno.denoise import Guided
 from dsno.distillation.denoising import Denoising
 from dsno.distillation.run import distill
-from dsno.grids import GRIDS, quadratic, through
+from dsno.grids import quadratic
 from dsno.nets.features import load_feature_net
-from dsno.nets.unet import UNet
 from dsno.runs.features import train_features
 from dsno.runs.recipes import RECIPES, Recipe
 from dsno.runs.shipped import shipped
 from dsno.runs.teach import teach
 from dsno.schedule import Cosine
 from dsno.seeds import noise
-from dsno.solvers.fine import solver_errors
-from dsno.solvers.named import SOLVERS
 from dsno.students.files import load_student
 from dsno.students.operator import student_from_teacher
 from dsno.teachers.load import load_teacher
 from dsno.trajectories.labels import uniform_labels
-from dsno.trajectories.make import make_trajectories
-from dsno.trajectories.manifest import fingerprint
 from dsno.trajectories.sets import TrajectorySet
-from pretend import Rank
 
 SMALL = {"warmup": 2, "checkpoint_every": 2, "log_every": 1}
 TINY = replace(
@@ -234,138 +224,6 @@ def test_what_cannot_be_taught_is_refused(images: torch.Tensor, options: dict, m
 def test_features_need_labels(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="here has no labels to train a feature network on"):
         train_features(Samples(DIGITS.x, None, "here"), tmp_path)
-
-
-@pytest.mark.parametrize(
-    "options, message",
-    [
-        ({"times": [0.2, 0.6, 0.0]}, r"must decrease strictly, from noise to data, got \[1, 0\.2, 0\.6, 0\]"),
-        ({"times": [0.5, 0.5, 0.0]}, "must decrease strictly"),
-        ({"times": [1.0, 0.0]}, "must decrease strictly"),
-        ({"times": [1.5, 0.0]}, r"must lie inside \[0, 1\] \(1 is noise\), got \[1, 1\.5, 0\]"),
-        ({"times": [0.5, float("nan")]}, r"must lie inside \[0, 1\]"),
-        ({"times": []}, "needs at least two times"),
-        ({"solver": "ddmi"}, "unknown solver 'ddmi': expected one of ddim"),
-        ({"grid": "fine"}, "unknown grid 'fine': expected one of best, quadratic, uniform, even, log-snr, karras"),
-        ({"grid": "best", "steps": 2}, "a grid of 2 steps cannot pass through .*: use more steps"),
-        ({"steps": 2}, "a grid of 2 steps cannot pass through .*: use more steps"),
-        ({"steps": 0}, "a grid needs at least one step, got 0"),
-    ],
-)
-def test_trajectories_that_cannot_be_made(options: dict, message: str, tmp_path: Path) -> None:
-    teacher = Prediction(UNet(1, 8, (8, 8)), Cosine(), "v")
-    asked = {"times": [0.5, 0.25, 0.0], "steps": 6, **options}
-    asked["times"] = torch.tensor(asked["times"], dtype=torch.float64)
-    with pytest.raises(ValueError, match=message):
-        make_trajectories(teacher, (1, 8, 8), tmp_path / "out", 4, **asked)
-    assert not (tmp_path / "out").exists()
-
-
-def generated(teacher: Prediction, out: Path, count: int = 8, **options: Any) -> tuple[TrajectorySet, list[str]]:
-    """A set, and what was said on the way."""
-    said: list[str] = []
-    data = make_trajectories(
-        teacher, (1, 8, 8), out, count, quadratic(4)[1:], steps=12, shard=4,
-        report=lambda stage, done, total, text: said.append(text) if text else None, **options,
-    )  # fmt: skip
-    return data, said
-
-
-def errors_of(teacher: Prediction, cond: Tensor | None = None) -> dict[str, float]:
-    """The solver's error by grid from the noises of `generated`."""
-    grids = {name: through(make(Cosine(), 12), quadratic(4)[1:]) for name, make in GRIDS.items()}
-    return solver_errors(teacher, Cosine(), noise(range(8), (1, 8, 8)), grids, SOLVERS["unipc3"](), cond=cond)
-
-
-@pytest.mark.parametrize("classes", [None, 3])
-def test_the_best_grid_has_the_least_error(classes: int | None, tmp_path: Path) -> None:
-    torch.manual_seed(0)
-    teacher = Prediction(UNet(1, 8, (8, 16), classes=classes, dropout=0.5), Cosine(), "v", classes=classes)
-    label = uniform_labels(3) if classes else None
-    errors = errors_of(teacher.eval(), label(torch.arange(8)) if label else None)
-    best, worst = min(errors, key=errors.__getitem__), max(errors, key=errors.__getitem__)
-    assert errors[worst] > 1.5 * errors[best]
-    # Generated from a network that is being trained, whose dropout is not the teacher's.
-    data, said = generated(teacher.train(), tmp_path / "best", label=label, batch=3)
-    assert teacher.training
-    named, _ = generated(teacher, tmp_path / "same", grid=best, label=label, batch=3)
-    assert data.manifest == named.manifest and contents_of(data) == contents_of(named)
-    assert len(said) == 1 and f"by grid: {best} {errors[best]:.2g}, taken; " in said[0]
-    # On Cosine `even` is `uniform`.
-    assert all(f"{name} {error:.2g}" in said[0] for name, error in errors.items() if name != "even")
-
-
-def test_trajectories_go_on_with_the_grid_they_were_begun_on(whole: Path, tmp_path: Path) -> None:
-    teacher = load_teacher(whole / "teacher")
-    worst = max(errors := errors_of(teacher), key=errors.__getitem__)
-    done, _ = generated(teacher, tmp_path / "done", grid=worst)
-    shutil.copytree(tmp_path / "done", tmp_path / "part")
-    (tmp_path / "part" / "shard-00001.safetensors").unlink()
-    part, said = generated(teacher, tmp_path / "part", resume=True)
-    assert said == [] and part.manifest == done.manifest and contents_of(part) == contents_of(done)
-
-
-def test_every_process_finds_the_same_grid(whole: Path, tmp_path: Path) -> None:
-    teacher = load_teacher(whole / "teacher")
-    one, _ = generated(teacher, tmp_path / "one")
-    with pytest.raises(FileNotFoundError, match="is incomplete"):
-        generated(teacher, tmp_path / "two", accelerator=Rank(0))
-    two, said = generated(teacher, tmp_path / "two", accelerator=Rank(1))
-    assert len(said) == 1 and two.manifest == one.manifest and contents_of(two) == contents_of(one)
-
-
-def test_another_machines_last_digits_do_not_keep_a_set_from_being_resumed(whole: Path, tmp_path: Path) -> None:
-    teacher = load_teacher(whole / "teacher")
-    generated(teacher, tmp_path / "set", grid="log-snr")
-    manifest = read_json(tmp_path / "set" / "manifest.json")
-    manifest["grid"][3] = math.nextafter(manifest["grid"][3], 1.0)
-    write_json(tmp_path / "set" / "manifest.json", {**manifest, "fingerprint": fingerprint(manifest)})
-    for shard in (tmp_path / "set").glob("shard-*"):
-        shard.unlink()
-    for grid in ("log-snr", "best"):
-        resumed, _ = generated(teacher, tmp_path / "set", grid=grid, resume=True)
-        assert resumed.manifest["grid"] == manifest["grid"] and len(resumed) == 8
-
-
-@pytest.mark.parametrize(
-    "options, error",
-    [
-        ({"count": 0}, "count must be at least 1, got 0"),
-        ({"batch": 0}, "batch must be at least 1, got 0"),
-        ({"targets": "x1"}, "targets must be a selection of"),
-        ({"resume": True, "overwrite": True}, "resume continues what is there and overwrite throws it away"),
-        (
-            {"solver": "ancestral"},
-            "the grid best is that of a solver of the ODE, and ancestral draws noise: name a grid",
-        ),
-    ],
-)
-def test_what_cannot_be_generated_is_refused_before_the_grids_are_tried(
-    options: dict[str, Any], error: str, tmp_path: Path
-) -> None:
-    teacher = Prediction(Meter(UNet(1, 8, (8, 8))), Cosine(), "v")
-    with pytest.raises(ValueError, match=error):
-        generated(teacher, tmp_path / "out", **options)
-    assert teacher.net.rounds == 0 and not (tmp_path / "out").exists()
-
-
-def test_a_folder_that_is_taken_is_refused_before_the_grids_are_tried(tmp_path: Path) -> None:
-    teacher = Prediction(Meter(UNet(1, 8, (8, 8))), Cosine(), "v")
-    (tmp_path / "other").mkdir()
-    (tmp_path / "other" / "notes.txt").write_text("mine")
-    with pytest.raises(FileExistsError, match=r"holds other files \(notes.txt\)"):
-        generated(teacher, tmp_path / "other")
-    generated(teacher, tmp_path / "set", grid="uniform")
-    calls = teacher.net.rounds
-    with pytest.raises(FileExistsError, match="holds 2 shards already"):
-        generated(teacher, tmp_path / "set")
-    with pytest.raises(ValueError, match="holds other trajectories than asked for: count: expected 4, found 8"):
-        generated(teacher, tmp_path / "set", 4, resume=True)
-    assert teacher.net.rounds == calls
-
-
-def contents_of(data: TrajectorySet) -> list[bytes]:
-    return [path.read_bytes() for path in sorted(data.folder.glob("shard-*"))]
 
 
 # What ships

@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 import re
+import shutil
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote
 
 import pytest
 import torch
@@ -26,6 +22,7 @@ from dsno.nets.unet import UNet
 from dsno.schedule import Cosine
 from dsno.teachers.load import check_dtype, load_teacher
 from dsno.teachers.native import save_teacher
+from local_hub import LocalHub, serving
 
 
 def small() -> Prediction:
@@ -262,89 +259,30 @@ def test_no_gpu_no_gpu() -> None:
 # The Hub, served by this machine
 
 
-class Hub:
-    """The part of the Hub's protocol that a download needs, for the folders of one organisation."""
-
-    def __init__(self, root: Path) -> None:
-        self.fetched: list[str] = []
-        hub = self
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_GET(self) -> None:
-                status, headers, body = hub.answer(root, unquote(self.path.split("?")[0]))
-                self.send_response(status)
-                for key, value in {**headers, "Content-Length": str(len(body))}.items():
-                    self.send_header(key, value)
-                self.end_headers()
-                if self.command == "GET":
-                    self.wfile.write(body)
-
-            do_HEAD = do_GET
-
-            def log_message(self, format: str, *args: object) -> None:
-                pass
-
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self.server.server_port}"
-        threading.Thread(target=self.server.serve_forever, daemon=True).start()
-
-    def answer(self, root: Path, path: str) -> tuple[int, dict[str, str], bytes]:
-        sha = "0123456789" * 4
-        parts = path.strip("/").split("/")
-        if parts[:2] == ["api", "models"]:
-            name, revision = parts[3], parts[5] if len(parts) > 5 else "main"
-            if name == "gated":
-                return 403, {"X-Error-Code": "GatedRepo"}, b""
-            if not (root / name).is_dir():
-                return 404, {"X-Error-Code": "RepoNotFound"}, b""
-            if revision not in ("main", sha):
-                return 404, {"X-Error-Code": "RevisionNotFound"}, b""
-            files = sorted(str(p.relative_to(root / name)) for p in (root / name).rglob("*") if p.is_file())
-            if "tree" in parts:
-                tree = [{"type": "file", "path": f, "size": (root / name / f).stat().st_size, "oid": f} for f in files]
-                return 200, {"Content-Type": "application/json"}, json.dumps(tree).encode()
-            info = {"id": f"org/{name}", "sha": sha, "siblings": [{"rfilename": f} for f in files]}
-            return 200, {"Content-Type": "application/json"}, json.dumps(info).encode()
-        if len(parts) > 4 and parts[2] == "resolve":
-            file = root / parts[1] / "/".join(parts[4:])
-            body = file.read_bytes()
-            self.fetched.append(file.name)
-            return 200, {"ETag": f'"{hashlib.sha1(body).hexdigest()}"', "X-Repo-Commit": sha}, body
-        return 404, {}, b""
+UNUSED = ("README.md", "unet/diffusion_pytorch_model.bin", "unet/diffusion_pytorch_model.fp16.safetensors")
 
 
 @pytest.fixture
-def hub(pipeline: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
-    constants = pytest.importorskip("huggingface_hub").constants
+def hub(pipeline: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[LocalHub]:
+    """A Hub with a pipeline and a teacher of our own."""
     root = tmp_path / "hub"
     root.mkdir()
-    (root / "pipeline").symlink_to(pipeline)
-    for other in ("README.md", "unet/diffusion_pytorch_model.bin", "unet/diffusion_pytorch_model.fp16.safetensors"):
-        (pipeline / other).write_bytes(b"not needed")
+    shutil.copytree(pipeline, root / "pipeline")
+    for name in UNUSED:
+        (root / "pipeline" / name).write_bytes(b"not needed")
     save_teacher(root / "native", small())
-    served = Hub(root)
-    monkeypatch.setattr(constants, "ENDPOINT", served.url)
-    monkeypatch.setattr(
-        constants, "HUGGINGFACE_CO_URL_TEMPLATE", served.url + "/{repo_id}/resolve/{revision}/{filename}"
-    )
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
-    yield served
-    served.server.shutdown()
-    served.server.server_close()
-    for other in ("README.md", "unet/diffusion_pytorch_model.bin", "unet/diffusion_pytorch_model.fp16.safetensors"):
-        (pipeline / other).unlink()
+    with serving(root, tmp_path / "cache", monkeypatch) as served:
+        yield served
 
 
-def test_hub_ids_fetch_what_is_needed_and_nothing_else(hub: Hub, pipeline: Path) -> None:
+def test_hub_ids_fetch_what_is_needed_and_nothing_else(hub: LocalHub, pipeline: Path) -> None:
     teacher = load_teacher("org/pipeline")
     assert same(teacher, load_teacher(pipeline))
     wanted = {"model_index.json", "config.json", "scheduler_config.json", "diffusion_pytorch_model.safetensors"}
     assert set(hub.fetched) == wanted
     assert same(load_teacher("org/native@main"), load_teacher("org/native"))
     # Once fetched it needs no Hub.
-    hub.server.shutdown()
-    hub.server.server_close()
+    hub.close()
     assert same(load_teacher("org/pipeline"), teacher)
 
 
@@ -356,7 +294,7 @@ def test_hub_ids_fetch_what_is_needed_and_nothing_else(hub: Hub, pipeline: Path)
         ("org/gated", PermissionError, "org/gated on the Hub is closed to you"),
     ],
 )
-def test_hub_ids_that_give_nothing(hub: Hub, ref: str, error: type[Exception], message: str) -> None:
+def test_hub_ids_that_give_nothing(hub: LocalHub, ref: str, error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         load_teacher(ref)
     assert hub.fetched == []

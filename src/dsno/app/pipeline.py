@@ -20,6 +20,7 @@ diffusers. What version 0.1 saved loads, too.
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -51,6 +52,16 @@ from dsno.teachers.latents import Latents
 from dsno.trajectory import Trajectory
 
 __all__ = ["DSNOModel", "DSNOPipeline", "DSNOPipelineOutput", "FlowMapModel"]
+
+# diffusers takes a component's class from the module that the index names, and from one that is imported already alone.
+# Version 0.1 saved the name that this module had then.
+sys.modules.setdefault("dsno.pipeline", sys.modules[__name__])
+
+
+# The two models are students by inheritance, where elsewhere in this library classes are abstract or final. What a
+# pipeline saves and loads has to be a `ModelMixin` whose own modules bear the names in its file, so a model that held a
+# student could not register it, but only its network, and make another student around that at every turn; and then
+# `pipe.student` would be no student: `OnePass(pipe.student)`, `save_student` and the exports take it as it is.
 
 
 # The two models are students by inheritance, where elsewhere in this library classes are abstract or final. What a

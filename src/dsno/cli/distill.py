@@ -122,7 +122,7 @@ class Distill:
             ValueError: if they do not fit the teacher.
         """
         from dsno.data.load import load_data
-        from dsno.teachers.native import sample_shape
+        from dsno.nets.backbone import sample_shape
 
         try:
             images = load_data(self.data, size=self.size)

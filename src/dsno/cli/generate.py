@@ -11,10 +11,9 @@ import torch
 from dsno.cli.conditions import condition_by_seed, under_guidance
 from dsno.cli.console import progress, say
 from dsno.cli.options import Device, TeacherRef, device_of, launched
-from dsno.grids import quadratic
 from dsno.teachers.load import check_dtype, load_teacher
-from dsno.teachers.native import sample_shape
-from dsno.trajectories.make import make_trajectories
+from dsno.trajectories.compute import Compute
+from dsno.trajectories.generate import generate, quadratic_frames
 
 __all__ = ["Generate"]
 
@@ -27,11 +26,8 @@ class Generate:
 
     In Python:
 
-        from dsno import grids, load_teacher, schedule
-        from dsno.trajectories.make import make_trajectories
-        teacher = load_teacher("runs/teacher")
-        times = teacher.schedule.from_phase(grids.quadratic(4))[1:]
-        data = make_trajectories(teacher, (1, 8, 8), "runs/trajectories", 20_000, times)
+        from dsno import generate, load_teacher
+        data = generate(load_teacher("runs/teacher"), "runs/trajectories", 20_000)
     """
 
     teacher: TeacherRef = "runs/teacher"
@@ -94,32 +90,25 @@ class Generate:
             teacher.to(accelerator.device)
         label = condition_by_seed(self.teacher, teacher, self.labels, self.prompts, self.guidance)
         denoiser = under_guidance(self.teacher, teacher, self.guidance, self.prompts is not None, self.null)
-        times = torch.tensor(self.times, dtype=torch.float64)
-        if not self.times:
-            # Rounded, so that they are the same on machines whose tangents differ in the last digit.
-            times = teacher.schedule.from_phase(quadratic(self.frames))[1:].round(decimals=12)
         with progress() as report:
-            data = make_trajectories(
+            data = generate(
                 denoiser,
-                sample_shape(teacher),
                 self.out,
                 self.count,
-                times,
-                self.targets,
-                self.solver,
-                self.steps,
-                self.resume,
-                self.overwrite,
-                report,
-                batch=self.batch,
-                shard=self.shard,
+                times=self.times or quadratic_frames(teacher.schedule, self.frames),
+                solver=self.solver,
+                steps=self.steps,
+                grid=self.grid,
+                targets=self.targets,
                 label=label,
                 first_seed=self.first_seed,
-                grid=self.grid,
-                accelerator=accelerator,
+                batch=self.batch,
+                shard=self.shard,
                 dtype=getattr(torch, self.store),
-                autocast=autocast,
-                channels_last=self.channels_last,
-                compile=self.compile,
+                compute=Compute(autocast, self.channels_last, self.compile),
+                accelerator=accelerator,
+                resume=self.resume,
+                overwrite=self.overwrite,
+                report=report,
             )
         say(f"{len(data)} trajectories in {self.out}", f"dsno distill --teacher {self.teacher} --data {self.out}")

@@ -19,6 +19,7 @@ from dsno.cli.options import Device, device_of, new_file
 from dsno.condition import Cond, map_cond
 from dsno.denoise import Denoiser
 from dsno.grids import uniform
+from dsno.nets.backbone import sample_shape
 from dsno.parallel import EXACT, Receding, Replicas, Speculative
 from dsno.report.pictures import image_grid
 from dsno.runs.shipped import shipped
@@ -28,7 +29,6 @@ from dsno.students.files import load_student, trained_for
 from dsno.students.samplers import Student, sampler_of
 from dsno.teachers.latents import load_decoder
 from dsno.teachers.load import load_teacher
-from dsno.teachers.native import sample_shape
 from dsno.trajectories.labels import uniform_labels
 
 __all__ = ["Sample"]

@@ -1,4 +1,8 @@
-"""Samples from files: folders of pictures, npy, npz, zarr and idx."""
+"""Samples from files: folders of pictures, npy, npz, zarr and idx.
+
+What is read is bytes or numbers as they are in the file, (N, ...), and labels where there are any; `load` makes samples
+of them. Pictures that are brought to one size are samples already. What is damaged is named; nothing is unpickled.
+"""
 
 from __future__ import annotations
 
@@ -15,27 +19,51 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dsno.data.samples import fitted
+from dsno.data.samples import to_square
 
-__all__ = ["LABELS", "composed", "has", "need", "read_folder", "read_idx", "read_numpy", "read_pictures", "read_zarr"]
+__all__ = [
+    "LABEL_NAMES",
+    "Background",
+    "Read",
+    "holds_any",
+    "optional_package",
+    "over_background",
+    "read_folder",
+    "read_idx",
+    "read_numpy",
+    "read_pictures",
+    "read_zarr",
+]
+
+Background = int | tuple[int, int, int]
+"""What shows through transparent pixels: a grey level or (r, g, b), 0..255."""
+
+Read = tuple[np.ndarray | Tensor, Tensor | None]
+"""What a file holds: an array (N, ...) as it is there, or samples (N, C, H, W) in [-1, 1]; and labels (N,) or None."""
+
+LABEL_NAMES = ("labels", "label")
 
 _PICTURES = (".png", ".jpg", ".jpeg")
 
-LABELS = ("labels", "label")
 
-
-def composed(rgba: np.ndarray, background: int | tuple[int, int, int]) -> np.ndarray:
+def over_background(rgba: np.ndarray, background: Background) -> np.ndarray:
     """Composite (..., 4) bytes on a background, to (..., 3) bytes."""
     alpha = rgba[..., 3:].astype(np.float32) / 255
     mixed = alpha * rgba[..., :3] + (1 - alpha) * np.asarray(background, np.float32)
     return np.rint(mixed).astype(np.uint8)
 
 
-def has(path: Path, *patterns: str) -> bool:
+def holds_any(path: Path, *patterns: str) -> bool:
+    """Whether `path` is a folder with a file that matches one of `patterns`."""
     return path.is_dir() and any(next(path.glob(p), None) is not None for p in patterns)
 
 
-def need(module: str, extra: str) -> Any:
+def optional_package(module: str, extra: str) -> Any:
+    """Import a module of a package that comes with an extra of this one.
+
+    Raises:
+        ModuleNotFoundError: if it is not installed; says how to.
+    """
     try:
         return importlib.import_module(module)
     except ImportError:
@@ -45,9 +73,13 @@ def need(module: str, extra: str) -> Any:
         ) from None
 
 
-def read_folder(
-    path: Path, size: int | None, background: int | tuple[int, int, int]
-) -> tuple[np.ndarray | Tensor, Tensor | None]:
+def read_folder(path: Path, size: int | None, background: Background) -> Read:
+    """The pictures of a folder, or of its sub-folders, which are then classes in alphabetical order.
+
+    Raises:
+        ValueError: if there are none, or as `read_pictures`.
+    """
+
     def inside(folder: Path) -> list[Path]:
         return sorted(p for p in folder.iterdir() if p.suffix.lower() in _PICTURES)
 
@@ -58,14 +90,16 @@ def read_folder(
         labels = torch.tensor([k for k, found in enumerate(classes) for _ in found])
     if not files:
         raise ValueError(f"{path} has no PNG or JPEG files, and none in its sub-folders")
-    need("PIL", "images")
+    optional_package("PIL", "images")
     return read_pictures(((str(file), file) for file in files), size, background), labels
 
 
-def read_pictures(
-    pictures: Iterable[tuple[str, Any]], size: int | None, background: int | tuple[int, int, int]
-) -> np.ndarray | Tensor:
-    """Files or PIL images as bytes (N, H, W[, 3]) of one size; or brought to `size`, (N, C, size, size) in [-1, 1]."""
+def read_pictures(pictures: Iterable[tuple[str, Any]], size: int | None, background: Background) -> np.ndarray | Tensor:
+    """Files or PIL images, by name, as bytes (N, H, W[, 3]); or brought to `size`, (N, C, size, size) in [-1, 1].
+
+    Raises:
+        ValueError: if one is damaged or has more than eight bits, or their sizes differ and `size` is None.
+    """
     from PIL import Image
 
     arrays: list[np.ndarray] = []
@@ -79,7 +113,8 @@ def read_pictures(
         first = first or name
         if size is None and arrays and array.shape[:2] != arrays[0].shape[:2]:
             raise ValueError(
-                f"{name} is {array.shape[:2]}, {first} is {arrays[0].shape[:2]}: sizes must agree, or load them with size="
+                f"{name} is {array.shape[:2]}, {first} is {arrays[0].shape[:2]}: sizes must agree, or load them with "
+                "size="
             )
         arrays.append(array)
     if any(a.ndim == 3 for a in arrays):
@@ -87,51 +122,56 @@ def read_pictures(
     if size is None:
         return np.stack(arrays)
     rows = (torch.tensor(np.atleast_3d(a)).permute(2, 0, 1)[None].float() / 127.5 - 1 for a in arrays)
-    return torch.cat([fitted(x, size, -1.0) for x in rows])
+    return torch.cat([to_square(x, size, -1.0) for x in rows])
 
 
-def _pixels(image: Any, name: str, background: int | tuple[int, int, int]) -> np.ndarray:
+def _pixels(image: Any, name: str, background: Background) -> np.ndarray:
     """A picture as bytes, (H, W) if it is grey, else (H, W, 3)."""
     if image.mode.startswith(("I", "F")):
         raise ValueError(f"{name} has more than 8 bits per channel: save it with 8, or all images as an .npy array")
     grey = image.mode in ("1", "L", "LA") and isinstance(background, int)
     if image.has_transparency_data:
-        array = composed(np.asarray(image.convert("RGBA")), background)
+        array = over_background(np.asarray(image.convert("RGBA")), background)
         return array[..., 0] if grey else array
     return np.asarray(image.convert("L" if grey else "RGB"))
 
 
+_DAMAGE = (EOFError, KeyError, OSError, RuntimeError, TypeError, ValueError, struct.error, zipfile.BadZipFile)
+
+
 @contextmanager
 def _damaged(path: Path, expected: str) -> Iterator[None]:
-    """What goes wrong while a file is read is the file's fault, and says which it is."""
+    """What goes wrong while a file is read is the file's fault: say which, and what it should be."""
     try:
         yield
-    except (
-        EOFError,
-        KeyError,
-        OSError,
-        RuntimeError,
-        TypeError,
-        ValueError,
-        struct.error,
-        zipfile.BadZipFile,
-    ) as error:
+    except _DAMAGE as error:
         raise ValueError(f"{path} is damaged or not {expected} ({error})") from None
 
 
-def read_numpy(path: Path, key: str | None, background: int | tuple[int, int, int]) -> tuple[np.ndarray, Tensor | None]:
+def read_numpy(path: Path, key: str | None, background: Background) -> Read:
+    """An .npy file, or the array `key` of an .npz file and its labels; an array called `rgba` is composited.
+
+    Raises:
+        ValueError: if it is damaged, or does not say which of its arrays is meant.
+    """
     with _damaged(path, "an array file"):
         loaded = np.load(path, allow_pickle=False)
         if isinstance(loaded, np.ndarray):
             return loaded, None
-        arrays = {n: loaded[n] for n in loaded.files if key not in loaded.files or n == key or n in LABELS}
+        arrays = {n: loaded[n] for n in loaded.files if key not in loaded.files or n == key or n in LABEL_NAMES}
     name = _choose(arrays, key, path)
-    array = composed(arrays[name], background) if name == "rgba" else arrays[name]
+    array = over_background(arrays[name], background) if name == "rgba" else arrays[name]
     return array, _labels(arrays)
 
 
-def read_zarr(path: Path, key: str | None) -> tuple[np.ndarray, Tensor | None]:
-    zarr = need("zarr", "data")
+def read_zarr(path: Path, key: str | None) -> Read:
+    """A zarr array, or the array `key` of a group and its labels.
+
+    Raises:
+        ModuleNotFoundError: without zarr.
+        ValueError: as `read_numpy`.
+    """
+    zarr = optional_package("zarr", "data")
     with _damaged(path, "a zarr array"):
         found = zarr.open(str(path), mode="r")
         if isinstance(found, zarr.Array):
@@ -139,15 +179,16 @@ def read_zarr(path: Path, key: str | None) -> tuple[np.ndarray, Tensor | None]:
         arrays = dict(found.arrays())
     name = _choose(arrays, key, path)
     with _damaged(path, "a zarr array"):
-        return arrays[name][:], _labels({n: a[:] for n, a in arrays.items() if n in LABELS})
+        return arrays[name][:], _labels({n: a[:] for n, a in arrays.items() if n in LABEL_NAMES})
 
 
 def _choose(arrays: Mapping[str, Any], key: str | None, path: Path) -> str:
+    """The name of the array of samples: `key`, or the only one that may be it."""
     if key is not None:
         if key not in arrays:
             raise ValueError(f"{path} has no array {key!r}; it has {', '.join(arrays) or 'nothing'}")
         return key
-    names = [n for n, a in arrays.items() if n not in LABELS and a.ndim >= 2 and a.dtype.kind in "buif"]
+    names = [n for n, a in arrays.items() if n not in LABEL_NAMES and a.ndim >= 2 and a.dtype.kind in "buif"]
     if len(names) == 1:
         return names[0]
     if names:
@@ -156,7 +197,7 @@ def _choose(arrays: Mapping[str, Any], key: str | None, path: Path) -> str:
 
 
 def _labels(arrays: Mapping[str, np.ndarray]) -> Tensor | None:
-    for name in LABELS:
+    for name in LABEL_NAMES:
         if name in arrays:
             return torch.as_tensor(arrays[name].astype(np.int64))
     if "name" in arrays and arrays["name"].dtype.kind == "U":
@@ -166,7 +207,12 @@ def _labels(arrays: Mapping[str, np.ndarray]) -> Tensor | None:
     return None
 
 
-def read_idx(path: Path) -> tuple[np.ndarray, Tensor | None]:
+def read_idx(path: Path) -> Read:
+    """An idx file of bytes, gzipped, and the labels of the file beside it that is named as MNIST's.
+
+    Raises:
+        ValueError: if it is damaged.
+    """
     beside = path.with_name(path.name.replace("images-idx3", "labels-idx1"))
     labels = torch.as_tensor(_read_idx(beside).astype(np.int64)) if beside != path and beside.is_file() else None
     return _read_idx(path), labels

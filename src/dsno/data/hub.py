@@ -1,4 +1,7 @@
-"""Samples from Hugging Face datasets, on the Hub or in a folder."""
+"""Samples from Hugging Face datasets, on the Hub or in a folder.
+
+One column is the samples: pictures, or arrays of one shape. Labels are a column called so, or the first of classes.
+"""
 
 from __future__ import annotations
 
@@ -7,22 +10,30 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
-from dsno.data.files import LABELS, has, need, read_pictures
+from dsno.data.files import LABEL_NAMES, Background, Read, holds_any, optional_package, read_pictures
+from dsno.hub import ask_hub, first_line, reaching
 
-__all__ = ["read_dataset"]
+__all__ = ["SAVED", "read_dataset"]
 
-_NETWORK_SECONDS = 3.0
+SAVED = ("dataset_info.json", "dataset_dict.json")
+"""What a folder has in it that `save_to_disk` wrote."""
 
 
-def read_dataset(
-    reference: str, size: int | None, key: str | None, background: int | tuple[int, int, int]
-) -> tuple[np.ndarray | Tensor, Tensor | None]:
-    datasets = need("datasets", "data")
+def read_dataset(reference: str, size: int | None, key: str | None, background: Background) -> Read:
+    """The samples and labels of a folder, a parquet file or `org/name`, each with an optional `:split`.
+
+    Raises:
+        FileNotFoundError: if there is no such dataset.
+        PermissionError: if it is closed to this user.
+        ConnectionError: if the Hub cannot be reached.
+        ModuleNotFoundError: without datasets.
+        ValueError: if it cannot be read, has several splits or columns, or rows that differ in shape.
+    """
+    datasets = optional_package("datasets", "data")
     table = _table(datasets, reference)
     column = _column(datasets, table, key, reference)
-    labels = [n for n in LABELS if n in table.features]
+    labels = [n for n in LABEL_NAMES if n in table.features]
     labels += [n for n, feature in table.features.items() if isinstance(feature, datasets.ClassLabel)]
     held = None
     if labels and labels[0] != column:
@@ -40,67 +51,52 @@ def read_dataset(
 
 def _table(datasets: Any, reference: str) -> Any:
     """The split of a dataset that `folder`, `file.parquet` or `org/name`, each with an optional `:split`, names."""
-    where, colon, named = reference.rpartition(":")
+    where, colon, split = reference.rpartition(":")
     if not colon or Path(reference).exists():
-        where, named = reference, ""
-    path = Path(where)
+        where, split = reference, ""
     try:
-        if path.is_file():
-            found = datasets.load_dataset("parquet", data_files=where)
-        elif has(path, "dataset_info.json", "dataset_dict.json"):
-            found = datasets.load_from_disk(where)
-        elif path.is_dir():
-            found = datasets.load_dataset(where)
-        else:
-            _reach(where)
-            found = datasets.load_dataset(where)
-    except ConnectionError as error:
-        raise ConnectionError(
-            f"the Hub cannot be reached for the dataset {where!r} ({_line(error)}): check the network, or set "
-            "HF_HUB_OFFLINE=1 if it is in your cache"
-        ) from None
-    except (datasets.exceptions.DatasetsError, FileNotFoundError) as error:
-        raise FileNotFoundError(f"no dataset {where!r}: {_line(error)}") from None
-    except (ValueError, RuntimeError) as error:
-        raise ValueError(f"{where} cannot be read as a dataset: {_line(error)}") from None
+        with reaching(
+            missing=f"no dataset {where!r}: {{error}}",
+            closed="{error}",
+            unreachable=f"the Hub cannot be reached for the dataset {where!r} ({{error}}): check the network, or set "
+            "HF_HUB_OFFLINE=1 if it is in your cache",
+        ):
+            found = _opened(datasets, where)
+    except (datasets.exceptions.DatasetsError, ValueError, RuntimeError) as error:
+        raise ValueError(f"{where} cannot be read as a dataset: {first_line(error)}") from None
     if isinstance(found, datasets.Dataset):
-        if named:
-            raise ValueError(f"{where} is a single split: leave ':{named}' out")
+        if split:
+            raise ValueError(f"{where} is a single split: leave ':{split}' out")
         return found
-    chosen = named or ("train" if "train" in found else next(iter(found)) if len(found) == 1 else "")
+    chosen = split or ("train" if "train" in found else next(iter(found)) if len(found) == 1 else "")
     if chosen not in found:
         asked = f"no split {chosen!r}" if chosen else "several splits"
         raise ValueError(f"{where} has {asked}: name one of {', '.join(found)} as hf:{where}:split")
     return found[chosen]
 
 
-def _reach(name: str) -> None:
-    """Ask the Hub for a dataset once: without a network `load_dataset` tries for half a minute."""
-    import huggingface_hub
-    from huggingface_hub import errors
-
-    if name.count("/") > 1 or name.startswith((".", "/")):
+def _opened(datasets: Any, where: str) -> Any:
+    """All splits of a dataset, or the only one."""
+    path = Path(where)
+    if path.is_file():
+        return datasets.load_dataset("parquet", data_files=where)
+    if holds_any(path, *SAVED):
+        return datasets.load_from_disk(where)
+    if path.is_dir():
+        return datasets.load_dataset(where)
+    if where.count("/") > 1 or where.startswith((".", "/")):
         raise FileNotFoundError("there is no such folder, and on the Hub names are 'org/name'")
-    if huggingface_hub.constants.HF_HUB_OFFLINE:
-        # Then only the cache is looked at, which takes no time.
-        return
-    try:
-        huggingface_hub.HfApi().dataset_info(name, timeout=_NETWORK_SECONDS)
-    except errors.RepositoryNotFoundError:
-        raise FileNotFoundError(
-            "there is no such folder, and the Hub has none of that name that you may read"
-        ) from None
-    except errors.HFValidationError as error:
-        raise FileNotFoundError(_line(error)) from None
-    except Exception as error:  # The client's transport, and so the type of its errors, changed between versions.
-        raise ConnectionError(_line(error)) from None
+    from huggingface_hub import constants
 
-
-def _line(error: Exception) -> str:
-    return (str(error) or type(error).__name__).splitlines()[0]
+    # Offline only the cache is looked at, which takes no time; else without an answer `load_dataset` tries for half a
+    # minute.
+    if not constants.HF_HUB_OFFLINE:
+        ask_hub(where, "dataset")
+    return datasets.load_dataset(where)
 
 
 def _column(datasets: Any, table: Any, key: str | None, reference: str) -> str:
+    """The column of the samples: `key`, else the only one of pictures, else the only one of arrays."""
     features = table.features
     if key is not None:
         if key not in features:

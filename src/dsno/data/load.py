@@ -1,6 +1,4 @@
-r"""Data sets, and the only place that knows pixel ranges: samples (N, C, *spatial), float32, of about unit size.
-
-A sample has channels and one to three spatial directions: a signal (C, L), an image (C, H, W), a volume (C, D, H, W).
+r"""Data sets: whatever holds samples becomes `Samples`, (N, C, *spatial), float32, of about unit size.
 
 | source | what |
 |---|---|
@@ -11,12 +9,8 @@ A sample has channels and one to three spatial directions: a signal (C, L), an i
 | a folder or `*.parquet` | a Hugging Face dataset: one that `save_to_disk` wrote, or parquet files |
 | `hf:org/name[:split]` | a Hugging Face dataset from the Hub; `hf:folder:split` names a split of a local one |
 
-Bytes are taken for pixels and mapped from 0..255 to [-1, 1], the range of images in the library. Other numbers are taken as
-they are, or on request standardised by an affine map per channel, kept as `units`,
-
-$$ \text{physical} = \text{shift} + \text{scale} \cdot x, $$
-
-by which samples go back.
+Bytes are taken for pixels and mapped from 0..255 to [-1, 1], the range of images in the library. Other numbers are
+taken as they are, or on request standardised by an affine map per channel, kept as `units`, by which samples go back.
 """
 
 from __future__ import annotations
@@ -29,8 +23,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dsno.data.files import composed, has, need, read_folder, read_idx, read_numpy, read_zarr
-from dsno.data.hub import read_dataset
+from dsno.data.files import (
+    Background,
+    Read,
+    holds_any,
+    optional_package,
+    over_background,
+    read_folder,
+    read_idx,
+    read_numpy,
+    read_zarr,
+)
+from dsno.data.hub import SAVED, read_dataset
 from dsno.data.samples import PIXELS, Affine, Samples, check_samples, finite_range, resized
 
 __all__ = ["Channels", "Scale", "load_data"]
@@ -49,13 +53,12 @@ def load_data(
     scale: Scale | None = None,
     size: int | None = None,
     key: str | None = None,
-    background: int | tuple[int, int, int] = 255,
+    background: Background = 255,
 ) -> Samples:
-    """Load a data set; see the table above.
+    """Load a data set of any form of the table above.
 
-    Arguments:
-        source: One of the table.
-        channels: Where an array has its channels. By default (N, A) and (N, A, B) have none, and an axis of one or three
+    Arguments: source: One of the table. channels: Where an array has its channels. By default (N, A) and (N, A, B) have
+        none, and an axis of one or three
             next to N or at the end is the channels of an image; what could be either is refused.
         scale: Standardise each channel; by default bytes are pixels and other numbers stay as they are.
         size: Make images `size` x `size`, see `resized`; pictures of a folder may then be of different sizes.
@@ -64,6 +67,7 @@ def load_data(
 
     Raises:
         FileNotFoundError: if `source` is none of the known forms, or the Hub has no such dataset.
+        PermissionError: if the Hub has it, but not for this user.
         ConnectionError: if the Hub cannot be reached.
         ModuleNotFoundError: if the package that reads this source is not installed; says which extra has it.
         ValueError: if the samples have a wrong shape or range, are damaged, empty or constant, or an option is unknown.
@@ -79,7 +83,7 @@ def load_data(
             f"{source} has {len(raw)} samples but labels of shape {tuple(labels.shape)}: expected one for each"
         )
     if isinstance(raw, np.ndarray):
-        x, units = _numbers(raw, channels, scale, background, name)
+        x, units = _from_array(raw, channels, scale, background, name)
     else:
         x, units = raw, PIXELS if name != "digits" else Affine((8.0,), (8.0,))
     samples = Samples(x, labels, name, units)
@@ -92,17 +96,14 @@ def load_data(
     return samples
 
 
-def _numbers(
-    array: np.ndarray,
-    channels: Channels | None,
-    scale: Scale | None,
-    background: int | tuple[int, int, int],
-    name: str,
+def _from_array(
+    array: np.ndarray, channels: Channels | None, scale: Scale | None, background: Background, name: str
 ) -> tuple[Tensor, Affine]:
+    """An array of a file as (N, C, *spatial), and its units: pixels of bytes; of other numbers those they are in."""
     if array.dtype.kind not in "buif":
         raise ValueError(f"{name} holds {array.dtype}, expected real numbers (of complex ones, two channels)")
     if array.dtype == np.uint8 and array.ndim == 4 and array.shape[-1] == 4 and channels is None:
-        array = composed(array, background)
+        array = over_background(array, background)
     array = _channels_first(array, channels, name)
     if array.dtype == np.uint8:
         x = torch.from_numpy(np.ascontiguousarray(array)).to(torch.float32)
@@ -111,19 +112,21 @@ def _numbers(
     wide = torch.from_numpy(np.ascontiguousarray(array, dtype=np.float32 if array.dtype == np.float32 else np.float64))
     if scale is None and wide.numel() and wide.min() >= 0 and wide.max() <= 1:
         raise ValueError(
-            f"{name} has numbers in [0, 1], expected [-1, 1] or about unit variance: store 2 * x - 1, or uint8 for pixels, "
-            "or load it with scale='range'"
+            f"{name} has numbers in [0, 1], expected [-1, 1] or about unit variance: store 2 * x - 1, or uint8 for "
+            "pixels, or load it with scale='range'"
         )
     return wide, Affine()
 
 
 def _channels_first(array: np.ndarray, channels: Channels | None, name: str) -> np.ndarray:
+    """(N, C, *spatial)."""
     shape = array.shape
     if channels is None:
         channels = _guess(shape, name)
     if not 2 <= array.ndim - (channels != "none") <= 4:
         raise ValueError(
-            f"{name} has shape {shape}, expected N samples of one to three spatial directions with channels={channels!r}"
+            f"{name} has shape {shape}, expected N samples of one to three spatial directions with "
+            f"channels={channels!r}"
         )
     if channels == "none":
         return array[:, None]
@@ -131,6 +134,7 @@ def _channels_first(array: np.ndarray, channels: Channels | None, name: str) -> 
 
 
 def _guess(shape: tuple[int, ...], name: str) -> Channels:
+    """Where the channels are, if the shape leaves no doubt."""
     if len(shape) == 2 or (len(shape) == 3 and min(shape[1:]) > 4):
         return "none"
     if len(shape) in (4, 5):
@@ -143,12 +147,13 @@ def _guess(shape: tuple[int, ...], name: str) -> Channels:
             "spatial directions"
         )
     raise ValueError(
-        f"{name} has shape {shape}, which does not tell where the channels are: load it with channels='first', 'last' or "
-        "'none'"
+        f"{name} has shape {shape}, which does not tell where the channels are: load it with channels='first', 'last' "
+        "or 'none'"
     )
 
 
 def _standardised(samples: Samples, scale: Scale) -> Samples:
+    """Each channel by its own affine map, which the units take up: physical = b + a (shift + spread x)."""
     finite_range(samples.x, samples.name)
     x, shifts, scales = samples.x.to(torch.float32).clone(), [], []
     for c in range(x.shape[1]):
@@ -169,10 +174,10 @@ def _standardised(samples: Samples, scale: Scale) -> Samples:
     )
 
 
-_Read = tuple[np.ndarray | Tensor, Tensor | None, str]
-
-
-def _read(source: str, size: int | None, key: str | None, background: int | tuple[int, int, int]) -> _Read:
+def _read(
+    source: str, size: int | None, key: str | None, background: Background
+) -> tuple[np.ndarray | Tensor, Tensor | None, str]:
+    """What `source` holds, its labels and its name, by the table above."""
     path = Path(source)
     if source == "digits":
         return *_digits(), source
@@ -182,11 +187,11 @@ def _read(source: str, size: int | None, key: str | None, background: int | tupl
         return *read_numpy(path, key, background), path.name
     if path.name.endswith("ubyte.gz") and path.is_file():
         return *read_idx(path), path.name
-    if path.exists() and (path.name.endswith((".zarr", ".zarr.zip")) or has(path, "zarr.json", ".zarray", ".zgroup")):
-        return *read_zarr(path, key), path.name
-    if (path.suffix == ".parquet" and path.is_file()) or has(
-        path, "dataset_info.json", "dataset_dict.json", "*.parquet", "*/*.parquet"
+    if path.exists() and (
+        path.name.endswith((".zarr", ".zarr.zip")) or holds_any(path, "zarr.json", ".zarray", ".zgroup")
     ):
+        return *read_zarr(path, key), path.name
+    if (path.suffix == ".parquet" and path.is_file()) or holds_any(path, *SAVED, "*.parquet", "*/*.parquet"):
         return *read_dataset(source, size, key, background), path.name
     if path.is_dir():
         return *read_folder(path, size, background), path.name
@@ -196,7 +201,8 @@ def _read(source: str, size: int | None, key: str | None, background: int | tupl
     )
 
 
-def _digits() -> tuple[Tensor, Tensor]:
-    digits = need("sklearn.datasets", "images").load_digits()
+def _digits() -> Read:
+    """scikit-learn's digits, whose grey levels 0..16 become [-1, 1]."""
+    digits = optional_package("sklearn.datasets", "images").load_digits()
     x = torch.as_tensor(digits.images, dtype=torch.float32)[:, None] / 8 - 1
     return x, torch.as_tensor(digits.target, dtype=torch.int64)

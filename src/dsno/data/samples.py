@@ -1,4 +1,11 @@
-"""A data set in memory: samples, labels and units; the only place that knows pixel ranges."""
+r"""A data set in memory: samples, labels and units; the only place that knows pixel ranges.
+
+A sample has channels and one to three spatial directions: a signal (C, L), an image (C, H, W), a volume (C, D, H, W).
+Noise schedules assume that its values are of about unit size, and the library that images lie in [-1, 1]. What the data
+was given in is kept as an affine map per channel,
+
+$$ \text{physical} = \text{shift} + \text{scale} \cdot x. $$
+"""
 
 from __future__ import annotations
 
@@ -15,9 +22,9 @@ __all__ = [
     "check_images",
     "check_samples",
     "finite_range",
-    "fitted",
     "resized",
     "split",
+    "to_square",
     "to_uint8",
     "to_unit",
 ]
@@ -89,8 +96,8 @@ def check_samples(x: Tensor, name: str = "the data set") -> Tensor:
     spread = float(x.std())
     if not 0.01 <= spread <= 10:
         raise ValueError(
-            f"{name} has values in [{low:g}, {high:g}] with standard deviation {spread:.3g}, expected about 1: load it with "
-            "scale='std' or scale='range'"
+            f"{name} has values in [{low:g}, {high:g}] with standard deviation {spread:.3g}, expected about 1: load it "
+            "with scale='std' or scale='range'"
         )
     return x
 
@@ -112,6 +119,11 @@ def check_images(x: Tensor, name: str = "the image set") -> Tensor:
 
 
 def finite_range(x: Tensor, name: str) -> tuple[float, float]:
+    """The least and the largest value.
+
+    Raises:
+        ValueError: if there is none, or one that is not finite.
+    """
     if x.numel() == 0:
         raise ValueError(f"{name} is empty")
     low, high = (float(v) for v in x.aminmax())
@@ -134,8 +146,8 @@ def to_unit(x: Tensor) -> Tensor:
 def resized(samples: Samples, size: int) -> Samples:
     """Images cropped to the square in their middle and brought to `size` x `size`.
 
-    By a whole factor pixels are averaged; otherwise the interpolation is bilinear, antialiased. Grey images of 28x28, as
-    MNIST and its kin, are padded with their lowest value to 32x32 if that is a multiple of `size`.
+    By a whole factor pixels are averaged; otherwise the interpolation is bilinear, antialiased. Grey images of 28x28,
+    as MNIST and its kin, are padded with their lowest value to 32x32 if that is a multiple of `size`.
 
     Raises:
         ValueError: if the samples are not images.
@@ -145,10 +157,11 @@ def resized(samples: Samples, size: int) -> Samples:
     if samples.shape[1:] == (size, size):
         return samples
     low = float(samples.x.min())
-    return replace(samples, x=torch.cat([fitted(part, size, low) for part in samples.x.split(4096)]))
+    return replace(samples, x=torch.cat([to_square(part, size, low) for part in samples.x.split(4096)]))
 
 
-def fitted(x: Tensor, size: int, low: float) -> Tensor:
+def to_square(x: Tensor, size: int, low: float) -> Tensor:
+    """Images (N, C, H, W) to (N, C, size, size), as `resized`; `low` is the value of the padding."""
     H, W = x.shape[2:]
     side = min(H, W)
     top, left = (H - side) // 2, (W - side) // 2

@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from dsno.cost import Meter
+from dsno.cost import Metered
 from dsno.denoise import Denoiser, Guided, Prediction
 from dsno.distillation.denoising import Denoising
 from dsno.distillation.progressive import ProgressiveOptions, StepDistillation, ddim, halved, halvings
@@ -132,7 +132,7 @@ def label_name(teacher: Denoiser) -> str:
     Raises:
         ValueError: if the teacher is not guided by the weight of its condition and a label alone.
     """
-    while isinstance(teacher, Meter):
+    while isinstance(teacher, Metered):
         teacher = teacher.denoiser
     if not isinstance(teacher, Guided) or teacher.weight is not None:
         found = "one of a fixed weight" if isinstance(teacher, Guided) else f"a {type(teacher).__name__}"

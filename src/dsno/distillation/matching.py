@@ -33,7 +33,7 @@ import torch
 from torch import Tensor, nn
 
 from dsno.condition import Cond
-from dsno.cost import Meter
+from dsno.cost import Metered
 from dsno.denoise import Denoiser, Guided, Prediction, expand_like
 from dsno.distillation.denoising import noised
 from dsno.distillation.distances import from_folder
@@ -177,7 +177,7 @@ def student_denoiser(teacher: Denoiser, guided: bool = False) -> nn.Module:
         ValueError: if the teacher is no network of this library's; or, where a weight is to be told, as
             `flow_map_from_teacher` does.
     """
-    while isinstance(teacher, Meter | Guided):
+    while isinstance(teacher, Metered | Guided):
         teacher = teacher.denoiser
     if not isinstance(teacher, Prediction):
         raise ValueError(

@@ -36,9 +36,8 @@ from dsno.students.files import save_student
 from dsno.students.flowmap import FlowMap, TwoTime
 from dsno.students.samplers import Student
 from dsno.train import Report, TrainConfig, prepare_run, quiet, stage_progress, train
-from dsno.trajectories.describe import describe
-from dsno.trajectories.labels import samples_of
-from dsno.trajectories.sets import TrajectorySet
+from dsno.trajectories.manifest import describe
+from dsno.trajectories.sets import TrajectorySet, samples_of
 
 __all__ = ["distill", "drawn_on", "guided_as", "null_of_set", "run_stages"]
 

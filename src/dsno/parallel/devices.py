@@ -1,15 +1,17 @@
 r"""Several devices and little memory: one batched call as many network calls.
 
-A round of an exact sampler is one call of many rows, N times the batch at worst. Split over R devices that hold the same
-weights, and run in chunks of at most L rows where memory is short, a call of B rows takes
+A round of an exact sampler is one call of many rows, N times the batch at worst. Split over R devices that hold the
+same weights, and run in chunks of at most L rows where memory is short, a call of B rows takes
 
-$$ \sum_{r=1}^{R} \Big\lceil \frac{B_r}{L} \Big\rceil \ \text{network calls}, \qquad B_1 + \dots + B_R = B, \quad |B_r - B/R| < 1, $$
+$$ \sum_{r=1}^{R} \Big\lceil \frac{B_r}{L} \Big\rceil \ \text{network calls}, \qquad
+   B_1 + \dots + B_R = B, \quad |B_r - B/R| < 1, $$
 
 of which those of one device follow each other. A round is one call still, so its serial cost is counted apart, in
 `Replicas.calls`.
 
-How many rows fit into a given memory is measured before the first call. The bytes alive at the worst moment of a call of
-n rows are $f + n a$; calls of one and of two rows give $f$ and $a$, and $L = \lfloor (\mathrm{memory} - f) / a \rfloor$.
+How many rows fit into a given memory is measured before the first call. The bytes alive at the worst moment of a call
+of n rows are $f + n a$; calls of one and of two rows give $f$ and $a$, and
+$L = \lfloor (\mathrm{memory} - f) / a \rfloor$.
 """
 
 from __future__ import annotations
@@ -25,7 +27,7 @@ import torch
 from torch import Tensor, nn
 
 from dsno.condition import Cond, map_cond
-from dsno.cost import Live, Meter
+from dsno.cost import Live, Metered
 from dsno.denoise import Denoiser, modules_of
 
 __all__ = ["Replicas"]
@@ -33,7 +35,7 @@ __all__ = ["Replicas"]
 Device = torch.device | str
 
 
-class Replicas(Meter):
+class Replicas(Metered):
     """A denoiser on several devices, called like one: rows are split over copies of it, and come back in order.
 
     Whatever takes a denoiser takes one of these. Guidance goes inside, `Replicas(Guided(teacher, ...))`: outside it, a
@@ -43,11 +45,11 @@ class Replicas(Meter):
         denoiser: The denoiser to copy. It serves the first device that it is on itself; the others get deep copies in
             evaluation mode, which later changes of its weights do not reach. What holds no module, as closed forms do,
             is called with tensors of each device.
-        devices: Where; every accelerator there is by default, else the CPU. One process of several (`accelerate launch`)
-            gives its own.
+        devices: Where; every accelerator there is by default, else the CPU. One process of several
+            (`accelerate launch`) gives its own.
         limit: The most rows of one network call, a guided denoiser's pairs counted once; None is no limit.
-        memory: The bytes on a device that one network call may take beside the weights; gives the `limit` before the first
-            call, for samples of its shape. Workspace of the kernels is not counted.
+        memory: The bytes on a device that one network call may take beside the weights; gives the `limit` before the
+            first call, for samples of its shape. Workspace of the kernels is not counted.
 
     Where a device runs out of memory all the same, `limit` is halved for good, and the chunk tried again.
 
@@ -86,9 +88,7 @@ class Replicas(Meter):
         super().reset()
         self.calls = 0
 
-    def forward(self, x_t: Tensor, t: Tensor, cond: Cond | None = None) -> Tensor:
-        self.rounds += 1
-        self.rows += len(x_t) * self.evaluations
+    def answer(self, x_t: Tensor, t: Tensor, cond: Cond | None) -> Tensor:
         if self.memory is not None and self.limit is None and len(x_t):
             self.limit = self._rows_within(self.memory, x_t, t, cond)
         made: list[tuple[int, Tensor]] = []
@@ -104,8 +104,8 @@ class Replicas(Meter):
             except torch.OutOfMemoryError as error:
                 if len(rows) == 1:
                     raise torch.OutOfMemoryError(
-                        f"{self.devices[n]} cannot hold one row of shape {tuple(x_t.shape[1:])}: use half precision, free "
-                        "memory there, or leave it out of `devices`"
+                        f"{self.devices[n]} cannot hold one row of shape {tuple(x_t.shape[1:])}: use half precision, "
+                        "free memory there, or leave it out of `devices`"
                     ) from error
                 self.limit = len(rows) // 2
                 todo.appendleft((n, rows))
@@ -116,10 +116,10 @@ class Replicas(Meter):
     def _ask(self, n: int, x_t: Tensor, t: Tensor, cond: Cond | None) -> Tensor:
         """One network call, on device n."""
         device = self.devices[n]
-        told = map_cond(lambda c: _moved(c, device), cond)
+        cond = map_cond(lambda c: _moved(c, device), cond)
         # Kernels of other compilers start on the current device, wherever their arguments are.
         with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
-            x0_hat = self._replicas[n](_moved(x_t, device), _moved(t, device), told)
+            x0_hat = self._replicas[n](_moved(x_t, device), _moved(t, device), cond)
         self.calls += 1
         return x0_hat
 
@@ -156,8 +156,8 @@ def _replicas(denoiser: Denoiser, devices: Sequence[torch.device]) -> list[Denoi
     held = {p.device for module in modules_of(denoiser).values() for p in module.parameters()}
     if len(held) > 1:
         raise ValueError(
-            f"the denoiser is on {len(held)} devices itself ({', '.join(sorted(map(str, held)))}): use it as it is, or move "
-            "it to one"
+            f"the denoiser is on {len(held)} devices itself ({', '.join(sorted(map(str, held)))}): use it as it is, or "
+            "move it to one"
         )
     at = next(iter(held), devices[0])
     own = devices.index(at) if at in devices else -1

@@ -1,15 +1,19 @@
 r"""Drafts: a guess at the trajectory, from which an exact sampler starts.
 
-A draft changes what a sample costs; run to the end (`tolerance=None`), never the sample. Under a tolerance a sample on the
-boundary of two modes may stay where the draft put it. It is taken as $\hat x_0$ at every step of the chain, and the
-states follow from the chain's own recursion, so a draft that is right about $\hat x_0$ is right about the states whatever
-lies between its times. Where it comes from:
+A draft changes what a sample costs; run to the end (`tolerance=None`), never the sample. Under a tolerance a sample on
+the boundary of two modes may stay where the draft put it. It is taken as $\hat x_0$ at every step of the chain, and the
+states follow from the chain's own recursion, so a draft that is right about $\hat x_0$ is right about the states
+whatever lies between its times. Where it comes from:
 
 | a draft gives | $\hat x_0$ at step $n$ |
 |---|---|
 | $\hat x_0$ at its times | interpolated linearly in $t$, constant before the first |
 | states at all the chain's times | the value for which the chain's step leads from $x_n$ to $x_{n+1}$ |
-| states at some times | between two neighbours $t > s$ the constant of the ODE's step (DDIM), $\frac{x_s - (\sigma_s/\sigma_t) x_t}{\alpha_s - (\sigma_s/\sigma_t) \alpha_t}$ |
+| states at some times | between two neighbours $t > s$ the constant of the ODE's step, below |
+
+The last is DDIM's step inverted,
+
+$$ \hat x_0 = \frac{x_s - (\sigma_s / \sigma_t) \, x_t}{\alpha_s - (\sigma_s / \sigma_t) \, \alpha_t} . $$
 """
 
 from __future__ import annotations
@@ -18,21 +22,21 @@ import torch
 from torch import Tensor
 
 from dsno.condition import Cond, map_cond
-from dsno.parallel.rounds import Rounds, System
+from dsno.parallel.rounds import Rounds, System, wide
 from dsno.solvers.chain import Chain
 from dsno.students.operator import TrajectoryStudent
 from dsno.trajectory import Sampler, Trajectory
 
-__all__ = ["Draft", "fill", "fill_from", "guess"]
+__all__ = ["Draft", "guess", "x0_of_student", "x0_of_trajectory"]
 
 Draft = Trajectory | TrajectoryStudent | Sampler
-"""A trajectory of the same samples on times of the chain, or a student or another sampler that makes one from the noise."""
+"""A trajectory of the same samples on times of the chain; or what makes one from the noise, a student or a sampler."""
 
 
 def guess(
     draft: Draft | None, system: System, x: Tensor, cond: Cond | None, seeds: Tensor | None, rounds: Rounds
 ) -> Tensor | None:
-    r"""What a draft says of $\hat x_0$ at every step, (B, N, *shape), or None; a student's calls are counted in `rounds`.
+    r"""What a draft says of $\hat x_0$ at every step, (B, N, *shape), or None. Its calls are counted in `rounds`.
 
     Raises:
         ValueError: for a draft of another shape, or on other times.
@@ -44,10 +48,10 @@ def guess(
         known = (draft.t.double()[:, None] - chain.grid).abs().amin(1) < 1e-6
         if not bool(known.all()):
             raise ValueError(
-                f"the draft has a state at t = {float(draft.t[~known][0]):g}, which is no time of the chain: give states "
-                "at times of the chain, or the student itself"
+                f"the draft has a state at t = {float(draft.t[~known][0]):g}, which is no time of the chain: give "
+                "states at times of the chain, or the student itself"
             )
-        return fill(draft, system, x)
+        return x0_of_trajectory(draft, system, x)
     start = float(chain.grid[0])
     if start != 1 and not (isinstance(draft, TrajectoryStudent) and draft.restarts):
         raise ValueError(
@@ -55,7 +59,7 @@ def guess(
         )
     if isinstance(draft, TrajectoryStudent):
         rounds.tally(every, 1, 1)
-        return fill_from(draft, system, x, torch.zeros_like(every), cond, every)
+        return x0_of_student(draft, system, x, torch.zeros_like(every), cond, every)
     made = draft(x / chain.schedule.at(start)[1], cond, seeds)
     if made.trace is None:
         rounds.tally(every, made.rounds, made.nfe)
@@ -63,10 +67,10 @@ def guess(
         rounds.draft_calls += made.rounds
         rounds.draft_rounds += made.trace.rounds + made.trace.draft_rounds
         rounds.draft_rows += made.trace.rows + made.trace.draft_rows
-    return fill(made, system, x)
+    return x0_of_trajectory(made, system, x)
 
 
-def fill(draft: Trajectory, system: System, x: Tensor) -> Tensor:
+def x0_of_trajectory(draft: Trajectory, system: System, x: Tensor) -> Tensor:
     r"""$\hat x_0$ at every step from a trajectory of states or of $\hat x_0$, the table above: (B, N, *shape).
 
     Raises:
@@ -76,8 +80,8 @@ def fill(draft: Trajectory, system: System, x: Tensor) -> Tensor:
     for name, y in (("states", draft.x), ("x0", draft.x0)):
         if y is not None and y.shape != (len(x), len(t), *x.shape[1:]):
             raise ValueError(
-                f"the draft's {name} have shape {tuple(y.shape)}, expected {(len(x), len(t), *x.shape[1:])}: samples, times, "
-                "and the shape of one sample"
+                f"the draft's {name} have shape {tuple(y.shape)}, expected {(len(x), len(t), *x.shape[1:])}: samples, "
+                "times, and the shape of one sample"
             )
     first, last = float(chain.grid[0]), float(chain.grid[-1])
     if len(t) < 2 or abs(float(t[0]) - first) > 1e-9 or abs(float(t[-1]) - last) > 1e-9:
@@ -93,13 +97,13 @@ def fill(draft: Trajectory, system: System, x: Tensor) -> Tensor:
     return _between(states, t, chain)[:, steps.to(x.device)]
 
 
-def fill_from(
+def x0_of_student(
     student: TrajectoryStudent, system: System, x: Tensor, n: Tensor, cond: Cond | None, sample: Tensor
 ) -> Tensor:
     r"""$\hat x_0$ at every step by a student that starts from inner states: one pass, (A, *shape) to (A, N, *shape).
 
-    Row i is the state `x[i]` at step `n[i]` of sample `sample[i]`. Only the frames behind its time are used, and what is
-    said of steps before `n[i]` means nothing.
+    Row i is the state `x[i]` at step `n[i]` of sample `sample[i]`. Only the frames behind its time are used, and what
+    is said of steps before `n[i]` means nothing.
 
     Raises:
         ValueError: for a student of samples of another shape.
@@ -109,9 +113,9 @@ def fill_from(
     if len(x) == 0:
         return x.new_zeros(0, len(system), *x.shape[1:])
     grid, t, last = system.chain.grid[:-1], system.chain.grid[n.cpu()], student.frames - 1
-    told = map_cond(lambda c: c[sample.to(c.device)], cond)
+    cond = map_cond(lambda c: c[sample.to(c.device)], cond)
     start = t.to(x.device, torch.promote_types(x.dtype, torch.float32))
-    h = student(x, told, start)
+    h = student(x, cond, start)
     # Before the first frame behind the start, h of that frame: of a state student it is the ODE's constant up to there.
     first = (student.times < t[:, None] - 1e-9).int().argmax(1)
     rows, before = torch.arange(len(x), device=x.device)[:, None], grid > student.times[first][:, None]
@@ -123,18 +127,19 @@ def fill_from(
         behind = _between(student.states(x, h, start), student.times, system.chain)[:, m.to(x.device)]
     else:
         behind = _interpolated(h, student.times, grid)
-    return torch.where(before.to(x.device).reshape(*before.shape, *[1] * (x.ndim - 1)), nearest, behind)
+    return torch.where(wide(before.to(x.device), nearest), nearest, behind)
 
 
 def _interpolated(x0: Tensor, t: Tensor, times: Tensor) -> Tensor:
     """Linear in t; (B, T, *shape) at `t` (T,), decreasing, to (B, N, *shape) at `times` (N,)."""
     m = (torch.searchsorted(-t, -times, right=True) - 1).clamp(0, len(t) - 2)
     weight = ((t[m] - times) / (t[m] - t[m + 1])).clamp(0, 1)
-    m, w = m.to(x0.device), weight.to(x0).reshape(1, -1, *[1] * (x0.ndim - 2))
+    m, w = m.to(x0.device), wide(weight.to(x0)[None], x0)
     return torch.lerp(x0[:, m], x0[:, m + 1], w.expand(len(x0), -1, *x0.shape[2:]))
 
 
 def _between_all(x: Tensor, system: System) -> Tensor:
+    """The value for which the chain's step leads from each state to the next, (B, N + 1, *shape) to (B, N, *shape)."""
     every, zero = torch.arange(len(x), device=x.device), torch.zeros_like(x[:, 0])
     rest = [x[:, n + 1] - system.step(x[:, n], zero, n, every) for n in range(len(system))]
     b = system.b
@@ -142,7 +147,8 @@ def _between_all(x: Tensor, system: System) -> Tensor:
 
 
 def _between(x: Tensor, t: Tensor, chain: Chain) -> Tensor:
-    (alpha, sigma) = (c.to(x) for c in chain.schedule(t))
-    ratio = (sigma[1:] / sigma[:-1]).reshape(1, -1, *[1] * (x.ndim - 2))
-    gain = (alpha[1:] - sigma[1:] / sigma[:-1] * alpha[:-1]).reshape_as(ratio)
-    return (x[:, 1:] - ratio * x[:, :-1]) / gain
+    """DDIM's step inverted from each state to the next, (B, T, *shape) at `t` (T,) to (B, T - 1, *shape)."""
+    # `ddim_inverse` of all rows at once, but with float64 times on the host: not every device has such numbers.
+    alpha, sigma = (wide(c.to(x)[None], x) for c in chain.schedule(t))
+    ratio = sigma[:, 1:] / sigma[:, :-1]
+    return (x[:, 1:] - ratio * x[:, :-1]) / (alpha[:, 1:] - ratio * alpha[:, :-1])

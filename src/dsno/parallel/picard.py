@@ -22,8 +22,8 @@ class Picard(Exact):
 
     $$ O_l = a_l x_l + b_l D(x_l, t_l) + s_l z_l, \qquad x_{n+1} \leftarrow x_f + \sum_{l=f}^{n} (O_l - x_l), $$
 
-    with $f$ the frontier: the equations of `dsno.parallel.window` with $g = 1$. States that enter the window continue the
-    recursion with the last $\hat x_0$ inside it.
+    with $f$ the frontier: the equations of `dsno.parallel.window` with $g = 1$. States that enter the window continue
+    the recursion with the last $\hat x_0$ inside it.
 
     Arguments:
         denoiser: The teacher, $D$.

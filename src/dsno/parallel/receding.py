@@ -1,7 +1,8 @@
 r"""A receding draft: the student proposes the rest of the trajectory, the teacher accepts what agrees, and again.
 
-Each round is one pass of the student from the last accepted state and one batched call of the teacher at all the states it
-proposes. The difference to a draft that is given once is that what was learned of the sample enters the next proposal.
+Each round is one pass of the student from the last accepted state and one batched call of the teacher at all the states
+it proposes. The difference to a draft that is given once is that what was learned of the sample enters the next
+proposal.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor
 
 from dsno.condition import Cond
-from dsno.parallel.draft import fill_from, guess
+from dsno.parallel.draft import guess, x0_of_student
 from dsno.parallel.rounds import Exact, Rounds, System
 from dsno.parallel.window import Sweep, check_window, first_guess, iterate
 from dsno.students.operator import TrajectoryStudent
@@ -23,16 +24,16 @@ __all__ = ["Receding"]
 
 @dataclass(frozen=True)
 class Receding(Exact):
-    r"""Draft the rest, verify it with one batched call, accept the states that agree, draft again from the last of them.
+    r"""Draft the rest, verify it with one batched call, accept what agrees, draft again from the last state of that.
 
     With $G_n(x_f)$ the student's $\hat x_0$ for step n, drafted from the state at the frontier, the next proposal takes
 
     $$ \hat x_0 = D(x_n, t_n) + G_n(x_f^{\text{new}}) - G_n(x_f^{\text{old}}) , $$
 
-    the teacher's answer at the last proposal and how the student says that it changes with the state at the frontier, as
-    parareal takes its coarse solution (two rows of one pass); or the student's word alone, $G_n(x_f^{\text{new}})$. That
-    differs from draft to draft by the student's own error, so it is accepted no faster than a step a round where the
-    tolerance is smaller than this error.
+    the teacher's answer at the last proposal and how the student says that it changes with the state at the frontier,
+    as parareal takes its coarse solution (two rows of one pass); or the student's word alone, $G_n(x_f^{\text{new}})$.
+    That differs from draft to draft by the student's own error, so it is accepted no faster than a step a round where
+    the tolerance is smaller than this error.
 
     Arguments:
         denoiser: The teacher, $D$.
@@ -87,7 +88,7 @@ class _Redraft:
         frontier, sample = sweep.frontier[todo], sweep.sample[todo]
         states = [sweep.x[todo, frontier], before[todo, frontier]][: 1 + self.corrected]
         asked = [torch.cat([index] * len(states)) for index in (frontier, sample)]
-        drafted = fill_from(self.student, sweep.system, torch.cat(states), asked[0], self.rounds.cond, asked[1])
+        drafted = x0_of_student(self.student, sweep.system, torch.cat(states), asked[0], self.rounds.cond, asked[1])
         self.rounds.tally(sample, 1, len(states))
         x0 = sweep.x0.clone()
         if self.corrected:

@@ -1,12 +1,12 @@
-r"""What the exact samplers share: the chain as equations for all its states, and the batched calls they are solved with.
+r"""What the exact samplers share: the chain as equations for all its states, and the batched calls that solve them.
 
 The affine chain (`dsno.solvers.chain.Chain`) with its noise drawn once is a triangular system,
 
 $$ x_{n+1} = a_n x_n + b_n D(x_n, t_n) + s_n z_n, \qquad n = 0, \dots, N - 1, $$
 
 with one unknown state per time. A *round* is one call of the denoiser at any number of states and times; the samplers
-differ in which states they guess, and in what they make of the answers. On a machine that is not full a round costs what
-one evaluation costs, so rounds are the latency and rows the bill; on a full one the bill is what counts.
+differ in which states they guess, and in what they make of the answers. On a machine that is not full a round costs
+what one evaluation costs, so rounds are the latency and rows the bill; on a full one the bill is what counts.
 """
 
 from __future__ import annotations
@@ -18,19 +18,24 @@ import torch
 from torch import Tensor, nn
 
 from dsno.condition import Cond, map_cond
-from dsno.cost import Meter
+from dsno.cost import Meter, Metered
 from dsno.denoise import Denoiser, expand_like, modules_of
 from dsno.seeds import noise_tape
 from dsno.solvers.chain import Chain
 from dsno.solvers.run import initial_state
 from dsno.trajectory import Trace, Trajectory
 
-__all__ = ["Exact", "Rounds", "System", "rms"]
+__all__ = ["Exact", "Rounds", "System", "rms", "wide"]
 
 
 def rms(x: Tensor) -> Tensor:
     """Root mean square over the coordinates of each row, (R, *shape) to (R,)."""
     return x.flatten(1).square().mean(1).sqrt()
+
+
+def wide(value: Tensor, x: Tensor) -> Tensor:
+    """View (A,) or (A, L) so that it broadcasts against (A, *shape) or (A, L, *shape)."""
+    return value.reshape(*value.shape, *[1] * (x.ndim - value.ndim))
 
 
 class System:
@@ -57,7 +62,7 @@ class System:
         return len(self.chain)
 
     def step(self, x: Tensor, x0_hat: Tensor, n: int | Tensor, sample: Tensor) -> Tensor:
-        r"""$a_n x + b_n \hat x_0 + s_n z_n$ for rows (R, *shape) of the samples `sample` (R,), at step `n`, one or (R,)."""
+        r"""$a_n x + b_n \hat x_0 + s_n z_n$ for rows (R, *shape) of samples `sample` (R,) at steps `n` () or (R,)."""
         x_next = expand_like(self.a[n], x) * x + expand_like(self.b[n], x) * x0_hat
         return x_next if self.tape is None else x_next + expand_like(self.s[n], x) * self.tape[n, sample]
 
@@ -100,11 +105,11 @@ class Rounds:
             FloatingPointError: if the denoiser returns values that are not finite; names the sample and the time.
             ValueError: if it returns two values for one question.
         """
-        asked, told = self._twice(n, sample) if self.unproved else (n, sample)
+        asked, who = self._twice(n, sample) if self.unproved else (n, sample)
         x = torch.cat([x, x[:1]]) if self.unproved else x
-        x0_hat = self.meter(x, self.times[asked], map_cond(lambda c: c[told.to(c.device)], self.cond))
-        self.rows += torch.bincount(told, minlength=len(self.rows)) * self.meter.evaluations
-        self.rounds += torch.bincount(told, minlength=len(self.rows)).clamp_max(1)
+        x0_hat = self.meter(x, self.times[asked], map_cond(lambda c: c[who.to(c.device)], self.cond))
+        self.rows += torch.bincount(who, minlength=len(self.rows)) * self.meter.evaluations
+        self.rounds += torch.bincount(who, minlength=len(self.rows)).clamp_max(1)
         if self.unproved:
             x0_hat = self._proved(x0_hat)
         finite = self.finite = torch.isfinite(x0_hat).flatten(1).all(1)  # of the last round's rows (R,)
@@ -116,7 +121,7 @@ class Rounds:
                     f"the denoiser returned values that are not finite for sample {int(sample[i])} "
                     f"at t = {float(self.times[n[i]]):g}"
                 )
-            x0_hat = torch.where(finite.reshape(-1, *[1] * (x0_hat.ndim - 1)), x0_hat, torch.zeros_like(x0_hat))
+            x0_hat = torch.where(wide(finite, x0_hat), x0_hat, torch.zeros_like(x0_hat))
         # The network may answer in another precision; the states keep theirs.
         return x0_hat.to(x.dtype)
 
@@ -158,7 +163,7 @@ class Rounds:
 
 def _refuse_random_layers(denoiser: Denoiser) -> bool:
     """Whether the denoiser holds modules, none of which may be random."""
-    while isinstance(denoiser, Meter):
+    while isinstance(denoiser, Metered):
         denoiser = denoiser.denoiser
     random = (nn.modules.dropout._DropoutNd, nn.modules.batchnorm._BatchNorm)
     modules = modules_of(denoiser)
@@ -167,8 +172,8 @@ def _refuse_random_layers(denoiser: Denoiser) -> bool:
             drops = isinstance(module, nn.MultiheadAttention) and module.dropout > 0
             if module.training and (drops or isinstance(module, random)):
                 raise ValueError(
-                    f"{prefix}{name} ({type(module).__name__}) of the denoiser is in training mode, where it does not give "
-                    "one answer to one question: call `.eval()` on the teacher"
+                    f"{prefix}{name} ({type(module).__name__}) of the denoiser is in training mode, where it does not "
+                    "give one answer to one question: call `.eval()` on the teacher"
                 )
     return bool(modules)
 
@@ -186,7 +191,7 @@ class Exact(ABC):
     chain: Chain
 
     def __call__(self, z: Tensor, cond: Cond | None = None, seeds: Tensor | None = None) -> Trajectory:
-        """From standard normal noise (B, *shape); a stochastic chain takes its noise from streams 1 to N of the `seeds`.
+        """From standard normal noise (B, *shape); the noise of a stochastic chain is streams 1 to N of the `seeds`.
 
         Raises:
             ValueError: if the chain is stochastic and there are no seeds, or as `solve` does.

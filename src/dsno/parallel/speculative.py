@@ -1,32 +1,37 @@
 r"""Speculative sampling of the stochastic chain: draft several steps, check them in one round, keep those that hold.
 
-A step of the chain is a draw from a Gaussian $q = \mathcal N(m_q, s_n^2 I)$, $m_q = a_n x + b_n D(x, t_n)$, whose $s_n$ the
-network does not touch. A draft $\hat x_0$ gives another mean, $m_p$. Reflection couples the two, so that one draw is of
-both as often as two laws allow: with $z \sim \mathcal N(0, I)$, $u$ uniform, $\Delta = (m_p - m_q) / s$, $e = \Delta / |\Delta|$,
+A step of the chain is a draw from a Gaussian $q = \mathcal N(m_q, s_n^2 I)$, $m_q = a_n x + b_n D(x, t_n)$, whose $s_n$
+the network does not touch. A draft $\hat x_0$ gives another mean, $m_p$. Reflection couples the two, so that one draw
+is of both as often as two laws allow: with $z \sim \mathcal N(0, I)$, $u$ uniform, $\Delta = (m_p - m_q) / s$,
+$e = \Delta / |\Delta|$,
 
 $$ x = \begin{cases} m_p + s z & \log u \le -\langle z, \Delta\rangle - \tfrac12 |\Delta|^2 \\
                      m_q + s (z - 2 e \langle e, z\rangle) & \text{else} \end{cases} \qquad
    x \sim q, \quad P(\text{the first}) = 2 \Phi(-\tfrac12 |\Delta|). $$
 
 A window drafts the next states one after the other, asks the denoiser at all of them in one round, and goes through the
-steps up to the first that is refused, whose reflected state starts the next window. Each state of the result is a draw from
-$q$ given its past, so the law is the chain's whatever the draft, as long as the draft of step n does not know $z_n, u_n$.
+steps up to the first that is refused, whose reflected state starts the next window. Each state of the result is a draw
+from $q$ given its past, so the law is the chain's whatever the draft, as long as the draft of step n does not know
+$z_n, u_n$.
 
-**What the draft may know.** Each step uses its $z_n, u_n$ once, in the window that decides it: behind a refused step nothing
-was decided. So all windows share one tape, and a window drafts with the answers that the one before it got behind its
-refused step, at states that have the same noise and are off by one reflection only. From the last answer $D_i$ at $y_i$,
-$i \le j$, the draft of step $j$ goes on as for data that are Gaussian of covariance $c_i I$ given $y_i$ (a Kalman filter):
+**What the draft may know.** Each step uses its $z_n, u_n$ once, in the window that decides it: behind a refused step
+nothing was decided. So all windows share one tape, and a window drafts with the answers that the one before it got
+behind its refused step, at states that have the same noise and are off by one reflection only. From the last answer
+$D_i$ at $y_i$, $i \le j$, the draft of step $j$ goes on as for data that are Gaussian of covariance $c_i I$ given $y_i$
+(a Kalman filter):
 
 $$ \hat x_0 = D_i + c_j \big( \gamma_j y_j - \gamma_i y_i - (\lambda_j - \lambda_i) D_i \big), \qquad
-   \tfrac{1}{c_j} = \tfrac{1}{c_i} + \lambda_j - \lambda_i, \qquad \gamma = \tfrac{\alpha}{\sigma^2}, \quad \lambda = \tfrac{\alpha^2}{\sigma^2}, $$
+   \tfrac{1}{c_j} = \tfrac{1}{c_i} + \lambda_j - \lambda_i, \qquad
+   \gamma = \tfrac{\alpha}{\sigma^2}, \quad \lambda = \tfrac{\alpha^2}{\sigma^2}, $$
 
-with $c$ the running mean of what solves this, by least squares, for neighbouring states of the result. $c = 0$ is the frozen
-$\hat x_0$. A path $g$ of $\hat x_0$ from elsewhere adds its change, $g_j - g_i$: at $\eta = 1$ the expected change is 0 ($D$
-is a martingale along the chain of an exact denoiser), so what an ODE's path can add is little.
+with $c$ the running mean of what solves this, by least squares, for neighbouring states of the result. $c = 0$ is the
+frozen $\hat x_0$. A path $g$ of $\hat x_0$ from elsewhere adds its change, $g_j - g_i$: at $\eta = 1$ the expected
+change is 0 ($D$ is a martingale along the chain of an exact denoiser), so what an ODE's path can add is little.
 
-Source: De Bortoli, Galashov, Gretton, Doucet, 2025 (arXiv 2501.05370). There a window freezes the drift at its start, after a
-round for it where a step was refused (`refresh`). Here $\hat x_0$ is frozen (`reuse=False`), which leaves the linear part of
-the step exact, and the last accepted state's serves, one step old. One tape and the filter are this module's own.
+Source: De Bortoli, Galashov, Gretton, Doucet, 2025 (arXiv 2501.05370). There a window freezes the drift at its start,
+after a round for it where a step was refused (`refresh`). Here $\hat x_0$ is frozen (`reuse=False`), which leaves the
+linear part of the step exact, and the last accepted state's serves, one step old. One tape and the filter are this
+module's own.
 """
 
 from __future__ import annotations
@@ -37,8 +42,8 @@ import torch
 from torch import Tensor
 
 from dsno.condition import Cond
-from dsno.parallel.draft import Draft, fill_from, guess
-from dsno.parallel.rounds import Exact, Rounds, System
+from dsno.parallel.draft import Draft, guess, x0_of_student
+from dsno.parallel.rounds import Exact, Rounds, System, wide
 from dsno.seeds import noise
 from dsno.solvers.chain import Chain
 from dsno.solvers.run import initial_state
@@ -62,8 +67,8 @@ def reflect(m_p: Tensor, m_q: Tensor, s: Tensor, z: Tensor, u: Tensor) -> tuple[
         u: Uniform numbers in [0, 1], (R,).
 
     Returns:
-        Draws from $q$, (R, *shape), and which of them are the draft's, (R,) bool. Equal means are accepted; $s = 0$ gives
-        $m_q$ and is not. A draft that is not finite is refused.
+        Draws from $q$, (R, *shape), and which of them are the draft's, (R,) bool. Equal means are accepted; $s = 0$
+        gives $m_q$ and is not. A draft that is not finite is refused.
     """
     precise = torch.promote_types(m_p.dtype, torch.float32)
     apart, flat = (m_p - m_q).flatten(1).to(precise), z.flatten(1).to(precise)
@@ -73,33 +78,33 @@ def reflect(m_p: Tensor, m_q: Tensor, s: Tensor, z: Tensor, u: Tensor) -> tuple[
     along, far = (e * flat).sum(1), norm / torch.where(still, 1.0, s).to(precise)
     accepted = ~still & ((norm == 0) | pointed & (u.log() <= -far * (along + far / 2)))
     mirrored = z - (2 * along[:, None] * e).reshape_as(z).to(z)
-    scale = _wide(s, z)
-    return torch.where(_wide(accepted, z), m_p + scale * z, m_q + scale * mirrored), accepted
+    scale = wide(s, z)
+    return torch.where(wide(accepted, z), m_p + scale * z, m_q + scale * mirrored), accepted
 
 
 @dataclass(frozen=True)
 class Speculative(Exact):
     r"""Draws from the law of the stochastic chain in few rounds.
 
-    Each sample has its own step and its own window, and a finished sample is in no later round. A window of $\ell$ steps is
-    one round of at most $\ell + 1$ rows, the state behind its last step among them: where all steps hold, the next window
-    starts with its own evaluation. No sample needs more than N rounds for N steps.
+    Each sample has its own step and its own window, and a finished sample is in no later round. A window of $\ell$
+    steps is one round of at most $\ell + 1$ rows, the state behind its last step among them: where all steps hold, the
+    next window starts with its own evaluation. No sample needs more than N rounds for N steps.
 
-    The noise of step n is a function of the sample's seed and n, on streams of its own ($2^{31} + n$), so a sample is the same
-    in any batch; the `tape` of `solve` is not used, and the result has the law of `chain.run` and not its path.
+    The noise of step n is a function of the sample's seed and n, on streams of its own ($2^{31} + n$), so a sample is
+    the same in any batch; the `tape` of `solve` is not used, and the result has the law of `chain.run`, not its path.
 
     Arguments:
         denoiser: The teacher, $D$.
         chain: The chain, eta > 0.
         window: The most steps in a window.
-        adaptive: Whether a sample's window is 1.5 times the running mean of the steps that its windows made (each counts
-            as much as all before it): fewer rows, a few more rounds.
-        refresh: Whether a window behind a refused step first spends a round on the evaluation at its start, as published.
-        draft: What else is known of $\hat x_0$: nothing, or a trajectory, sampler or student, asked once; a student that
-            `restarts` is asked at every window's start (`OnePass` of it once). It must not know the noise of the steps: what
-            this sampler made from the same seeds is no draft.
-        reuse: Whether drafts use what earlier windows learned, the answers behind a refused step and $c$; else they freeze
-            $\hat x_0$ of the last accepted state that has one.
+        adaptive: Whether a sample's window is 1.5 times the running mean of the steps that its windows made (each
+            counts as much as all before it): fewer rows, a few more rounds.
+        refresh: Whether a window behind a refused step first spends a round on its start's evaluation, as published.
+        draft: What else is known of $\hat x_0$: nothing, or a trajectory, sampler or student, asked once; a student
+            that `restarts` is asked at every window's start (`OnePass` of it once). It must not know the noise of the
+            steps: what this sampler made from the same seeds is no draft.
+        reuse: Whether drafts use what earlier windows learned, the answers behind a refused step and $c$; else they
+            freeze $\hat x_0$ of the last accepted state that has one.
 
     Raises:
         ValueError: if the window is not at least 1, or the chain is deterministic.
@@ -204,11 +209,11 @@ class _Steps:
 
     def mean(self, x: Tensor, x0_hat: Tensor, n: Tensor) -> Tensor:
         r"""$a_n x + b_n \hat x_0$."""
-        return _wide(self.a[n], x) * x + _wide(self.b[n], x) * x0_hat
+        return wide(self.a[n], x) * x + wide(self.b[n], x) * x0_hat
 
     def draw(self, mean: Tensor, n: Tensor, sample: Tensor) -> Tensor:
         """The states with a draft's means."""
-        return mean + _wide(self.s[n], mean) * self.z[n, sample]
+        return mean + wide(self.s[n], mean) * self.z[n, sample]
 
     def decide(self, m_p: Tensor, m_q: Tensor, n: Tensor, sample: Tensor) -> tuple[Tensor, Tensor]:
         """`reflect` for windows: states (A, L, *shape), and which are the draft's, (A, L)."""
@@ -262,7 +267,7 @@ class _Ahead:
         """Windows of the samples (A,) start from the states `y` (A, *shape) at steps `n` (A,)."""
         if self.student is None or self.path is None or not len(sample):
             return
-        said = fill_from(self.student, self.system, y, n, self.cond, sample)
+        said = x0_of_student(self.student, self.system, y, n, self.cond, sample)
         self.rounds.tally(sample, 1, 1)
         # Of steps before its start it says nothing, so there is no change up to there.
         steps = torch.arange(said.shape[1], device=y.device).expand(len(y), -1)
@@ -275,16 +280,16 @@ class _Ahead:
         i = torch.minimum(n, self.top[sample].clamp_min(0))
         x0 = self.x0[sample, i]
         c = self._narrowed(self.c[sample], self.last[sample], n)
-        expected = x0 + (_wide(c, y) * self._news(self.at[sample, i], x0, i, y, n)).to(x0)
+        expected = x0 + (wide(c, y) * self._news(self.at[sample, i], x0, i, y, n)).to(x0)
         if self.path is None:
             return expected
-        return expected + self.path[sample, n] - torch.where(_wide(seen, y), self.path[sample, i], 0.0)
+        return expected + self.path[sample, n] - torch.where(wide(seen, y), self.path[sample, i], 0.0)
 
     def ask(self, y: Tensor, n: Tensor, sample: Tensor, asked: Tensor) -> Tensor:
         """One round at the states `asked` of windows (A, L + 1, *shape): how far there are answers, (A, L + 1) bool.
 
-        Far off a network may overflow. Such a guess ends its window; if it is the chain's, it is asked as the next one's
-        first state, which is no guess.
+        Far off a network may overflow. Such a guess ends its window; if it is the chain's, it is asked as the next
+        one's first state, which is no guess.
         """
         sane = torch.ones_like(asked)
         if not bool(asked.any()):
@@ -293,9 +298,9 @@ class _Ahead:
         first[:, 0] = True
         x0_hat = self.rounds(y[asked], n[asked], sample[asked], first[asked])
         sane[asked] = self.rounds.finite
-        told = asked & (sane := sane.long().cumprod(1).bool())
-        self.x0[sample[told], n[told]], self.at[sample[told], n[told]] = x0_hat[sane[asked]], y[told]
-        self.top.scatter_reduce_(0, sample[told], n[told], "amax")
+        known = asked & (sane := sane.long().cumprod(1).bool())
+        self.x0[sample[known], n[known]], self.at[sample[known], n[known]] = x0_hat[sane[asked]], y[known]
+        self.top.scatter_reduce_(0, sample[known], n[known], "amax")
         return sane
 
     def accept(self, n: Tensor, sample: Tensor) -> None:
@@ -322,10 +327,5 @@ class _Ahead:
 
     def _news(self, y_i: Tensor, x0_i: Tensor, i: Tensor, y_j: Tensor, j: Tensor) -> Tensor:
         """What the states (A, *shape) at steps `j` (A,) say that those at `i` do not, the bracket above."""
-        gain_i, gain_j, more = (_wide(v, y_i) for v in (self.gain[i], self.gain[j], self.snr[j] - self.snr[i]))
+        gain_i, gain_j, more = (wide(v, y_i) for v in (self.gain[i], self.gain[j], self.snr[j] - self.snr[i]))
         return gain_j * y_j - gain_i * y_i - more * x0_i
-
-
-def _wide(value: Tensor, x: Tensor) -> Tensor:
-    """View (A,) or (A, L) so that it broadcasts against (A, *shape) or (A, L, *shape)."""
-    return value.reshape(*value.shape, *[1] * (x.ndim - value.ndim))

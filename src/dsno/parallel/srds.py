@@ -1,22 +1,23 @@
 r"""Parareal in time: a cheap serial sweep proposes, fine steps of all blocks in parallel correct (SRDS).
 
-The N steps of the chain are cut into M blocks of $P_1, \dots, P_M$ steps. Two maps cross block $i$, which starts at $t_i$:
-the *fine* one $F_i$ is the chain's own $P_i$ steps, the *coarse* one $G_i$ the same steps with $D$ held at the start,
+The N steps of the chain are cut into M blocks of $P_1, \dots, P_M$ steps. Two maps cross block $i$, which starts at
+$t_i$: the *fine* one $F_i$ is the chain's own $P_i$ steps, the *coarse* one $G_i$ the same with $D$ held at the start,
 
 $$ G_i(x) = A_i x + B_i D(x, t_i) + \zeta_i, \qquad
    A_i = \prod_n a_n, \quad B_i = \sum_n b_n \prod_{m > n} a_m, \quad \zeta_i = \sum_n s_n z_n \prod_{m > n} a_m, $$
 
-products and sums over the block's steps. At $\eta = 0$ it is DDIM's step from the block's start to its end. With $U_0$ the
-noise, $U_i^0 = G_i(U_{i-1}^0)$ and then, in iterations $p = 1, 2, \dots$,
+products and sums over the block's steps. At $\eta = 0$ it is DDIM's step from the block's start to its end. With $U_0$
+the noise, $U_i^0 = G_i(U_{i-1}^0)$ and then, in iterations $p = 1, 2, \dots$,
 
 $$ U_i^p = F_i(U_{i-1}^{p-1}) + \big( G_i(U_{i-1}^p) - G_i(U_{i-1}^{p-1}) \big). $$
 
-Where a start did not change the bracket is exactly 0, and the block's end is the chain's. So after $p$ iterations the first
-$p$ blocks are exact, whatever the guesses were, and nothing more is spent on them; after M iterations all are.
+Where a start did not change the bracket is exactly 0, and the block's end is the chain's. So after $p$ iterations the
+first $p$ blocks are exact, whatever the guesses were, and nothing more is spent on them; after M iterations all are.
 
-$F_i$ and $G_i$ ask the same first question, which is asked once: $F_i$ costs $P_i - 1$ rounds more. *Plain*, an iteration is
-two phases: the fine steps of all blocks abreast, then the coarse sweep, block after block. *Pipelined*, nothing waits but for
-its own inputs, and a round holds evaluations of several blocks and several iterations: $U_i^p$ is there after
+$F_i$ and $G_i$ ask the same first question, which is asked once: $F_i$ costs $P_i - 1$ rounds more. *Plain*, an
+iteration is two phases: the fine steps of all blocks abreast, then the coarse sweep, block after block. *Pipelined*,
+nothing waits but for its own inputs, and a round holds evaluations of several blocks and several iterations: $U_i^p$ is
+there after
 
 $$ T(i, p) = \max\big( T(i - 1, p - 1) + P_i, \; T(i - 1, p) + 1 \big), \qquad T(i, 0) = i, \quad T(0, p) = 0, $$
 
@@ -28,14 +29,14 @@ rounds, never more than a serial run needs. For $k$ iterations with M blocks of 
 | pipelined | $k P + M - k$ | the same | those, and what was begun of later iterations |
 
 The last state may rest while those before it still move, and then move again: a sample between two modes does, and at
-$\eta = 1$ one can stop in the wrong mode. What is wrong at the end is a sum over the blocks of what is wrong across each, so
-the sum of the changes is what is held against the tolerance, unless the published rule is asked for.
+$\eta = 1$ one can stop in the wrong mode. What is wrong at the end is a sum over the blocks of what is wrong across
+each, so the sum of the changes is what is held against the tolerance, unless the published rule is asked for.
 
-A draft takes the place of the first coarse sweep, which the pipelined schedule hides behind the fine steps: there it saves
-rounds only if it saves an iteration.
+A draft takes the place of the first coarse sweep, which the pipelined schedule hides behind the fine steps: there it
+saves rounds only if it saves an iteration.
 
-Source: Selvam, Merchant & Ermon, 2024 (arXiv 2412.08292), where the chain is DDIM's; with its noise drawn once any $\eta$ is
-the same computation. Parareal is by Lions, Maday & Turinici, 2001.
+Source: Selvam, Merchant & Ermon, 2024 (arXiv 2412.08292), where the chain is DDIM's; with its noise drawn once any
+$\eta$ is the same computation. Parareal is by Lions, Maday & Turinici, 2001.
 """
 
 from __future__ import annotations
@@ -65,23 +66,23 @@ class SRDS(Exact):
     Arguments:
         denoiser: The teacher, $D$.
         chain: The chain to be solved, N steps; its `run` is the reference.
-        blocks: The number of blocks M, a divisor of N; or the number of steps of each, with sum N. None cuts N into about
-            $\sqrt N$ blocks, as even as possible.
-        tolerance: A sample stops when an iteration changes it by less. None stops it when one changed nothing, or after M
-            iterations: the chain's own result, to rounding. Rounding moves last bits to the end, so that is about M
+        blocks: The number of blocks M, a divisor of N; or the number of steps of each, with sum N. None cuts N into
+            about $\sqrt N$ blocks, as even as possible.
+        tolerance: A sample stops when an iteration changes it by less. None stops it when one changed nothing, or after
+            M iterations: the chain's own result, to rounding. Rounding moves last bits to the end, so that is about M
             iterations: a small tolerance is much cheaper than none.
         pipelined: Fill each round with whatever is ready, of any iteration; else coarse and fine phases take turns. The
             results are the same. Pipelining takes fewer rounds, and more evaluations: iterations are begun before it is
             known that they are needed.
         draft: Where the states at the block boundaries start, instead of the coarse sweep.
-        stop: What is held against the tolerance: the sum over all block boundaries of the mean of $|U_i^p - U_i^{p-1}|$ over
-            a sample's coordinates (`path`), or that of the last state alone (`last`), the published rule.
-        iterations: At most so many iterations, at least 1. With fewer than M the tolerance may not be reached; the first
-            `iterations` blocks are exact even so.
+        stop: What is held against the tolerance: the sum over all block boundaries of the mean of $|U_i^p - U_i^{p-1}|$
+            over a sample's coordinates (`path`), or that of the last state alone (`last`), the published rule.
+        iterations: At most so many iterations, at least 1. With fewer than M the tolerance may not be reached; the
+            first `iterations` blocks are exact even so.
 
     Raises:
-        ValueError: for blocks that do not make up the chain, a tolerance or number of iterations that is not positive, or
-            another rule to stop.
+        ValueError: for blocks that do not make up the chain, a tolerance or number of iterations that is not positive,
+            or another rule to stop.
     """
 
     blocks: int | Sequence[int] | None = None
@@ -114,8 +115,8 @@ class SRDS(Exact):
         r"""From the states `x` (B, *shape) at the chain's start, with the noise of its steps (N, B, *shape).
 
         Returns:
-            The states at the block boundaries, (B, M + 1, *shape), and their times (M + 1,). Samples stop one by one: one
-            that has is in no later round. `trace.history` has a row for each iteration.
+            The states at the block boundaries, (B, M + 1, *shape), and their times (M + 1,). Samples stop one by one:
+            one that has is in no later round. `trace.history` has a row for each iteration.
 
         Raises:
             ValueError: for a stochastic chain without a tape, a bad draft, or a denoiser that is not deterministic.
@@ -192,7 +193,7 @@ class _Blocks:
         return len(self.edges) - 1
 
     def coarse(self, i: int, x: Tensor, x0_hat: Tensor, sample: Tensor) -> Tensor:
-        r"""$A_i x + B_i \hat x_0 + \zeta_i$ for the states (A, *shape) of the samples `sample` (A,) at the start of block `i`."""
+        r"""$A_i x + B_i \hat x_0 + \zeta_i$ for the states (A, *shape) of samples (A,) at the start of block `i`."""
         x_end = self.A[i] * x + self.B[i] * x0_hat
         return x_end + self.zeta[i][sample] if self.zeta else x_end
 
@@ -207,8 +208,8 @@ class _Blocks:
 class _Iteration:
     """Iteration `p`: the states it has reached, (A, *shape) each, and by block what was made of them.
 
-    `U[i]` is the start of block `i`, `G[i]` and `F[i]` the ends of its coarse and its fine map, `flight[i]` the step and the
-    state its fine map has come to. `doubt` (A,): an answer stood in for one that was not finite.
+    `U[i]` is the start of block `i`, `G[i]` and `F[i]` the ends of its coarse and its fine map, `flight[i]` the step
+    and the state its fine map has come to. `doubt` (A,): an answer stood in for one that was not finite.
     """
 
     def __init__(self, p: int, exact: list[Tensor], blocks: _Blocks, live: Tensor) -> None:
@@ -271,16 +272,17 @@ def _lengths(steps: int, blocks: int | Sequence[int] | None) -> tuple[int, ...]:
         lengths = tuple(blocks)
         if min(lengths, default=0) < 1 or sum(lengths) != steps:
             raise ValueError(
-                f"blocks of {lengths} steps have {sum(lengths)} in all: a chain of {steps} steps takes positive lengths "
-                f"that sum to {steps}"
+                f"blocks of {lengths} steps have {sum(lengths)} in all: a chain of {steps} steps takes positive "
+                f"lengths that sum to {steps}"
             )
         return lengths
     if blocks < 1 or steps % blocks:
         divisors = sorted((m for m in range(1, steps + 1) if steps % m == 0), key=lambda m: (abs(m - blocks), m))[:4]
         example = ", ".join(map(str, _even(steps, min(max(blocks, 1), steps))[:3]))
+        near = ", ".join(map(str, sorted(divisors)))
         raise ValueError(
-            f"{blocks} blocks cannot share the {steps} steps of the chain evenly: take {', '.join(map(str, sorted(divisors)))} "
-            f"blocks, or give the length of each, such as ({example}, ...), with sum {steps}"
+            f"{blocks} blocks cannot share the {steps} steps of the chain evenly: take {near} blocks, or give the "
+            f"length of each, such as ({example}, ...), with sum {steps}"
         )
     return (steps // blocks,) * blocks
 

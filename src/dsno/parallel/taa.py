@@ -1,15 +1,16 @@
 r"""Triangular Anderson acceleration: ParaTAA (Tang et al., 2024, arXiv 2402.09970).
 
 Unrolling the equations of `dsno.parallel.window` over k steps gives one for $x_{n+1}$ in the states
-$x_{n+1-k}, \dots, x_n$, with the same solution for every *order* k. With $S$ the recursion from the frontier on (order N)
-that is
+$x_{n+1-k}, \dots, x_n$, with the same solution for every *order* k. With $S$ the recursion from the frontier on
+(order N) that is
 
 $$ F^{(k)}_{n+1} = S_{n+1} + \Big( \prod_{j=n+1-k}^{n} g_j \Big) (x_{n+1-k} - S_{n+1-k}), $$
 
-so every order costs one sweep. Anderson's step combines the last m residuals $R = F(x) - x$ so that they cancel, row by row
-with no look at cleaner rows (it is triangular, as the chain is),
+so every order costs one sweep. Anderson's step combines the last m residuals $R = F(x) - x$ so that they cancel, row by
+row with no look at cleaner rows (it is triangular, as the chain is),
 
-$$ \gamma_n = \Big( \sum_{j \le n} \Delta R_j^\top \Delta R_j + \lambda I \Big)^{-1} \sum_{j \le n} \Delta R_j^\top R_j, \qquad
+$$ \gamma_n = \Big( \sum_{j \le n} \Delta R_j^\top \Delta R_j + \lambda I \Big)^{-1}
+              \sum_{j \le n} \Delta R_j^\top R_j, \qquad
    x_n \leftarrow x_n + R_n - (\Delta X_n + \Delta R_n) \gamma_n . $$
 
 States up to the frontier take the plain recursion, which is the chain's own: the safeguard that makes N rounds enough.
@@ -24,7 +25,7 @@ from torch import Tensor
 
 from dsno.condition import Cond
 from dsno.parallel.draft import Draft, guess
-from dsno.parallel.rounds import Exact, Rounds, System
+from dsno.parallel.rounds import Exact, Rounds, System, wide
 from dsno.parallel.window import Sweep, check_window, first_guess, gains, iterate
 from dsno.trajectory import Trajectory
 
@@ -41,14 +42,14 @@ class ParaTAA(Exact):
         order: k, from 1 to N; N by default, which with `memory` 1 is the plain sweep.
         memory: m, how many iterates Anderson combines; 1 is no acceleration. The paper recommends 2 to 5.
         ridge: $\lambda$, relative to the mean of the diagonal.
-        data_std: s of the linear part, the data's standard deviation; 0.5 is right for images in [-1, 1] (EDM's choice).
+        data_std: s of the linear part, the data's standard deviation; 0.5 is right for images in [-1, 1], as in EDM.
         window: Steps evaluated in a round; all by default.
         tolerance: Of the sample, RMS over coordinates (`dsno.parallel.window`); None runs to the end.
         draft: A guess to start from.
 
     Raises:
-        ValueError: for an order outside 1 to N, or a memory, window, ridge, data_std or tolerance that is not positive; from a call,
-            for a draft that does not fit.
+        ValueError: for an order outside 1 to N, or a memory, window, ridge, data_std or tolerance that is not positive;
+            from a call, for a draft that does not fit.
     """
 
     order: int | None = None
@@ -114,7 +115,7 @@ class _Anderson:
         mine = (m > sweep.frontier[:, None]) & (m <= sweep.end[:, None])
         F = self._unrolled(sweep, S, old)
         accelerated = self._accelerated(sweep, F, mine) if self.memory > 1 else F
-        x = torch.where(_column(mine, S), accelerated, S)
+        x = torch.where(wide(mine, S), accelerated, S)
         # Behind the window the states continue from its last one.
         sweep.x = x
         return sweep.run(sweep.end) if bool((sweep.end < m[-1]).any()) else x
@@ -123,22 +124,22 @@ class _Anderson:
         if (k := self.order) == len(self.system):
             return S
         F = S.clone()
-        behind = _column(torch.arange(S.shape[1] - k, device=S.device) > old[:, None], S)
-        F[:, k:] += torch.where(behind, _column(self.products[None], S) * (sweep.x - S)[:, :-k], 0.0)
+        behind = wide(torch.arange(S.shape[1] - k, device=S.device) > old[:, None], S)
+        F[:, k:] += torch.where(behind, wide(self.products[None], S) * (sweep.x - S)[:, :-k], 0.0)
         return F
 
     def _accelerated(self, sweep: Sweep, F: Tensor, mine: Tensor) -> Tensor:
-        x, R = sweep.x, torch.where(_column(mine, F), F - sweep.x, 0.0)
+        x, R = sweep.x, torch.where(wide(mine, F), F - sweep.x, 0.0)
         if self.last is not None:
             x_last, R_last, end = self.last
             # A state that has just entered the window has no past.
-            both = _column(mine & (torch.arange(mine.shape[1], device=end.device) <= end[:, None]), F)
+            both = wide(mine & (torch.arange(mine.shape[1], device=end.device) <= end[:, None]), F)
             self.dX = [*self.dX, torch.where(both, x - x_last, 0.0)][1 - self.memory :]
             self.dR = [*self.dR, torch.where(both, R - R_last, 0.0)][1 - self.memory :]
         self.last = x, R, sweep.end
         if not self.dR:
             return x + R
-        rows = _column(mine, F)
+        rows = wide(mine, F)
         dX, dR = (torch.stack([torch.where(rows, d, 0.0) for d in ds], -1) for ds in (self.dX, self.dR))
         # Half precision overflows in the sums, and has no solver.
         precise = torch.promote_types(R.dtype, torch.float32)
@@ -150,8 +151,3 @@ class _Anderson:
         gamma = torch.linalg.solve(gram + (self.ridge * mean + torch.finfo(gram.dtype).tiny) * eye, moment)
         combined = (dX + dR).reshape(*mine.shape, -1, dR.shape[-1]).to(precise) @ gamma
         return x + R - combined.reshape_as(x).to(x)
-
-
-def _column(rows: Tensor, like: Tensor) -> Tensor:
-    """(A, T) seen as (A, T, 1, ..., 1), to broadcast against (A, T, *shape)."""
-    return rows.reshape(*rows.shape, *[1] * (like.ndim - 2))

@@ -5,19 +5,20 @@ Guess all states, evaluate the denoiser at those in the window in one round, loo
 $$ r_n = a_n x_n + b_n D(x_n, t_n) + s_n z_n - x_{n+1}, $$
 
 and move the *frontier* $f$ to the first equation that does not hold; one step further is the chain's own step from an
-accepted state. So every round accepts at least one state, N rounds always suffice, and after r rounds the first r states
-are the chain's. The states behind it are improved by the equations as they stand, with D linear in between,
+accepted state. So every round accepts at least one state, N rounds always suffice, and after r rounds the first r
+states are the chain's. The states behind it are improved by the equations as they stand, with D linear in between,
 
 $$ y_{n+1} = a_n x_n + b_n D(x_n, t_n) + s_n z_n + g_n (y_n - x_n), \qquad y_f = x_f, $$
 
 whose fixed point is the chain for any numbers $g_n$: all that is known of how $x_{n+1}$ follows a change of $x_n$. The
-derivative of the step is $a_n + b_n \partial D / \partial x$; for data that is Gaussian of standard deviation s it is the number
+derivative of the step is $a_n + b_n \partial D / \partial x$, which for Gaussian data of standard deviation s is
 
 $$ g_n = a_n + b_n \frac{\alpha_n s^2}{\alpha_n^2 s^2 + \sigma_n^2} . $$
 
-The known methods are its ends: s = 0 is $g = a$, the chain unrolled with D held; $s \to \infty$ is $\alpha_{n+1} / \alpha_n$ for
-the ODE, unrolled with $\hat\epsilon$ held (ParaTAA); $g = 1$, Picard's sum of increments (ParaDiGMS), is s = 1 of a
-variance-preserving ODE. What lies between needs fewer rounds than either (`benchmarks/parallel.py`).
+The known methods are its ends: s = 0 is $g = a$, the chain unrolled with D held; $s \to \infty$ is
+$\alpha_{n+1} / \alpha_n$ for the ODE, unrolled with $\hat\epsilon$ held (ParaTAA); $g = 1$, Picard's sum of increments
+(ParaDiGMS), is s = 1 of a variance-preserving ODE. What lies between needs fewer rounds than either
+(`benchmarks/parallel.py`).
 
 **Tolerance.** Errors accepted on the way add up, so a tolerance per equation says little about the sample (N = 500,
 $10^{-3}$ each: far more at the end). Here `tolerance` $\epsilon$ is for the *sample*, RMS over coordinates, and
@@ -25,14 +26,15 @@ is shared out,
 
 $$ \operatorname{rms}(r_n) \le \tfrac14 \epsilon \, w_n \, \bar\sigma_{n+1}, \qquad
    w_n = \frac12 \Big( \frac{u_n}{\sum_m u_m} + \frac1N \Big), \quad
-   u_n = \frac{\sigma_{n+1}}{\bar\sigma_{n+1}} \sqrt{1 - \frac{\alpha_n^2 \sigma_{n+1}^2}{\alpha_{n+1}^2 \sigma_n^2}}, \quad
-   \bar\sigma_n = \sqrt{\alpha_n^2 + \sigma_n^2}, $$
+   u_n = \frac{\sigma_{n+1}}{\bar\sigma_{n+1}} \sqrt{1 - \frac{\alpha_n^2 \sigma_{n+1}^2}{\alpha_{n+1}^2 \sigma_n^2}},
+   \quad \bar\sigma_n = \sqrt{\alpha_n^2 + \sigma_n^2}, $$
 
-half in proportion to the noise of DDPM's step, as both papers do, and half evenly: the shares sum to one. For data of unit
-scale the flow from $x_n$ to the sample does not expand a residual relative to $\bar\sigma_n$, and the sample's error stays
-below a quarter of $\epsilon$; the rest is for flows that do expand. Accepted states are recomputed from the frontier with
-the evaluations at hand, which leaves far less than what was allowed. No residual can promise which of two modes a sample
-on their boundary falls into: under a tolerance of a tenth of the data's scale a few of them go to the other one.
+half in proportion to the noise of DDPM's step, as both papers do, and half evenly: the shares sum to one. For data of
+unit scale the flow from $x_n$ to the sample does not expand a residual relative to $\bar\sigma_n$, and the sample's
+error stays below a quarter of $\epsilon$; the rest is for flows that do expand. Accepted states are recomputed from the
+frontier with the evaluations at hand, which leaves far less than what was allowed. No residual can promise which of two
+modes a sample on their boundary falls into: under a tolerance of a tenth of the data's scale a few of them go to the
+other one.
 """
 
 from __future__ import annotations
@@ -43,7 +45,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from dsno.parallel.rounds import Rounds, System, rms
+from dsno.parallel.rounds import Rounds, System, rms, wide
 from dsno.solvers.chain import Chain
 
 __all__ = ["Sweep", "check_window", "first_guess", "gains", "iterate", "shares"]
@@ -76,7 +78,7 @@ class Sweep:
     window: int
 
     def run(self, start: Tensor) -> Tensor:
-        r"""The fully unrolled system from the states `start` (A,) to the end of the next round's window; (A, N + 1, *shape).
+        r"""The fully unrolled system from the states `start` (A,) to the next round's window's end; (A, N + 1, *shape).
 
         As much elementwise work as one step of the chain for each state.
         """
@@ -96,7 +98,7 @@ class Sweep:
 
 
 def _where(rows: Tensor, yes: Tensor, no: Tensor) -> Tensor:
-    return torch.where(rows.reshape(-1, *[1] * (yes.ndim - 1)), yes, no)
+    return torch.where(wide(rows, yes), yes, no)
 
 
 def shares(chain: Chain) -> Tensor:
@@ -129,7 +131,7 @@ def gains(chain: Chain, data_std: float) -> Tensor:
 
 
 def first_guess(system: System, x: Tensor, drafted: Tensor | None, gain: Tensor) -> Sweep:
-    r"""All states by the chain's recursion with the draft's $\hat x_0$, or by its linear part, which has the right scale."""
+    r"""All states by the chain's recursion with the draft's $\hat x_0$; else by its linear part, of the right scale."""
     (B, N), like = (len(x), len(system)), x.unsqueeze(1)
     sample, zero = torch.arange(B, device=x.device), torch.zeros(B, dtype=torch.int64, device=x.device)
     sweep = Sweep(

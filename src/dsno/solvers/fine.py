@@ -1,4 +1,10 @@
-"""The fine solution of a teacher's ODE, and the errors of solvers against it."""
+r"""The fine solution of a teacher's ODE, and the errors of solvers against it.
+
+A solver's error is the distance of its states from the ODE's own, which nobody has. What stands for them is the
+solution by third-order DPM-Solver++ in many equal steps of the log-SNR: on mixtures with 300 components of standard
+deviation 0.15 in 64 dimensions its RMSE is about 1e-4 in 256 steps, on VP, VE and rectified-flow schedules. Samplers
+are held against it, and `solver_errors` ranks grids by it before a set of trajectories is made on one of them.
+"""
 
 from __future__ import annotations
 
@@ -39,12 +45,11 @@ def fine_solution(
     r"""The teacher's probability-flow ODE from noise `z`, solved finely: what a path error is measured against.
 
     Third-order DPM-Solver++ with equal steps of the log-SNR $\ell \in [-14, 14]$, moved through the kept times, and one
-    step to t = 0. On mixtures with 300 components of standard deviation 0.15 in 64
-    dimensions its RMSE is about 1e-4 on VP, VE and rectified-flow paths.
+    step to t = 0.
 
     Arguments:
         denoiser: The teacher.
-        schedule: Its path.
+        schedule: Its schedule.
         z: Standard normal noise, (B, *shape), in the dtype to solve in.
         steps: How many steps.
         cond: The condition, first dimension B.
@@ -70,33 +75,6 @@ def fine_solution(
     return solve_batches(denoiser, schedule, z, grid, step, cond, batch, keep=times, keep_x0=keep_x0, progress=progress)
 
 
-def solve_batches(
-    denoiser: Denoiser,
-    schedule: Schedule,
-    z: Tensor,
-    grid: Tensor,
-    step: Step,
-    cond: Cond | None,
-    batch: int,
-    *,
-    keep: Sequence[float] | None = None,
-    keep_x0: bool = False,
-    progress: Callable[[int, int], object] | None = None,
-) -> Trajectory:
-    """Trajectories on a grid from noise, a batch at a time."""
-    parts = []
-    for start in range(0, len(z), batch):
-        rows = slice(start, start + batch)
-        told = map_cond(operator.itemgetter(rows), cond)
-        x = initial_state(schedule, z[rows], float(grid[0]))
-        with torch.no_grad():
-            parts.append(solve(denoiser, schedule, x, grid, step, told, keep=keep, keep_x0=keep_x0))
-        if progress is not None:
-            progress(min(start + batch, len(z)), len(z))
-    x0s = [part.x0 for part in parts if part.x0 is not None]
-    return replace(parts[-1], x=torch.cat([part.x for part in parts]), x0=torch.cat(x0s) if x0s else None, cond=cond)
-
-
 def solver_errors(
     denoiser: Denoiser,
     schedule: Schedule,
@@ -113,7 +91,7 @@ def solver_errors(
 
     Arguments:
         denoiser: The teacher.
-        schedule: Its path.
+        schedule: Its schedule.
         z: Standard normal noise, (B, *shape).
         grids: Decreasing times by name.
         step: The solver; DDIM by default.
@@ -139,3 +117,33 @@ def solver_errors(
     if progress is not None:
         progress(len(grids) + 1, len(grids) + 1)
     return dict(sorted(found.items(), key=operator.itemgetter(1)))
+
+
+def solve_batches(
+    denoiser: Denoiser,
+    schedule: Schedule,
+    z: Tensor,
+    grid: Tensor,
+    step: Step,
+    cond: Cond | None,
+    batch: int,
+    *,
+    keep: Sequence[float] | None = None,
+    keep_x0: bool = False,
+    progress: Callable[[int, int], object] | None = None,
+) -> Trajectory:
+    """`solve` from standard normal noise `z` (B, *shape), `batch` samples at a time and without a graph.
+
+    Returns:
+        The trajectory of all of them; `nfe` and `rounds` are those of one batch.
+    """
+    parts = []
+    for start in range(0, len(z), batch):
+        rows = slice(start, start + batch)
+        x, cond_rows = initial_state(schedule, z[rows], float(grid[0])), map_cond(operator.itemgetter(rows), cond)
+        with torch.no_grad():
+            parts.append(solve(denoiser, schedule, x, grid, step, cond_rows, keep=keep, keep_x0=keep_x0))
+        if progress is not None:
+            progress(min(start + batch, len(z)), len(z))
+    x0s = [part.x0 for part in parts if part.x0 is not None]
+    return replace(parts[-1], x=torch.cat([part.x for part in parts]), x0=torch.cat(x0s) if x0s else None, cond=cond)

@@ -1,4 +1,13 @@
-"""Heun's method in the schedule's own time: EDM's sampler."""
+r"""Heun's method in the schedule's own time, EDM's sampler.
+
+The right-hand side of the probability-flow ODE is the `flow` of the denoiser,
+
+$$ \dot x(x_t, t) = \dot\alpha_t D + \frac{\dot\sigma_t}{\sigma_t} (x_t - \alpha_t D), \qquad D = D(x_t, t), $$
+
+and any method for ordinary differential equations solves it as it stands, without the exact linear part that the other
+solvers take. How good the steps are then depends on how the schedule runs through t; on the VE schedule, where
+$\dot x = (x_t - D) / t$ is nearly constant, they are good.
+"""
 
 from __future__ import annotations
 
@@ -15,12 +24,13 @@ __all__ = ["Heun"]
 
 @dataclass(frozen=True)
 class Heun:
-    r"""Second order: the trapezoidal rule on $\dot x_t$ in the schedule's own time, two evaluations a step.
+    r"""Second order: the trapezoidal rule, two evaluations a step.
 
     $$ d_1 = \dot x(x_t, t), \quad d_2 = \dot x(x_t + (s - t) d_1, s), \quad x_s = x_t + (s - t)\tfrac{d_1 + d_2}{2} $$
 
-    The step to $\sigma_s = 0$ is DDIM's, one evaluation. On the VE schedule this is EDM's sampler (Karras et al., 2022,
-    arXiv 2206.00364, algorithm 1).
+    The step to $\sigma_s = 0$ is DDIM's, one evaluation. On the VE schedule this is EDM's sampler.
+
+    Source: Karras et al., 2022 (arXiv 2206.00364), algorithm 1.
     """
 
     stochastic = False

@@ -1,4 +1,13 @@
-"""Multistep solvers: DPM-Solver++ and UniPC, one evaluation a step."""
+r"""Multistep solvers: DPM-Solver++ and UniPC, one evaluation a step.
+
+In $\lambda = \log \kappa$ the exact form (`step`) is, with $h = \lambda_s - \lambda_t$,
+
+$$ x_s = \frac{\sigma_s}{\sigma_t} x_t + \alpha_s \int_0^h e^{u - h} D(\lambda_t + u) \, du, $$
+
+and the integral of a polynomial D is elementary. The polynomial goes through the evaluations of the past steps, so a
+step of any order costs one. The order is lowered while the past is short, and for the step to $\sigma_s = 0$, where
+$h$ is infinite.
+"""
 
 from __future__ import annotations
 
@@ -17,19 +26,23 @@ __all__ = ["DPMSolverPP", "UniPC"]
 
 @dataclass(frozen=True)
 class DPMSolverPP:
-    r"""DPM-Solver++, multistep, order 1 to 3 (Lu et al., 2022, arXiv 2211.01095, algorithm 2 and appendix).
+    r"""DPM-Solver++, multistep, order 1 to 3.
 
-    With $h = \lambda_s - \lambda_t$, $\lambda = \log(\alpha/\sigma)$, and differences $D^{(k)} \approx h^k d^k D / d\lambda^k$ of the
-    past evaluations,
+    With differences $D^{(k)} \approx h^k \, d^k D / d\lambda^k$ of the past evaluations,
 
     $$ x_s = \frac{\sigma_s}{\sigma_t} x_t - \alpha_s (e^{-h} - 1) D
-             + \alpha_s \Big(\frac{e^{-h} - 1}{h} + 1\Big) D^{(1)} - \alpha_s \Big(\frac{e^{-h} - 1 + h}{h^2} - \frac12\Big) D^{(2)}; $$
+             + \alpha_s \Big(\frac{e^{-h} - 1}{h} + 1\Big) D^{(1)}
+             - \alpha_s \Big(\frac{e^{-h} - 1 + h}{h^2} - \frac12\Big) D^{(2)}; $$
 
-    order 2 uses the midpoint form $-\tfrac12 \alpha_s (e^{-h} - 1) D^{(1)}$. The order is lowered while the past is short
-    and for the step to $\sigma_s = 0$. One evaluation a step.
+    order 2 uses the midpoint form $-\tfrac12 \alpha_s (e^{-h} - 1) D^{(1)}$.
 
     The authors' multistep code, and diffusers after it, take half of $D^{(2)}$ (their singlestep code does not), which
     leaves order 3 converging at order 2; here it converges at order 3.
+
+    Raises:
+        ValueError: for another order.
+
+    Source: Lu et al., 2022 (arXiv 2211.01095), algorithm 2 and appendix.
     """
 
     order: int = 2
@@ -66,11 +79,24 @@ class DPMSolverPP:
 
 @dataclass(frozen=True)
 class UniPC:
-    r"""UniPC with $B_2(h) = e^{h} - 1$, data prediction (Zhao et al., 2023, arXiv 2302.04867, algorithms 5 to 8).
+    r"""UniPC with $B_2(h) = e^{h} - 1$, data prediction, order 1 to 3.
 
-    The evaluation at the predicted state first *corrects* that state (order $p + 1$, no extra evaluation), then predicts
-    the next one (order $p$). The state the sampler keeps at inner times is the predicted one; the step to $\sigma_s = 0$
-    is first order and the order is lowered while the past is short. One evaluation a step.
+    With $D_k$ the past evaluations at $\lambda_t + r_k h$,
+
+    $$ x_s = \frac{\sigma_s}{\sigma_t} x_t
+             + \alpha_s (1 - e^{-h}) \Big( D + \sum_k \rho_k \frac{D_k - D}{r_k} \Big), \qquad
+       \sum_k r_k^{i - 1} \rho_k = \frac{i! \, z \varphi_{i + 1}(z)}{e^z - 1} \Big|_{z = -h}, $$
+
+    $\varphi_1(z) = (e^z - 1) / z$, $\varphi_{i + 1}(z) = (\varphi_i(z) - 1 / i!) / z$; of one difference $\rho = 1/2$.
+
+    The evaluation at the predicted state first *corrects* that state, as the $D_k$ with $r_k = 1$ (order $p + 1$, no
+    extra evaluation), then predicts the next one (order $p$). The state the sampler keeps at inner times is the
+    predicted one.
+
+    Raises:
+        ValueError: for another order.
+
+    Source: Zhao et al., 2023 (arXiv 2302.04867), algorithms 5 to 8.
     """
 
     order: int = 2
@@ -85,54 +111,40 @@ class UniPC:
     ) -> tuple[Tensor, Past]:
         x0_hat = D(x, t)
         if past:
-            x = self._correct(schedule, past, t, x0_hat)
+            x = self._advanced(schedule, past, t, x0_hat)
         past = (Eval(t, x, x0_hat), *past)[: self.order]
-        return self._predict(schedule, past, s), past
+        return self._advanced(schedule, past, s), past
 
-    def _predict(self, schedule: Schedule, past: Past, s: float) -> Tensor:
-        base, coefficient, r, D_1, h = self._differences(schedule, past, s)
-        if not r:
-            return base
-        if len(r) == 1:
-            return base + coefficient * 0.5 * D_1[0]
-        R, b = _unipc_system(r, -h)
-        rho = torch.linalg.solve(R, b).tolist()
-        return base + coefficient * sum((p * d for p, d in zip(rho, D_1, strict=True)), torch.zeros_like(base))
-
-    def _correct(self, schedule: Schedule, past: Past, t: float, x0_hat: Tensor) -> Tensor:
-        base, coefficient, r, D_1, h = self._differences(schedule, past, t)
-        r, D_1 = [*r, 1.0], [*D_1, x0_hat - past[0].x0]
-        if len(r) == 1:
-            return base + coefficient * 0.5 * D_1[0]
-        R, b = _unipc_system(r, -h)
-        rho = torch.linalg.solve(R, b).tolist()
-        return base + coefficient * sum((p * d for p, d in zip(rho, D_1, strict=True)), torch.zeros_like(base))
-
-    def _differences(
-        self, schedule: Schedule, past: Past, s: float
-    ) -> tuple[Tensor, float, list[float], list[Tensor], float]:
-        """The first-order step, the factor of the rest, and the ratios and divided differences of the past."""
+    def _advanced(self, schedule: Schedule, past: Past, s: float, x0_s: Tensor | None = None) -> Tensor:
+        """The state at `s` from the newest of the past: predicted, or with the evaluation at `s` corrected."""
         newest = past[0]
         a, b, _ = affine(schedule, newest.t, s, eta=0.0)
+        x_s = a * newest.x + b * newest.x0
         lam = [half_log_snr(schedule, s)] + [half_log_snr(schedule, e.t) for e in past]
         h = lam[0] - lam[1]
-        r, D_1 = [], []
-        for k in range(1, _usable_order(lam, self.order)):
-            r_k = (lam[k + 1] - lam[1]) / h
-            r.append(r_k)
-            D_1.append((past[k].x0 - newest.x0) / r_k)
-        return a * newest.x + b * newest.x0, b, r, D_1, h
+        known = range(1, _usable_order(lam, self.order))
+        r = [(lam[k + 1] - lam[1]) / h for k in known]
+        D_1 = [(past[k].x0 - newest.x0) / r_k for k, r_k in zip(known, r, strict=True)]
+        if x0_s is not None:
+            r, D_1 = [*r, 1.0], [*D_1, x0_s - newest.x0]
+        if not r:
+            return x_s
+        if len(r) == 1:
+            return x_s + b * 0.5 * D_1[0]
+        rho = _unipc_weights(r, -h)
+        return x_s + b * sum((p * d for p, d in zip(rho, D_1, strict=True)), torch.zeros_like(x_s))
 
 
-def _unipc_system(r: list[float], hh: float) -> tuple[Tensor, Tensor]:
+def _unipc_weights(r: list[float], z: float) -> list[float]:
+    r"""$\rho_k$ of the system above."""
     R, b = [], []
-    h_phi_k, factorial = math.expm1(hh) / hh - 1, 1.0
+    z_phi, factorial = math.expm1(z) / z - 1, 1.0  # of i = 1: z phi_2(z) and 1!
     for i in range(1, len(r) + 1):
-        R.append([x ** (i - 1) for x in r])
-        b.append(h_phi_k * factorial / math.expm1(hh))
+        R.append([r_k ** (i - 1) for r_k in r])
+        b.append(z_phi * factorial / math.expm1(z))
         factorial *= i + 1
-        h_phi_k = h_phi_k / hh - 1 / factorial
-    return torch.tensor(R, dtype=torch.float64), torch.tensor(b, dtype=torch.float64)
+        z_phi = z_phi / z - 1 / factorial
+    return torch.linalg.solve(*(torch.tensor(c, dtype=torch.float64) for c in (R, b))).tolist()
 
 
 def _usable_order(lam: list[float], order: int) -> int:

@@ -21,3 +21,5 @@ SOLVERS: dict[str, Callable[[], Step]] = {
     "unipc3": lambda: UniPC(3),
     "ancestral": Ancestral,
 }
+"""How to make each solver; a digit is its order. All evaluate the denoiser once a step but `heun`, which does so twice;
+`ancestral` alone is stochastic."""

@@ -1,14 +1,7 @@
-r"""Solvers: pure steps, and the one driver that runs them on an explicit grid.
+"""The one driver of solvers: it runs a step (`step`) on an explicit grid, and keeps the states that are asked for.
 
-The probability-flow ODE of a denoiser, $\dot x_t = \dot\alpha_t D + \dot\sigma_t \hat\epsilon$, has an exact linear part.
-With $\kappa = \alpha / \sigma$ it reads $d(x / \sigma) = D \, d\kappa$, so between two times
-
-$$ x_s = \frac{\sigma_s}{\sigma_t} x_t + \sigma_s \int_{\kappa_t}^{\kappa_s} D \, d\kappa, $$
-
-and a solver is a rule for the integral: $D$ constant is DDIM, $D$ polynomial in $\lambda = \log \kappa$ is
-DPM-Solver++. A step is a pure function of the current state, two times and the past evaluations; its coefficients are
-Python floats computed from the schedule in float64, so nothing is looked up by index and nothing is read back from the
-device. Limits at $\sigma_s = 0$ ($x_s = D$) and $\alpha_t = 0$ are analytic: no grid gives a NaN.
+The driver knows no solver. It tells the denoiser the time in float32 or better, whatever the states are, hands a
+stochastic step its noise, counts what the denoiser costs, and reads nothing back from the device inside the loop.
 """
 
 from __future__ import annotations
@@ -33,11 +26,6 @@ from dsno.trajectory import Trajectory
 __all__ = ["SolverSampler", "initial_state", "solve"]
 
 
-def initial_state(schedule: Schedule, z: Tensor, start: float = 1.0) -> Tensor:
-    r"""Standard normal noise as the state at the start: $x_1 = \sigma_1 z$, shape (B, *shape)."""
-    return schedule.at(start)[1] * z
-
-
 def solve(
     denoiser: Denoiser,
     schedule: Schedule,
@@ -54,7 +42,7 @@ def solve(
 
     Arguments:
         denoiser: $D(x_t, t, \mathrm{cond})$.
-        schedule: The path it was trained on.
+        schedule: The schedule it was trained on.
         x: The state at `grid[0]`, shape (B, *shape).
         grid: N + 1 strictly decreasing times in [0, 1], N >= 1.
         step: The solver; DDIM by default.
@@ -108,15 +96,23 @@ def solve(
     )
 
 
-def _kept(times: Tensor, keep: Sequence[float] | Tensor | None) -> set[int]:
-    if keep is None:
-        return {0, len(times) - 1}
-    return set(find_times(times, keep, "on the grid, so it cannot be kept"))
+def initial_state(schedule: Schedule, z: Tensor, start: float = 1.0) -> Tensor:
+    r"""Standard normal noise (B, *shape) as the state at the start, $x_t = \sigma_t z$ of $t$ = `start`."""
+    return schedule.at(start)[1] * z
 
 
 @dataclass(frozen=True)
 class SolverSampler:
-    """A solver on a grid as a `Sampler`: from standard normal noise to a trajectory."""
+    """A solver on a grid as a `Sampler`: from standard normal noise to a trajectory, without a graph.
+
+    Attributes:
+        denoiser: What is sampled.
+        schedule: The schedule it was trained on.
+        grid: N + 1 decreasing times.
+        step: The solver.
+        keep: The times whose states are returned, as in `solve`.
+        keep_x0: Also return the denoiser's answer there.
+    """
 
     denoiser: Denoiser
     schedule: Schedule
@@ -131,3 +127,10 @@ class SolverSampler:
         return solve(
             self.denoiser, self.schedule, x, self.grid, self.step, cond, seeds, keep=self.keep, keep_x0=self.keep_x0
         )
+
+
+def _kept(times: Tensor, keep: Sequence[float] | Tensor | None) -> set[int]:
+    """The numbers of the kept times."""
+    if keep is None:
+        return {0, len(times) - 1}
+    return set(find_times(times, keep, "on the grid, so it cannot be kept"))

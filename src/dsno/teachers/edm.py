@@ -41,6 +41,7 @@ from torch import Tensor
 
 from dsno.checkpoint import fill
 from dsno.denoise import Kind, Prediction
+from dsno.hub import first_line
 from dsno.nets.preconditioned import PreconditionedUNet, iddpm_schedule, iddpm_sigmas
 from dsno.schedule import VE, Schedule, VPLinear
 
@@ -113,8 +114,8 @@ class _Storage(_Sealed):
         try:
             storage = torch.load(io.BytesIO(_typed(data, bytes)), map_location="cpu", weights_only=True)
         except Exception as error:
-            reason = (str(error).splitlines() or ["?"])[0]
-            raise _Refused(f"tensor data that torch does not take for plain weights ({reason})") from None
+            said = first_line(error)
+            raise _Refused(f"tensor data that torch does not take for plain weights ({said})") from None
         if not isinstance(storage, torch.TypedStorage):
             raise _Refused(f"a {type(storage).__name__} where tensor data should be")
         self.value = torch.empty(0, dtype=storage.dtype, device="cpu").set_(storage)

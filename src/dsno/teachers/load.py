@@ -30,8 +30,9 @@ from torch import nn
 
 from dsno.checkpoint import read_json
 from dsno.denoise import Prediction
-from dsno.hub import is_hub_id, local_copy
-from dsno.teachers.native import load_native, sample_shape
+from dsno.hub import first_line, is_hub_id, local_copy
+from dsno.nets.backbone import sample_shape
+from dsno.teachers.native import load_native
 
 __all__ = ["check_dtype", "load_teacher"]
 
@@ -94,7 +95,7 @@ def check_dtype(dtype: torch.dtype | str | None, device: torch.device | str | No
     try:
         torch.zeros(1, device=where)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise ValueError(f"this machine has no device {where} ({str(error).splitlines()[0]})") from None
+        raise ValueError(f"this machine has no device {where} ({first_line(error)})") from None
     if dtype is None:
         return None
     try:

@@ -17,7 +17,7 @@ from dsno.denoise import Kind, Prediction, Threshold
 from dsno.nets.backbone import Backbone, net_from_config
 from dsno.schedule import schedule_from_config
 
-__all__ = ["load_native", "sample_shape", "save_teacher"]
+__all__ = ["load_native", "save_teacher"]
 
 
 def save_teacher(folder: Path | str, teacher: Prediction, **notes: object) -> Path:
@@ -33,9 +33,14 @@ def save_teacher(folder: Path | str, teacher: Prediction, **notes: object) -> Pa
         )
     clip = dataclasses.asdict(teacher.clip) if isinstance(teacher.clip, Threshold) else teacher.clip
     config = {
-        "type": "teacher", "schedule": teacher.schedule.config, "kind": teacher.kind, "clip": clip,
-        "data_std": teacher.data_std, "net": teacher.net.config, "notes": notes,
-    }  # fmt: skip
+        "type": "teacher",
+        "schedule": teacher.schedule.config,
+        "kind": teacher.kind,
+        "clip": clip,
+        "data_std": teacher.data_std,
+        "net": teacher.net.config,
+        "notes": notes,
+    }
     return save_model(folder, config, teacher.net)
 
 
@@ -49,22 +54,6 @@ def load_native(folder: Path | str) -> Prediction:
     return load_model(folder, "teacher", lambda config: build(_make, config, "the configuration of a teacher")).eval()
 
 
-def sample_shape(teacher: Prediction) -> tuple[int, ...]:
-    """The shape (C, *spatial) of what a teacher makes.
-
-    Raises:
-        ValueError: if the teacher does not say.
-    """
-    shape = teacher.shape
-    if shape is None and isinstance(teacher.net, Backbone):
-        shape = teacher.net.shape
-    if shape is None:
-        raise ValueError(
-            f"a {type(teacher.net).__name__} does not say what shape it makes: pass shape=(C, ...) to Prediction"
-        )
-    return shape
-
-
 def _make(
     schedule: dict[str, object],
     kind: Kind,
@@ -72,11 +61,16 @@ def _make(
     clip: float | dict[str, float] | None = None,
     data_std: float = 1.0,
 ) -> tuple[Prediction, nn.Module]:
-    made = net_from_config(net)
-    assert isinstance(made, Backbone)
-    bound = build(Threshold, clip, "the clipping of a teacher") if isinstance(clip, dict) else clip
-    path = schedule_from_config(schedule)
+    """A teacher with fresh weights, and the module that they belong into; the arguments are the keys of the file."""
+    backbone = net_from_config(net)
+    assert isinstance(backbone, Backbone)
     teacher = Prediction(
-        made, path, kind, clip=bound, data_std=data_std, shape=made.shape, classes=made.classes
-    )  # fmt: skip
-    return teacher, made
+        backbone,
+        schedule_from_config(schedule),
+        kind,
+        clip=build(Threshold, clip, "the clipping of a teacher") if isinstance(clip, dict) else clip,
+        data_std=data_std,
+        shape=backbone.shape,
+        classes=backbone.classes,
+    )
+    return teacher, backbone

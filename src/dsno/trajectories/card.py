@@ -1,4 +1,4 @@
-"""The card of a set of trajectories on the Hub."""
+"""The card of a set of trajectories on the Hub: its manifest in words, and how to load it."""
 
 from __future__ import annotations
 
@@ -7,12 +7,19 @@ import json
 from dsno.trajectories.format import layout, shard_count, shard_size
 from dsno.trajectories.manifest import Manifest
 
-__all__ = ["card", "human_size"]
+__all__ = ["CARD", "card", "human_size"]
 
-CARD, COMMIT_BYTES, COMMIT_FILES = "README.md", 2**30, 100
+CARD = "README.md"
+
+SUMMARY = (
+    "Noise, and where a pretrained diffusion model takes it: each row holds the noise of one seed and the frames of "
+    "the solution of\nthe model's probability-flow ODE that starts there. Made with dsno; `manifest.json` says "
+    "everything that determined them."
+)
 
 
 def human_size(count: int) -> str:
+    """A number of bytes as it is read."""
     return f"{count / 1e9:.1f} GB" if count >= 1e8 else f"{count / 1e6:.1f} MB"
 
 
@@ -47,14 +54,14 @@ def card(manifest: Manifest, url: str, license: str) -> str:
         "fingerprint": f"`{manifest['fingerprint']}`",
     } | {f"teacher's {name}": f"`{json.dumps(value)}`" for name, value in teacher["description"].items()}
     table = "\n".join(f"| {name} | {value} |" for name, value in facts.items())
+    names = ", ".join(f"`{name}`" for name in ("noise", *manifest["targets"], "seeds", *["cond"] * bool(cond)))
     return f"""---
 {front.to_yaml()}
 ---
 
 # {count:,} diffusion trajectories
 
-Noise, and where a pretrained diffusion model takes it: each row holds the noise of one seed and the frames of the solution of
-the model's probability-flow ODE that starts there. Made with dsno; `manifest.json` says everything that determined them.
+{SUMMARY}
 
 | | |
 |---|---|
@@ -68,7 +75,7 @@ They come from the teacher's weights, whose licence may extend to them.
 from dsno.trajectories.sets import TrajectorySet
 
 data = TrajectorySet("{url}")  # shards are fetched when they are needed
-rows = data.__getitems__([0, 1, 2])  # `noise`, {", ".join(f"`{t}`" for t in manifest["targets"])}, `seeds`{", `cond`" * bool(cond)}
+rows = data.__getitems__([0, 1, 2])  # {names}
 ```
 
 Without dsno, each `shard-*.safetensors` is a plain safetensors file.

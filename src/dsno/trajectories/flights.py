@@ -1,4 +1,10 @@
-"""Batches on their way from the device to a shard: solved, copied, checked, written."""
+"""Batches on their way from the device to a shard: solved, copied, checked, written.
+
+On a GPU nothing that starts a batch waits for it: kernels and copies are queued, the copies on a stream of their own
+and into pinned memory, so that the device solves the next batch while the host waits for this one to land. A batch is
+checked on the host: what is not finite, or has left the range of the storage dtype, is refused before a shard is
+written. Shards are written by a thread, one at a time, while the next one is solved.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +24,7 @@ from dsno.condition import map_cond
 from dsno.seeds import noise, seed_range
 from dsno.solvers.run import SolverSampler
 from dsno.trajectories.format import layout, rows_of, shard_count, write_shard
-from dsno.trajectories.labels import Label, tell
+from dsno.trajectories.labels import Label, write_labels
 from dsno.trajectories.manifest import TARGETS, Manifest, join
 
 __all__ = ["Flight", "Writer", "flights", "landed"]
@@ -28,7 +34,18 @@ log = logging.getLogger(__name__)
 
 @dataclass
 class Flight:
-    """A batch on its way from the device to its rows of a shard."""
+    """A batch on its way from the device to its rows of a shard.
+
+    Attributes:
+        k: The number of the shard.
+        shard: Its tensors, on the host.
+        rows: The part of them that this batch fills, (B, ...).
+        last: Whether it is the shard's last batch.
+        times: The frames, (M,).
+        outputs: What was solved, by name, where it was solved.
+        held: Copies in pinned memory, as far as they are made.
+        copied: Recorded behind the copies; None where nothing needs copying.
+    """
 
     k: int
     shard: dict[str, Tensor]
@@ -78,7 +95,7 @@ def flights(
             x = z.float()
             if channels_last and x.ndim == 4:
                 x = x.contiguous(memory_format=torch.channels_last)
-            cond = None if label is None else tell(label, rows)
+            cond = None if label is None else write_labels(label, rows)
             # From pinned memory a copy is queued like a kernel.
             cond = map_cond(lambda c: (c if copier is None else c.pin_memory()).to(device, non_blocking=True), cond)
             made = sampler(x, cond, seeds)
@@ -87,9 +104,8 @@ def flights(
                 if name not in rows or output is None:
                     continue
                 if output.shape != rows[name].shape:
-                    raise ValueError(
-                        f"expected {name} of shape {tuple(rows[name].shape)} from the sampler, got {tuple(output.shape)}"
-                    )
+                    expected, got = tuple(rows[name].shape), tuple(output.shape)
+                    raise ValueError(f"expected {name} of shape {expected} from the sampler, got {got}")
                 outputs[name] = output
             flight = Flight(k, shard, rows, start + size >= count, made.t, outputs, {})
             if copier is not None:
@@ -155,6 +171,7 @@ class Writer:
 
 
 def _refuse(name: str, output: Tensor, finite: Tensor, seeds: Tensor, times: Tensor, dtype: torch.dtype) -> None:
+    """Name the first frame that is not `finite` (B, M), and the seeds for which it is not."""
     m = int((~finite).any(0).nonzero()[0])
     bad = [str(seed) for seed in seeds[~finite[:, m]].tolist()]
     why = "is not finite: the denoiser or the solver diverged"

@@ -1,20 +1,22 @@
 r"""A folder of trajectories as a file format: one manifest, and shards that say which manifest they belong to.
 
-- `manifest.json` holds everything that determines the bytes of the shards; its `fingerprint` is the sha256 of that, as
-  JSON with sorted keys and no spaces. What merely accompanied them (versions, device) is under `made` and left out.
+- `manifest.json` is the `dsno.trajectories.manifest`.
 - `shard-00000.safetensors`, ...: N rows each, the last one fewer:
 
 | tensor | shape | what |
 |---|---|---|
 | `seeds` | (N,) int64 | the seeds |
 | `noise` | (N, *shape) | $z$, standard normal |
-| `x0`, `state` | (N, M, *shape) | $\hat x_0$ and $x_t$ at the M `times` of the manifest, whichever of them are its `targets` |
+| `x0`, `state` | (N, M, *shape) | $\hat x_0$ and $x_t$ at the M `times`, as far as they are `targets` |
 | `cond` | (N, ...) | the condition, if it is one tensor (format 1) |
 | `cond.label`, `cond.weight`, ... | (N, ...) | the condition, if it is several by name (format 2) |
 
-  The `__metadata__` of a shard's header are the manifest's `fingerprint`, the number of the `shard`, and the `sha256` of
-  the data behind the header. So header and size of a shard follow from the manifest and one checksum: a truncated,
+  The `__metadata__` of a shard's header are the manifest's `fingerprint`, the number of the `shard`, and the `sha256`
+  of the data behind the header. So header and size of a shard follow from the manifest and one checksum: a truncated,
   damaged or foreign file is told from a good one, and any reader of safetensors reads both.
+
+A file appears by atomic rename or not at all. Until then its name starts with a dot: what is found under such a name
+without its writer is of no use to anybody, and is swept away.
 """
 
 from __future__ import annotations
@@ -22,7 +24,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +33,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from dsno.checkpoint import raw_bytes, write_atomically
-from dsno.trajectories.manifest import CODES, NAMED, Manifest, differences, dtypes, join
+from dsno.trajectories.manifest import CODES, MANIFEST, NAMED, Manifest, differences, dtypes, join, writing
 
 __all__ = [
     "REMAKE",
@@ -43,9 +45,11 @@ __all__ = [
     "problem",
     "rows_of",
     "shard_count",
+    "shard_number",
     "shard_path",
     "shard_size",
-    "write_file",
+    "shards_in",
+    "unfinished",
     "write_shard",
 ]
 
@@ -65,6 +69,21 @@ def rows_of(manifest: Manifest, k: int) -> int:
 def shard_path(folder: Path, k: int) -> Path:
     """The file of shard `k`."""
     return folder / f"shard-{k:05d}.safetensors"
+
+
+def shard_number(path: Path) -> int:
+    """The k of the file of shard k, or of an unfinished one."""
+    return int(path.name.lstrip(".").removeprefix("shard-")[:5])
+
+
+def shards_in(folder: Path) -> list[Path]:
+    """The shards that are in a folder, of whatever set."""
+    return sorted(folder.glob("shard-*.safetensors"))
+
+
+def unfinished(folder: Path) -> list[Path]:
+    """What those who were killed left of shards, and of a manifest."""
+    return [*folder.glob(".shard-*.tmp"), *folder.glob(f".{MANIFEST}*.tmp")]
 
 
 def layout(manifest: Manifest, k: int) -> dict[str, tuple[torch.dtype, tuple[int, ...]]]:
@@ -111,12 +130,23 @@ def header_of(path: Path) -> bytes:
 
 
 def write_shard(folder: Path, manifest: Manifest, k: int, tensors: Mapping[str, Tensor]) -> None:
-    """Write shard `k`; it appears whole or not at all."""
+    """Write shard `k`; it appears whole or not at all, power cuts included.
+
+    Raises:
+        OSError: if it cannot be written.
+    """
     data = [raw_bytes(tensors[name]) for name in layout(manifest, k)]
     total = hashlib.sha256()
     for chunk in data:
         total.update(chunk)
-    write_file(shard_path(folder, k), [_encoded(_header(manifest, k, total.hexdigest())[0]), *data])
+    header = _encoded(_header(manifest, k, total.hexdigest())[0])
+
+    def write(temporary: Path) -> None:
+        with temporary.open("wb") as file:
+            file.writelines([header, *data])
+
+    with writing(path := shard_path(folder, k)):
+        write_atomically(path, write)
 
 
 def problem(path: Path, manifest: Manifest, k: int, verify: bool) -> str:
@@ -157,7 +187,7 @@ def check_foreign(folder: Path, manifest: Manifest) -> None:
         ValueError: if there are any.
     """
     own = {shard_path(folder, k) for k in range(shard_count(manifest))}
-    if foreign := sorted(p.name for p in {*folder.glob("shard-*.safetensors")} - own):
+    if foreign := [p.name for p in shards_in(folder) if p not in own]:
         raise ValueError(
             f"{folder}: expected {len(own)} shards, found others, too ({join(foreign, ', ')}). Remove them"
         )
@@ -167,21 +197,3 @@ def map_shard(path: Path, manifest: Manifest, k: int) -> dict[str, Tensor]:
     """The tensors of a shard as views of a private memory map, which they keep alive; nothing is read yet."""
     with safe_open(path, framework="pt") as file:
         return {name: file.get_tensor(name) for name in layout(manifest, k)}
-
-
-def write_file(path: Path, chunks: Iterable[bytes | memoryview], again: str = "generate(..., resume=True)") -> None:
-    """Write a file that appears whole or not at all, power cuts included; `again` is what to call if it did not.
-
-    Raises:
-        OSError: if it cannot be written.
-    """
-
-    def write(temporary: Path) -> None:
-        with temporary.open("wb") as file:
-            file.writelines(chunks)
-
-    try:
-        write_atomically(path, write)
-    except OSError as error:
-        mend = f"Complete shards are kept: make room and call {again}"
-        raise OSError(error.errno, f"cannot write {path} ({error.strerror}). {mend}") from error

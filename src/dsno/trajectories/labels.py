@@ -1,4 +1,11 @@
-"""Conditions as functions of the seeds: labels, guidance weights, and what a sampler is told."""
+r"""Conditions as functions of the seeds.
+
+A row is a function of its seed, so its condition must be one, too: a `Label` maps seeds (B,) int64 to a condition whose
+first dimension is B. What is drawn at random is drawn from the seed's own counter-based noise, in streams that no
+solver takes noise from. With $z$ such a number and $\Phi$ the normal distribution, $\Phi(z)$ is uniform in [0, 1], so
+
+$$ \text{label} = \lfloor C \, \Phi(z) \rfloor, \qquad w = w_0 + (w_1 - w_0) \, \Phi(z'). $$
+"""
 
 from __future__ import annotations
 
@@ -7,60 +14,24 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor
 
-from dsno.condition import Cond, flat
+from dsno.condition import Cond, flat, map_cond
 from dsno.seeds import noise
 from dsno.trajectories.manifest import dtype_names, dtypes, join
-from dsno.trajectories.sets import TrajectorySet
 
-__all__ = ["Label", "checked_labels", "samples_of", "tell", "uniform_labels", "uniform_weights"]
+__all__ = ["Label", "checked_labels", "uniform_labels", "uniform_weights", "write_labels"]
 
 Label = Callable[[Tensor], Cond]
 
-
-def checked_labels(label: Label, seeds: Tensor) -> Cond:
-    """The condition of `seeds`, on the host."""
-    told = label(seeds)
-    cond: Cond = (
-        {k: torch.as_tensor(v).cpu() for k, v in told.items()}
-        if isinstance(told, Mapping)
-        else torch.as_tensor(told).cpu()
-    )
-    wrong = [
-        f"{name} {tuple(c.shape)} of {c.dtype}"
-        for name, c in flat(cond).items()
-        if c.ndim < 1 or len(c) != len(seeds) or c.dtype not in dtype_names
-    ]
-    if wrong or not flat(cond):
-        raise ValueError(
-            f"label must return one row per seed, ({len(seeds)}, ...), of {', '.join(dtypes)}, or several such by name: "
-            f"got {join(wrong, ', ') or 'none'}"
-        )
-    return cond
-
-
-def tell(label: Label, rows: Mapping[str, Tensor]) -> Cond:
-    """The condition of a batch, written to its rows."""
-    cond = checked_labels(label, rows["seeds"])
-    found = {name: (tuple(c.shape), c.dtype) for name, c in flat(cond).items()}
-    first = {name: (tuple(x.shape), x.dtype) for name, x in rows.items() if name.split(".")[0] == "cond"}
-    if found != first:
-        raise ValueError(f"label must return the like for all seeds: expected {first}, as for the first, got {found}")
-    for name, c in flat(cond).items():
-        rows[name].copy_(c)
-    return cond
-
-
 LABEL_STREAM = 2**31 - 1
-"""The noise stream labels are drawn from: streams 0, 1, 2, ... are the initial noise and the steps of a solver."""
+"""The noise stream labels are drawn from, that of weights is the one before it: streams 0, 1, 2, ... are the initial
+noise and the steps of a solver."""
 
 
 def uniform_labels(classes: int) -> Callable[[Tensor], Tensor]:
-    """Labels as a function of the seeds, (B,) to (B,) int64 in [0, `classes`): row i has the same label in any batch."""
+    """Labels as a function of the seeds, (B,) to (B,) int64 in [0, `classes`)."""
 
     def label(seeds: Tensor) -> Tensor:
-        # The uniform distribution from the sample's own counter-based noise, of a stream that no solver draws from.
-        z = noise(seeds, (1,), stream=LABEL_STREAM, dtype=torch.float64)[:, 0]
-        return (torch.special.ndtr(z) * classes).long().clamp(0, classes - 1)
+        return (_uniform(seeds, LABEL_STREAM) * classes).long().clamp(0, classes - 1)
 
     return label
 
@@ -69,34 +40,49 @@ def uniform_weights(low: float, high: float) -> Callable[[Tensor], Tensor]:
     """Guidance weights as a function of the seeds, (B,) to (B,) float32, uniform in [`low`, `high`]."""
 
     def weight(seeds: Tensor) -> Tensor:
-        z = noise(seeds, (1,), stream=LABEL_STREAM - 1, dtype=torch.float64)[:, 0]
-        return (low + (high - low) * torch.special.ndtr(z)).float()
+        return (low + (high - low) * _uniform(seeds, LABEL_STREAM - 1)).float()
 
     return weight
 
 
-def samples_of(data: TrajectorySet) -> tuple[Tensor, Tensor | None]:
-    """The ends of trajectories, (N, *shape) float32, and their labels (N,), if they have any: samples of the teacher.
+def _uniform(seeds: Tensor, stream: int) -> Tensor:
+    r"""$\Phi(z)$, (B,) float64."""
+    return torch.special.ndtr(noise(seeds, (1,), stream=stream, dtype=torch.float64)[:, 0])
+
+
+def checked_labels(label: Label, seeds: Tensor) -> Cond:
+    """The condition of `seeds`, on the host.
 
     Raises:
-        ValueError: if the trajectories do not end at t = 0, or are told more than a label.
+        ValueError: unless it has a row for each seed, of a dtype that can be stored.
     """
-    if float(data.times[-1]) != 0:
+    made = label(seeds)
+    # What is no tensor yet may become one.
+    cond = map_cond(lambda c: torch.as_tensor(c).cpu(), made if isinstance(made, Mapping) else torch.as_tensor(made))
+    wrong = [
+        f"{name} {tuple(c.shape)} of {c.dtype}"
+        for name, c in flat(cond).items()
+        if c.ndim < 1 or len(c) != len(seeds) or c.dtype not in dtype_names
+    ]
+    if wrong or not flat(cond):
         raise ValueError(
-            f"{data.source} ends at t = {float(data.times[-1]):g}, where there is noise left: its ends are no samples"
+            f"label must return one row per seed, ({len(seeds)}, ...), of {', '.join(dtypes)}, or several such by "
+            f"name: got {join(wrong, ', ') or 'none'}"
         )
-    told = data.manifest["cond"]
-    told = told if told is None or data.manifest["format"] != 1 else {"label": told}
-    more = sorted(name for name, c in (told or {}).items() if name != "label" or c["shape"])
-    if more:
-        raise ValueError(
-            f"{data.source} is told {', '.join(more)} beside the state, and samples have labels alone: make trajectories "
-            "without, give an image set, or distil with the method operator, which is told the same"
-        )
-    x, labels = torch.empty(len(data), *data.shape), torch.zeros(len(data), dtype=torch.int64)
-    for rows in torch.arange(len(data)).split(1024):
-        batch = data.__getitems__(rows.tolist())
-        x[rows] = batch[data.targets[0]][:, -1]
-        if told:
-            labels[rows] = batch["cond"] if isinstance(batch["cond"], Tensor) else batch["cond"]["label"]
-    return x, labels if told else None
+    return cond
+
+
+def write_labels(label: Label, rows: Mapping[str, Tensor]) -> Cond:
+    """The condition of a batch, written to its rows in a shard.
+
+    Raises:
+        ValueError: unless it is like that of the first rows, which the shard is laid out for.
+    """
+    cond = checked_labels(label, rows["seeds"])
+    found = {name: (tuple(c.shape), c.dtype) for name, c in flat(cond).items()}
+    first = {name: (tuple(x.shape), x.dtype) for name, x in rows.items() if name.split(".")[0] == "cond"}
+    if found != first:
+        raise ValueError(f"label must return the like for all seeds: expected {first}, as for the first, got {found}")
+    for name, c in flat(cond).items():
+        rows[name].copy_(c)
+    return cond

@@ -1,4 +1,15 @@
-"""Shuffled batches in an order that is a function of the step, whole or window by window."""
+r"""Shuffled batches in an order that is a function of the step, whole or window by window.
+
+An order that training can resume at any step is a function, not a state. With all rows at hand it is one permutation an
+epoch. Shards that are fetched when they are needed ask for one that stays among a few at a time: let $\sigma_e$ permute
+the shards in epoch $e$, cut it into windows of W shards, and shuffle the rows of each window,
+
+$$ \pi_e = \big( \tau_{e, 0}(R_{\sigma_e(0)} \cup \dots \cup R_{\sigma_e(W - 1)}), \;
+                 \tau_{e, 1}(R_{\sigma_e(W)} \cup \dots), \; \dots \big), $$
+
+with $R_k$ the rows of shard $k$ and $\sigma_e$, $\tau_{e, w}$ drawn from (seed, $e$) and (seed, $e$, $w$) alone. As
+rows are independent draws to begin with, the windows lose little.
+"""
 
 from __future__ import annotations
 
@@ -10,10 +21,10 @@ import numpy as np
 
 from dsno.trajectories.sets import TrajectorySet
 
-__all__ = ["Order", "Rows", "batches"]
+__all__ = ["Batched", "Order", "batches"]
 
 
-class Rows(Protocol):
+class Batched(Protocol):
     """Anything that gives many rows at once as a dict of tensors."""
 
     def __len__(self) -> int: ...
@@ -22,7 +33,7 @@ class Rows(Protocol):
 
 
 class Order:
-    """The order of the rows in one epoch, made window by window.
+    r"""The order of the rows in one epoch, $\pi_e$, made window by window.
 
     Arguments:
         n: Rows.
@@ -69,7 +80,7 @@ class Order:
 
 
 def batches(
-    dataset: Rows, batch_size: int, seed: int, start_step: int = 0, rank: int = 0, world: int = 1
+    dataset: Batched, batch_size: int, seed: int, start_step: int = 0, rank: int = 0, world: int = 1
 ) -> Iterator[dict[str, Any]]:
     r"""Shuffled batches without end and without state: step $k$'s batch is a function of `seed` and $k$ alone.
 
@@ -77,9 +88,10 @@ def batches(
 
     $$ \mathrm{batch}_k = \pi_e[jB : (j + 1)B], \qquad e = \lfloor k / S \rfloor, \; j = k \bmod S, $$
 
-    of which each rank takes its contiguous share of $B$ / `world` rows. So training resumes exactly at any step, and the
-    ranks together see the rows that one process would. The ragged tail of an epoch is dropped. For a `TrajectorySet` with
-    a `window`, $\pi_e$ is the one of this module's beginning, and the shards of the next window are fetched meanwhile.
+    of which each rank takes its contiguous share of $B$ / `world` rows. So training resumes exactly at any step, and
+    the ranks together see the rows that one process would. The ragged tail of an epoch is dropped. For a
+    `TrajectorySet` with a `window`, $\pi_e$ is the one of this module's beginning, and the shards of the next window
+    are fetched meanwhile.
 
     Arguments:
         dataset: A `TrajectorySet`, or anything with `__len__` and `__getitems__`.

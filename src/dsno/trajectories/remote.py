@@ -1,4 +1,8 @@
-"""A remote store: what is there, what is sent and fetched, and what its errors mean."""
+"""A place that fsspec reaches: what is there, what is sent and fetched, and what its errors mean.
+
+fsspec speaks to the Hub, to object stores, to web servers and to disks, and each of them fails in words of its own.
+`dsno.hub.reaching` tells which of three errors that is; `Remote.reaching` says it of a set, and knows a full disk.
+"""
 
 from __future__ import annotations
 
@@ -17,18 +21,17 @@ from fsspec.callbacks import NoOpCallback
 from fsspec.implementations.local import LocalFileSystem
 
 from dsno.checkpoint import publish
+from dsno.hub import first_line, reaching
 from dsno.trajectories.format import header_of, problem, shard_path
 from dsno.trajectories.manifest import MANIFEST, Manifest, join, parse_manifest
 
-__all__ = ["FULL", "HUB", "NETWORK", "Bytes", "Remote"]
+__all__ = ["FULL", "HUB", "Bytes", "Remote"]
 
 Progress = Callable[[int, int], object]
 
 HUB = re.compile(r"hf://datasets/([^/@]+/[^/@]+)(?:@([^/]+))?(?:/(.+))?")
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-
-NETWORK = ("httpx", "httpcore", "requests", "urllib3", "aiohttp", "botocore", "aiobotocore")
 
 
 class Bytes(NoOpCallback):  # type: ignore[misc]
@@ -90,33 +93,23 @@ class Remote:
             PermissionError: if it may not be read or written.
             OSError: if a disk is full.
         """
+        private, account = "", "check your credentials for it"
+        if self._hub:
+            private = " If it is private, log in (hf auth login)."
+            account = "log in with an account that may (hf auth login)"
+        missing = (
+            f"no complete trajectory set at {self.url} ({{error}}): check the name, and that its push was finished."
+        )
+        closed = f"no permission for {self.url} ({{error}}): {account}"
+        unreachable = f"cannot reach {self.url} ({{error}}): check the network and try again"
         try:
-            yield
-        except Exception as error:
-            if (explained := self._explain(error)) is None:
+            with reaching(missing + private, closed, unreachable):
+                yield
+        except OSError as error:
+            if error.errno not in FULL:
                 raise
-            raise explained from error
-
-    def _explain(self, error: Exception) -> Exception | None:
-        if isinstance(error, FileExistsError):
-            return None
-        number, first = getattr(error, "errno", None), (str(error) or type(error).__name__).strip().splitlines()[0]
-        status = getattr(getattr(error, "response", None), "status_code", getattr(error, "status", None))
-        library = type(error).__module__.split(".")[0]
-        if isinstance(error, FileNotFoundError) or status == 404:
-            login = " If it is private, log in (hf auth login)." if self._hub else ""
-            return FileNotFoundError(
-                f"no complete trajectory set at {self.url} ({first}): check the name, and that its push was finished.{login}"
-            )
-        if isinstance(error, PermissionError) or status in (401, 403):
-            login = "log in with an account that may (hf auth login)" if self._hub else "check your credentials for it"
-            return PermissionError(f"no permission for {self.url} ({first}): {login}")
-        if number in FULL:
-            return OSError(number, f"the disk is full ({first}): make room and start again, what is complete is kept")
-        failed = isinstance(status, int) and status >= 500
-        if failed or isinstance(error, ConnectionError | TimeoutError) or library.startswith(NETWORK):
-            return ConnectionError(f"cannot reach {self.url} ({first}): check the network and try again")
-        return None
+            full = f"the disk is full ({first_line(error)}): make room and start again, what is complete is kept"
+            raise OSError(error.errno, full) from error
 
     def read_manifest(self) -> Manifest:
         """The manifest of the set.
@@ -145,7 +138,8 @@ class Remote:
             self.fs.get_file(self.at(path.name), str(partial), callback=callback or NoOpCallback())
             if wrong := problem(partial, manifest, k, verify=True):
                 raise ValueError(
-                    f"{self.url}/{path.name} arrived {wrong}. It was removed: try again; if it stays so, push the set again"
+                    f"{self.url}/{path.name} arrived {wrong}. It was removed: try again; if it stays so, push the set "
+                    "again"
                 )
             publish(partial, path)
         finally:
@@ -182,19 +176,19 @@ class Remote:
                 found.update(chunk)
             return found.digest() == hashlib.file_digest(here, "sha256").digest()
 
-    def upload(self, files: Sequence[tuple[str, Path | bytes]], message: str, tell: Bytes) -> None:
-        """Write files; on the Hub in one commit called `message`."""
+    def upload(self, files: Sequence[tuple[str, Path | bytes]], message: str, counted: Bytes) -> None:
+        """Write files; on the Hub in one commit called `message`. The bytes of shards are `counted`."""
         if self._hub is not None:
             from huggingface_hub import CommitOperationAdd
 
             self._commit([CommitOperationAdd(self._in_repository(name), content) for name, content in files], message)
         for name, content in files:
             if self._hub is None:
-                self._write(name, content, tell)
+                self._write(name, content, counted)
             if isinstance(content, Path):
-                tell.finish(content.stat().st_size)
+                counted.finish(content.stat().st_size)
 
-    def _write(self, name: str, content: Path | bytes, tell: Bytes) -> None:
+    def _write(self, name: str, content: Path | bytes, counted: Bytes) -> None:
         # An object store shows a file when it is complete; a disk shows what there is of it.
         local = isinstance(self.fs, LocalFileSystem)
         target = self.at(f".{name}.tmp" if local else name)
@@ -206,7 +200,7 @@ class Remote:
                     with content.open("rb") as here:
                         for chunk in iter(lambda: here.read(2**23), b""):
                             there.write(chunk)
-                            tell.relative_update(len(chunk))
+                            counted.relative_update(len(chunk))
             if local:
                 os.replace(target, self.at(name))
         finally:

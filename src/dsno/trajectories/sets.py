@@ -1,14 +1,8 @@
-r"""Sets of trajectories, read: rows by index from memory-mapped shards, here or elsewhere, in shuffled batches.
+"""Sets of trajectories, read: rows by index from memory-mapped shards, here or elsewhere.
 
-An order that training can resume at any step is a function, not a state. With all rows at hand it is one permutation an
-epoch. Shards that are fetched when they are needed ask for one that stays among a few at a time: let $\sigma_e$ permute the
-shards in epoch $e$, cut it into windows of W shards, and shuffle the rows of each window,
-
-$$ \pi_e = \big( \tau_{e, 0}(R_{\sigma_e(0)} \cup \dots \cup R_{\sigma_e(W - 1)}), \;
-                 \tau_{e, 1}(R_{\sigma_e(W)} \cup \dots), \; \dots \big), $$
-
-with $R_k$ the rows of shard $k$ and $\sigma_e$, $\tau_{e, w}$ drawn from (seed, $e$) and (seed, $e$, $w$) alone. As rows
-are independent draws to begin with, the windows lose little.
+A row is what a seed determines (`dsno.trajectories.store`). Its index says which shard it is in and where, so a row is
+read without looking at any other: a folder of any size opens at once, takes no memory, and travels to worker processes
+as a path. A set somewhere else is one whose shards are fetched when a row in them is first asked for.
 """
 
 from __future__ import annotations
@@ -22,18 +16,17 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from dsno.condition import map_cond, nested
+from dsno.condition import label_of, map_cond, nested
 from dsno.denoise import Denoiser
 from dsno.grids import find_times
 from dsno.schedule import Schedule, schedule_from_config
-from dsno.trajectories.describe import describe
 from dsno.trajectories.format import check_foreign, check_shard, map_shard, shard_count, shard_path
-from dsno.trajectories.manifest import differences, join, read_manifest
+from dsno.trajectories.manifest import NAMED, describe, differences, join, read_manifest
 
 if TYPE_CHECKING:
     from dsno.trajectories.shelf import Shelf
 
-__all__ = ["TrajectorySet"]
+__all__ = ["TrajectorySet", "samples_of"]
 
 WINDOW = 8
 
@@ -55,8 +48,8 @@ class TrajectorySet(Dataset[dict[str, Any]]):
         verify: Read everything once and compare checksums; of a URL, what the cache has of it.
         window: How many shards `batches` shuffles together; by default 8 for a URL, and all rows at once for a folder.
         cache: Of a URL: the folder of the cache; by default `$DSNO_CACHE`, else `~/.cache/dsno`.
-        cache_bytes: Of a URL: how large the cache of this set may grow, None for no bound. To fetch ahead it needs room for
-            two windows.
+        cache_bytes: Of a URL: how large the cache of this set may grow, None for no bound. To fetch ahead it needs room
+            for two windows.
 
     Attributes:
         manifest: What determined the trajectories.
@@ -89,6 +82,7 @@ class TrajectorySet(Dataset[dict[str, Any]]):
         self.window = window
         self._shelf: Shelf | None = None
         if "://" in str(folder):
+            # Here and not above: fsspec and the file lock are not needed for a folder.
             from dsno.trajectories.shelf import Shelf
 
             self._shelf = Shelf(str(folder), cache, cache_bytes)
@@ -225,3 +219,30 @@ class TrajectorySet(Dataset[dict[str, Any]]):
     def __getstate__(self) -> dict[str, Any]:
         # A worker process maps the files itself instead of receiving their contents.
         return {**self.__dict__, "_mapped": {}}
+
+
+def samples_of(data: TrajectorySet) -> tuple[Tensor, Tensor | None]:
+    """The ends of trajectories, (N, *shape) float32, and their labels (N,) int64, if any: samples of the teacher.
+
+    Raises:
+        ValueError: if the trajectories do not end at t = 0, or are told more than a label.
+    """
+    if float(data.times[-1]) != 0:
+        raise ValueError(
+            f"{data.source} ends at t = {float(data.times[-1]):g}, where there is noise left: its ends are no samples"
+        )
+    cond = data.manifest["cond"]
+    cond = cond if cond is None or data.manifest["format"] == NAMED else {"label": cond}
+    more = sorted(name for name, c in (cond or {}).items() if name != "label" or c["shape"])
+    if more:
+        raise ValueError(
+            f"{data.source} is told {', '.join(more)} beside the state, and samples have labels alone: make "
+            "trajectories without, give an image set, or distil with the method operator, which is told the same"
+        )
+    x, labels = torch.empty(len(data), *data.shape), torch.zeros(len(data), dtype=torch.int64)
+    for rows in torch.arange(len(data)).split(1024):
+        batch = data.__getitems__(rows.tolist())
+        x[rows] = batch[data.targets[0]][:, -1]
+        if (found := label_of(batch.get("cond"))) is not None:
+            labels[rows] = found
+    return x, labels if cond else None

@@ -1,7 +1,8 @@
 r"""Trajectory sets elsewhere: pushed to, and pulled from, whatever fsspec reaches.
 
-A remote set is the folder of `dsno.trajectories.format` under a URL: `hf://datasets/org/name` (the Hugging Face Hub), `s3://bucket/name`,
-`http://host/name` (to read), `file:///folder`, `memory://name`, ... What makes it safe to use is the order of things:
+A remote set is the folder of `dsno.trajectories.format` under a URL: `hf://datasets/org/name` (the Hugging Face Hub),
+`s3://bucket/name`, `http://host/name` (to read), `file:///folder`, `memory://name`, ... What makes it safe to use is
+the order of things:
 
 - pushing writes the manifest last, so a set without one is not finished, and a set with one is whole;
 - a shard's header and size follow from the manifest and one checksum, so pushing and pulling again move only what is
@@ -13,7 +14,6 @@ On the Hub a push is a few commits to a dataset repository, with a card (README.
 from __future__ import annotations
 
 import errno
-import json
 import logging
 import os
 import re
@@ -22,7 +22,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from dsno.checkpoint import prepare_folder
-from dsno.trajectories.card import CARD, COMMIT_BYTES, COMMIT_FILES, card, human_size
+from dsno.trajectories.card import CARD, card, human_size
 from dsno.trajectories.format import (
     check_foreign,
     check_shard,
@@ -30,14 +30,26 @@ from dsno.trajectories.format import (
     shard_count,
     shard_path,
     shard_size,
-    write_file,
+    shards_in,
+    unfinished,
 )
-from dsno.trajectories.manifest import MANIFEST, Manifest, differences, join, read_manifest
+from dsno.trajectories.manifest import (
+    MANIFEST,
+    Manifest,
+    determines,
+    differences,
+    join,
+    read_manifest,
+    write_manifest,
+)
 from dsno.trajectories.remote import Bytes, Progress, Remote
 
 __all__ = ["pull", "push"]
 
 log = logging.getLogger(__name__)
+
+COMMIT_BYTES, COMMIT_FILES = 2**30, 100
+"""How much of a set is sent to the Hub in one commit."""
 
 
 def push(
@@ -94,7 +106,7 @@ def push(
         stale = sorted(name for name in present if re.fullmatch(r"shard-.*\.safetensors", name) and name not in names)
         if (held is not None and held["fingerprint"] != manifest["fingerprint"]) or stale:
             if not overwrite:
-                found = differences(_determines(manifest), _determines(held or manifest)) or stale
+                found = differences(determines(manifest), determines(held or manifest)) or stale
                 raise FileExistsError(
                     f"{url} holds other trajectories ({join(found)}): choose another place, or pass overwrite=True"
                 )
@@ -106,12 +118,12 @@ def push(
         sizes = [shard_size(manifest, k) for k in range(len(names))]
         todo = [k for k, name in enumerate(names) if not remote.has(name, folder / name, present)]
         total = sum(sizes)
-        tell = Bytes(progress, total - sum(sizes[k] for k in todo), total)
-        tell.say()
+        counted = Bytes(progress, total - sum(sizes[k] for k in todo), total)
+        counted.say()
         for group in _groups(todo, sizes):
             for k in group:
                 check_shard(folder, manifest, k, verify=True)
-            remote.upload([(names[k], folder / names[k]) for k in group], f"Add {len(group)} shards", tell)
+            remote.upload([(names[k], folder / names[k]) for k in group], f"Add {len(group)} shards", counted)
 
         present = remote.sizes()
         for k, name in enumerate(names):
@@ -122,9 +134,9 @@ def push(
         own = folder / CARD
         if own.exists() or overwrite or CARD not in present:
             text = own.read_bytes() if own.exists() else card(manifest, url, license).encode()
-            remote.upload([(CARD, text)], "Describe the set", tell)
+            remote.upload([(CARD, text)], "Describe the set", counted)
         if MANIFEST not in present:
-            remote.upload([(MANIFEST, (folder / MANIFEST).read_bytes())], "Complete the set", tell)
+            remote.upload([(MANIFEST, (folder / MANIFEST).read_bytes())], "Complete the set", counted)
     return url
 
 
@@ -170,7 +182,7 @@ def pull(
     if known is not None:
         count = max(count, known["made"].get("pulled", {"count": whole})["count"])
     prepare_folder(folder, resume=True)
-    for path in folder.glob(".shard-*.tmp"):
+    for path in unfinished(folder):
         path.unlink()
 
     shards = range(shard_count(manifest, count))
@@ -189,19 +201,17 @@ def pull(
             errno.ENOSPC,
             f"{url} needs {human_size(needed)} in {folder}, {human_size(free)} are free: pull fewer (count)",
         )
-    tell = Bytes(progress, sum(sizes) - needed, sum(sizes))
-    tell.say()
+    counted = Bytes(progress, sum(sizes) - needed, sum(sizes))
+    counted.say()
     with remote.reaching():
         for k in todo:
-            remote.fetch(manifest, k, folder, f".{shard_path(folder, k).name}.{os.getpid()}.tmp", tell)
-            tell.finish(sizes[k])
+            remote.fetch(manifest, k, folder, f".{shard_path(folder, k).name}.{os.getpid()}.tmp", counted)
+            counted.finish(sizes[k])
     made = {k: v for k, v in manifest["made"].items() if k != "pulled"}
     if count < whole:
         made |= {"pulled": {"from": url, "count": count}}
     if known is None or known["made"] != made:
-        write_file(
-            folder / MANIFEST, [json.dumps({**manifest, "made": made}, indent=1).encode(), b"\n"], "pull() again"
-        )
+        write_manifest(folder, {**manifest, "made": made}, "pull() again")
     return folder
 
 
@@ -209,7 +219,7 @@ def _known(folder: Path, manifest: Manifest, overwrite: bool) -> Manifest | None
     """The manifest in `folder` if it is of this set, or part of it; refuses a folder of anything else."""
     if not folder.is_dir():
         return None
-    shards, known = sorted(folder.glob("shard-*.safetensors")), (folder / MANIFEST).is_file()
+    shards, known = shards_in(folder), (folder / MANIFEST).is_file()
     others = sorted(p.name for p in folder.iterdir() if not p.name.startswith("."))
     if not known and not shards and others:
         raise FileExistsError(f"{folder} holds other files ({join(others, ', ')}): choose an empty one")
@@ -221,15 +231,11 @@ def _known(folder: Path, manifest: Manifest, overwrite: bool) -> Manifest | None
         return None
     held = read_manifest(folder) if known else None
     if (held is not None and held["fingerprint"] != manifest["fingerprint"]) or foreign:
-        found = differences(_determines(manifest), _determines(held or manifest)) or [p.name for p in foreign]
+        found = differences(determines(manifest), determines(held or manifest)) or [p.name for p in foreign]
         raise FileExistsError(
             f"{folder} holds other trajectories ({join(found)}): choose another folder, or pass overwrite=True"
         )
     return held
-
-
-def _determines(manifest: Manifest) -> Manifest:
-    return {k: v for k, v in manifest.items() if k not in ("fingerprint", "made")}
 
 
 def _groups(shards: Sequence[int], sizes: Sequence[int]) -> Iterator[list[int]]:

@@ -1,8 +1,9 @@
-r"""A remote set as a local one: shards are fetched when they are first needed, into a folder that forgets the oldest.
+"""A remote set as a local one: shards are fetched when they are first needed, into a folder that forgets the oldest.
 
-Opening a set reads its manifest alone. A shard is downloaded under a lock, checked, and given its name, so the processes
-of one machine share a cache: one of them downloads, the others wait for it and find the file. What is to be needed next is
-fetched by a thread meanwhile. With a bound on its size, the cache drops the shards that were used the longest ago:
+Opening a set reads its manifest alone. A shard is downloaded under a lock, checked, and given its name, so the
+processes
+of one machine share a cache: one of them downloads, the others wait for it and find the file. What is to be needed next
+is fetched by a thread meanwhile. With a bound on its size, the cache drops the shards that were used the longest ago:
 a dropped file stays readable to those who have it mapped.
 """
 
@@ -20,7 +21,16 @@ from filelock import FileLock, Timeout
 from torch import Tensor
 
 from dsno.checkpoint import prepare_folder
-from dsno.trajectories.format import map_shard, problem, shard_count, shard_path, shard_size
+from dsno.trajectories.format import (
+    map_shard,
+    problem,
+    shard_count,
+    shard_number,
+    shard_path,
+    shard_size,
+    shards_in,
+    unfinished,
+)
 from dsno.trajectories.remote import Remote
 
 __all__ = ["Shelf"]
@@ -57,9 +67,9 @@ class Shelf:
             self.manifest = remote.read_manifest()
         base = Path(cache or os.environ.get("DSNO_CACHE") or Path("~/.cache/dsno")).expanduser()
         self.folder = prepare_folder(base / self.manifest["fingerprint"], resume=True)
-        for partial in self.folder.glob(".shard-*.tmp"):
+        for partial in unfinished(self.folder):
             # A download that was killed; one that goes on holds its lock.
-            with contextlib.suppress(Timeout), self._locked(int(partial.name.split("-")[1][:5]), timeout=0):
+            with contextlib.suppress(Timeout), self._locked(shard_number(partial), timeout=0):
                 partial.unlink(missing_ok=True)
 
     def _start(self) -> None:
@@ -180,7 +190,7 @@ class Shelf:
         if self.cache_bytes is None:
             return True
         found = []
-        for path in self.folder.glob("shard-*.safetensors"):
+        for path in shards_in(self.folder):
             with contextlib.suppress(FileNotFoundError):
                 found.append((path.stat().st_mtime_ns, path.stat().st_size, path))
         size = sum(bytes for _, bytes, _ in found) + shard_size(self.manifest, k)

@@ -19,13 +19,12 @@ import torch
 from torch import Tensor, nn
 
 from dsno.condition import Cond, map_cond
-from dsno.cost import Meter
+from dsno.cost import Metered
 from dsno.denoise import Denoiser, Guided, Prediction, modules_of
-from dsno.nets.backbone import Backbone
+from dsno.nets.backbone import Backbone, sample_shape
 from dsno.schedule import Schedule
 from dsno.seeds import noise, seed_range
 from dsno.teachers.check.verdict import Finding
-from dsno.teachers.native import sample_shape
 
 __all__ = ["SPAN", "Subject", "rmse", "subject_of"]
 
@@ -177,7 +176,7 @@ def subject_of(
 
 def _inner(teacher: Denoiser) -> Any:
     inner: Any = teacher
-    while isinstance(inner, Meter | Guided):
+    while isinstance(inner, Metered | Guided):
         inner = inner.denoiser
     if not isinstance(getattr(inner, "schedule", None), Schedule):
         raise ValueError(

@@ -1,17 +1,9 @@
-"""One machine or many: several processes take the steps of one, and any of them may be killed.
-
-The processes are real ones with a real process group (gloo). They are forked from a server that has the imports done,
-which takes a tenth of a second where `accelerate launch` takes ten; one test goes through the launcher itself.
-"""
+"""One machine or many: several processes take the steps of one, and any of them may be killed."""
 
 import json
-import multiprocessing
 import os
 import signal
-import subprocess
-import sys
-import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -21,71 +13,17 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from dsno import Cosine, Gaussian, OnePass, Prediction, SolverSampler, student_from_teacher
+from dsno import Cosine, Gaussian, SolverSampler
 from dsno.checkpoint import read_tensors
 from dsno.distillation.denoising import Denoising
 from dsno.distillation.regression import TrajectoryDistillation
-from dsno.grids import quadratic
-from dsno.measure.evaluate import evaluate
-from dsno.measure.results import Result, load_results
-from dsno.nets.unet import UNet
-from dsno.report.compare import compare
-from dsno.runs.shipped import shipped
 from dsno.train import TrainConfig, train
-from dsno.trajectories.generate import generate
 from dsno.trajectories.sets import TrajectorySet
-from dsno.trajectory import Trajectory
+from dsno.trajectories.store import store
+from processes import SHAPE, TIMES, launch, network, spawn, student, succeed
 
 CONFIG = TrainConfig(steps=8, lr=1e-3, warmup=2, ema=0.9, checkpoint_every=3, log_every=1)
-SHAPE, TIMES = (1, 8, 8), quadratic(4)
 BATCH = 8
-# What a process would otherwise import for seconds.
-PRELOAD = [
-    "accelerate", "torch._dynamo", "torch.distributed.fsdp", "torch.distributed.tensor", "torchmetrics.image.fid",
-    "torchmetrics.image.kid", "dsno.train", "dsno.measure.evaluate",
-]  # fmt: skip
-
-
-def spawn(work: Callable[..., None], *args: Any, world: int = 2) -> list[tuple[int, str]]:
-    """Exit code and error of each of `world` processes that call `work(*args)`; none may hang."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(PRELOAD)
-    folder = Path(args[0])
-    folder.mkdir(parents=True, exist_ok=True)
-    meeting = folder.with_name(f"{folder.name}.{len(list(folder.parent.glob(folder.name + '.*')))}")
-    meeting.mkdir()
-    processes = [context.Process(target=_child, args=(work, rank, world, meeting, args)) for rank in range(world)]
-    for process in processes:
-        process.start()
-    try:
-        for process in processes:
-            process.join(120)
-            assert process.exitcode is not None, "a process hangs"
-    finally:
-        for process in processes:
-            process.kill()
-    errors = [meeting / f"error-{rank}" for rank in range(world)]
-    return [(p.exitcode or 0, e.read_text() if e.exists() else "") for p, e in zip(processes, errors, strict=True)]
-
-
-def _child(work: Callable[..., None], rank: int, world: int, meeting: Path, args: tuple[Any, ...]) -> None:
-    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world), "LOCAL_WORLD_SIZE": str(world)}
-    os.environ["OMP_NUM_THREADS"] = "1"
-    torch.set_num_threads(1)
-    try:
-        torch.distributed.init_process_group(
-            "gloo", init_method=f"file://{meeting / 'meeting'}", rank=rank, world_size=world
-        )
-        work(*args)
-        torch.distributed.destroy_process_group()
-    except BaseException:
-        (meeting / f"error-{rank}").write_text(traceback.format_exc())
-        raise SystemExit(1) from None
-
-
-def succeed(work: Callable[..., None], *args: Any, world: int = 2) -> None:
-    ended = spawn(work, *args, world=world)
-    assert [code for code, _ in ended] == [0] * world, "\n".join(error for _, error in ended)
 
 
 def sharding() -> Any:
@@ -100,29 +38,6 @@ def sharding() -> Any:
     accelerator.state.distributed_type = DistributedType.FSDP
     assert accelerator.is_fsdp2
     return accelerator
-
-
-def network() -> UNet:
-    with torch.random.fork_rng():
-        torch.manual_seed(7)
-        net = UNet(1, 8, (4, 4), blocks=1, attention=())
-        # In float64, so that Adam does not make much of the rounding of gradients that are zero; and away from zero.
-        return _stirred(net).double()
-
-
-def _stirred(net: nn.Module) -> Any:
-    for p in net.parameters():
-        p.data += 0.05 * torch.randn_like(p)
-    return net
-
-
-def student(frozen: bool = False) -> Any:
-    made = student_from_teacher(Prediction(network(), Cosine(), "v"), TIMES[1:])
-    if frozen:
-        made.requires_grad_(False)
-        for layer in made.net.temporal_layers().values():
-            layer.requires_grad_(True)
-    return made
 
 
 class Double:
@@ -156,7 +71,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     mean = torch.linspace(-0.5, 0.5, 64).reshape(SHAPE)
     sampler = SolverSampler(Gaussian(Cosine(), mean, 0.3), Cosine(), TIMES, keep=TIMES)
     folder = tmp_path_factory.mktemp("data") / "set"
-    generate(sampler, SHAPE, folder, 40, targets=("x0", "state"))
+    store(sampler, SHAPE, folder, 40, targets=("x0", "state"))
     return folder
 
 
@@ -311,87 +226,10 @@ def test_all_processes_stop_when_one_diverges(data: Path, tmp_path: Path) -> Non
         assert "FloatingPointError: the loss of step 4 is nan" in error and "step-00000003" in error
 
 
-def measure(out: Path, count: int, batch: int) -> None:
-    from accelerate import Accelerator
-
-    accelerator = Accelerator(cpu=True)
-    result = _measured(count, batch, accelerator)
-    (out / f"result-{accelerator.process_index}.json").write_text(json.dumps(_numbers(result)))
-
-
-def _numbers(result: Result) -> dict[str, Any]:
-    """What does not depend on the clock."""
-    return {
-        "quality": vars(result.quality), "path": [result.path_error, result.path_error_median],
-        "cost": [result.cost.nfe, result.cost.rounds, result.cost.flops], "seeds": result.protocol.seeds,
-        "scale": result.protocol.scale[0],
-    }  # fmt: skip
-
-
-def _measured(count: int, batch: int, accelerator: Any = None, sampler: Any = None) -> Result:
-    torch.manual_seed(0)
-    features = nn.Sequential(nn.Flatten(), nn.Linear(64, 6))
-    sampler = sampler or OnePass(student().float())
-    reference, fine = torch.rand(30, *SHAPE) * 2 - 1, torch.randn(count, *SHAPE)
-    return evaluate(
-        sampler, name="student", shape=SHAPE, seeds=range(100, 100 + count), reference=reference, extractor=features,
-        fine=fine, batch=batch, repeats=1, accelerator=accelerator,
-    )  # fmt: skip
-
-
-@pytest.mark.parametrize("count, batch, world", [(23, 4, 2), (5, 100, 4)])
-def test_an_evaluation_is_shared_out(count: int, batch: int, world: int, tmp_path: Path) -> None:
-    succeed(measure, tmp_path / "run", count, batch, world=world)
-    one = _numbers(_measured(count, batch))
-    for rank in range(world):
-        found = json.loads((tmp_path / "run" / f"result-{rank}.json").read_text())
-        for key, value in one.items():
-            assert found[key] == (pytest.approx(value, rel=1e-4) if key in ("quality", "path") else value)
-
-
-def compared(out: Path, count: int) -> None:
-    from accelerate import Accelerator
-
-    _compared(out, count, Accelerator(cpu=True))
-
-
-def _compared(out: Path, count: int, accelerator: Any = None) -> None:
-    part = shipped("digits")
-    compare(
-        part / "teacher", part / "student", part / "features", "digits", count, out, ddim=(2,), multistep=(2,),
-        fine_steps=8, repeats=1, accelerator=accelerator,
-    )  # fmt: skip
-
-
-def test_processes_share_a_comparison_and_one_of_them_writes_it(tmp_path: Path) -> None:
-    succeed(compared, tmp_path / "two", 15)
-    _compared(tmp_path / "one", 15)
-    assert (tmp_path / "two" / "report.html").is_file()
-    one, two = (load_results(tmp_path / name / "results.json") for name in ("one", "two"))
-    assert [r.name for r in one] == [r.name for r in two]
-    for a, b in zip(one, two, strict=True):
-        assert vars(b.quality) == pytest.approx(vars(a.quality), rel=1e-4, abs=1e-6)
-        assert b.path_error == (None if a.path_error is None else pytest.approx(a.path_error, rel=1e-5))
-
-
-def refuse(out: Path) -> None:
-    from accelerate import Accelerator
-
-    def constant(z: Tensor, cond: Any = None, seeds: Any = None) -> Trajectory:
-        return Trajectory(torch.zeros(len(z), 2, *SHAPE), torch.tensor([1.0, 0.0]), nfe=1, rounds=1)
-
-    _measured(8, 4, Accelerator(cpu=True), constant)
-
-
-def test_what_is_wrong_with_an_evaluation_is_said_by_all(tmp_path: Path) -> None:
-    for code, error in spawn(refuse, tmp_path / "run"):
-        assert code == 1 and "ValueError: the set 'student'" in error
-
-
 LAUNCHED = """
 import sys
 from pathlib import Path
-from test_scale import *
+from test_train_processes import *
 torch.set_num_threads(1)
 data, out, how = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3]
 distil(out, data, CONFIG, {"dies": (5, 1)} if how == "dies" else {"resume": True, "parts": 2})
@@ -401,25 +239,17 @@ distil(out, data, CONFIG, {"dies": (5, 1)} if how == "dies" else {"resume": True
 @pytest.mark.slow
 def test_under_the_launcher(data: Path, tmp_path: Path) -> None:
     (tmp_path / "run.py").write_text(LAUNCHED)
-    path = os.pathsep.join([str(Path(__file__).parent), *sys.path])
-    environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
-    launch = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2",
-              "--main_process_port", "0"]  # fmt: skip
-
-    def run(how: str, **more: str) -> subprocess.CompletedProcess[str]:
-        command = [*launch, str(tmp_path / "run.py"), str(data), str(tmp_path / "out"), how]
-        given = environment | more
-        return subprocess.run(command, env=given, text=True, capture_output=True, timeout=300, check=False)
-
-    died = run("dies")
+    script, out = tmp_path / "run.py", tmp_path / "out"
+    died = launch(script, data, out, "dies")
     assert died.returncode != 0 and "SIGKILL" in died.stderr, died.stderr
-    assert [p.name for p in (tmp_path / "out").glob("step-*")] == ["step-00000003"]
+    assert [p.name for p in out.glob("step-*")] == ["step-00000003"]
     # Gradient accumulation as accelerate is told it (the launcher's own flag is for DeepSpeed); there was none so far.
-    refused = run("resumes", ACCELERATE_GRADIENT_ACCUMULATION_STEPS="2")
+    accumulate = {"ACCELERATE_GRADIENT_ACCUMULATION_STEPS": "2"}
+    refused = launch(script, data, out, "resumes", **accumulate)
     assert refused.returncode != 0
     assert "was trained with accumulate = 1, now 2: resume alike" in refused.stderr, refused.stderr
-    (tmp_path / "out").rename(tmp_path / "old")
-    done = run("resumes", ACCELERATE_GRADIENT_ACCUMULATION_STEPS="2")
+    out.rename(tmp_path / "old")
+    done = launch(script, data, out, "resumes", **accumulate)
     assert done.returncode == 0, done.stderr
     distil(tmp_path / "one", data, CONFIG, {})
-    same(tmp_path / "one", tmp_path / "out", atol=1e-7)
+    same(tmp_path / "one", out, atol=1e-7)

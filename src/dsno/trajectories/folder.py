@@ -1,0 +1,91 @@
+"""A folder that trajectories are made in: what is in it before any work, and whether it may go on being what it is."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from dsno.checkpoint import prepare_folder
+from dsno.trajectories.format import check_foreign, check_shard, shard_count, shard_path, shards_in, unfinished
+from dsno.trajectories.manifest import MANIFEST, Manifest, differences, join, read_manifest, write_manifest
+
+__all__ = ["check_manifest", "check_out", "check_request", "prepare"]
+
+
+def check_request(resume: bool, overwrite: bool) -> None:
+    """Refuse to continue what is there and throw it away.
+
+    Raises:
+        ValueError: if both are asked for.
+    """
+    if resume and overwrite:
+        raise ValueError("resume continues what is there and overwrite throws it away: pass one of them")
+
+
+def check_out(folder: Path, resume: bool, overwrite: bool) -> None:
+    """Refuse a folder that no trajectories can be stored in, whatever they are; makes it where there is none.
+
+    Raises:
+        FileExistsError: if it has something in it that is not to be continued or thrown away.
+        PermissionError: if it cannot be written.
+    """
+    shards, known = shards_in(folder), (folder / MANIFEST).is_file()
+    if shards and not (resume or overwrite):
+        raise FileExistsError(
+            f"{folder} holds {len(shards)} shards already: pass resume=True to continue or overwrite=True to start "
+            "again"
+        )
+    # Without a shard, a folder with a manifest in it is as good as new.
+    if folder.is_dir() and not known and not shards:
+        others = sorted({*folder.iterdir()} - {*unfinished(folder)})
+        if others:
+            raise FileExistsError(
+                f"{folder} holds other files ({join([p.name for p in others], ', ')}): choose an empty one"
+            )
+    prepare_folder(folder, resume=True)
+
+
+def prepare(folder: Path, manifest: Manifest, resume: bool, overwrite: bool) -> None:
+    """Make the folder ready for the set of this manifest, and write the manifest, before any work.
+
+    Of several processes one does this. A complete set is left alone, so its folder may be read-only.
+
+    Raises:
+        FileExistsError, PermissionError: as `check_out` does.
+        ValueError: if it holds other or damaged trajectories and they are to be continued.
+    """
+    shards, known = shards_in(folder), (folder / MANIFEST).is_file()
+    written, pulled = manifest, False
+    if resume:
+        if known:
+            found = check_manifest(folder, manifest)
+            # A part of a set that was pulled becomes the whole.
+            pulled = found["made"].pop("pulled", None) is not None
+            written = found
+        else:
+            for k in range(shard_count(manifest)):
+                if shard_path(folder, k).exists():
+                    check_shard(folder, manifest, k, verify=False)
+        check_foreign(folder, manifest)
+        if known and len(shards) == shard_count(manifest) and not pulled:
+            return
+    check_out(folder, resume, overwrite)
+    for path in [*unfinished(folder), *([] if resume else [*reversed(shards), *folder.glob(MANIFEST)])]:
+        path.unlink(missing_ok=True)
+    if not (resume and known) or pulled:
+        write_manifest(folder, written)
+
+
+def check_manifest(folder: Path, expected: Manifest) -> Manifest:
+    """The manifest of a folder that holds the set that is expected there.
+
+    Raises:
+        ValueError: if it holds another; says in which fields.
+    """
+    found = read_manifest(folder)
+    ignored = {"fingerprint": None, "made": None}
+    if wrong := differences(expected | ignored, found | ignored):
+        raise ValueError(
+            f"{folder} holds other trajectories than asked for: {join(wrong)}. Call generate() as it was called "
+            "then, choose another folder, or pass overwrite=True"
+        )
+    return found

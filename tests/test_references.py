@@ -1,0 +1,200 @@
+"""What is cited: everything that a file can say of itself, and nothing that no file says."""
+
+import dataclasses
+import itertools
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dsno.checkpoint import CONFIG, read_json, version_of, write_json
+from dsno.denoise import KINDS
+from dsno.distillation.registry import METHODS
+from dsno.measure.results import RESULTS, Quality, save_results
+from dsno.nets.backbone import NETS
+from dsno.parallel import EXACT
+from dsno.references import OF_KIND, OF_METRIC, OF_NET, OF_SCHEDULE, OF_SOLVER, REFERENCES, Citation, bibtex, used_by
+from dsno.schedule import SCHEDULES
+from dsno.solvers.named import SOLVERS
+from dsno.trajectories.manifest import MANIFEST
+from pretend import result
+
+FIXTURES = Path(__file__).parent / "fixtures" / "v0_1"
+TAIL = ["nichol2021improved", "salimans2022progressive"]
+"""Cosine, and v: the fixtures' schedule and prediction."""
+
+TEACHER = {"type": "teacher", "schedule": {"name": "none"}, "kind": "none", "net": {}}
+STUDENT = {**TEACHER, "type": "student", "times": [0.0], "lift": {}}
+MAP = {**TEACHER, "type": "flow map"}
+SET = {"teacher": {"class": "Prediction"}, "schedule": {"name": "none"}, "solver": {"name": "none"}}
+
+
+def cited(folder: Path, name: str, content: Mapping[str, Any]) -> list[str]:
+    folder.mkdir(exist_ok=True)
+    write_json(folder / name, content)
+    return used_by(folder)
+
+
+# What there is to cite
+
+
+def test_every_entry_is_bibtex() -> None:
+    text = bibtex(REFERENCES)
+    *entries, own = text.split("\n\n")
+    assert len(entries) == len(REFERENCES) and text.count("{") == text.count("}")
+    for (key, citation), entry in zip(REFERENCES.items(), entries, strict=True):
+        kinds = tuple(f"@{kind}{{{key}," for kind in ("inproceedings", "article", "misc"))
+        assert entry.startswith(kinds) and entry.endswith("}")
+        assert all(f"  {name:<13} = {{" in entry for name in ("author", "title", "year"))
+        # A preprint is not younger than its publication.
+        assert not citation.arxiv or 2000 + int(citation.arxiv[:2]) <= citation.year
+    assert own.startswith("@software{dsno,") and f"  version       = {{{version_of('dsno')}}}," in own
+
+
+def test_an_entry_is_what_bibtex_wants() -> None:
+    paper = Citation("Doe, Jane and Roe, Richard", "A {Title}", 2024, "2401.00001", "A Journal", journal=True)
+    assert paper.bibtex("doe2024title") == (
+        "@article{doe2024title,\n"
+        "  author        = {Doe, Jane and Roe, Richard},\n"
+        "  title         = {{A {Title}}},\n"
+        "  journal       = {A Journal},\n"
+        "  year          = {2024},\n"
+        "  eprint        = {2401.00001},\n"
+        "  archiveprefix = {arXiv},\n"
+        "}"
+    )
+    assert paper.short == "Doe & Roe, 2024, arXiv 2401.00001"
+    assert Citation("Doe, Jane", "X", 2024).short == "Doe, 2024"
+    assert Citation("Doe, A. and Roe, B. and Poe, C.", "X", 2024).short == "Doe et al., 2024"
+    assert "eprint" not in Citation("Doe, Jane", "X", 2024).bibtex("x")
+
+
+def test_each_paper_is_asked_for_once_and_unknown_ones_not_at_all() -> None:
+    assert bibtex(["heusel2017gans", "heusel2017gans"]).count("@inproceedings{") == 1
+    with pytest.raises(KeyError):
+        bibtex(["nobody1999nothing"])
+
+
+# Everything that is recorded
+
+
+def test_every_method_has_its_papers() -> None:
+    for method in METHODS.values():
+        assert method.references and {*method.references} <= {*REFERENCES}, method.name
+
+
+def test_every_solver_schedule_kind_network_and_metric_has_its_paper() -> None:
+    # What trajectories and notes record is the class of the step.
+    assert {type(make()).__name__ for make in SOLVERS.values()} <= {*OF_SOLVER}
+    assert {sampler.__name__ for sampler in EXACT.values()} - {"Receding"} <= {*OF_SOLVER}
+    assert {*SCHEDULES} == {*OF_SCHEDULE}
+    assert {*KINDS} == {*OF_KIND}
+    assert {*NETS} - {"UNet", "DiffusersNet"} <= {*OF_NET}
+    assert {field.name for field in dataclasses.fields(Quality)} - {"diversity"} == {*OF_METRIC}
+
+
+def test_no_entry_is_an_orphan(tmp_path: Path) -> None:
+    """Each is of something that a folder can hold."""
+    nets = [{"name": name} for name in OF_NET] + [{"name": "x", "net": {"type": name}} for name in OF_NET]
+    rows = [{"family": name} for name in OF_SOLVER] + [{"quality": dict.fromkeys(OF_METRIC, 0.0)}]
+    held: list[tuple[str, Mapping[str, Any]]] = [
+        *((CONFIG, {**MAP, "notes": {"method": name}}) for name in METHODS),
+        *((CONFIG, {**TEACHER, "schedule": {"name": name}}) for name in OF_SCHEDULE),
+        *((CONFIG, {**TEACHER, "kind": name}) for name in OF_KIND),
+        *((CONFIG, {**TEACHER, "net": net}) for net in nets),
+        (CONFIG, {**TEACHER, "clip": {"ratio": 0.995}}),
+        (CONFIG, {**STUDENT, "notes": {"method": "knowledge", "distance": "l1+perceptual"}}),
+        (RESULTS, {"results": rows}),
+    ]
+    found = [cited(tmp_path / str(n), name, content) for n, (name, content) in enumerate(held)]
+    assert {*itertools.chain(*found)} == {*REFERENCES}
+
+
+# What a folder used
+
+
+def test_what_a_student_says_of_itself_is_cited_once_and_in_order(tmp_path: Path) -> None:
+    notes = {"method": "operator", "distance": "l1+perceptual", "solver": "DDIM", "guided": True}
+    made = {**STUDENT, "times": [0.5, 0.0], "notes": notes, "schedule": {"name": "Cosine"}, "kind": "v"}
+    parts = ["zheng2023fast", "zhang2018unreasonable", "ho2022classifier", "song2021denoising"]
+    assert cited(tmp_path, CONFIG, made) == [*parts, *TAIL]
+    weighted = {**made, "lift": {"guidance": {"emb": 4}}, "notes": {}}
+    assert cited(tmp_path, CONFIG, weighted) == ["zheng2023fast", "meng2023distillation", *TAIL]
+    # A method that this version does not have left its papers in the notes.
+    foreign = {**MAP, "notes": {"method": "unheard-of", "references": ["song2023consistency", "nobody1999nothing"]}}
+    assert cited(tmp_path, CONFIG, foreign) == ["song2023consistency"]
+
+
+def test_trajectories_cite_solver_guidance_and_thresholding(tmp_path: Path) -> None:
+    teacher = {"class": "Guided", "denoiser": {"class": "Prediction", "kind": "eps", "clip": {"ratio": 0.9}}}
+    made = {"teacher": teacher, "schedule": {"name": "VE"}, "solver": {"name": "UniPC", "order": 3}}
+    expected = ["zhao2023unipc", "ho2022classifier", "karras2022elucidating", "ho2020denoising"]
+    assert cited(tmp_path, MANIFEST, made) == [*expected, "saharia2022photorealistic"]
+    assert cited(tmp_path, MANIFEST, SET) == []
+
+
+def test_results_cite_their_solvers_and_metrics(tmp_path: Path) -> None:
+    save_results([result("DSNO", 1, 2.0), result("ParaTAA-8", 8, 1.0), result("UniPC-4", 4, 1.0)], tmp_path / RESULTS)
+    metrics = ["heusel2017gans", "binkowski2018demystifying", "kynkaanniemi2019improved"]
+    assert used_by(tmp_path) == ["tang2024accelerating", "zhao2023unipc", *metrics]
+    save_results([dataclasses.replace(result("DDIM-8", 8, 1.0), quality=None)], tmp_path / RESULTS)
+    assert used_by(tmp_path) == ["song2021denoising"]
+
+
+def test_a_runs_folder_is_the_sum_of_those_in_it(tmp_path: Path) -> None:
+    cited(tmp_path / "a", CONFIG, {**TEACHER, "kind": "v"})
+    cited(tmp_path / "b", MANIFEST, {**SET, "solver": {"name": "Heun"}})
+    (tmp_path / "c").mkdir()
+    assert used_by(tmp_path) == ["salimans2022progressive", "karras2022elucidating"]
+
+
+def test_what_holds_nothing_is_explained(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="no folder .*nowhere: name one of a student, a flow map"):
+        used_by(tmp_path / "nowhere")
+    expected = "holds no student, flow map, trajectories, teacher or results, and neither does"
+    with pytest.raises(ValueError, match=expected):
+        used_by(tmp_path)
+    write_json(tmp_path / CONFIG, {"type": "feature net"})
+    with pytest.raises(ValueError, match=expected):
+        used_by(tmp_path)
+
+
+# Version 0.1
+
+SOLVED = "zhao2023unipc"
+OF_STUDENT = {
+    "operator": ["zheng2023fast", SOLVED],
+    "restarting": ["zheng2023fast", SOLVED],
+    "adapter": ["zheng2023fast"],
+    "guidance_weight": ["zheng2023fast", "meng2023distillation", "ho2022classifier", SOLVED],
+    "knowledge": ["luhman2021knowledge", SOLVED],
+    "matching": ["zheng2023fast", "yin2024one", "yin2024improved", SOLVED],
+    "progressive": ["salimans2022progressive", "song2021denoising", SOLVED],
+    "guided": ["meng2023distillation", "salimans2022progressive", "ho2022classifier", "song2021denoising"],
+    "consistency": ["song2023consistency", "song2024improved", "karras2022elucidating", SOLVED],
+    "consistency-training": ["song2023consistency", "song2024improved", "karras2022elucidating"],
+    "easy-consistency": ["geng2025consistency"],
+    "continuous-consistency": ["lu2025simplifying", "song2023consistency", SOLVED],
+    "lagrangian": ["boffi2025flow", SOLVED],
+    "eulerian": ["boffi2025flow", SOLVED],
+    "progressive-map": ["boffi2025flow", SOLVED],
+    "shortcut": ["frans2025one", SOLVED],
+    "meanflow": ["geng2025mean", SOLVED],
+    "direct": ["boffi2025flow"],
+}
+
+
+def test_students_of_version_0_1_are_cited() -> None:
+    found = {folder.name: used_by(folder) for folder in (FIXTURES / "students").iterdir()}
+    assert found == {name: list(dict.fromkeys([*keys, *TAIL])) for name, keys in OF_STUDENT.items()}
+
+
+def test_teachers_sets_and_results_of_version_0_1_are_cited() -> None:
+    assert used_by(FIXTURES / "teacher") == used_by(FIXTURES / "teacher_conditional") == TAIL
+    assert used_by(FIXTURES / "trajectories") == [SOLVED, *TAIL]
+    assert used_by(FIXTURES / "trajectories_conditional") == [SOLVED, "ho2022classifier", *TAIL]
+    assert read_json(FIXTURES / RESULTS)["results"][1]["family"] == "DDIM"
+    metrics = ["heusel2017gans", "binkowski2018demystifying", "kynkaanniemi2019improved"]
+    assert used_by(FIXTURES) == ["song2021denoising", *metrics]
+    assert used_by(FIXTURES / "recipe") == ["zheng2023fast", SOLVED, *TAIL]
