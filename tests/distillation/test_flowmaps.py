@@ -11,108 +11,20 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from torch import Tensor, nn
 
-from dsno.denoise import KINDS, Prediction, convert, x0_from
+from dsno.denoise import Prediction
 from dsno.distillation import flowmaps
 from dsno.distillation.derivatives import earlier, jvp, upwind
 from dsno.distillation.flowmaps import FlowMapMatching, ProgressiveMapOptions, velocity
-from dsno.distillation.stages import Given
-from dsno.grids import even, quadratic, uniform
+from dsno.grids import quadratic, uniform
 from dsno.nets.unet import UNet
 from dsno.schedule import VE, Cosine, RectifiedFlow, Schedule, VPLinear, linear_beta
-from dsno.seeds import noise, seed_range
 from dsno.solvers.first_order import DDIM, ddim_step
 from dsno.solvers.run import SolverSampler
-from dsno.students.files import load_student, save_student
 from dsno.students.flowmap import FlowMap, flow_map_from_teacher
-from dsno.students.samplers import FlowMapSampler, passes_of, sampler_of
+from dsno.students.samplers import FlowMapSampler
 from dsno.teachers.closed import Gaussian, GaussianMixture
 from dsno.train import TrainConfig, train
-
-D64 = torch.float64
-SCHEDULES = [Cosine(), RectifiedFlow(), VPLinear()]
-MEAN, STD = torch.tensor([0.5, -1.0, 0.2], dtype=D64), torch.tensor([0.3, 0.7, 1.4], dtype=D64)
-
-
-class Exact(nn.Module):
-    """h of a Gaussian's exact flow, off by `wrong` times a wave, and by an affine map of x."""
-
-    def __init__(self, schedule: Schedule) -> None:
-        super().__init__()
-        self.schedule, self.wrong = schedule, nn.Parameter(torch.zeros((), dtype=D64))
-        self.affine = nn.Parameter(torch.zeros(2, dtype=D64))
-
-    def forward(self, x: Tensor, t: Tensor, s: Tensor, cond: Tensor | None = None) -> Tensor:
-        (alpha_t, sigma_t), (alpha_s, sigma_s) = ((c[:, None] for c in self.schedule(v)) for v in (t, s))
-        gain = ((alpha_s**2 * STD**2 + sigma_s**2) / (alpha_t**2 * STD**2 + sigma_t**2)).sqrt()
-        moved, ratio = alpha_s * MEAN + gain * (x - alpha_t * MEAN), sigma_s / sigma_t
-        off = self.wrong * torch.sin(3 * x + t[:, None] + 2 * s[:, None])
-        off = off + (self.affine[0] + self.affine[1] * x) * torch.cos(t + 2 * s)[:, None]
-        # At s = t the quotient is 0 / 0, and its limit the denoiser.
-        still = (t == s)[:, None]
-        D = MEAN + alpha_t * STD**2 / (alpha_t**2 * STD**2 + sigma_t**2) * (x - alpha_t * MEAN)
-        return torch.where(still, D, (moved - ratio * x) / torch.where(still, 1.0, alpha_s - ratio * alpha_t)) + off
-
-
-def exact(schedule: Schedule) -> FlowMap:
-    return FlowMap(Exact(schedule), schedule, "x0")
-
-
-@pytest.mark.parametrize("schedule", SCHEDULES, ids=repr)
-def test_the_exact_h_gives_the_exact_flow(schedule: Schedule) -> None:
-    X, teacher = exact(schedule), Gaussian(schedule, MEAN, STD)
-    x = torch.randn(5, 3, dtype=D64)
-    for t, s in ((1.0, 0.0), (0.8, 0.3), (0.31, 0.3)):
-        assert torch.allclose(X(x, t, s), teacher.flow(x, t, s), atol=1e-10)
-    assert torch.equal(X(x, 0.4, 0.4), x)
-    between = X(X(x, 0.9, 0.5), 0.5, 0.1)
-    assert torch.allclose(between, X(x, 0.9, 0.1), atol=1e-10)
-    rows = torch.rand(5, dtype=D64) * 0.4 + 0.5
-    apart = torch.cat([X(x[i : i + 1], float(t), 0.2) for i, t in enumerate(rows)])
-    assert torch.allclose(X(x, rows, 0.2), apart, atol=1e-12)
-
-
-@pytest.mark.parametrize("schedule", SCHEDULES, ids=repr)
-def test_backwards_the_exact_h_is_the_exact_flow_too(schedule: Schedule) -> None:
-    X, teacher = exact(schedule), Gaussian(schedule, MEAN, STD)
-    x = torch.randn(5, 3, dtype=D64)
-    for t, s in ((0.1, 0.9), (0.02, 1.0), (0.3, 0.31)):
-        assert torch.allclose(X(x, t, s), teacher.flow(x, t, s), atol=1e-9)
-        assert torch.allclose(X(X(x, t, s), s, t), x, atol=1e-8)
-    # Rows of both directions in one call.
-    t, s = torch.tensor([0.2, 0.7, 0.4], dtype=D64), torch.tensor([0.8, 0.1, 0.4], dtype=D64)
-    assert torch.allclose(X(x[:3], t, s)[0], X(x[:1], 0.2, 0.8)[0]) and torch.equal(X(x[:3], t, s)[2], x[2])
-
-
-class Frozen(nn.Module):
-    """A network that says the same of everything."""
-
-    def __init__(self, output: Tensor) -> None:
-        super().__init__()
-        self.output = output
-
-    def forward(self, x: Tensor, t: Tensor, s: Tensor) -> Tensor:
-        return self.output.to(x)
-
-
-@pytest.mark.parametrize("schedule", [*SCHEDULES, VE(5.0)], ids=repr)
-@pytest.mark.parametrize("kind", KINDS)
-def test_a_map_reads_its_output_alike_in_both_directions(kind: str, schedule: Schedule) -> None:
-    F, x = torch.randn(4, 3, dtype=D64), torch.randn(4, 3, dtype=D64)
-    X, t, s = FlowMap(Frozen(F), schedule, kind, 0.7), 0.3, torch.tensor([0.1, 0.2, 0.7, 0.95], dtype=D64)
-    h, rows = X.x0(x, t, s), torch.full((4,), t, dtype=D64)
-    assert torch.allclose(h, x0_from(kind, F, x, rows, schedule, 0.7))
-    assert torch.allclose(X(x, t, s, returns="velocity"), convert("flow", h, x, rows, schedule))
-    (alpha_t, sigma_t), (alpha_s, sigma_s) = schedule.at(t), (c[:, None] for c in schedule(s))
-    assert torch.allclose(X(x, t, s), sigma_s / sigma_t * x + (alpha_s - sigma_s / sigma_t * alpha_t) * h)
-
-
-@pytest.mark.parametrize("kind", ["eps", "v", "flow", "edm"])
-def test_backwards_nothing_is_divided_by_the_noise_that_is_not_there(kind: str) -> None:
-    F, x = torch.randn(4, 3), torch.randn(4, 3)
-    for t in (0.0, 1e-5):
-        low, high = (FlowMap(Frozen(F), Cosine(), kind)(v, t, 0.5) for v in (x, x.double()))
-        assert torch.allclose(low.double(), high, atol=1e-5)
-
+from maps import D64, MEAN, MLP, SCHEDULES, STD, Frozen, exact, small
 
 EVERY = ["lagrangian", "eulerian", "meanflow", "shortcut", "progressive_map", "direct"]
 DERIVATIVES = [*product(EVERY, ["forward", "difference"]), ("eulerian", "upwind"), ("meanflow", "upwind")]
@@ -201,14 +113,6 @@ def test_down_to_the_floor_the_loss_is_that_of_the_exact_map(schedule: Schedule)
     batch = {k: v.double() for k, v in next(objective.batches(0)).items()}
     batch["s"] = schedule.from_phase(torch.full((4,), objective.floor, dtype=D64))
     assert float(objective(exact(schedule), batch).detach()) < 1e-9
-
-
-def test_a_two_time_network_is_told_the_phase() -> None:
-    teacher = Prediction(UNet(1, 8, (4, 8), attention=()), VE(80.0), "v")
-    X, told = flow_map_from_teacher(teacher), []
-    X.net.later.register_forward_pre_hook(lambda module, args: told.append(args[0]))
-    X(torch.randn(2, 1, 8, 8), 1.0, torch.tensor([0.0, 0.5]))
-    assert torch.allclose(told[0], 16 * VE(80.0).phase(torch.tensor([0.0, 0.5]))) and float(told[0][1]) > 15
 
 
 @pytest.mark.parametrize("method", ["meanflow", "shortcut", "direct"])
@@ -342,86 +246,6 @@ def test_residuals_bound_the_distance_of_the_samples(wrong: float) -> None:
     assert float(distance.detach()) <= math.exp(1 + 2 * lipschitz) * at
 
 
-def test_the_semigroup_defect_is_zero_for_the_flow_alone() -> None:
-    X, x = exact(Cosine()), torch.randn(6, 3, dtype=D64)
-    t, u, s = torch.rand(3, 6, dtype=D64).sort(0, descending=True).values
-    assert float((X(x, t, s) - X(X(x, t, u), u, s)).detach().abs().max()) < 1e-10
-    with torch.no_grad():
-        X.net.wrong.fill_(0.05)
-    assert float((X(x, t, s) - X(X(x, t, u), u, s)).detach().abs().max()) > 1e-4
-
-
-def test_landings_short_of_the_grid_are_noised_back() -> None:
-    """Of the exact map every landing keeps the law of a Gaussian: mean and standard deviation to five errors."""
-    schedule, count = Cosine(), 20_000
-    X, seeds, grid = exact(schedule).eval(), seed_range(0, 20_000), torch.tensor([1.0, 0.6, 0.3, 0.0], dtype=D64)
-    z = noise(seeds, (3,), dtype=D64)
-    plain = FlowMapSampler(X, grid)(z)
-    assert torch.equal(FlowMapSampler(X, grid, grid[1:])(z).sample, plain.sample)
-    for landings in (torch.zeros(3), torch.tensor([0.3, 0.1, 0.0])):
-        made = FlowMapSampler(X, grid, landings)(z, seeds=seeds)
-        assert made.nfe == 3 and not torch.allclose(made.sample, plain.sample, atol=0.1)
-        for n, t in enumerate(grid.tolist()):
-            alpha, sigma = schedule.at(t)
-            mean, std = alpha * MEAN, (alpha**2 * STD**2 + sigma**2).sqrt()
-            state = made.x[:, n]
-            assert torch.all((state.mean(0) - mean).abs() < 5 * std / count**0.5), (landings, t)
-            assert torch.all((state.std(0) / std - 1).abs() < 5 / (2 * count) ** 0.5), (landings, t)
-    with pytest.raises(ValueError, match="draws fresh noise at every step: pass the seeds"):
-        FlowMapSampler(X, grid, torch.zeros(3))(z)
-    for wrong in (torch.zeros(2), torch.tensor([0.7, 0.3, 0.0]), torch.tensor([0.6, 0.3, 0.1])):
-        with pytest.raises(ValueError, match="a step lands between 0 and the grid's next time"):
-            FlowMapSampler(X, grid, wrong)
-
-
-def test_passes_are_made_as_a_map_was_trained() -> None:
-    def net() -> FlowMap:
-        return FlowMap(MLP(), Cosine())
-
-    assert torch.equal(passes_of(net(), 3).landings, uniform(3)[1:])
-    assert torch.equal(passes_of(FlowMap(MLP(), VE()), 3).grid, even(VE(), 3))
-    end = net()
-    end.way = "end"
-    assert torch.equal(passes_of(end, 3).landings, torch.zeros(3, dtype=D64))
-    assert len(passes_of(FlowMap(MLP(), Cosine(), way="grid", steps=4), 4).grid) == 5
-    with pytest.raises(ValueError, match=r"for the grid of 4 step\(s\) alone and makes 4 pass\(es\), got 2"):
-        passes_of(FlowMap(MLP(), Cosine(), way="grid", steps=4), 2)
-    with pytest.raises(ValueError, match="at least one pass, got 0"):
-        passes_of(net(), 0)
-    with pytest.raises(ValueError, match="a map of the way 'grid', and no other, has `steps`"):
-        FlowMap(MLP(), Cosine(), way="grid")
-
-
-def test_a_flow_map_of_a_teacher_starts_as_ddim() -> None:
-    torch.manual_seed(0)
-    teacher = Prediction(UNet(1, 8, (8, 16), classes=3), Cosine(), "v", shape=(1, 8, 8), classes=3).eval()
-    X, cond = flow_map_from_teacher(teacher), torch.tensor([0, 2])
-    z = torch.randn(2, 1, 8, 8)
-    made = FlowMapSampler(X, uniform(5))(z, cond)
-    reference = SolverSampler(teacher, Cosine(), uniform(5))(z, cond)
-    assert torch.allclose(made.sample, reference.sample, atol=1e-5) and made.rounds == made.nfe == 5
-    assert torch.allclose(X.x0(z, 0.6, 0.6, cond), teacher(z, torch.tensor(0.6), cond), atol=1e-5)
-    # Once something has been learned, the second time counts.
-    for parameter in X.parameters():
-        nn.init.normal_(parameter, std=0.2)
-    assert not torch.allclose(X.x0(z, 0.9, 0.1, cond), X.x0(z, 0.9, 0.5, cond), atol=1e-4)
-    with pytest.raises(ValueError, match="takes no guidance weight"):
-        X(z, 0.9, 0.1, {"label": cond, "weight": torch.ones(2)})
-
-
-def test_a_map_of_any_step_can_noise_its_samples_again() -> None:
-    teacher, z, seeds = Gaussian(Cosine(), MEAN, STD), torch.randn(20_000, 3, dtype=D64), torch.arange(20_000)
-    X = exact(Cosine())
-    again, on = (sampler_of(X, 3, fresh=fresh)(z, seeds=seeds).sample for fresh in (True, False))
-    assert torch.allclose(on, teacher.flow(sampler_of(X, 1)(z).x[:, 0], 1.0, 0.0), atol=1e-9)
-    # Another sample of the same law.
-    assert float((again - on).abs().mean()) > 0.1
-    assert torch.allclose(again.mean(0), MEAN, atol=0.05) and torch.allclose(again.std(0), STD, rtol=0.03)
-    grid = FlowMap(X.net, Cosine(), "x0", way="grid", steps=2)
-    with pytest.raises(ValueError, match="leave fresh noise"):
-        sampler_of(grid, 2, fresh=True)
-
-
 def test_the_calls_of_a_difference_share_their_dropout() -> None:
     torch.manual_seed(0)
     X = flow_map_from_teacher(
@@ -440,41 +264,6 @@ def test_the_calls_of_a_difference_share_their_dropout() -> None:
     (value, forward), (same, difference) = found[:2]
     assert torch.allclose(value, same) and (forward - difference).abs().max() < 1e-2 * forward.abs().max()
     assert not torch.allclose(X.eval()(x, t, s), value)
-
-
-def test_a_map_of_a_noise_teacher_is_told_something_at_pure_noise() -> None:
-    """Divided by alpha = 0, nothing that the network learns would count."""
-    torch.manual_seed(0)
-    teacher = Prediction(UNet(1, 8, (8,)), Cosine(), "eps", shape=(1, 8, 8)).eval()
-    X, z = flow_map_from_teacher(teacher), torch.randn(4, 1, 8, 8)
-    for t in (0.2, 0.8):
-        assert torch.allclose(X.x0(z, t, t), teacher(z, torch.tensor(t)), atol=1e-4)
-    h = X.x0(z, 1.0, 0.0)
-    assert float((h - 4 * (z - X.net.backbone(z, torch.ones(4)))).abs().max()) < 1e-3
-    assert torch.allclose(X.sample(z), h, atol=1e-3) and float(h.abs().max()) < 100
-
-
-@pytest.mark.parametrize("guidance", [False, True])
-def test_a_flow_map_comes_back_from_its_folder(guidance: bool, tmp_path: Path) -> None:
-    torch.manual_seed(0)
-    teacher = Prediction(UNet(1, 8, (8,), classes=3), Cosine(), "v", shape=(1, 8, 8), classes=3).eval()
-    X = flow_map_from_teacher(teacher, guidance).eval()
-    for parameter in X.parameters():
-        nn.init.normal_(parameter, std=0.2)
-    z, label = torch.randn(2, 1, 8, 8), torch.tensor([0, 2])
-    cond = {"": label, "weight": torch.tensor([0.0, 2.0])} if guidance else label
-    save_student(tmp_path / "map", X, steps=0)
-    again = load_student(tmp_path / "map")
-    assert torch.equal(again(z, 0.9, 0.2, cond), X(z, 0.9, 0.2, cond))
-    if guidance:
-        assert not torch.allclose(
-            X(z, 0.9, 0.2, {**cond, "weight": torch.tensor([0.0, 0.0])})[1], X(z, 0.9, 0.2, cond)[1]
-        )
-    assert type(again) is FlowMap
-    with pytest.raises(ValueError, match="a flow map has no adapter"):
-        save_student(tmp_path / "map", X, adapter_only=True)
-    with pytest.raises(ValueError, match="a flow map of a MLP cannot be rebuilt from a file"):
-        save_student(tmp_path / "other", FlowMap(MLP(), Cosine()))
 
 
 def test_a_flow_map_trains_in_the_one_loop(tmp_path: Path) -> None:
@@ -570,19 +359,6 @@ def test_the_velocity_is_the_slope_of_the_flow() -> None:
     assert torch.allclose(b, (ahead - behind) / 2e-6, atol=1e-6)
 
 
-class MLP(nn.Module):
-    """A plane's worth of a network: Fourier features of both times."""
-
-    def __init__(self, width: int = 64) -> None:
-        super().__init__()
-        self.layers = nn.Sequential(nn.Linear(2 + 12, width), nn.SiLU(), nn.Linear(width, 2))
-
-    def forward(self, x: Tensor, t: Tensor, s: Tensor) -> Tensor:
-        times = torch.stack([t, s], 1)
-        waves = torch.cat([f(math.pi * k * times) for f in (torch.sin, torch.cos) for k in (0.5, 1, 2)], 1)
-        return self.layers(torch.cat([x, waves], 1))
-
-
 @pytest.mark.parametrize("method", ["lagrangian", "eulerian", "shortcut"])
 def test_training_on_a_ring_beats_the_teachers_step(method: str) -> None:
     """A few hundred steps take one pass from DDIM's error to well below it."""
@@ -603,14 +379,6 @@ def test_training_on_a_ring_beats_the_teachers_step(method: str) -> None:
     euler = SolverSampler(teacher, RectifiedFlow(), uniform(1))(z).sample
     error = [float((y - reference).square().sum(1).mean().sqrt()) for y in (one, euler)]
     assert error[0] < 0.6 * error[1], error
-
-
-def small(**changes: object) -> tuple[FlowMap, Given]:
-    torch.manual_seed(0)
-    teacher = Prediction(UNet(1, 4, (8,), attention=(0,), classes=3), Cosine(), "v", shape=(1, 4, 4), classes=3).eval()
-    teacher.requires_grad_(False)
-    options = {"steps": 14, "batch": 8, "x": torch.randn(32, 1, 4, 4), "labels": torch.arange(32) % 3} | changes
-    return flow_map_from_teacher(teacher), Given(teacher, Cosine(), **options)
 
 
 @pytest.mark.parametrize("method", EVERY)
@@ -723,5 +491,3 @@ def test_bad_input() -> None:
         jvp(Doubled.apply, (x,), (x,))
     with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
         jvp(nn.Linear(2, 2), (x,), (x,))
-    with pytest.raises(ValueError, match="build a `TwoTime` with their names"):
-        flow_map_from_teacher(Prediction(nn.Linear(2, 2), Cosine()))

@@ -12,58 +12,23 @@ from dsno.denoise import Kind, Prediction, convert
 from dsno.distillation.denoising import Denoising
 from dsno.distillation.distances import distance
 from dsno.distillation.regression import TrajectoryDistillation, frame_weights
-from dsno.grids import quadratic, uniform
+from dsno.grids import uniform
 from dsno.nets.features import FeatureNet
 from dsno.nets.unet import UNet
 from dsno.schedule import VE, Cosine, RectifiedFlow, Schedule
-from dsno.solvers.run import SolverSampler, initial_state
+from dsno.solvers.run import initial_state
 from dsno.students.blocks import Told
 from dsno.students.operator import TrajectoryStudent, student_from_teacher
-from dsno.students.samplers import MultiPass, OnePass
-from dsno.teachers.closed import Gaussian, GaussianMixture
+from dsno.teachers.closed import Gaussian
 from dsno.trajectories.sets import TrajectorySet
 from dsno.trajectories.store import store
-
-SHAPE, TIMES = (1, 4, 4), quadratic(4)[1:]
-MIXTURE = GaussianMixture(Cosine(), torch.randn(3, *SHAPE, generator=torch.Generator().manual_seed(0)), 0.3)
-SAMPLER = SolverSampler(MIXTURE, Cosine(), uniform(16), keep=TIMES, keep_x0=True)
+from operators import SAMPLER, SHAPE, TIMES, Solving, solving
 
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> TrajectorySet:
     out = tmp_path_factory.mktemp("trajectories")
     return store(SAMPLER, SHAPE, out / "set", 64, targets=("x0", "state"), batch=64, dtype=torch.float32)
-
-
-class Exact(nn.Module):
-    """In place of a lifted network: solves the teacher's ODE from where it is told to start."""
-
-    frames, once = 4, True
-
-    def __init__(self, target: str) -> None:
-        super().__init__()
-        self.target, self.asked = target, []
-
-    def forward(
-        self, x: Tensor, times: Tensor, cond: Tensor | None, start: Tensor | float, select: Sequence[int] | None
-    ) -> Tensor:
-        frames = range(4) if select is None else select
-        self.asked.append((start, tuple(frames)))
-        grid = [t for t in uniform(16).tolist() if t <= start]
-        keep = [float(times[m]) for m in frames]
-        solver = SolverSampler(MIXTURE, Cosine(), torch.tensor(grid, dtype=torch.float64), keep=keep, keep_x0=True)
-        made = solver(x / Cosine().at(start)[1])
-        if self.target == "x0":
-            return made.x0
-        (alpha_t, sigma_t), h = Cosine().at(start), []
-        for m, t in enumerate(keep):
-            alpha, sigma = Cosine().at(t)
-            h.append((made.x[:, m] - sigma / sigma_t * x) / (alpha - sigma / sigma_t * alpha_t))
-        return torch.stack(h, 1)
-
-
-def exact(target: str) -> TrajectoryStudent:
-    return TrajectoryStudent(Exact(target), Cosine(), TIMES, target, "x0", restarts=True)
 
 
 def first(objective: TrajectoryDistillation, count: int, **where: int) -> list[dict]:
@@ -156,7 +121,7 @@ def test_the_perceptual_distance_compares_normalised_features(layers: int) -> No
 )
 @pytest.mark.parametrize("target", ["x0", "state"])
 def test_the_loss_vanishes_at_the_exact_flow(target: str, options: dict, weights: str, data: TrajectorySet) -> None:
-    student = exact(target)
+    student = solving(target)
     objective = TrajectoryDistillation(data, student, weights, batch=32, **options)
     for batch in first(objective, 4):
         assert objective(student, batch).item() < 1e-5
@@ -166,7 +131,7 @@ def test_the_loss_vanishes_at_the_exact_flow(target: str, options: dict, weights
 
 
 def test_the_loss_is_the_weighted_mean_of_the_frames(data: TrajectorySet) -> None:
-    student = TrajectoryStudent(Exact("x0"), Cosine(), TIMES, "x0", "x0")
+    student = TrajectoryStudent(Solving("x0"), Cosine(), TIMES, "x0", "x0")
     objective = TrajectoryDistillation(data, student, "snr5", "l2", batch=32)
     (batch,) = first(objective, 1)
     off = torch.tensor([1.0, 2.0, 3.0, 4.0])
@@ -179,7 +144,7 @@ def test_the_loss_is_the_weighted_mean_of_the_frames(data: TrajectorySet) -> Non
 
 @pytest.mark.parametrize("start", [0, 1])
 def test_dropping_frames_keeps_the_expected_loss(start: int, data: TrajectorySet) -> None:
-    student = exact("x0")
+    student = solving("x0")
     objective = TrajectoryDistillation(data, student, "snr5", "l2", batch=32, others=1.0)
     (batch,) = first(objective, 1)
     off = torch.tensor([1.0, 2.0, 3.0, 4.0])
@@ -198,12 +163,12 @@ def test_dropping_frames_keeps_the_expected_loss(start: int, data: TrajectorySet
 
 def test_frames_without_weight_are_not_computed(data: TrajectorySet) -> None:
     for others in (None, 0.5):
-        (batch,) = first(TrajectoryDistillation(data, exact("x0"), "last", batch=16, others=others), 1)
+        (batch,) = first(TrajectoryDistillation(data, solving("x0"), "last", batch=16, others=others), 1)
         assert batch["frames"] == (3,) and batch["boost"] == 1
 
 
 def test_batches_are_a_function_of_seed_step_and_rank(data: TrajectorySet) -> None:
-    objective = TrajectoryDistillation(data, exact("x0"), batch=16, seed=5, others=1.0, inner_starts=0.5)
+    objective = TrajectoryDistillation(data, solving("x0"), batch=16, seed=5, others=1.0, inner_starts=0.5)
     straight = first(objective, 9)
     resumed = list(islice(objective.batches(6), 3))
     for a, b in zip(straight[6:], resumed, strict=True):
@@ -216,27 +181,27 @@ def test_batches_are_a_function_of_seed_step_and_rank(data: TrajectorySet) -> No
 
 
 def test_what_does_not_fit_is_refused(data: TrajectorySet, tmp_path: Path) -> None:
-    assert TrajectoryDistillation(data, exact("x0"), "snr", batch=16).describe() == (
+    assert TrajectoryDistillation(data, solving("x0"), "snr", batch=16).describe() == (
         "loss shares by frame (snr): t = 0.5625: 0.01 %, t = 0.25: 0.02 %, t = 0.0625: 0.10 %, t = 0: 99.86 %"
     )
     with pytest.raises(ValueError, match="the trajectories are of Cosine.*, the student of RectifiedFlow"):
-        TrajectoryDistillation(data, TrajectoryStudent(Exact("x0"), RectifiedFlow(), TIMES))
+        TrajectoryDistillation(data, TrajectoryStudent(Solving("x0"), RectifiedFlow(), TIMES))
     with pytest.raises(ValueError, match="the trajectories have times"):
-        TrajectoryDistillation(data, TrajectoryStudent(Exact("x0"), Cosine(), uniform(4)[1:]))
+        TrajectoryDistillation(data, TrajectoryStudent(Solving("x0"), Cosine(), uniform(4)[1:]))
     only = store(SAMPLER, SHAPE, tmp_path / "x0", 4, targets=("x0",))
     with pytest.raises(ValueError, match="the student needs 'state': generate it"):
-        TrajectoryDistillation(only, exact("state"))
+        TrajectoryDistillation(only, solving("state"))
     with pytest.raises(ValueError, match="4 rows do not fill one batch of 256: use a smaller batch or more rows"):
-        TrajectoryDistillation(only, exact("x0"))
+        TrajectoryDistillation(only, solving("x0"))
     with pytest.raises(ValueError, match="batch must be at least 1, got 0"):
         Denoising(torch.zeros(4, 2), Cosine(), batch=0)
     with pytest.raises(
         ValueError, match=r"these hold \('x0',\): generate them with .* \(`dsno generate --targets x0 state`"
     ):
-        TrajectoryDistillation(only, exact("x0"), batch=4, inner_starts=0.5)
+        TrajectoryDistillation(only, solving("x0"), batch=4, inner_starts=0.5)
     for share in (-0.1, 1.5, float("nan")):
         with pytest.raises(ValueError, match=rf"inner_starts is the share of steps .* in \[0, 1\], got {share}"):
-            TrajectoryDistillation(data, exact("x0"), batch=16, inner_starts=share)
+            TrajectoryDistillation(data, solving("x0"), batch=16, inner_starts=share)
     with pytest.raises(ValueError, match="a student of one frame has none"):
         alone = TrajectorySet(data.folder, times=[0.0])
         TrajectoryDistillation(alone, student_from_teacher(small(), [0.0]), batch=16, inner_starts=0.5)
@@ -263,41 +228,6 @@ def test_inner_starts_need_a_network_that_is_told_its_start(once: bool, told: To
             ValueError, match=r"told its start: make it with told='input' \(`--told input`\) or once=True"
         ):
             TrajectoryDistillation(data, student, batch=16, inner_starts=0.5)
-
-
-THROUGH = [1, 2, 3, 4, (), (0,), (2,), (0, 1), (1, 2)]
-
-
-@pytest.mark.parametrize("through", THROUGH, ids=str)
-def test_passes_of_an_exact_state_student_are_the_solution(through: int | tuple[int, ...]) -> None:
-    z = torch.randn(5, *SHAPE, dtype=torch.float64)
-    student, solved = exact("state"), SAMPLER(z)
-    sampler = MultiPass(student, through)
-    made = sampler(z)
-    assert torch.allclose(made.t, torch.cat([torch.ones(1), TIMES]).double()) and made.x0 is None
-    assert torch.allclose(made.x[:, 1:], solved.x, rtol=0, atol=1e-10) and torch.equal(made.noise, made.x[:, 0])
-    # Each pass starts where the one before it stopped, and makes no frame twice.
-    starts = [1.0, *(float(TIMES[j]) for j in sampler.inner)]
-    assert [start for start, _ in student.net.asked] == starts
-    assert [m for _, frames in student.net.asked for m in frames] == [0, 1, 2, 3]
-    assert made.nfe == made.rounds == sampler.passes == len(starts)
-
-
-@pytest.mark.parametrize("through", THROUGH, ids=str)
-def test_passes_of_an_exact_x0_student_are_exact_from_the_last_start(through: int | tuple[int, ...]) -> None:
-    z = torch.randn(5, *SHAPE, dtype=torch.float64)
-    student = exact("x0")
-    sampler = MultiPass(student, through)
-    made, once = sampler(z), OnePass(student)(z)
-    j = sampler.inner[-1] if sampler.inner else -1
-    start = float([*TIMES, 1.0][j])
-    grid = torch.tensor([t for t in uniform(16).tolist() if t <= start], dtype=torch.float64)
-    solved = SolverSampler(MIXTURE, Cosine(), grid)(made.x[:, j + 1] / Cosine().at(start)[1])
-    assert torch.allclose(made.sample, solved.sample, rtol=0, atol=1e-10)
-    # Up to the first restart it is the one pass.
-    i = sampler.inner[0] if sampler.inner else 3
-    assert torch.equal(made.x[:, : i + 2], once.x[:, : i + 2]) and made.x0 is not None and once.x0 is not None
-    assert torch.equal(made.x0[:, : i + 2], once.x0[:, : i + 2]) and made.x0.shape == made.x.shape
 
 
 @pytest.mark.parametrize("options", [{}, {"others": 1.0, "inner_starts": 0.5}], ids=str)

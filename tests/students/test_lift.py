@@ -222,24 +222,6 @@ def test_where_may_be_a_function_of_name_and_shape() -> None:
     assert list(made.config["temporal"]) == ["mid.0", "mid.1"]
 
 
-def test_find_blocks_returns_them_in_the_order_they_run() -> None:
-    class Backwards(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.a, self.b, self.idle = nn.Linear(3, 2), nn.Linear(2, 3), nn.Linear(1, 1)
-
-        def forward(self, x: Tensor, t: Tensor) -> Tensor:
-            return self.a(self.b(x))
-
-    net = Backwards().train()
-    found = find_blocks(net, (torch.zeros(1, 2), torch.ones(1)), nn.Linear)
-    assert [(name, block.given, block.shape) for name, block in found.items()] == [
-        ("b", (1, 2), (1, 3)),
-        ("a", (1, 3), (1, 2)),
-    ]
-    assert net.training and not net.a._forward_hooks
-
-
 # Other backbones
 
 

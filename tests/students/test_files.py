@@ -1,0 +1,167 @@
+"""A student comes back from its folder as it was, and a folder that is wrong says why."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from dsno.checkpoint import read_json, read_tensors, write_json, write_tensors
+from dsno.denoise import Prediction
+from dsno.nets.unet import UNet
+from dsno.schedule import Cosine, RectifiedFlow, Schedule, linear_beta
+from dsno.students.files import load_student, save_student
+from dsno.students.flowmap import FlowMap, flow_map_from_teacher
+from dsno.students.operator import student_from_teacher
+from dsno.students.samplers import OnePass
+from dsno.teachers.load import load_teacher
+from dsno.teachers.native import save_teacher
+from maps import MLP
+from operators import TIMES, restartable, student, teacher
+
+
+def test_a_folder_says_that_a_student_restarts_and_else_nothing(tmp_path: Path) -> None:
+    for name, made in (("plain", student()), ("again", restartable())):
+        save_student(tmp_path / name, made)
+        loaded = load_student(tmp_path / name)
+        assert loaded.restarts == made.restarts == (name == "again") and loaded.config == made.config
+    plain, again = (read_json(tmp_path / name / "config.json") for name in ("plain", "again"))
+    assert "restarts" not in plain and again == {**plain, "restarts": True}
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {},
+        {"target": "state"},
+        {"classes": 3},
+        {"where": "every", "once": False},
+        {"where": "none"},
+        {"activation": "leaky_relu", "modes": 3},
+    ],
+    ids=str,
+)
+def test_a_student_comes_back_from_its_folder(arguments: dict[str, object], tmp_path: Path) -> None:
+    made = student(**arguments)
+    save_student(tmp_path / "student", made, steps=7)
+    loaded = load_student(tmp_path / "student")
+    assert not any(m.training for m in loaded.modules())
+    assert loaded.config == made.config and torch.equal(loaded.times, made.times)
+    z, cond = torch.randn(2, 1, 8, 8), torch.tensor([0, 2]) if "classes" in arguments else None
+    assert torch.equal(OnePass(loaded)(z, cond).x, OnePass(made)(z, cond).x)
+    assert read_json(tmp_path / "student" / "config.json")["notes"] == {"steps": 7}
+
+
+@pytest.mark.parametrize("made", [Cosine(-10, 12), RectifiedFlow(), linear_beta(num_steps=10)], ids=repr)
+def test_its_schedule_and_kind_come_back_too(made: Schedule, tmp_path: Path) -> None:
+    save_student(tmp_path, student_from_teacher(teacher("eps", schedule=made), TIMES, "state"))
+    loaded = load_student(tmp_path)
+    assert loaded.schedule == made and loaded.kind == "eps" and loaded.target == "state"
+
+
+@pytest.mark.parametrize("guidance", [False, True])
+def test_a_flow_map_comes_back_from_its_folder(guidance: bool, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    teacher = Prediction(UNet(1, 8, (8,), classes=3), Cosine(), "v", shape=(1, 8, 8), classes=3).eval()
+    X = flow_map_from_teacher(teacher, guidance).eval()
+    for parameter in X.parameters():
+        nn.init.normal_(parameter, std=0.2)
+    z, label = torch.randn(2, 1, 8, 8), torch.tensor([0, 2])
+    cond = {"": label, "weight": torch.tensor([0.0, 2.0])} if guidance else label
+    save_student(tmp_path / "map", X, steps=0)
+    again = load_student(tmp_path / "map")
+    assert torch.equal(again(z, 0.9, 0.2, cond), X(z, 0.9, 0.2, cond))
+    if guidance:
+        assert not torch.allclose(
+            X(z, 0.9, 0.2, {**cond, "weight": torch.tensor([0.0, 0.0])})[1], X(z, 0.9, 0.2, cond)[1]
+        )
+    assert type(again) is FlowMap
+    with pytest.raises(ValueError, match="a flow map has no adapter"):
+        save_student(tmp_path / "map", X, adapter_only=True)
+    with pytest.raises(ValueError, match="a flow map of a MLP cannot be rebuilt from a file"):
+        save_student(tmp_path / "other", FlowMap(MLP(), Cosine()))
+
+
+def edit(folder: Path, change) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    change(config)
+    write_json(folder / "config.json", config)
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (
+            lambda c: c.update(tmies=[0.0]),
+            "unknown key 'tmies' in the configuration of a student: did you mean 'times'",
+        ),
+        (lambda c: c["backbone"].update(chanels=[4]), "unknown key 'chanels' in .*UNet: did you mean 'channels'"),
+        (lambda c: c["lift"].update(mods=2), "unknown key 'mods' in the configuration of a lift: did you mean 'modes'"),
+        (lambda c: c["schedule"].update(name="Cosin"), "unknown schedule 'Cosin'"),
+        (lambda c: c.pop("lift"), "the configuration of a student lacks lift"),
+        (lambda c: c["lift"].pop("temporal"), "the configuration of a lift lacks temporal"),
+        (lambda c: c.update(times=[0.5, 0.0]), r"has 4 frames but \(2,\) times"),
+        (lambda c: c["backbone"].update(channels=[8, 8]), "holds another architecture than its configuration says"),
+        (lambda c: c.update(type="teacher"), "holds a teacher, expected a student"),
+    ],
+)
+def test_a_wrong_configuration_is_explained(change, message: str, tmp_path: Path) -> None:
+    save_student(tmp_path, student())
+    edit(tmp_path, change)
+    with pytest.raises(ValueError, match=message):
+        load_student(tmp_path)
+
+
+def test_broken_folders_are_explained(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"no folder .*nowhere"):
+        load_student(tmp_path / "nowhere")
+    save_student(tmp_path, student())
+    weights = tmp_path / "model.safetensors"
+    whole = weights.read_bytes()
+    weights.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(ValueError, match=r"model\.safetensors is truncated or damaged"):
+        load_student(tmp_path)
+    weights.unlink()
+    with pytest.raises(FileNotFoundError, match=r"has no model\.safetensors \(it has config\.json\)"):
+        load_student(tmp_path)
+
+
+def test_weights_of_another_student_are_refused(tmp_path: Path) -> None:
+    save_student(tmp_path / "a", student(modes=3))
+    save_student(tmp_path / "b", student(modes=2))
+    write_tensors(tmp_path / "a" / "model.safetensors", read_tensors(tmp_path / "b" / "model.safetensors"))
+    with pytest.raises(ValueError, match=r"a holds another architecture than its configuration says: .*temporal"):
+        load_student(tmp_path / "a")
+
+
+def test_teachers_come_back_and_are_no_students(tmp_path: Path) -> None:
+    source = teacher("v", classes=3)
+    source.clip = 1.5
+    save_teacher(tmp_path, source, steps=3)
+    loaded = load_teacher(tmp_path)
+    x, t, cond = torch.randn(2, 1, 8, 8), torch.rand(2), torch.tensor([0, 2])
+    assert torch.equal(loaded(x, t, cond), source(x, t, cond))
+    assert (loaded.schedule, loaded.kind, loaded.clip) == (source.schedule, "v", 1.5)
+    with pytest.raises(ValueError, match="holds a teacher, expected a student"):
+        load_student(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (lambda c: c.update(kinds="v"), "unknown key 'kinds' in the configuration of a teacher: did you mean 'kind'"),
+        (lambda c: c.pop("net"), "the configuration of a teacher lacks net"),
+        (lambda c: c["net"].update(clases=3), "unknown key 'clases' in .*UNet: did you mean 'classes'"),
+        (lambda c: c.update(kind="w"), "unknown"),
+        (
+            lambda c: c["schedule"].update(log_snr_mx=3),
+            "Cosine has log_snr_min, log_snr_max: got an unexpected .*'log_snr_mx'",
+        ),
+    ],
+)
+def test_a_wrong_configuration_of_a_teacher_is_explained(change, message: str, tmp_path: Path) -> None:
+    save_teacher(tmp_path, teacher())
+    edit(tmp_path, change)
+    with pytest.raises(ValueError, match=message):
+        load_teacher(tmp_path)
