@@ -9,6 +9,7 @@ that has no end, or if a table is on no page: what was measured is told, and so 
 
 from __future__ import annotations
 
+import argparse
 import json
 import re
 import statistics
@@ -400,9 +401,19 @@ def missing(pages: Iterable[str]) -> list[str]:
     return [name for name in TABLES if name not in shown]
 
 
+def options() -> argparse.ArgumentParser:
+    made = argparse.ArgumentParser(
+        prog="benchmarks/tables.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    made.add_argument(
+        "--check", action="store_true", help="write nothing; the exit code says whether all is up to date"
+    )
+    return made
+
+
 def main(given: Sequence[str] | None = None) -> int:
     """Write the pages, or with `--check` say which are not what the results say; the exit code."""
-    check = "--check" in (sys.argv[1:] if given is None else given)
+    check = options().parse_args(given).check
     texts = {page: page.read_text() for page in PAGES}
     wrong = 0
     for page, text in texts.items():
