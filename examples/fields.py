@@ -106,7 +106,7 @@ def main(quick: bool = False, out: Path | None = None) -> dict[str, float]:
     shape = {"attention": (), "patch": 2, "padding_mode": "circular"}
     channels, path = (16, 32), Cosine()
     config = TrainConfig(steps=teach_steps, lr=2e-3, checkpoint_every=100)
-    trained = teach(data, out / "teacher", channels, config, 32, path=path, resume=True, report=report, **shape)
+    trained = teach(data, out / "teacher", channels, config, 32, schedule=path, resume=True, report=report, **shape)
     exact = ExactDenoiser(path, POWER)
 
     times, students = quadratic(4)[1:], {}

@@ -8,21 +8,24 @@ import torch
 from torch import Tensor, nn
 
 from dsno.app.export import CUDAGraphSampler, export_onnx, export_program, load_program
+from dsno.checkpoint import version_of
 from dsno.denoise import Prediction
 from dsno.nets.unet import UNet
 from dsno.schedule import VE, Cosine
+from dsno.students.flowmap import flow_map_from_teacher
 from dsno.students.lift import lift
 from dsno.students.operator import TrajectoryStudent, student_from_teacher
 from dsno.students.samplers import OnePass
 
 
-def student(kind: str = "v", classes: int | None = 3, guidance: bool = True) -> TrajectoryStudent:
+def student(kind: str = "v", classes: int | None = 3, guidance: bool = True, told: str = "input") -> TrajectoryStudent:
     torch.manual_seed(0)
     net = UNet(1, 4, (4, 8), attention=(), classes=classes)
     for p in net.parameters():
         nn.init.normal_(p, std=0.2)
-    path = VE(80.0) if kind == "edm" else Cosine()
-    made = student_from_teacher(Prediction(net, path, kind, data_std=0.5), [0.5, 0.0], guidance=guidance)
+    schedule = VE(80.0) if kind == "edm" else Cosine()
+    teacher = Prediction(net, schedule, kind, data_std=0.5)
+    made = student_from_teacher(teacher, [0.5, 0.0], once=told == "input", told=told, guidance=guidance)
     for p in made.net.added().parameters():
         nn.init.normal_(p, std=0.2)
     return made.eval()
@@ -58,9 +61,8 @@ def test_a_program_is_the_sampler_for_any_batch(tmp_path: Path) -> None:
         torch.testing.assert_close(loaded(z, cond), made.sample(z, cond), rtol=1e-5, atol=1e-5)
     about = loaded.metadata
     assert loaded.shape == (1, 4, 4) and about["times"] == [0.5, 0.0] and about["batch"] is None
-    assert about["cond"] == {
-        "label": {"shape": [], "dtype": "int64"}, "weight": {"shape": [], "dtype": "float32"}
-    }  # fmt: skip
+    label, weight = {"shape": [], "dtype": "int64"}, {"shape": [], "dtype": "float32"}
+    assert about["cond"] == {"label": label, "weight": weight} and about["dsno"] == version_of("dsno")
     assert 0 <= about["error"] < 1e-5 and about["kind"] == "v" and about["schedule"]["name"] == "Cosine"
     with pytest.raises(ValueError, match="this program is told label, weight, got label"):
         loaded(z, {"label": cond["label"]})
@@ -68,9 +70,11 @@ def test_a_program_is_the_sampler_for_any_batch(tmp_path: Path) -> None:
 
 def test_a_program_of_one_batch_size_without_a_condition(tmp_path: Path) -> None:
     made = student("edm", None, guidance=False)
-    made.train()
+    modes = {name: n % 3 > 0 for n, (name, _) in enumerate(made.named_modules())}
+    for name, module in made.named_modules():
+        module.training = modes[name]
     path = export_program(made, tmp_path / "sampler.pt2", batch=3, dynamic=False)
-    assert made.training
+    assert {name: module.training for name, module in made.named_modules()} == modes
     loaded, z = load_program(path), torch.randn(3, 1, 4, 4)
     torch.testing.assert_close(loaded(z), made.eval().sample(z), rtol=1e-5, atol=1e-4)
     assert loaded.metadata["batch"] == 3
@@ -113,6 +117,20 @@ def test_a_users_module_with_a_condition_of_its_own(tmp_path: Path) -> None:
     torch.testing.assert_close(load_program(path)(z, cond), made.sample(z, cond), rtol=1e-5, atol=1e-5)
 
 
+def test_a_program_is_a_flow_maps_one_pass(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    made = flow_map_from_teacher(Prediction(UNet(1, 4, (4,), blocks=0, attention=()), Cosine(), "v"))
+    for p in made.parameters():
+        nn.init.normal_(p, std=0.2)
+    path = export_program(made, tmp_path / "map.pt2", dynamic=False)
+    loaded, z = load_program(path), torch.randn(2, 1, 4, 4)
+    torch.testing.assert_close(loaded(z), made.sample(z), rtol=1e-5, atol=1e-5)
+    assert loaded.metadata["times"] == [0.0] and "target" not in loaded.metadata
+    made.way, made.steps = "grid", 2
+    with pytest.raises(ValueError, match=r"trained for the grid of 2 step\(s\) alone"):
+        export_program(made, tmp_path / "grid.pt2", cond=torch.zeros(1))
+
+
 def test_graphs_need_cuda() -> None:
     with pytest.raises(ValueError, match="CUDA graphs need a CUDA device, the student is on cpu: use OnePass"):
         CUDAGraphSampler(student(), 4)
@@ -120,9 +138,9 @@ def test_graphs_need_cuda() -> None:
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
-@pytest.mark.parametrize("kind", ["v", "edm"])
-def test_a_cuda_graph_is_the_sampler(kind: str) -> None:
-    made = student(kind).cuda()
+@pytest.mark.parametrize(("kind", "told"), [("v", "input"), ("edm", "input"), ("v", "output")])
+def test_a_cuda_graph_is_the_sampler(kind: str, told: str) -> None:
+    made = student(kind, told=told).cuda()
     graph = CUDAGraphSampler(made, 4)
     for rows in (4, 3, 9):
         z, cond = torch.randn(rows, 1, 4, 4, device="cuda"), {k: v.cuda() for k, v in condition(rows).items()}

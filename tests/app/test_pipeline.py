@@ -198,8 +198,8 @@ def test_it_comes_back_from_its_folder(classes: int | None, tmp_path: Path) -> N
     assert not any(m.training for m in loaded.student.modules())
     # And once more: what was loaded can be saved, as a pipeline and as a student.
     loaded.save_pretrained(str(tmp_path / "again"))
-    assert torch.equal(images(DSNOPipeline.from_pretrained(str(tmp_path / "again")), class_labels=labels),
-                       images(pipe, class_labels=labels))  # fmt: skip
+    again = DSNOPipeline.from_pretrained(str(tmp_path / "again"))
+    assert torch.equal(images(again, class_labels=labels), images(pipe, class_labels=labels))
     save_student(tmp_path / "student", DSNOModel.from_student(loaded.student))
     saved = read_tensors(tmp_path / "student" / "model.safetensors")
     assert saved.keys() == read_tensors(tmp_path / "pipe" / "student" / WEIGHTS).keys()
@@ -328,9 +328,16 @@ def test_the_base_class_cannot_load_it(folder: Path) -> None:
 
 def dit(guidance: bool = False) -> TrajectoryStudent:
     options = dict(
-        num_attention_heads=2, attention_head_dim=8, in_channels=4, out_channels=8, num_layers=2, norm_num_groups=4,
-        sample_size=8, patch_size=2, num_embeds_ada_norm=5,
-    )  # fmt: skip
+        num_attention_heads=2,
+        attention_head_dim=8,
+        in_channels=4,
+        out_channels=8,
+        num_layers=2,
+        norm_num_groups=4,
+        sample_size=8,
+        patch_size=2,
+        num_embeds_ada_norm=5,
+    )
     net = DiffusersNet("DiTTransformer2DModel", options)
     for p in net.parameters():
         nn.init.normal_(p, std=0.2)
@@ -342,9 +349,15 @@ def dit(guidance: bool = False) -> TrajectoryStudent:
 
 def autoencoder() -> diffusers.AutoencoderKL:
     return diffusers.AutoencoderKL(
-        block_out_channels=(4, 8), norm_num_groups=2, latent_channels=4, sample_size=16, scaling_factor=0.5,
-        shift_factor=0.1, down_block_types=("DownEncoderBlock2D",) * 2, up_block_types=("UpDecoderBlock2D",) * 2,
-    ).eval()  # fmt: skip
+        block_out_channels=(4, 8),
+        norm_num_groups=2,
+        latent_channels=4,
+        sample_size=16,
+        scaling_factor=0.5,
+        shift_factor=0.1,
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2,
+    ).eval()
 
 
 def test_latents_are_decoded_once_at_the_end(tmp_path: Path) -> None:
@@ -375,9 +388,8 @@ def test_a_student_with_guidance_is_told_the_weight(tmp_path: Path) -> None:
     low, high = latents(guidance_weight=0), latents(guidance_weight=4.0)
     assert not torch.allclose(low, high, atol=1e-4)
     torch.testing.assert_close(latents(guidance_weight=[0.0, 4.0]), torch.stack([low[0], high[1]]))
-    torch.testing.assert_close(pipe(
-        class_labels=2, seeds=[1, 1], output_type="latent", guidance_weight=4.0
-    ).images, high)  # fmt: skip
+    unsaved = pipe(class_labels=2, seeds=[1, 1], output_type="latent", guidance_weight=4.0)
+    torch.testing.assert_close(unsaved.images, high)
     for weight, message in [(None, "is told a guidance weight"), (-1, "at least 0"), ([1, 2, 3], "3 guidance weights")]:
         with pytest.raises(ValueError, match=message):
             latents(guidance_weight=weight)
@@ -387,10 +399,17 @@ def test_a_student_with_guidance_is_told_the_weight(tmp_path: Path) -> None:
 
 def test_embeddings_are_told() -> None:
     options = dict(
-        in_channels=4, out_channels=4, cross_attention_dim=6, block_out_channels=(4, 8), norm_num_groups=2,
-        layers_per_block=1, sample_size=8, attention_head_dim=4,
-        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"), up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
-    )  # fmt: skip
+        in_channels=4,
+        out_channels=4,
+        cross_attention_dim=6,
+        block_out_channels=(4, 8),
+        norm_num_groups=2,
+        layers_per_block=1,
+        sample_size=8,
+        attention_head_dim=4,
+        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+    )
     net = DiffusersNet("UNet2DConditionModel", options, text_length=3)
     pipe = DSNOPipeline.from_student(student_from_teacher(Prediction(net, Cosine(), "v"), quadratic(4)[1:]))
     text = torch.randn(2, 3, 6)

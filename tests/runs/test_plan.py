@@ -12,8 +12,8 @@ from dsno.denoise import Prediction
 from dsno.nets.iddpm import CIFAR10, IDDPMUNet
 from dsno.nets.unet import UNet
 from dsno.runs.bench import Rate
-from dsno.runs.counts import _saved, counted, student_of
-from dsno.runs.plan import Plan, Stage, _counted, _stages, plan
+from dsno.runs.counts import count_run, saved_bytes, teacher_to_count
+from dsno.runs.plan import Estimate, StageCost, plan, stage_costs
 from dsno.runs.recipes import RECIPES
 from dsno.runs.workload import Workload
 from dsno.schedule import Cosine
@@ -28,7 +28,7 @@ def small(classes: int | None = None) -> Prediction:
     return Prediction(UNet(1, 8, (8, 16), classes=classes), Cosine(), "v")
 
 
-def of(made: Plan, stage: str) -> Stage:
+def of(made: Estimate, stage: str) -> StageCost:
     return next(s for s in made.stages if s.name == stage)
 
 
@@ -37,16 +37,16 @@ def test_the_published_run_is_the_paper_s() -> None:
         "cifar10", lambda: Prediction(IDDPMUNet(**CIFAR10), Cosine(), "x0"), count=1_024_000, solver="ddim", steps=512,
         student=PUBLISHED, train=TrainConfig(steps=400_000),
     )  # fmt: skip
-    teacher = _counted(work)
+    teacher = teacher_to_count(work)
     assert next(teacher.parameters()).is_meta
-    count = counted(work, teacher)
+    count = count_run(work, teacher)
     # 35.8 GFLOP as published; its two convolutions of doubled images, 1024 and 256 pixels, take four ninths here.
     spared = 5 / 9 * 2 * 9 * 256**2 * (1024 + 256)
     assert count.evaluation + spared == pytest.approx(35.8e9, rel=2e-3)
     # Four such and the mixing: 153 GFLOP with a complex product in four real ones and an FFT; ours takes three and none.
     assert count.sample + 4 * spared == pytest.approx(153e9, rel=0.04) and count.sample > 4 * count.evaluation
     rates = dict.fromkeys(("generate", "distill"), Rate(1e-12, "1 TFLOP/s"))
-    generate, distill = _stages(work, count, rates, 8, (3, 32, 32), None)
+    generate, distill = stage_costs(work, count, rates, 8)
     assert generate.evaluations == 524_288_000 and generate.flop == pytest.approx(1.9e19, rel=0.04)
     assert distill.flop == pytest.approx(4.7e19, rel=0.06)
     assert distill.hours == pytest.approx(distill.flop / 1e12 / 8 / 3600)
@@ -68,7 +68,7 @@ def test_what_is_too_large_to_run_is_known_by_a_rate() -> None:
 
 def test_a_costly_run_is_told_what_would_be_cheaper() -> None:
     made = plan(Workload("small", small, solver="ddim", steps=512, student=PUBLISHED), **QUICK)  # type: ignore[arg-type]
-    changes = {o.change: o.hours for o in made.options}
+    changes = {o.change: o.hours for o in made.alternatives}
     assert any("--solver unipc3" in c for c in changes) and any("--where mid" in c for c in changes)
     assert all(hours < made.hours for hours in changes.values())
     assert changes["all of these"] == min(changes.values())
@@ -140,10 +140,10 @@ def test_memory_grows_with_the_batch_and_is_that_of_the_tensors() -> None:
     # What autograd keeps of one row, counted on tensors with memory.
     teacher = small()
     x, t = torch.zeros(1, 1, 8, 8), torch.full((1,), 0.5)
-    real = _saved(teacher, lambda: teacher(x, t))
+    real = saved_bytes(teacher, lambda: teacher(x, t))
     with torch.device("meta"):
         meta = small()
-    assert _saved(meta, lambda: meta(x.to("meta"), t.to("meta"))) == pytest.approx(real, rel=0.02)
+    assert saved_bytes(meta, lambda: meta(x.to("meta"), t.to("meta"))) == pytest.approx(real, rel=0.02)
 
 
 def test_a_budget_is_met_by_the_options_that_say_so() -> None:
@@ -151,10 +151,10 @@ def test_a_budget_is_met_by_the_options_that_say_so() -> None:
     free = plan(work, **QUICK)  # type: ignore[arg-type]
     made = plan(work, budget_hours=free.hours / 10, **QUICK)  # type: ignore[arg-type]
     assert not made.fits and "over the budget" in made.summary
-    fitting = [o for o in made.options if o.fits]
+    fitting = [o for o in made.alternatives if o.fits]
     assert any("--count" in o.change and "--train-steps" in o.change for o in fitting)
-    assert all((o.hours <= made.budget_hours) == o.fits for o in made.options)  # type: ignore[operator]
-    assert [o.fits for o in made.options] == sorted((o.fits for o in made.options), reverse=True)
+    assert all((o.hours <= made.budget_hours) == o.fits for o in made.alternatives)  # type: ignore[operator]
+    assert [o.fits for o in made.alternatives] == sorted((o.fits for o in made.alternatives), reverse=True)
     assert plan(work, budget_hours=10 * free.hours, **QUICK).fits  # type: ignore[arg-type]
 
 
@@ -188,5 +188,5 @@ def test_what_cannot_be_planned_is_refused() -> None:
 @pytest.mark.parametrize("name, layers", [("cifar10", 22), ("imagenet64", 29)])
 def test_a_plan_counts_the_student_that_the_recipe_would_train(name: str, layers: int) -> None:
     work = RECIPES[name].workload()
-    student = student_of(work, _counted(work))
+    student = work.student_of(teacher_to_count(work))
     assert len(student.net.temporal_layers()) == layers and student.net.told == "output" and not student.net.once

@@ -80,8 +80,10 @@ def _backbone(student: Student) -> nn.Module:
 
 def _inputs(student: Student, batch: int, cond: Cond | None) -> tuple[Tensor, dict[str, Tensor]]:
     """Noise and a condition of `batch` rows: the given one, repeated, or what the backbone says of itself."""
-    like = next(student.parameters())
-    rows = named(_described(student, like) if cond is None else map_cond(lambda c: c.to(like.device), cond))
+    backbone, like = _backbone(student), next(student.parameters())
+    if cond is None and isinstance(backbone, Backbone):
+        cond = _described(backbone, student.guided, like)
+    rows = named(map_cond(lambda c: c.to(like.device), cond))
     rows = {n: c.repeat(-(-batch // len(c)), *[1] * (c.ndim - 1))[:batch] for n, c in rows.items()}
     g = torch.Generator().manual_seed(0)
     z = torch.randn(batch, *student.shape, generator=g).to(like)
@@ -92,13 +94,10 @@ def _inputs(student: Student, batch: int, cond: Cond | None) -> tuple[Tensor, di
     }
 
 
-def _described(student: Student, like: Tensor) -> Cond | None:
-    """A row, all zeros, of what the student is told, as far as its backbone says."""
-    backbone = _backbone(student)
-    if not isinstance(backbone, Backbone):
-        return None
+def _described(backbone: Backbone, guided: bool, like: Tensor) -> Cond | None:
+    """A row, all zeros, of what a backbone says it is told, and of the guidance weight."""
     cond: Cond | None = (*example(backbone, like), None)[2]
-    if not student.guided:
+    if not guided:
         return cond
     alone = next(iter(backbone.tokens), "label")
     return {**{name or alone: c for name, c in named(cond).items()}, "weight": like.new_zeros(1)}

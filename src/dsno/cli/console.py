@@ -14,11 +14,11 @@ from rich.text import Text
 
 from dsno.measure.results import Result
 from dsno.measure.table import best, table
-from dsno.runs.plan import Plan
+from dsno.runs.plan import Estimate
 from dsno.teachers.check.verdict import Verdict
 from dsno.train import Report
 
-__all__ = ["progress", "say", "show", "show_methods", "show_options", "show_plan", "show_verdict"]
+__all__ = ["progress", "say", "show", "show_estimate", "show_methods", "show_options", "show_verdict"]
 
 SILENCE = 10.0
 """Seconds between two lines about a stage where there are no bars."""
@@ -111,15 +111,15 @@ def show_verdict(verdict: Verdict) -> None:
     console.print(Text(verdict.summary, COLOURS[verdict.state]))
 
 
-def show_plan(plan: Plan) -> None:
+def show_estimate(estimate: Estimate) -> None:
     """Print the stages, what would change them, and the sum."""
     console = Console()
-    console.print(_words(plan.rows()))
-    if plan.options:
+    console.print(_words(estimate.rows()))
+    if estimate.alternatives:
         console.print("")
-        console.print(_words(plan.choices()))
+        console.print(_words(estimate.choices()))
     console.print("")
-    console.print(Text(plan.summary, "green" if plan.fits else "bold red"))
+    console.print(Text(estimate.summary, "green" if estimate.fits else "bold red"))
 
 
 def _words(rows: Sequence[Mapping[str, str]]) -> Table:

@@ -9,7 +9,7 @@ from typing import Any, Literal
 from tyro.conf import Positional
 
 from dsno.checkpoint import write_json
-from dsno.cli.console import show_plan
+from dsno.cli.console import show_estimate
 from dsno.cli.options import device_of, new_file
 from dsno.grids import quadratic
 from dsno.runs.plan import plan
@@ -76,7 +76,7 @@ class Plan:
         made = plan(self._changed(self._workload()), self.budget_hours, device, self.devices, self.seconds)
         if self.out is not None:
             write_json(self.out, made.to_dict())
-        show_plan(made)
+        show_estimate(made)
 
     def _workload(self) -> Workload:
         """The run as the recipe has it, or the default one of a teacher."""

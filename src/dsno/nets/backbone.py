@@ -1,4 +1,10 @@
-"""Backbones: the networks that the library can rebuild from a configuration, and so store, share and lift."""
+"""Backbones: the networks that the library can rebuild from a configuration, and so store, share and lift.
+
+A backbone is a network and nothing else: it does not know what its output means (`Prediction` says that), nor whether
+it is a teacher's or a student's. What it says of itself, its configuration, the shape of a sample, what it may be
+told, which of its modules are blocks and which embed the time, is what the rest of the library needs of it, and all
+it may rely on.
+"""
 
 from __future__ import annotations
 
@@ -15,13 +21,14 @@ from dsno.denoise import Prediction
 
 __all__ = ["NETS", "Backbone", "example", "net_from_config", "sample_shape"]
 
-# Named, not imported: a U-Net of ours must not load diffusers.
 NETS: dict[str, str] = {
     "UNet": "dsno.nets.unet:UNet",
     "DiffusersNet": "dsno.nets.diffusers:DiffusersNet",
     "IDDPMUNet": "dsno.nets.iddpm:IDDPMUNet",
     "PreconditionedUNet": "dsno.nets.preconditioned:PreconditionedUNet",
 }
+"""The backbones by the `name` in their configuration: where they are, `module:class`, so that a U-Net of ours does not
+load diffusers. A network of one's own that is entered here is rebuilt from its files like any other."""
 
 
 @runtime_checkable
@@ -52,7 +59,8 @@ class Backbone(Protocol):
     def embedding(self) -> tuple[str, ...]:
         """The names of the submodules whose output (B, D) is the time embedding."""
 
-    def __call__(self, x_t: Tensor, t: Tensor, cond: Cond | None = None) -> Tensor: ...
+    def __call__(self, x_t: Tensor, t: Tensor, cond: Cond | None = None) -> Tensor:
+        """The raw output, (B, C, *spatial) like `x_t`."""
 
 
 def net_from_config(config: Mapping[str, Any]) -> nn.Module:
@@ -70,7 +78,12 @@ def net_from_config(config: Mapping[str, Any]) -> nn.Module:
 
 
 def example(net: Backbone, parameters: Tensor, rows: int = 1) -> tuple[Tensor, Tensor] | tuple[Tensor, Tensor, Cond]:
-    """Arguments of one call of `net`, all zeros, of the dtype and on the device of `parameters`."""
+    """Arguments of one call of `net` with `rows` rows, all zeros, of the dtype and on the device of `parameters`.
+
+    Returns:
+        x (rows, *shape), t (rows,), and of a network that is told something the condition: a tensor where it is one
+        thing.
+    """
     x, t = parameters.new_zeros(rows, *net.shape), parameters.new_zeros(rows)
     cond: dict[str, Tensor] = {name: parameters.new_zeros(rows, *shape) for name, shape in net.tokens.items()}
     if net.classes is not None:

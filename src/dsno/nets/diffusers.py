@@ -1,4 +1,9 @@
-"""diffusers' networks as backbones: U-Nets, DiT and flow transformers, told t in [0, 1]."""
+"""diffusers' networks as backbones: U-Nets, DiT and flow transformers, told t in [0, 1].
+
+Every class of diffusers names its arguments in its own way, counts time in its own units (training steps, a
+thousandth of the way, a quarter of the logarithm of the noise) and takes texts, pooled texts, labels or image sizes.
+One module knows these differences, so that a teacher, `lift` and a file see a network like any other.
+"""
 
 from __future__ import annotations
 
@@ -14,15 +19,21 @@ from torch import Tensor, nn
 
 from dsno.condition import Cond
 
-__all__ = ["DiffusersNet", "diffusers_shape", "model_class", "told_by"]
+__all__ = ["DiffusersNet", "TimeUnit", "diffusers_shape", "model_class"]
 
 TimeUnit = Literal["steps", "flow", "edm"]
+"""What a network calls time: training steps $K t - 1$, $K t$, or a quarter of the logarithm of the noise level."""
 
 
 @dataclass(frozen=True)
 class _Family:
-    """How a class of networks is called: the name of the state's argument, and the modules that `lift` hooks: the class of
-    the blocks, and what the names of the modules around them look like."""
+    """How a class of networks is called, and the modules that `lift` hooks.
+
+    Attributes:
+        state: The name of the state's argument.
+        blocks: The class of the blocks, `module:class` in diffusers.models.
+        around: What the names of the modules around the blocks look like.
+    """
 
     state: str
     blocks: str
@@ -44,12 +55,13 @@ _FAMILIES = {
 class DiffusersNet(nn.Module):
     r"""A network of diffusers as a `Backbone`.
 
-    It is told t in [0, 1], (B,), and the condition by the names of `tokens` and `label`; what it says of the variance is
-    dropped. The network may be of any floating-point dtype; t is never below float32, and the output has the state's.
+    It is told t in [0, 1], (B,), and the condition by the names of `tokens` and `label`; what it says of the variance
+    is dropped. The network may be of any floating-point dtype; t is never below float32, and the output has the
+    state's.
 
     Arguments:
-        model: UNet2DModel, UNet2DConditionModel, DiTTransformer2DModel or SD3Transformer2DModel: the name of the class, or a
-            network of it.
+        model: UNet2DModel, UNet2DConditionModel, DiTTransformer2DModel or SD3Transformer2DModel: the name of the class,
+            or a network of it.
         settings: The configuration of a network that is only named.
         unit: What the network calls time: `steps` $Kt - 1$, `flow` $Kt$, `edm` $\tfrac14 \log \sigma_{\max} t$.
         steps: $K$.
@@ -90,7 +102,7 @@ class DiffusersNet(nn.Module):
         self.unit, self.steps, self.sign = unit, steps, -1 if negate else 1
         self.sigma_min, self.sigma_max = sigma_min, sigma_max
         self.shape = diffusers_shape(name, settings) if shape is None else tuple(shape)
-        self.classes, self.tokens = told_by(name, settings, text_length)
+        self.classes, self.tokens = _conditions(name, settings, text_length)
         self.names = (*(("label",) if self.classes is not None else ()), *self.tokens)
         # An embedding with a row for each training step takes no fractions of one.
         self.whole_steps = settings.get("time_embedding_type") == "learned"
@@ -106,14 +118,22 @@ class DiffusersNet(nn.Module):
             if isinstance(module, LabelEmbedding):
                 module.dropout_prob = 0.0
         self.config: dict[str, Any] = {
-            "name": "DiffusersNet", "model": name, "settings": json.loads(json.dumps(settings)), "unit": unit,
-            "steps": steps, "sigma_min": sigma_min, "sigma_max": sigma_max, "negate": negate, "shape": list(self.shape),
-            "text_length": text_length, "time_ids": None if time_ids is None else list(time_ids),
-        }  # fmt: skip
+            "name": "DiffusersNet",
+            "model": name,
+            "settings": json.loads(json.dumps(settings)),
+            "unit": unit,
+            "steps": steps,
+            "sigma_min": sigma_min,
+            "sigma_max": sigma_max,
+            "negate": negate,
+            "shape": list(self.shape),
+            "text_length": text_length,
+            "time_ids": None if time_ids is None else list(time_ids),
+        }
 
     @property
     def blocks(self) -> tuple[type[nn.Module] | str, ...]:
-        """The residual blocks, and what joins their features: a U-Net's stages, the modules around a transformer's blocks."""
+        """The blocks, and what joins their features: a U-Net's stages, the modules around a transformer's blocks."""
         module, attribute = self.family.blocks.split(":")
         around = (f"model.{n}" for n, _ in self.model.named_modules() if re.fullmatch(self.family.around, n))
         return (getattr(import_module(f"diffusers.models.{module}"), attribute), *around)
@@ -142,26 +162,31 @@ class DiffusersNet(nn.Module):
 
     def forward(self, x_t: Tensor, t: Tensor, cond: Cond | None = None) -> Tensor:
         dtype = next(self.model.parameters()).dtype
-        told = self._named(cond)
+        given = self._named(cond)
         arguments: dict[str, Any] = {self.family.state: x_t.to(dtype), "timestep": self.time(t), "return_dict": False}
-        if "label" in told:
-            arguments["class_labels"] = told["label"]
-        if "text" in told:
-            arguments["encoder_hidden_states"] = told["text"].to(dtype)
+        if "label" in given:
+            arguments["class_labels"] = given["label"]
+        if "text" in given:
+            arguments["encoder_hidden_states"] = given["text"].to(dtype)
         if self.text_time:
-            ids = told.get("time_ids", self.time_ids)
+            ids = given.get("time_ids", self.time_ids)
             assert ids is not None
             arguments["added_cond_kwargs"] = {
-                "text_embeds": told["pooled"].to(dtype),
+                "text_embeds": given["pooled"].to(dtype),
                 "time_ids": ids.expand(len(x_t), -1),
             }
-        elif "pooled" in told:
-            key = "pooled_projections" if "text" in told else "class_labels"
-            arguments[key] = told["pooled"].to(dtype)
+        elif "pooled" in given:
+            key = "pooled_projections" if "text" in given else "class_labels"
+            arguments[key] = given["pooled"].to(dtype)
         output = self.model(**arguments)[0][:, : self.shape[0]]
         return self.sign * output.to(x_t.dtype)
 
     def _named(self, cond: Cond | None) -> Mapping[str, Tensor]:
+        """The condition by the names of `self.names`.
+
+        Raises:
+            ValueError: for labels that the network does not know, or if one of the names is missing.
+        """
         if not self.names:
             if isinstance(cond, Tensor) or (cond and "label" in cond):
                 raise ValueError(f"this {type(self.model).__name__} is unconditional: it is told no labels")
@@ -177,6 +202,11 @@ class DiffusersNet(nn.Module):
 
 
 def model_class(name: str) -> Any:
+    """The class of diffusers' networks of this name.
+
+    Raises:
+        ValueError: if it is none of those that `DiffusersNet` can call.
+    """
     if name not in _FAMILIES:
         raise ValueError(f"unknown network class {name}: expected one of {', '.join(_FAMILIES)}")
     import diffusers
@@ -184,7 +214,21 @@ def model_class(name: str) -> Any:
     return getattr(diffusers, name)
 
 
+def diffusers_shape(name: str, settings: Mapping[str, Any]) -> tuple[int, ...]:
+    """The shape of a sample, (C, H, W), from the name and the settings of a network's class.
+
+    Raises:
+        ValueError: if the settings do not tell the size.
+    """
+    size = settings.get("sample_size")
+    if size is None:
+        raise ValueError(f"the configuration of this {name} has no sample_size: pass shape=(C, H, W)")
+    spatial = (size, size) if isinstance(size, int) else tuple(size)
+    return (settings["in_channels"], *spatial)
+
+
 def _check_supported(name: str, settings: Mapping[str, Any]) -> None:
+    """Refuse settings under which the network would be told something that we do not tell it."""
     plain: dict[str, tuple[object, ...]] = {}
     if name == "UNet2DConditionModel":
         plain = dict.fromkeys(
@@ -199,21 +243,13 @@ def _check_supported(name: str, settings: Mapping[str, Any]) -> None:
     given, made = settings["in_channels"], settings.get("out_channels") or settings["in_channels"]
     if made not in (given, 2 * given):
         raise ValueError(
-            f"this {name} takes {given} channels and gives {made}: a denoiser gives as many as it takes, or twice as many "
-            "with a learned variance (is it an inpainting or a depth model?)"
+            f"this {name} takes {given} channels and gives {made}: a denoiser gives as many as it takes, or twice as "
+            "many with a learned variance (is it an inpainting or a depth model?)"
         )
 
 
-def diffusers_shape(name: str, settings: Mapping[str, Any]) -> tuple[int, ...]:
-    size = settings.get("sample_size")
-    if size is None:
-        raise ValueError(f"the configuration of this {name} has no sample_size: pass shape=(C, H, W)")
-    spatial = (size, size) if isinstance(size, int) else tuple(size)
-    return (settings["in_channels"], *spatial)
-
-
-def told_by(name: str, settings: Mapping[str, Any], length: int) -> tuple[int | None, dict[str, tuple[int, ...]]]:
-    """The number of classes, and the shapes of what else the network is told."""
+def _conditions(name: str, settings: Mapping[str, Any], length: int) -> tuple[int | None, dict[str, tuple[int, ...]]]:
+    """The number of classes or None, and by name the shape of one row of what else the network is told."""
     if name == "DiTTransformer2DModel":
         return settings["num_embeds_ada_norm"], {}
     if name == "SD3Transformer2DModel":

@@ -1,33 +1,32 @@
-r"""The networks of EDM and EDM2, as backbones: DDPM++ and NCSN++ (`SongUNet`), ADM (`DhariwalUNet`) and the
-magnitude-preserving U-Net (`MagnitudeUNet`), under the preconditioning they were trained with (`PreconditionedUNet`).
+r"""The architectures that EDM trains: DDPM++ and NCSN++ (`SongUNet`), and ADM (`DhariwalUNet`).
 
-The architectures are called as `net(x, noise, label)` with the noise label `noise` (B,) and one-hot classes (B, K); the
-backbone computes both from (t, cond). Parameters bear the names that published weights know them by.
+They are called as `net(x, noise, label)` with the noise label `noise` (B,) and one-hot classes (B, K);
+`PreconditionedUNet` computes both from (t, cond) and makes a backbone of them. Parameters bear the names that published
+weights know them by. The walk down and up that they share with EDM2's network is in `walk`.
 
-All are walks along one pair of chains, an encoder whose every output is kept and a decoder that takes them back in
-reverse. As in `unet`, a block is called as `block(h, emb)` or `block(h, emb, skip)` and everything between two blocks is
-row by row, so that `lift` may change how many rows of the batch each of them sees.
+Source: Karras et al., 2022 (arXiv 2206.00364).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-__all__ = ["Block", "DhariwalUNet", "SongUNet", "attend", "chains", "down_and_up", "filtered", "heads_apart"]
+from dsno.nets.walk import Frequencies, Resample, attend, down_and_up, encoder_and_decoder, filtered, heads_apart
 
-Resample = Literal["", "down", "up"]
+__all__ = ["Block", "DhariwalUNet", "SongUNet"]
 
 
 class Conv(nn.Module):
     """A convolution, or none where `kernel` is 0, behind a separable filter that halves or doubles the image.
 
-    It has no `out_channels`, so that no `lift` takes it for a residual block.
+    (B, C_in, H, W) to (B, C_out, H, W), or half or twice the sides. It has no `out_channels`, so that no `lift` takes
+    it for a residual block.
     """
 
     def __init__(
@@ -48,27 +47,8 @@ class Conv(nn.Module):
         return x if self.weight is None else F.conv2d(x, self.weight, self.bias, padding=self.weight.shape[-1] // 2)
 
 
-def filtered(x: Tensor, taps: Tensor, resample: Resample, pad: int | None = None) -> Tensor:
-    """Halve (filter, keep every second pixel) or double (the transpose) the image; `taps` (1, 1, n, n), n even."""
-    pad = (taps.shape[-1] - 1) // 2 if pad is None else pad
-    each = taps.to(x.dtype).expand(x.shape[1], -1, -1, -1)
-    if resample == "down":
-        return F.conv2d(x, each, stride=2, padding=pad, groups=x.shape[1])
-    return F.conv_transpose2d(x, 4 * each, stride=2, padding=pad, groups=x.shape[1])
-
-
 def _groups(channels: int) -> int:
     return min(32, channels // 4)
-
-
-def heads_apart(qkv: Tensor, heads: int) -> Tensor:
-    """(B, 3C, H, W), with query, key and value side by side for every channel, as (3, B, heads, H W, C / heads)."""
-    return qkv.reshape(qkv.shape[0], heads, -1, 3, qkv.shape[2] * qkv.shape[3]).permute(3, 0, 1, 4, 2)
-
-
-def attend(qkv: Tensor, shape: torch.Size) -> Tensor:
-    q, k, v = qkv
-    return F.scaled_dot_product_attention(q, k, v).transpose(-1, -2).reshape(shape)
 
 
 class Block(nn.Module):
@@ -78,13 +58,22 @@ class Block(nn.Module):
        h = \mathrm{silu}(\mathrm{norm}_1(h)(1 + a) + b) \ \text{or} \ \mathrm{silu}(\mathrm{norm}_1(h + b)), \quad
        y = g\,(\mathrm{skip}(x) + \mathrm{conv}_1 h), $$
 
-    with $(a, b)$ linear in the embedding, and then $y \leftarrow g\,(y + \mathrm{attention}(y))$.
+    with $(a, b)$, or $b$, linear in the embedding, and then $y \leftarrow g\,(y + \mathrm{attention}(y))$.
 
     Arguments:
+        in_channels: Channels of $x$, those of a skip connection included.
+        out_channels: Channels of $y$.
+        emb_channels: D of the embedding (B, D).
+        resample: Whether $\mathrm{conv}_0$ and the shortcut halve or double the image.
         heads: Attention heads; 0 for no attention.
         gain: $g$; $\sqrt{1/2}$ keeps the variance of the sum of two.
         adaptive: The first form of $h$, with a scale, or the second.
+        dropout: Dropout probability, in front of $\mathrm{conv}_1$.
+        taps: Taps of the filter that halves and doubles.
+        eps: What the normalisations add to the variance.
         project: Whether the shortcut of a resampling block has a convolution though the channels stay.
+
+    Call: `(h, emb)` or `(h, emb, skip)`, where $x$ is h and skip side by side.
     """
 
     def __init__(
@@ -125,12 +114,12 @@ class Block(nn.Module):
     def forward(self, h: Tensor, emb: Tensor, skip: Tensor | None = None) -> Tensor:
         x = h if skip is None else torch.cat([h, skip], 1)
         h = self.conv0(F.silu(self.norm0(x)))
-        told = self.affine(emb)[..., None, None]
+        ab = self.affine(emb)[..., None, None]
         if self.adaptive:
-            scale, shift = told.chunk(2, 1)
-            h = F.silu(self.norm1(h) * (1 + scale) + shift)
+            a, b = ab.chunk(2, 1)
+            h = F.silu(self.norm1(h) * (1 + a) + b)
         else:
-            h = F.silu(self.norm1(h + told))
+            h = F.silu(self.norm1(h + ab))
         h = self.conv1(F.dropout(h, self.dropout, self.training))
         y = self.gain * ((x if self.skip is None else self.skip(x)) + h)
         if self.heads:
@@ -144,7 +133,10 @@ class Stem(Conv):
 
 
 class Side(Conv):
-    """A convolution of the image pyramid beside the blocks; added to the blocks' features where they are given."""
+    """A convolution of the image pyramid beside the blocks; added to the blocks' features where they are given.
+
+    With `fused` it is convolved before it is filtered: one operation, as published.
+    """
 
     def __init__(self, *args: Any, gain: float = 1.0, fused: bool = False) -> None:
         super().__init__(*args)
@@ -173,21 +165,8 @@ class Head(Conv):
         return out if side is None else side + out
 
 
-class Frequencies(nn.Module):
-    """Random features of the noise label. They keep their precision when the network is cast to half of it: frequencies
-    of hundreds, rounded to three digits, would turn every phase by radians."""
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> nn.Module:
-        before = dict(self.named_buffers())
-        super()._apply(fn, recurse)
-        for name, after in self.named_buffers():
-            if after.dtype in (torch.float16, torch.bfloat16) and not after.is_meta:
-                self.register_buffer(name, before[name].to(after.device))
-        return self
-
-
 class Fourier(Frequencies):
-    r"""$(\cos 2\pi f c, \sin 2\pi f c)$ at fixed random frequencies $f \sim \mathcal N(0, 16^2)$; (B,) to (B, channels)."""
+    r"""$(\cos 2\pi f c, \sin 2\pi f c)$ at fixed random $f \sim \mathcal N(0, 16^2)$; c (B,) to (B, channels)."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -199,7 +178,7 @@ class Fourier(Frequencies):
 
 
 class Positional(nn.Module):
-    r"""$(\cos f c, \sin f c)$ at frequencies falling geometrically from 1 to (`endpoint`) or towards $10^{-4}$."""
+    r"""$(\cos f c, \sin f c)$ at f falling from 1 to (`endpoint`) or towards $10^{-4}$; c (B,) to (B, channels)."""
 
     def __init__(self, channels: int, endpoint: bool) -> None:
         super().__init__()
@@ -209,56 +188,6 @@ class Positional(nn.Module):
         power = torch.arange(self.count, device=noise.device, dtype=noise.dtype) / self.last
         angle = torch.outer(noise, 1e-4**power)
         return torch.cat([angle.cos(), angle.sin()], 1)
-
-
-def chains(
-    resolution: int,
-    stem: nn.Module,
-    width: int,
-    widths: Sequence[int],
-    num_blocks: int,
-    make: Callable[[int, int, int, str, Resample], nn.Module],
-    beside: Callable[[str, int, int, int], Mapping[str, nn.Module]] = lambda chain, level, size, width: {},
-) -> tuple[nn.ModuleDict, nn.ModuleDict, int]:
-    """Encoder and decoder of a U-Net in the order they run, under their published names; and the last width.
-
-    `make(channels_in, channels_out, size, name, resample)` makes a block, where the channels of a skip connection count
-    as input; `beside(chain, level, size, width)` what follows the resampling (`enc`) or the last block (`dec`) of a level.
-    """
-    enc, dec = nn.ModuleDict({f"{resolution}x{resolution}_conv": stem}), nn.ModuleDict()
-    kept = [width]
-    for level, target in enumerate(widths):
-        size = resolution >> level
-        if level:
-            enc[f"{size}x{size}_down"] = make(width, width, size, "down", "down")
-            enc.update(beside("enc", level, size, width))
-            kept.append(width)
-        for i in range(num_blocks):
-            enc[f"{size}x{size}_block{i}"] = make(width, target, size, f"enc_block{i}", "")
-            kept.append(width := target)
-    for level, target in reversed(list(enumerate(widths))):
-        size = resolution >> level
-        if level == len(widths) - 1:
-            for name in ("in0", "in1"):
-                dec[f"{size}x{size}_{name}"] = make(width, width, size, name, "")
-        else:
-            dec[f"{size}x{size}_up"] = make(width, width, size, "up", "up")
-        for i in range(num_blocks + 1):
-            dec[f"{size}x{size}_block{i}"] = make(width + kept.pop(), target, size, f"dec_block{i}", "")
-            width = target
-        dec.update(beside("dec", level, size, width))
-    return enc, dec, width
-
-
-def down_and_up(enc: nn.ModuleDict, dec: nn.ModuleDict, x: Tensor, emb: Tensor) -> Tensor:
-    """The walk where nothing runs beside the blocks."""
-    kept: list[Tensor] = []
-    for name, block in enc.items():
-        x = block(x) if name.endswith("conv") else block(x, emb)
-        kept.append(x)
-    for name, block in dec.items():
-        x = block(x, emb, kept.pop()) if "block" in name else block(x, emb)
-    return x
 
 
 class SongUNet(nn.Module):
@@ -333,15 +262,13 @@ class SongUNet(nn.Module):
         self.map_augment = nn.Linear(augment_dim, features, bias=False) if augment_dim else None
         self.map_layer0, self.map_layer1 = nn.Linear(features, emb), nn.Linear(emb, emb)
         image = in_channels  # The width of what runs beside the encoder.
+        song: dict[str, Any] = dict(gain=math.sqrt(0.5), eps=1e-6, adaptive=False, project=True)
 
         def make(c_in: int, c_out: int, size: int, name: str, resample: Resample) -> Block:
             attends = name == "in0" or (
                 size in attn_resolutions and (name.startswith("enc_block") or name == f"dec_block{num_blocks}")
             )
-            return Block(
-                c_in, c_out, emb, resample, int(attends), dropout, resample_filter,
-                gain=math.sqrt(0.5), eps=1e-6, adaptive=False, project=True,
-            )  # fmt: skip
+            return Block(c_in, c_out, emb, resample, int(attends), dropout, resample_filter, **song)
 
         def beside(chain: str, level: int, size: int, width: int) -> dict[str, nn.Module]:
             nonlocal image
@@ -363,7 +290,9 @@ class SongUNet(nn.Module):
 
         widths = [model_channels * mult for mult in channel_mult]
         stem = Stem(in_channels, model_channels, 3)
-        self.enc, self.dec, _ = chains(img_resolution, stem, model_channels, widths, num_blocks, make, beside)
+        self.enc, self.dec, _ = encoder_and_decoder(
+            img_resolution, stem, model_channels, widths, num_blocks, make, beside
+        )
 
     def forward(self, x: Tensor, noise: Tensor, label: Tensor | None = None) -> Tensor:
         cosines, sines = self.map_noise(noise).to(x.dtype).chunk(2, 1)
@@ -436,7 +365,7 @@ class DhariwalUNet(nn.Module):
 
         widths = [model_channels * mult for mult in channel_mult]
         stem = Stem(in_channels, widths[0], 3)
-        self.enc, self.dec, width = chains(img_resolution, stem, widths[0], widths, num_blocks, make)
+        self.enc, self.dec, width = encoder_and_decoder(img_resolution, stem, widths[0], widths, num_blocks, make)
         self.out_norm = HeadNorm(_groups(width), width, 1e-5)
         self.out_conv = Head(width, out_channels, 3)
         nn.init.zeros_(self.out_conv.get_parameter("weight"))

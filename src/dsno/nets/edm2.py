@@ -1,17 +1,24 @@
-"""The magnitude-preserving U-Net of EDM2 (Karras et al., 2024, arXiv 2312.02696)."""
+"""The magnitude-preserving U-Net of EDM2 (Karras et al., 2023, arXiv 2312.02696).
+
+No layer changes the expected magnitude of what passes through it, the root mean square of the features: weights are
+normalised, activations divided by what they take away, sums and concatenations weighed so that independent parts of
+magnitude 1 make a whole of magnitude 1. There are no biases and no normalisations but one over channels in the
+encoder. Equations are numbered as in the paper. Names as in `edm`.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from dsno.nets.edm import Frequencies, Resample, attend, chains, down_and_up, filtered, heads_apart
+from dsno.nets.walk import Frequencies, Resample, attend, down_and_up, encoder_and_decoder, filtered, heads_apart
 
-__all__ = ["MagnitudeBlock", "MagnitudeUNet"]
+__all__ = ["MagnitudeUNet"]
 
 
 def _unit(x: Tensor, dims: list[int]) -> Tensor:
@@ -83,6 +90,9 @@ class MagnitudeBlock(nn.Module):
 
     then $x \leftarrow \mathrm{blend}(x, \mathrm{attention}(x))$ with queries, keys and values of unit magnitude. In the
     encoder the skip convolution and a normalisation over channels come first, for both branches.
+
+    Arguments as of `MagnitudeUNet`; `encoder` says where the block is. Call: `(x, emb)` or `(x, emb, skip)`, with x
+    (B, C, H, W), emb (B, D) and the skip connection's features beside x.
     """
 
     def __init__(
@@ -194,22 +204,30 @@ class MagnitudeUNet(nn.Module):
         self.emb_noise = MagnitudeConv(features, emb)
         self.emb_label = MagnitudeConv(label_dim, emb) if label_dim else None
 
+        shared: dict[str, Any] = {
+            "channels_per_head": channels_per_head,
+            "dropout": dropout,
+            "res_balance": res_balance,
+            "attn_balance": attn_balance,
+            "concat_balance": concat_balance,
+            "clip_act": clip_act,
+            "resample_filter": resample_filter,
+        }
+
         def make(c_in: int, c_out: int, size: int, name: str, resample: Resample) -> MagnitudeBlock:
+            encoder = name == "down" or name.startswith("enc")
             attends = name == "in0" or (size in attn_resolutions and "block" in name)
-            return MagnitudeBlock(
-                c_in, c_out, emb, name == "down" or name.startswith("enc"), resample, attends, channels_per_head,
-                dropout, res_balance, attn_balance, concat_balance, clip_act, resample_filter,
-            )  # fmt: skip
+            return MagnitudeBlock(c_in, c_out, emb, encoder, resample, attends, **shared)
 
         # One channel of ones beside the image is the bias that the convolutions do not have.
         stem = MagnitudeStem(img_channels + 1, widths[0], (3, 3))
-        self.enc, self.dec, width = chains(img_resolution, stem, widths[0], widths, num_blocks, make)
+        self.enc, self.dec, width = encoder_and_decoder(img_resolution, stem, widths[0], widths, num_blocks, make)
         self.out_conv = MagnitudeHead(width, img_channels, (3, 3))
 
     def forward(self, x: Tensor, noise: Tensor, label: Tensor | None = None) -> Tensor:
         emb = self.emb_noise(self.emb_fourier(noise).to(x.dtype))
         if self.emb_label is not None and label is not None:
-            told = self.emb_label(label.to(x.dtype) * math.sqrt(self.label_dim))
-            emb = _blend(emb, told, self.label_balance)
+            label_emb = self.emb_label(label.to(x.dtype) * math.sqrt(self.label_dim))
+            emb = _blend(emb, label_emb, self.label_balance)
         x = torch.cat([x, torch.ones_like(x[:, :1])], 1)
         return self.out_conv(down_and_up(self.enc, self.dec, x, _silu(emb)), self.out_gain)

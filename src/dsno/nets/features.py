@@ -1,4 +1,9 @@
-"""A small classifier whose features a quality or a perceptual distance is measured in."""
+"""A small classifier whose features a quality or a perceptual distance is measured in, and its files.
+
+Distances like FID are distances of features, usually of a network trained on photographs of 299 pixels. On digits of
+8 pixels such features say little, so the recipes train a network of this kind on the data itself; what it was trained
+on is part of its name, and with it of every result.
+"""
 
 from __future__ import annotations
 
@@ -40,8 +45,12 @@ class FeatureNet(nn.Module):
             )
         self.name, self.channels = name, channels
         self.config: dict[str, object] = {
-            "name": name, "channels": channels, "classes": classes, "width": width, "dim": dim,
-        }  # fmt: skip
+            "name": name,
+            "channels": channels,
+            "classes": classes,
+            "width": width,
+            "dim": dim,
+        }
         widths = [channels, width, 2 * width, 4 * width]
         self.convs = nn.ModuleList(nn.Conv2d(i, o, 3, padding=1) for i, o in pairwise(widths))
         self.norms = nn.ModuleList(nn.GroupNorm(4, o) for o in widths[1:])
@@ -58,7 +67,9 @@ class FeatureNet(nn.Module):
         return nnf.silu(self.penultimate(nnf.adaptive_avg_pool2d(self.maps(x)[-1], 2).flatten(1)))
 
     def maps(self, x: Tensor) -> list[Tensor]:
-        """The feature maps after each convolution, what a perceptual distance compares; H and W at least 4.
+        """What a perceptual distance compares: the feature maps after each convolution, H and W at least 4.
+
+        (B, width, H, W), (B, 2 width, H/2, W/2) and (B, 4 width, H/4, W/4), sizes rounded down.
 
         Raises:
             ValueError: for another number of channels, or smaller images.

@@ -20,20 +20,33 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from dsno.condition import Cond
+from dsno.condition import Cond, label_of
 from dsno.nets.unet import Stem, time_embedding
 from dsno.schedule import Cosine
 
 __all__ = ["CIFAR10", "IMAGENET64", "Block", "Head", "IDDPMUNet", "published_blocks"]
 
 CIFAR10: dict[str, Any] = {
-    "image_size": 32, "channels": 256, "ch_mult": (1, 1, 1), "blocks": 3, "attention": (16, 8), "dropout": 0.2
-}  # fmt: skip
+    "image_size": 32,
+    "channels": 256,
+    "ch_mult": (1, 1, 1),
+    "blocks": 3,
+    "attention": (16, 8),
+    "dropout": 0.2,
+}
+"""Of 60 million parameters, for images of 32 pixels."""
 
 IMAGENET64: dict[str, Any] = {
-    "image_size": 64, "channels": 192, "ch_mult": (1, 2, 3, 4), "blocks": 3, "attention": (32, 16, 8), "head_dim": 64,
-    "dropout": 0.1, "classes": 1000,
-}  # fmt: skip
+    "image_size": 64,
+    "channels": 192,
+    "ch_mult": (1, 2, 3, 4),
+    "blocks": 3,
+    "attention": (32, 16, 8),
+    "head_dim": 64,
+    "dropout": 0.1,
+    "classes": 1000,
+}
+"""Of 296 million parameters, for images of 64 pixels in 1000 classes."""
 
 L = TypeVar("L", bound=nn.Linear | nn.Conv2d)
 
@@ -194,11 +207,21 @@ class IDDPMUNet(nn.Module):
                     f"multiple of {groups} and of {parts}"
                 )
         self.config: dict[str, Any] = {
-            "name": "IDDPMUNet", "in_channels": in_channels, "image_size": image_size, "channels": channels,
-            "ch_mult": list(ch_mult), "blocks": blocks, "attention": list(attention), "heads": heads,
-            "head_dim": head_dim, "dropout": dropout, "classes": classes, "emb_dim": emb_dim,
-            "log_snr_min": log_snr_min, "log_snr_max": log_snr_max,
-        }  # fmt: skip
+            "name": "IDDPMUNet",
+            "in_channels": in_channels,
+            "image_size": image_size,
+            "channels": channels,
+            "ch_mult": list(ch_mult),
+            "blocks": blocks,
+            "attention": list(attention),
+            "heads": heads,
+            "head_dim": head_dim,
+            "dropout": dropout,
+            "classes": classes,
+            "emb_dim": emb_dim,
+            "log_snr_min": log_snr_min,
+            "log_snr_max": log_snr_max,
+        }
         self.shape, self.classes = (in_channels, image_size, image_size), classes
         self.schedule = Cosine(log_snr_min, log_snr_max)
         dim = emb_dim or 4 * channels
@@ -235,9 +258,8 @@ class IDDPMUNet(nn.Module):
         u = (self.schedule.a * t + self.schedule.b) / (math.pi / 2)
         emb = self.emb(time_embedding(u, self.emb_in).to(x.dtype))
         if self.label is not None:
-            if cond is None:
+            if (label := label_of(cond)) is None:
                 raise ValueError("this U-Net is class conditional: pass labels of shape (B,) as cond")
-            label = cond["label"] if isinstance(cond, Mapping) else cond
             emb = emb + F.embedding(label, self.label.weight.T) + self.label.bias
         h = self.stem(x)
         skips = [h]

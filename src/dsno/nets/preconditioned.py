@@ -1,4 +1,12 @@
-"""EDM's networks as backbones: with the conditioning of (Karras et al., 2022, arXiv 2206.00364) around them."""
+r"""EDM's networks as backbones: the architectures of `edm` and `edm2` with what they are told of time and class.
+
+Karras et al., 2022 (arXiv 2206.00364, table 1) put their own networks and those that others had trained into one form,
+
+$$ D(x; \sigma) = c_{\text{skip}} \, x + c_{\text{out}} \, F(c_{\text{in}} \, x; c_{\text{noise}}), $$
+
+with four functions of $\sigma$. Three of them are the *kind* of a prediction on its schedule (`denoise`); what is
+left is $c_{\text{noise}}$, the noise label, and the sign or the half of the output that counts.
+"""
 
 from __future__ import annotations
 
@@ -18,21 +26,10 @@ from dsno.schedule import Tabulated
 __all__ = ["PreconditionedUNet", "iddpm_schedule", "iddpm_sigmas"]
 
 _ARCHITECTURES: dict[str, type[SongUNet | DhariwalUNet | MagnitudeUNet]] = {
-    "SongUNet": SongUNet, "DhariwalUNet": DhariwalUNet, "MagnitudeUNet": MagnitudeUNet,
-}  # fmt: skip
-
-
-def iddpm_sigmas(steps: int = 1000, c_1: float = 0.001, c_2: float = 0.008) -> Tensor:
-    r"""The noise levels $u_0 > \dots > u_M = 0$ of iDDPM (Karras et al., 2022, table 1), (M + 1,) float64.
-
-    $$ u_{j-1}^2 + 1 = \frac{u_j^2 + 1}{\max(\bar\alpha_{j-1} / \bar\alpha_j, C_1)}, \qquad
-       \bar\alpha_j = \sin^2 \Big( \frac{\pi}{2} \frac{j}{M (C_2 + 1)} \Big) $$
-    """
-    j = torch.arange(steps + 1, dtype=torch.float64, device="cpu")
-    bar = torch.sin(torch.pi / 2 * j / (steps * (c_2 + 1))) ** 2
-    ratio = (bar[:-1] / bar[1:]).clamp_min(c_1)
-    rise = torch.cat([ratio.new_zeros(1), -ratio.flip(0).log().cumsum(0)])
-    return torch.expm1(rise).sqrt().flip(0)
+    "SongUNet": SongUNet,
+    "DhariwalUNet": DhariwalUNet,
+    "MagnitudeUNet": MagnitudeUNet,
+}
 
 
 class PreconditionedUNet(nn.Module):
@@ -43,10 +40,11 @@ class PreconditionedUNet(nn.Module):
     | `edm` | `VE(sigma_max)` | `edm` | $\tfrac14 \ln \sigma$ | $F$ |
     | `vp` | `VPLinear` | `eps` | $(M - 1)\, t$ | $F$ |
     | `ve` | `VE(sigma_max)` | `eps` | $\ln \tfrac12 \sigma$ | $-F$ |
-    | `iddpm` | `Tabulated`, of $1 / (1 + u_j^2)$ | `eps` | $M - 1 - j$ of the nearest level $u_j$ | the first half of $F$ |
+    | `iddpm` | `iddpm_schedule` | `eps` | $M - 1 - j$ of the nearest level $u_j$ | the first half of $F$ |
 
-    with $\sigma = \sigma_{\max} t$. Below its smallest level (`sigma_min`, or $u_{M-1}$) the network is told that one: $\ln 0$ is no
-    number, smaller levels were hardly seen in training, and what it answers there counts for little ($\hat x_0 \approx x_t$).
+    with $\sigma = \sigma_{\max} t$. Below its smallest level (`sigma_min`, or $u_{M-1}$) the network is told that one:
+    $\ln 0$ is no number, smaller levels were hardly seen in training, and what it answers there counts for little
+    ($\hat x_0 \approx x_t$).
 
     Arguments:
         net: Arguments of the architecture, and its name under `type`.
@@ -57,13 +55,13 @@ class PreconditionedUNet(nn.Module):
         c_1: $C_1$ of `iddpm_sigmas`.
         c_2: $C_2$ of `iddpm_sigmas`.
 
-    Call: `(x, t, cond)` with x (B, C, H, W), t (B,) in [0, 1] and cond (B,) integer labels, bare or under `label`; the label K
-    (= `classes`) and no condition at all both mean "no class". Computes in the dtype of the weights and answers in that
-    of x, (B, C, H, W).
+    Call: `(x, t, cond)` with x (B, C, H, W), t (B,) in [0, 1] and cond (B,) integer labels, bare or under `label`; the
+    label K (= `classes`) and no condition at all both mean "no class". Computes in the dtype of the weights and answers
+    in that of x, (B, C, H, W).
 
     Raises:
-        ValueError: for an unknown architecture, preconditioning or key; when called, for labels outside [0, K], of another
-            dtype or shape, or where the network takes none.
+        ValueError: for an unknown architecture, preconditioning or key; when called, for labels outside [0, K], of
+            another dtype or shape, or where the network takes none.
 
     Source: Karras et al., 2022 (arXiv 2206.00364), table 1; Karras et al., 2023 (arXiv 2312.02696).
     """
@@ -91,9 +89,15 @@ class PreconditionedUNet(nn.Module):
             raise ValueError(f"sigma_min must be positive and below sigma_max, got {sigma_min} and {sigma_max}")
         self.model: nn.Module = build(_ARCHITECTURES[kind], arguments, f"the arguments of {kind}")
         self.config: dict[str, Any] = {
-            "name": "PreconditionedUNet", "net": dict(net), "precond": precond, "sigma_max": sigma_max,
-            "sigma_min": sigma_min, "steps": steps, "c_1": c_1, "c_2": c_2,
-        }  # fmt: skip
+            "name": "PreconditionedUNet",
+            "net": dict(net),
+            "precond": precond,
+            "sigma_max": sigma_max,
+            "sigma_min": sigma_min,
+            "steps": steps,
+            "c_1": c_1,
+            "c_2": c_2,
+        }
         self.precond, self.sigma_max, self.sigma_min, self.steps = precond, sigma_max, sigma_min, steps
         size = int(arguments["img_resolution"])
         self.shape = (int(arguments["img_channels" if kind == "MagnitudeUNet" else "in_channels"]), size, size)
@@ -137,11 +141,28 @@ class PreconditionedUNet(nn.Module):
             wrong = label[(label < 0) | (label > self.classes)]
             if len(wrong):
                 raise ValueError(
-                    f"label {int(wrong[0])} is not a class: expected 0 to {self.classes - 1}, or {self.classes} for none"
+                    f"label {int(wrong[0])} is not a class: "
+                    f"expected 0 to {self.classes - 1}, or {self.classes} for none"
                 )
         return F.embedding(label.to(device, torch.int64), torch.eye(self.classes + 1, self.classes, device=device))
 
 
+def iddpm_sigmas(steps: int = 1000, c_1: float = 0.001, c_2: float = 0.008) -> Tensor:
+    r"""The noise levels $u_0 > \dots > u_M = 0$ of iDDPM (Karras et al., 2022, table 1), (M + 1,) float64.
+
+    $$ u_{j-1}^2 + 1 = \frac{u_j^2 + 1}{\max(\bar\alpha_{j-1} / \bar\alpha_j, C_1)}, \qquad
+       \bar\alpha_j = \sin^2 \Big( \frac{\pi}{2} \frac{j}{M (C_2 + 1)} \Big) $$
+    """
+    j = torch.arange(steps + 1, dtype=torch.float64, device="cpu")
+    bar = torch.sin(torch.pi / 2 * j / (steps * (c_2 + 1))) ** 2
+    ratio = (bar[:-1] / bar[1:]).clamp_min(c_1)
+    rise = torch.cat([ratio.new_zeros(1), -ratio.flip(0).log().cumsum(0)])
+    return torch.expm1(rise).sqrt().flip(0)
+
+
 def iddpm_schedule(u: Tensor) -> Tabulated:
-    r"""The path on which step $k = M - 1 - j$ has the noise level $u_j$; so $t = (k + 1) / M$ there."""
+    r"""The schedule on which step $k = M - 1 - j$, at $t = (k + 1) / M$, has the noise level $u_j$, (M + 1,).
+
+    $$ \bar\alpha_k = 1 / (1 + u_j^2) $$
+    """
     return Tabulated((1 / (1 + u[:-1].flip(0) ** 2)).tolist())

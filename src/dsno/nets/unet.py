@@ -1,5 +1,7 @@
-r"""A small U-Net for signals, images and volumes, the backbone of the recipes: residual blocks told the time, attention
-where it is cheap.
+r"""A small U-Net for signals, images and volumes, the backbone of the recipes.
+
+Residual blocks are told the time as scale and shift (Dhariwal & Nichol, 2021, arXiv 2105.05233); attention is where
+it is cheap; what starts at zero makes a fresh network answer zero.
 
 Features are (B, C, *spatial) with one to three spatial directions; convolutions and pools follow their number, nothing
 else depends on it. Every block is called as `block(h, emb)` or, on the way up, `block(h, emb, skip)`, and does its own
@@ -16,14 +18,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from dsno.condition import Cond
+from dsno.condition import Cond, label_of
 
 __all__ = ["Block", "Head", "PaddingMode", "Stem", "UNet", "depth_to_space", "space_to_depth", "time_embedding"]
 
 PaddingMode = Literal["zeros", "circular", "reflect", "replicate"]
 
 _CONV: dict[int, type[nn.Conv1d | nn.Conv2d | nn.Conv3d]] = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
-
 _POOL = {1: F.avg_pool1d, 2: F.avg_pool2d, 3: F.avg_pool3d}
 
 
@@ -46,7 +47,7 @@ def space_to_depth(x: Tensor, patch: int) -> Tensor:
 
 
 def depth_to_space(x: Tensor, patch: int) -> Tensor:
-    """The inverse of `space_to_depth`."""
+    """The inverse of `space_to_depth`: (B, C patch^rank, *spatial) to (B, C, *(spatial * patch))."""
     if patch == 1:
         return x
     rank = x.ndim - 2
@@ -169,7 +170,8 @@ class UNet(nn.Module):
         padding_mode: What the convolutions see beyond the border; `circular` for periodic data.
         null: Know one more label, `classes`, that stands for none: what guidance subtracts.
 
-    Call: `(x, t, cond)` with x (B, C, *spatial), t (B,) in [0, 1], cond (B,) integer labels, bare or under `label`; returns
+    Call: `(x, t, cond)` with x (B, C, *spatial), t (B,) in [0, 1], cond (B,) integer labels, bare or under `label`;
+        returns
     (B, C, *spatial).
 
     Raises:
@@ -210,14 +212,23 @@ class UNet(nn.Module):
                 )
             if size // patch % 2 ** (levels - 1):
                 raise ValueError(
-                    f"images of {size // patch} pixels cannot be halved {levels - 1} times: use fewer levels in `channels`"
+                    f"images of {size // patch} pixels cannot be halved {levels - 1} times: "
+                    "use fewer levels in `channels`"
                 )
         self.config: dict[str, Any] = {
-            "in_channels": in_channels, "image_size": image_size if isinstance(image_size, int) else list(spatial),
-            "channels": list(channels), "blocks": blocks, "attention": list(attention), "head_dim": head_dim,
-            "dropout": dropout, "classes": classes, "emb_dim": emb_dim, "patch": patch, "padding_mode": padding_mode,
+            "in_channels": in_channels,
+            "image_size": image_size if isinstance(image_size, int) else list(spatial),
+            "channels": list(channels),
+            "blocks": blocks,
+            "attention": list(attention),
+            "head_dim": head_dim,
+            "dropout": dropout,
+            "classes": classes,
+            "emb_dim": emb_dim,
+            "patch": patch,
+            "padding_mode": padding_mode,
             "null": null,
-        }  # fmt: skip
+        }
         self.shape, self.classes, self.patch = (in_channels, *spatial), classes, patch
         dim = emb_dim or 4 * channels[0]
         self.emb_in = channels[0]
@@ -251,9 +262,9 @@ class UNet(nn.Module):
     def forward(self, x: Tensor, t: Tensor, cond: Cond | None = None) -> Tensor:
         emb = self.emb(time_embedding(t, self.emb_in).to(x.dtype))
         if self.label is not None:
-            if cond is None:
+            if (label := label_of(cond)) is None:
                 raise ValueError("this U-Net is class conditional: pass labels of shape (B,) as cond")
-            emb = emb + self.label(cond["label"] if isinstance(cond, Mapping) else cond)
+            emb = emb + self.label(label)
         # Outside the blocks: row by row it is the same for `lift`, and all blocks count positions alike.
         h = self.stem(space_to_depth(x, self.patch))
         skips = [h]

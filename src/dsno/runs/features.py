@@ -1,9 +1,12 @@
-"""Training of the feature network that qualities are measured in."""
+"""Training of the feature network that qualities and perceptual distances are measured in: a small classifier.
+
+What is optimised must not be what is measured, so a perceptual loss has a feature network of its own, of another seed.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -20,17 +23,16 @@ __all__ = ["train_features"]
 class _Classify:
     """Cross-entropy on labelled images, shifted by up to a pixel."""
 
-    def __init__(self, images: Samples, batch: int, seed: int) -> None:
-        self.images, self.batch, self.seed = images, batch, seed
+    def __init__(self, x: Tensor, labels: Tensor, batch: int, seed: int) -> None:
+        self.x, self.labels, self.batch, self.seed = x, labels, batch, seed
 
-    def batches(self, start: int, rank: int, world: int) -> Any:
+    def batches(self, start: int, rank: int, world: int) -> Iterator[dict[str, Tensor]]:
         step = start
         while True:
             g = generator(self.seed, step)
-            i = torch.randint(len(self.images), (self.batch,), generator=g).chunk(world)[rank]
+            i = torch.randint(len(self.x), (self.batch,), generator=g).chunk(world)[rank]
             dx, dy = torch.randint(-1, 2, (2,), generator=g).tolist()
-            assert self.images.labels is not None
-            yield {"x": self.images.x[i].roll((dx, dy), (2, 3)), "label": self.images.labels[i]}
+            yield {"x": self.x[i].roll((dx, dy), (2, 3)), "label": self.labels[i]}
             step += 1
 
     def __call__(self, net: nn.Module, batch: dict[str, Tensor]) -> Tensor:
@@ -40,7 +42,15 @@ class _Classify:
 def train_features(
     images: Samples, out: Path | str, steps: int = 800, seed: int = 0, width: int = 16, report: Report = quiet
 ) -> FeatureNet:
-    """Train a classifier whose features a quality or a perceptual distance is measured in, and write it to `out`.
+    """Train a classifier of labelled images and write it to `out`; what was begun there is continued.
+
+    Arguments:
+        images: The data, (N, C, H, W).
+        out: The network's folder.
+        steps: Training steps, of 128 images.
+        seed: Of the weights and the batches.
+        width: Channels of the first layer.
+        report: Told of the progress.
 
     Raises:
         ValueError: if the images have no labels.
@@ -50,7 +60,7 @@ def train_features(
     torch.manual_seed(seed)
     net = FeatureNet(f"{Path(images.name).stem}_cnn", images.shape[0], int(images.labels.max()) + 1, width)
     config = TrainConfig(steps=steps, lr=2e-3, warmup=50, ema=0.99, checkpoint_every=steps, seed=seed)
-    objective = _Classify(images, 128, seed)
+    objective = _Classify(images.x, images.labels, 128, seed)
     train(net, objective, config, Path(out) / "training", resume=True, progress=stage_progress("features", report))
     with torch.no_grad():
         accuracy = float((net(images.x).argmax(-1) == images.labels).float().mean())

@@ -10,34 +10,34 @@ batch $B$, and a backward pass taken for two forward ones,
 | generate | $F_D \, n N$ | $3.6 \cdot 10^{10} \times 512 \times 1.024 \cdot 10^6 = 1.9 \cdot 10^{19}$ |
 | distill | $3 F_G B K$ | $3 \times 1.5 \cdot 10^{11} \times 256 \times 4 \cdot 10^5 = 4.7 \cdot 10^{19}$ |
 
-Work and memory of a large network are counted on the meta device, where tensors have shapes and no numbers, so any size
-is counted in seconds. Hours come from a short measurement here: the calls of the run at its own batch where that is quick,
-else at fewer rows, else the work over the rate of a convolution; a plan says which it was. What is left out is small beside
-these: the optimiser, reading and writing, and the features of a perceptual distance.
+The operations are counted (`dsno.runs.counts`), and hours are operations times the seconds that one of them takes here
+(`dsno.runs.bench`). What is left out is small beside these: the optimiser, reading and writing, and the features of a
+perceptual distance.
 """
 
 from __future__ import annotations
 
-import copy
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
 
 from dsno.denoise import Prediction
-from dsno.nets.backbone import sample_shape
-from dsno.runs.bench import Bench, Rate, distilling, solving, teaching
-from dsno.runs.counts import Count, count_student, counted, like
-from dsno.runs.workload import HOUR, Workload
+from dsno.runs.bench import BACKWARD, Rate, measure_rates
+from dsno.runs.counts import Count, count_run, count_student, teacher_to_count
+from dsno.runs.workload import Workload
+from dsno.train import TrainConfig
 
-__all__ = ["Option", "Plan", "Stage", "plan"]
+__all__ = ["Alternative", "Estimate", "StageCost", "plan", "stage_costs"]
+
+HOUR = 3600.0
 
 
 @dataclass(frozen=True)
-class Stage:
-    """One stage.
+class StageCost:
+    """What one stage costs.
 
     Attributes:
         name: `teach`, `generate` or `distill`.
@@ -59,7 +59,7 @@ class Stage:
 
 
 @dataclass(frozen=True)
-class Option:
+class Alternative:
     """A change, the hours of the whole run with it, and whether that is within the budget."""
 
     change: str
@@ -68,15 +68,25 @@ class Option:
 
 
 @dataclass(frozen=True)
-class Plan:
-    """What `plan` found; prints as a page, and `to_dict` is JSON-able."""
+class Estimate:
+    """What `plan` found; prints as a page, and `to_dict` is JSON-able.
+
+    Attributes:
+        name: Of the run.
+        device: Where it would run.
+        per_evaluation: FLOP of an evaluation of the teacher.
+        per_sample: FLOP of a student's pass on a sample, in the mean over the kinds of training steps.
+        stages: What each stage costs.
+        alternatives: What would make the run cheaper, those that fit the budget first.
+        budget_hours: What the run may take, or None.
+    """
 
     name: str
     device: str
     per_evaluation: float
     per_sample: float
-    stages: tuple[Stage, ...]
-    options: tuple[Option, ...]
+    stages: tuple[StageCost, ...]
+    alternatives: tuple[Alternative, ...]
     budget_hours: float | None = None
 
     @property
@@ -98,49 +108,58 @@ class Plan:
 
     @property
     def summary(self) -> str:
-        """The plan in a line."""
+        """The estimate in a line."""
         text = f"{self.name} on {self.device}: {_hours(self.hours)}, {self.flop:.2g} FLOP, {_bytes(self.disk)} on disk"
         if self.budget_hours is None:
             return text
         text += f"; {'within' if self.fits else 'over'} the budget of {_hours(self.budget_hours)}"
-        return (
-            text if self.fits or any(o.fits for o in self.options) else f"{text}, and so is all that could be changed"
-        )
+        if self.fits or any(a.fits for a in self.alternatives):
+            return text
+        return f"{text}, and so is all that could be changed"
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-able."""
         return {
-            "name": self.name, "device": self.device, "hours": self.hours, "flop": self.flop, "disk_bytes": self.disk,
-            "flop_per_evaluation": self.per_evaluation, "flop_per_sample": self.per_sample,
-            "budget_hours": self.budget_hours, "fits": self.fits, "stages": [asdict(s) for s in self.stages],
-            "options": [asdict(o) for o in self.options],
-        }  # fmt: skip
+            "name": self.name,
+            "device": self.device,
+            "hours": self.hours,
+            "flop": self.flop,
+            "disk_bytes": self.disk,
+            "flop_per_evaluation": self.per_evaluation,
+            "flop_per_sample": self.per_sample,
+            "budget_hours": self.budget_hours,
+            "fits": self.fits,
+            "stages": [asdict(s) for s in self.stages],
+            "options": [asdict(a) for a in self.alternatives],
+        }
 
     def rows(self) -> list[dict[str, str]]:
         """The stages as a table of words."""
         return [
             {
-                "stage": s.name, "evaluations": f"{s.evaluations:,}", "FLOP": f"{s.flop:.2g}", "memory": _bytes(s.memory),
-                "on disk": _bytes(s.disk) if s.disk else "", "time": _hours(s.hours), "known from": s.how,
+                "stage": s.name,
+                "evaluations": f"{s.evaluations:,}",
+                "FLOP": f"{s.flop:.2g}",
+                "memory": _bytes(s.memory),
+                "on disk": _bytes(s.disk) if s.disk else "",
+                "time": _hours(s.hours),
+                "known from": s.how,
             }
             for s in self.stages
-        ]  # fmt: skip
+        ]
 
     def choices(self) -> list[dict[str, str]]:
-        """The options as a table of words."""
-        fits = {True: "yes", False: "no"}
-        return [
-            {"change": o.change, "whole run": _hours(o.hours)}
-            | ({} if self.budget_hours is None else {"fits": fits[o.fits]})
-            for o in self.options
-        ]
+        """The alternatives as a table of words."""
+        rows = [{"change": a.change, "whole run": _hours(a.hours)} for a in self.alternatives]
+        if self.budget_hours is None:
+            return rows
+        return [{**row, "fits": "yes" if a.fits else "no"} for row, a in zip(rows, self.alternatives, strict=True)]
 
     def __str__(self) -> str:
         lines = ["  ".join(filter(None, row.values())) for row in self.rows()]
-        lines += [
-            f"  {o.change}: {_hours(o.hours)}{' (fits)' * (o.fits and self.budget_hours is not None)}"
-            for o in self.options
-        ]
+        for a in self.alternatives:
+            fits = " (fits)" if a.fits and self.budget_hours is not None else ""
+            lines.append(f"  {a.change}: {_hours(a.hours)}{fits}")
         return "\n".join([*lines, self.summary])
 
 
@@ -165,12 +184,12 @@ def plan(
     device: torch.device | str | None = None,
     devices: int = 1,
     seconds: float = 9.0,
-) -> Plan:
+) -> Estimate:
     """Count a run and measure this machine for a few seconds; nothing is written and nothing is started.
 
     Arguments:
         work: The run; recipes give theirs by `workload()`.
-        budget_hours: What it may take; the options then say what fits.
+        budget_hours: What it may take; the alternatives then say what fits.
         device: Where; the accelerator if there is one, else the CPU.
         devices: How many of them share the work, perfectly.
         seconds: How long to measure, about.
@@ -183,166 +202,105 @@ def plan(
     if device is None:
         device = torch.accelerator.current_accelerator() or "cpu" if torch.accelerator.is_available() else "cpu"
     where = torch.device(device)
-    meta = _counted(work)
-    shape, classes = sample_shape(meta), meta.classes
-    count = counted(work, meta)
+    teacher = teacher_to_count(work)
+    count = count_run(work, teacher)
     with torch.random.fork_rng():
-        rates = _measure(work, count, where, seconds)
-    stages = _stages(work, count, rates, devices, shape, classes)
-    total = sum(stage.hours for stage in stages)
-    options = _options(work, meta, count, rates, devices, budget_hours, total)
+        rates = measure_rates(work, count, where, seconds)
+    stages = stage_costs(work, count, rates, devices)
+    alternatives = _alternatives(work, teacher, count, _Prices(rates, devices, budget_hours))
     name = f"{devices} x {where}" if devices > 1 else str(where)
-    return Plan(work.name, name, count.evaluation, count.sample, tuple(stages), tuple(options), budget_hours)
+    return Estimate(work.name, name, count.evaluation, count.sample, tuple(stages), tuple(alternatives), budget_hours)
 
 
-def _counted(work: Workload) -> Prediction:
-    """A teacher to count on: on the meta device, or, where it is small, on the CPU, whose calls are quicker."""
-    with torch.device("meta"):
-        made = work.teacher()
-    if sum(p.numel() for p in made.parameters()) < 3e6:
-        return _own(work).cpu().float()
-    # A teacher that was loaded already is not to lose its weights.
-    return made if like(made).is_meta else copy.deepcopy(made).to("meta")
+def stage_costs(work: Workload, count: Count, rates: Mapping[str, Rate], devices: int = 1) -> list[StageCost]:
+    """What the stages of a run cost, from its counts and the rate of each stage."""
 
-
-def _own(work: Workload) -> Prediction:
-    """A teacher with memory, of any weights."""
-    return copy.deepcopy(work.teacher())
-
-
-def _measure(work: Workload, count: Count, device: torch.device, seconds: float) -> dict[str, Rate]:
-    stages = {"teach": work.teach, "generate": work.count, "distill": work.train}
-    bench = Bench(device, seconds / max(sum(bool(s) for s in stages.values()), 1))
-    rates: dict[str, Rate] = {}
-    if work.count:
-        wanted = work.batch * (2 if work.guided else 1)
-        rows = bench.rows(wanted, count.evaluation, count.solving, 4 * count.teacher_weights)
-        rates["generate"] = bench(lambda: solving(_own(work), device), wanted, count.evaluation, rows)
-    if work.teach is not None:
-        precision, flop = work.teach.precision, 3 * count.evaluation
-        rows = bench.rows(work.teach_batch, flop, count.teaching, 8 * count.teacher_weights)
-        rates["teach"] = bench(lambda: teaching(_own(work), device, precision), work.teach_batch, flop, rows)
-    if work.train is not None:
-        precision = work.train.precision
-        # The widest kind of step, whose work per row is known.
-        flop = 3 * count.widest
-        rows = bench.rows(work.train_batch, flop, count.training, 4 * (count.student_weights + 2 * count.trained))
-        rates["distill"] = bench(
-            lambda: distilling(work, _own(work), device, precision), work.train_batch, flop, rows
-        )  # fmt: skip
-    # A row that was tried beats a convolution that is none of its own.
-    known = [r for r in rates.values() if r.how.startswith("measured")]
-    if known:
-        for name, rate in rates.items():
-            if rate not in known:
-                rates[name] = Rate(known[0].seconds, f"the rate of the call that was {known[0].how}")
-    return rates
-
-
-def _stages(
-    work: Workload,
-    count: Count,
-    rates: Mapping[str, Rate],
-    devices: int,
-    shape: tuple[int, ...],
-    classes: int | None,
-) -> list[Stage]:
-    def stage(name: str, evaluations: float, flop: float, memory: float, disk: float) -> Stage:
+    def cost(name: str, evaluations: float, flop: float, memory: float, disk: float) -> StageCost:
         hours = flop * rates[name].seconds / devices / HOUR
-        return Stage(name, int(evaluations), flop, int(memory), int(disk), hours, rates[name].how)
+        return StageCost(name, int(evaluations), flop, int(memory), int(disk), hours, rates[name].how)
 
-    def state(weights: int, trained: int) -> int:
-        """Weights, gradients, two moments and the average, all in float32."""
-        return 4 * (weights + 4 * trained)
+    def training(weights: int, trained: int, kept: int, batch: int, config: TrainConfig) -> float:
+        """Bytes: weights, gradients, two moments and the average in float32, and what is kept of a device's rows."""
+        half = 0.5 if config.precision != "no" else 1.0
+        return 4 * (weights + 4 * trained) + half * kept * batch / devices
 
     stages = []
+    weights = count.teacher_weights
     if work.teach is not None:
         images = work.teach.steps * work.teach.accumulate * work.teach_batch
-        half = 0.5 if work.teach.precision != "no" else 1.0
-        memory = (
-            state(count.teacher_weights, count.teacher_weights) + half * count.teaching * work.teach_batch / devices
-        )
-        stages.append(stage("teach", images, 3.0 * count.evaluation * images, memory, 4 * count.teacher_weights))
+        memory = training(weights, weights, count.teaching, work.teach_batch, work.teach)
+        stages.append(cost("teach", images, BACKWARD * count.evaluation * images, memory, 4 * weights))
     if work.count:
         evaluations = work.count * work.evaluations
-        rows = work.batch * (2 if work.guided else 1)
-        memory = 4 * count.teacher_weights + rows * (count.solving + 4 * 4 * math.prod(shape))
-        disk = work.count * work.trajectory_bytes(shape, classes)
-        stages.append(stage("generate", evaluations, count.evaluation * evaluations, memory, disk))
+        # A solver keeps four states of a row, in float32, beside the network.
+        memory = 4 * weights + work.batch * work.pairs * (count.solving + 4 * 4 * math.prod(count.shape))
+        disk = work.count * work.trajectory_bytes(count.shape, count.classes)
+        stages.append(cost("generate", evaluations, count.evaluation * evaluations, memory, disk))
     if work.train is not None:
         samples = work.train.steps * work.train.accumulate * work.train_batch
-        half = 0.5 if work.train.precision != "no" else 1.0
-        memory = state(count.student_weights, count.trained) + half * count.training * work.train_batch / devices
-        stages.append(stage("distill", samples, 3.0 * count.sample * samples, memory, 4 * count.student_weights))
+        memory = training(count.student_weights, count.trained, count.training, work.train_batch, work.train)
+        disk = 4 * count.student_weights
+        stages.append(cost("distill", samples, BACKWARD * count.sample * samples, memory, disk))
     return stages
 
 
-def _options(
-    work: Workload,
-    meta: Prediction,
-    count: Count,
-    rates: Mapping[str, Rate],
-    devices: int,
-    budget: float | None,
-    total: float,
-) -> list[Option]:
-    def hours(other: Workload, counted: Count) -> float:
-        return sum(s.hours for s in _stages(other, counted, rates, devices, sample_shape(meta), meta.classes))
+@dataclass(frozen=True)
+class _Prices:
+    """What the hours of any run follow from, and the budget that they are held against."""
 
-    def option(change: str, other: Workload, counted: Count) -> Option:
-        spent = hours(other, counted)
-        return Option(change, spent, budget is None or spent <= budget)
+    rates: Mapping[str, Rate]
+    devices: int
+    budget: float | None
 
-    found: list[Option] = []
-    cheap, counted = work, count
+    def hours(self, work: Workload, count: Count) -> float:
+        return sum(stage.hours for stage in stage_costs(work, count, self.rates, self.devices))
+
+    def alternative(self, change: str, work: Workload, count: Count) -> Alternative:
+        hours = self.hours(work, count)
+        return Alternative(change, hours, self.budget is None or hours <= self.budget)
+
+
+def _alternatives(work: Workload, teacher: Prediction, count: Count, prices: _Prices) -> list[Alternative]:
+    """Cheaper settings, alone and together, and the sizes that fit the budget; what fits first."""
+    found: list[Alternative] = []
+    cheap, cheap_count, total = work, count, prices.hours(work, count)
     if work.count and work.evaluations > 32:
         cheap = replace(cheap, solver="unipc3", steps=16)
-        found.append(option(f"--solver unipc3 --steps 16 instead of {work.solver} {work.steps}", cheap, count))
+        change = f"--solver unipc3 --steps 16 instead of {work.solver} {work.steps}"
+        found.append(prices.alternative(change, cheap, count))
     if work.train is not None and len(work.times) > 1:
         lean = {"where": "mid", "once": True, "told": "input"}
         if any(work.student.get(k, v) != v for k, v in lean.items()):
             other = replace(work, student={**work.student, **lean})
-            found.append(
-                option(
-                    "--where mid --once --told input: frames in the middle only",
-                    other,
-                    count_student(other, meta, count),
-                )
-            )
+            change = "--where mid --once --told input: frames in the middle only"
+            found.append(prices.alternative(change, other, count_student(other, teacher, count)))
             cheap = replace(cheap, student=other.student)
         if work.others is None:
             other = replace(work, others=0.25)
-            found.append(
-                option(
-                    "--others 0.25: one other frame in a quarter of the steps",
-                    other,
-                    count_student(other, meta, count),
-                )
-            )
+            change = "--others 0.25: one other frame in a quarter of the steps"
+            found.append(prices.alternative(change, other, count_student(other, teacher, count)))
             cheap = replace(cheap, others=0.25)
-        counted = count_student(cheap, meta, count)
+        cheap_count = count_student(cheap, teacher, count)
     if len(found) > 1:
-        found.append(option("all of these", cheap, counted))
-    found = [o for o in found if o.hours < 0.98 * total]
-    if budget is not None and total > budget:
-        found += _fitting(work, option, "", count)
+        found.append(prices.alternative("all of these", cheap, cheap_count))
+    found = [a for a in found if a.hours < 0.98 * total]
+    if prices.budget is not None and total > prices.budget:
+        found += _fitting(work, count, prices)
         if found and not found[-1].fits:
-            found += _fitting(cheap, option, "all of these, and ", counted)
-    return sorted(found, key=lambda o: not o.fits)
+            found += _fitting(cheap, cheap_count, prices, "all of these, and ")
+    return sorted(found, key=lambda a: not a.fits)
 
 
-def _fitting(
-    work: Workload, option: Callable[[str, Workload, Count], Option], before: str, count: Count
-) -> list[Option]:
+def _fitting(work: Workload, count: Count, prices: _Prices, before: str = "") -> list[Alternative]:
     """The largest numbers of trajectories, or of steps, or of both by the same factor, that fit."""
 
     def scaled(factor: float, count_too: bool, steps_too: bool) -> Workload:
-        train = work.train
-        if train is not None and steps_too:
-            train = replace(train, steps=max(1, int(train.steps * factor)))
-        return replace(
-            work, count=max(1, int(work.count * factor)) if count_too and work.count else work.count, train=train
-        )
+        other = work
+        if count_too and work.count:
+            other = replace(other, count=max(1, int(work.count * factor)))
+        if steps_too and work.train is not None:
+            other = replace(other, train=replace(work.train, steps=max(1, int(work.train.steps * factor))))
+        return other
 
     found = []
     for count_too, steps_too in ((True, False), (False, True), (True, True)):
@@ -351,13 +309,13 @@ def _fitting(
         low, high = 0.0, 1.0
         for _ in range(30):
             middle = (low + high) / 2
-            fits = option("", scaled(middle, count_too, steps_too), count).fits
+            fits = prices.alternative("", scaled(middle, count_too, steps_too), count).fits
             low, high = (middle, high) if fits else (low, middle)
         other = scaled(low, count_too, steps_too)
-        words = [f"--count {other.count}"] * count_too + [
-            f"--train-steps {other.train.steps if other.train else 0}"
-        ] * steps_too
+        words = [f"--count {other.count}"] * count_too
+        if steps_too and other.train is not None:
+            words.append(f"--train-steps {other.train.steps}")
         # A thousandth of a run is another run.
         if low >= 1e-3:
-            found.append(option(before + " ".join(words), other, count))
+            found.append(prices.alternative(before + " ".join(words), other, count))
     return found

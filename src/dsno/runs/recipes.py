@@ -1,24 +1,31 @@
-"""Named experiments, from nothing to a report, as data.
+"""Named experiments, from nothing to a student, as data.
 
 A recipe is a dataclass: its fields are the whole configuration, and running it twice is running it once. Every stage
 has a folder of its own and is skipped when that folder is complete; an interrupted stage continues where it stopped.
+
+| folder | what is made there |
+|---|---|
+| `features` | the network that quality is measured in, of labelled data |
+| `loss_features` | another one, of a perceptual distance: what is optimised must not be what is measured |
+| `teacher` | the teacher, trained or given |
+| `trajectories` | its trajectories |
+| `student` | the student |
+
+`recipe.json` holds the settings, `timings.json` the seconds of each stage.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import json
-import logging
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 
-from dsno import schedule
 from dsno.checkpoint import read_json, write_json
 from dsno.data.load import load_data
 from dsno.data.samples import Samples
@@ -30,6 +37,7 @@ from dsno.nets.unet import UNet
 from dsno.runs.features import train_features
 from dsno.runs.teach import teach
 from dsno.runs.workload import Workload
+from dsno.schedule import Cosine
 from dsno.students.blocks import Told, Where
 from dsno.students.operator import Target, TrajectoryStudent, student_from_teacher
 from dsno.students.temporal import Activation, Init
@@ -40,8 +48,6 @@ from dsno.trajectories.generate import generate
 from dsno.trajectories.labels import uniform_labels
 
 __all__ = ["RECIPES", "Recipe"]
-
-log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -104,6 +110,13 @@ class Recipe:
     """Training of the student."""
     distill_batch: int = 128
     """Trajectories per step of the student."""
+
+    def __post_init__(self) -> None:
+        if self.where == "published" and self.net.get("name") != IDDPMUNet.__name__:
+            raise ValueError(
+                f"`published` are blocks of the paper's network, an {IDDPMUNet.__name__}, and this one is "
+                f"{self.net.get('name', UNet.__name__)}: take another `where`"
+            )
 
     def run(
         self, out: Path | str, report: Report = quiet, teacher: str | None = None, data: Samples | None = None
@@ -186,26 +199,33 @@ class Recipe:
     def student(self, teacher: Prediction) -> TrajectoryStudent:
         """The student before it is trained."""
         torch.manual_seed(self.seed)
-        return student_from_teacher(teacher, self.times, **self._student())
+        return student_from_teacher(teacher, self.times, **self._student_options())
 
-    def _student(self) -> dict[str, Any]:
+    def _student_options(self) -> dict[str, Any]:
         """The options of `student_from_teacher`."""
-        where: Where | Callable[[str, torch.Size], bool]
-        if self.where == "published":
-            with torch.device("meta"):
-                net = net_from_config(self.net)
-            assert isinstance(net, IDDPMUNet)
-            names = published_blocks(net)
-            where = lambda name, shape: name in names  # noqa: E731
-        else:
-            where = self.where
-        return {
-            "target": self.target, "where": where, "once": self.once, "activation": self.activation, "init": self.init,
-            "told": self.told,
-        }  # fmt: skip
+        options = {name: getattr(self, name) for name in ("target", "where", "once", "activation", "init", "told")}
+        if self.where != "published":
+            return options
+        with torch.device("meta"):
+            net = net_from_config(self.net)
+        assert isinstance(net, IDDPMUNet)
+        names = frozenset(published_blocks(net))
+
+        def where(name: str, shape: torch.Size) -> bool:
+            return name in names
+
+        return {**options, "where": where}
 
     def workload(self, shape: tuple[int, ...] | None = None, classes: int | None = None) -> Workload:
-        """What the run costs, for `dsno.runs.plan.plan`; the shape of a sample and the classes are the data's by default."""
+        """What the run consists of, for `dsno.runs.plan.plan`.
+
+        Arguments:
+            shape: The shape of a sample; the data's, or the network's own, by default.
+            classes: How many the teacher is told; those of the data by default.
+
+        Raises:
+            FileNotFoundError: if the data are needed and not at hand.
+        """
         if "name" not in self.net and shape is None:
             samples = load_data(self.data, size=self.size)
             shape = samples.shape
@@ -213,34 +233,51 @@ class Recipe:
                 classes = int(samples.labels.max()) + 1
 
         def teacher() -> Prediction:
-            if "name" in self.net:
+            if shape is None or "name" in self.net:
                 net = net_from_config(self.net)
             else:
-                assert shape is not None
                 net = UNet(shape[0], shape[1:], **{**self.net, "classes": classes})
-            return Prediction(net, schedule.Cosine(), self.kind, clip=self.clip, shape=shape, classes=classes)
+            return Prediction(net, Cosine(), self.kind, clip=self.clip, shape=shape, classes=classes)
 
         return Workload(
-            self.data, teacher, self.times, self.count, self.solver, self.solver_steps, targets=(self.target,),
-            student=self._student(), train=self.distill, train_batch=self.distill_batch, others=self.others, teach=self.teach,
+            self.data,
+            teacher,
+            self.times,
+            self.count,
+            self.solver,
+            self.solver_steps,
+            targets=(self.target,),
+            student=self._student_options(),
+            train=self.distill,
+            train_batch=self.distill_batch,
+            others=self.others,
+            teach=self.teach,
             teach_batch=self.teach_batch,
-        )  # fmt: skip
+        )
 
     def _feature_nets(self, samples: Samples) -> list[str]:
+        """The folders of the feature networks that the run needs."""
         if samples.labels is None:
             return []
         return ["features", "loss_features"] if "perceptual" in self.distance else ["features"]
 
     def _teach(self, samples: Samples, out: Path, report: Report) -> None:
-        options = dict(self.net)
-        net = net_from_config(options) if "name" in options else None
-        if net is None:
-            options["channels"] = tuple(options["channels"])
+        if "name" in self.net:
+            net: dict[str, Any] = {"net": net_from_config(self.net)}
+        else:
+            net = {**self.net, "channels": tuple(self.net["channels"])}
         teach(
-            samples, out, config=replace(self.teach, seed=self.seed), batch=self.teach_batch, kind=self.kind,
-            conditional=self.conditional, clip=self.clip, resume=True, report=report,
-            **({"net": net} if net is not None else options),
-        )  # fmt: skip
+            samples,
+            out,
+            config=replace(self.teach, seed=self.seed),
+            batch=self.teach_batch,
+            kind=self.kind,
+            conditional=self.conditional,
+            clip=self.clip,
+            resume=True,
+            report=report,
+            **net,
+        )
 
     def _open(self, out: Path | str) -> Path:
         """The folder of a run of these settings."""
@@ -248,10 +285,11 @@ class Recipe:
         out.mkdir(parents=True, exist_ok=True)
         path = out / "recipe.json"
         if not path.is_file():
-            write_json(path, dataclasses.asdict(self))
+            write_json(path, asdict(self))
             return out
         held = _flat(read_json(path))
-        for key, value in _flat(json.loads(json.dumps(dataclasses.asdict(self)))).items():
+        # As it would be read back: JSON knows no tuples.
+        for key, value in _flat(json.loads(json.dumps(asdict(self)))).items():
             if key != "data" and held.get(key) != value:
                 raise ValueError(
                     f"{out} holds a run with {key} = {held.get(key)}, this one has {value}: choose another folder"
@@ -260,9 +298,15 @@ class Recipe:
 
 
 PUBLISHED: dict[str, Any] = {
-    "where": "published", "once": False, "told": "output", "activation": "leaky_relu", "init": "uniform",
-    "weights": "snr", "distance": "l1", "others": None,
-}  # fmt: skip
+    "where": "published",
+    "once": False,
+    "told": "output",
+    "activation": "leaky_relu",
+    "init": "uniform",
+    "weights": "snr",
+    "distance": "l1",
+    "others": None,
+}
 """The operator as published."""
 
 RECIPES: dict[str, Recipe] = {
@@ -280,7 +324,8 @@ RECIPES: dict[str, Recipe] = {
         distill=TrainConfig(steps=30_000, lr=5e-4, warmup=500, precision="bf16", checkpoint_every=2000),
     ),
     "sprites": Recipe(
-        data="crawl_cc0_32.npz", net={"channels": [64, 64], "patch": 4}, features_steps=1500, count=16_384, grid="log-snr",
+        data="crawl_cc0_32.npz", net={"channels": [64, 64], "patch": 4}, features_steps=1500, count=16_384,
+        grid="log-snr",
         teach=TrainConfig(steps=10_000, lr=1e-3, warmup=200, precision="bf16", checkpoint_every=500),
         distill=TrainConfig(steps=2000, lr=1e-3, warmup=200, precision="bf16", checkpoint_every=500),
     ),
@@ -290,9 +335,9 @@ RECIPES: dict[str, Recipe] = {
         teach=TrainConfig(steps=20_000, lr=5e-4, warmup=500, precision="bf16", checkpoint_every=2000),
         distill=TrainConfig(steps=30_000, lr=5e-4, warmup=500, precision="bf16", checkpoint_every=2000),
     ),
-    # The paper's own (Zheng et al., 2023, arXiv 2211.13449, and its code), with the L1 distance of its objective: the VGG
-    # features of its last CIFAR-10 figure are not ours to ship. Its teachers are those of progressive distillation; pass
-    # one, or train one here. Attention starts as the teacher's, which the official loader scrambles on ImageNet.
+    # The paper's own (Zheng et al., 2023, arXiv 2211.13449, and its code), with the L1 distance of its objective: the
+    # VGG features of its last CIFAR-10 figure are not ours to ship. Its teachers are those of progressive distillation;
+    # pass one, or train one here. Attention starts as the teacher's, which the official loader scrambles on ImageNet.
     "cifar10": Recipe(
         data="hf:uoft-cs/cifar10:train", net={"name": "IDDPMUNet", **CIFAR10}, kind="x0",
         teach=TrainConfig(

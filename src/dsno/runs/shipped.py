@@ -17,6 +17,7 @@ def shipped(name: str = "digits") -> Path:
     folder = Path(str(resources.files("dsno"))) / "weights" / name
     if not folder.is_dir():
         raise FileNotFoundError(
-            f"no weights named {name!r} ship with this package (no folder {folder}): train them, `dsno reproduce {name}`"
+            f"no weights named {name!r} ship with this package (no folder {folder}): train them, `dsno reproduce "
+            f"{name}`"
         )
     return folder

@@ -1,4 +1,4 @@
-"""Training of a teacher on a data set."""
+"""Training of a teacher: a network and the convention that it is trained with, from a data set to a folder."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from dsno import schedule
 from dsno.data.samples import Samples, check_samples
 from dsno.denoise import Kind, Prediction
 from dsno.distillation.denoising import Denoising
 from dsno.nets.unet import UNet
+from dsno.schedule import Cosine, Schedule
 from dsno.teachers.native import save_teacher
 from dsno.train import Report, TrainConfig, prepare_run, quiet, stage_progress, train
 
@@ -27,7 +27,7 @@ def teach(
     config: TrainConfig = TrainConfig(),  # noqa: B008 (frozen)
     batch: int = 128,
     kind: Kind = "v",
-    path: schedule.Schedule | None = None,
+    schedule: Schedule | None = None,
     conditional: bool = False,
     resume: bool = False,
     overwrite: bool = False,
@@ -39,45 +39,77 @@ def teach(
 ) -> Prediction:
     """Train a teacher on a data set and write it to `out`; see `Denoising` and `train`.
 
-    The network is a small `UNet` of the given `channels` and `options` (`attention`, `patch`, `padding_mode`, ...), or the
-    backbone `net`. The teacher's predictions are bounded by `clip`, its training is not. With `drop` a conditional U-Net is
-    not told that share of the labels, and can be guided: its null label is the number of classes.
+    Arguments:
+        images: The data.
+        out: The teacher's folder.
+        channels: Widths of a small `UNet`, highest resolution first.
+        config: How to train.
+        batch: Samples per step.
+        kind: What the network predicts.
+        schedule: The noise schedule; cosine by default.
+        conditional: Train on the labels too.
+        resume: Continue what is in `out`, of the same settings.
+        overwrite: Throw away what is in `out`.
+        report: Told of the progress.
+        clip: Bound on the teacher's predictions; its training has none.
+        drop: Share of the labels that a conditional U-Net is not told, so that it can be guided: its null label is the
+            number of classes.
+        net: A backbone to train instead of a U-Net.
+        options: Further arguments of the `UNet` (`attention`, `patch`, `padding_mode`, ...).
 
     Raises:
-        ValueError: if the samples do not fit the network, or its patches its channels, or if there are no labels although
-            `conditional`.
+        ValueError: if the samples do not fit the network, or its patches its channels, or if there are no labels
+            although `conditional`.
     """
-    path = schedule.Cosine() if path is None else path
+    schedule = Cosine() if schedule is None else schedule
     check_samples(images.x, images.name)
     if conditional and images.labels is None:
         raise ValueError(f"{images.name} has no labels: train an unconditional teacher")
-    C, *spatial = images.shape
-    square = len(spatial) == 2 and spatial[0] == spatial[1]
-    torch.manual_seed(config.seed)
     labels = images.labels if conditional else None
     classes = int(labels.max()) + 1 if labels is not None else None
+    torch.manual_seed(config.seed)
     if net is None:
+        C, *spatial = images.shape
+        square = len(spatial) == 2 and spatial[0] == spatial[1]
         size = spatial[0] if square else spatial
         net = UNet(C, size, channels, classes=classes, null=drop > 0, **options)
     if isinstance(net, UNet) and kind != "x0":
-        cell, first = C * net.patch ** len(spatial), net.config["channels"][0]
-        if cell > first:
-            raise ValueError(
-                f"a patch of {cell} numbers does not pass through {first} channels, and the noise that a network of kind "
-                f"{kind!r} cannot pass stays in its samples: take {cell} or more as the first of `channels`, a smaller "
-                "`patch`, or the kind 'x0'"
-            )
-    objective = Denoising(images.x, path, kind, labels, batch, config.seed, classes, drop)
+        _check_patch(net, images.shape, kind)
+    objective = Denoising(images.x, schedule, kind, labels, batch, config.seed, classes, drop)
     settings = {
-        "images": images.name, "count": len(images), "conditional": conditional, "kind": kind, "schedule": path.config,
-        "batch": batch, "drop": drop, **options,
-    }  # fmt: skip
+        "images": images.name,
+        "count": len(images),
+        "conditional": conditional,
+        "kind": kind,
+        "schedule": schedule.config,
+        "batch": batch,
+        "drop": drop,
+        **options,
+    }
     prepare_run(out, resume, overwrite)
     train(
-        net, objective, config, Path(out) / "training", resume, overwrite, progress=stage_progress("teach", report),
+        net,
+        objective,
+        config,
+        Path(out) / "training",
+        resume,
+        overwrite,
+        progress=stage_progress("teach", report),
         settings=settings,
-    )  # fmt: skip
-    teacher = Prediction(net, path, kind, clip=clip, shape=images.shape, classes=classes).eval()
+    )
+    teacher = Prediction(net, schedule, kind, clip=clip, shape=images.shape, classes=classes).eval()
     units = dataclasses.asdict(images.units)
     save_teacher(out, teacher, images=images.name, units=units, training=dataclasses.asdict(config), batch=batch)
     return teacher
+
+
+def _check_patch(net: UNet, shape: tuple[int, ...], kind: Kind) -> None:
+    """Make sure that noise passes through the first channels: x0 alone may be of fewer numbers than a patch."""
+    C, *spatial = shape
+    cell, first = C * net.patch ** len(spatial), net.config["channels"][0]
+    if cell > first:
+        raise ValueError(
+            f"a patch of {cell} numbers does not pass through {first} channels, and the noise that a network of kind "
+            f"{kind!r} cannot pass stays in its samples: take {cell} or more as the first of `channels`, a smaller "
+            "`patch`, or the kind 'x0'"
+        )

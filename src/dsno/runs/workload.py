@@ -1,7 +1,12 @@
-"""The workload of a run: what decides its cost."""
+"""The workload of a run: what decides its cost, as data.
+
+A run trains a teacher, or is given one; solves trajectories from noise; and trains a student on them. What it costs
+follows from the networks, and from how many rows each of them evaluates.
+"""
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -9,13 +14,12 @@ from typing import Any, Literal
 
 from dsno.denoise import Prediction
 from dsno.solvers.named import SOLVERS
+from dsno.students.operator import TrajectoryStudent, student_from_teacher
 from dsno.train import TrainConfig
 
 __all__ = ["Workload"]
 
 BYTES = {"float16": 2, "bfloat16": 2, "float32": 4}
-
-HOUR = 3600.0
 
 
 @dataclass(frozen=True)
@@ -39,6 +43,9 @@ class Workload:
         others: As in `TrajectoryDistillation`.
         teach: How the teacher is trained; None where it is given.
         teach_batch: Samples per step of that.
+
+    Raises:
+        ValueError: for batches or steps below 1, no frames, a negative `count`, or an unknown solver.
     """
 
     name: str
@@ -68,11 +75,36 @@ class Workload:
             raise ValueError(f"unknown solver {self.solver!r}: expected one of {', '.join(SOLVERS)}")
 
     @property
+    def pairs(self) -> int:
+        """Rows of one evaluation of the teacher: with the condition and, if guided, without."""
+        return 2 if self.guided else 1
+
+    @property
     def evaluations(self) -> int:
         """Rows that the teacher evaluates for one trajectory: 2 n - 1 for Heun's, else n; twice that if guided."""
-        return (2 * self.steps - 1 if self.solver == "heun" else self.steps) * (2 if self.guided else 1)
+        return (2 * self.steps - 1 if self.solver == "heun" else self.steps) * self.pairs
+
+    @property
+    def supervised(self) -> list[tuple[float, tuple[int, ...]]]:
+        """The kinds of a student's training steps: the share of the steps, and the frames that these supervise."""
+        M = len(self.times)
+        if self.others is None or M == 1:
+            return [(1.0, tuple(range(M)))]
+        return [(1 - self.others, (M - 1,)), (self.others, (0, M - 1))]
 
     def trajectory_bytes(self, shape: tuple[int, ...], classes: int | None) -> int:
         """One trajectory on disk: seed, noise, the frames, and a label or weight of 8 and 4 bytes."""
         numbers = math.prod(shape) * (1 + len(self.targets) * len(self.times))
         return 8 + BYTES[self.stored] * numbers + (8 if classes else 0) + (4 if self.guided else 0)
+
+    def own_teacher(self) -> Prediction:
+        """A teacher to do with as one likes, with memory, of any weights."""
+        return copy.deepcopy(self.teacher())
+
+    def student_of(self, teacher: Prediction) -> TrajectoryStudent:
+        """The student of a teacher.
+
+        Raises:
+            ValueError: if it does not fit the teacher.
+        """
+        return student_from_teacher(teacher, self.times, **self.student)

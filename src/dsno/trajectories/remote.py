@@ -1,9 +1,7 @@
 """A place that fsspec reaches: what is there, what is sent and fetched, and what its errors mean.
 
 fsspec speaks to the Hub, to object stores, to web servers and to disks, and each of them fails in words of its own.
-`Remote.reaching` is the one place where those are translated: whatever library it was, a place that cannot be reached
-is a `ConnectionError`, one that has no set a `FileNotFoundError`, a closed one a `PermissionError`, a full disk an
-`OSError`.
+`dsno.hub.reaching` tells which of three errors that is; `Remote.reaching` says it of a set, and knows a full disk.
 """
 
 from __future__ import annotations
@@ -23,18 +21,17 @@ from fsspec.callbacks import NoOpCallback
 from fsspec.implementations.local import LocalFileSystem
 
 from dsno.checkpoint import publish
+from dsno.hub import first_line, reaching
 from dsno.trajectories.format import header_of, problem, shard_path
 from dsno.trajectories.manifest import MANIFEST, Manifest, join, parse_manifest
 
-__all__ = ["FULL", "HUB", "NETWORK", "Bytes", "Remote"]
+__all__ = ["FULL", "HUB", "Bytes", "Remote"]
 
 Progress = Callable[[int, int], object]
 
 HUB = re.compile(r"hf://datasets/([^/@]+/[^/@]+)(?:@([^/]+))?(?:/(.+))?")
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-
-NETWORK = ("httpx", "httpcore", "requests", "urllib3", "aiohttp", "botocore", "aiobotocore")
 
 
 class Bytes(NoOpCallback):  # type: ignore[misc]
@@ -96,34 +93,23 @@ class Remote:
             PermissionError: if it may not be read or written.
             OSError: if a disk is full.
         """
+        private, account = "", "check your credentials for it"
+        if self._hub:
+            private = " If it is private, log in (hf auth login)."
+            account = "log in with an account that may (hf auth login)"
+        missing = (
+            f"no complete trajectory set at {self.url} ({{error}}): check the name, and that its push was finished."
+        )
+        closed = f"no permission for {self.url} ({{error}}): {account}"
+        unreachable = f"cannot reach {self.url} ({{error}}): check the network and try again"
         try:
-            yield
-        except Exception as error:
-            if (explained := self._explain(error)) is None:
+            with reaching(missing + private, closed, unreachable):
+                yield
+        except OSError as error:
+            if error.errno not in FULL:
                 raise
-            raise explained from error
-
-    def _explain(self, error: Exception) -> Exception | None:
-        if isinstance(error, FileExistsError):
-            return None
-        number, first = getattr(error, "errno", None), (str(error) or type(error).__name__).strip().splitlines()[0]
-        status = getattr(getattr(error, "response", None), "status_code", getattr(error, "status", None))
-        library = type(error).__module__.split(".")[0]
-        if isinstance(error, FileNotFoundError) or status == 404:
-            login = " If it is private, log in (hf auth login)." if self._hub else ""
-            return FileNotFoundError(
-                f"no complete trajectory set at {self.url} ({first}): check the name, and that its push was "
-                f"finished.{login}"
-            )
-        if isinstance(error, PermissionError) or status in (401, 403):
-            login = "log in with an account that may (hf auth login)" if self._hub else "check your credentials for it"
-            return PermissionError(f"no permission for {self.url} ({first}): {login}")
-        if number in FULL:
-            return OSError(number, f"the disk is full ({first}): make room and start again, what is complete is kept")
-        failed = isinstance(status, int) and status >= 500
-        if failed or isinstance(error, ConnectionError | TimeoutError) or library.startswith(NETWORK):
-            return ConnectionError(f"cannot reach {self.url} ({first}): check the network and try again")
-        return None
+            full = f"the disk is full ({first_line(error)}): make room and start again, what is complete is kept"
+            raise OSError(error.errno, full) from error
 
     def read_manifest(self) -> Manifest:
         """The manifest of the set.

@@ -1,12 +1,10 @@
-import base64
+"""Pictures show what they are given, pixel by pixel."""
+
 import dataclasses
 import io
 import math
-import re
 import subprocess
 import sys
-from html.parser import HTMLParser
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,18 +12,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from dsno.denoise import Prediction
 from dsno.grids import quadratic
-from dsno.measure.results import Cost, Protocol, Quality, Result, load_results
-from dsno.nets.features import FeatureNet, save_feature_net
-from dsno.nets.unet import UNet
-from dsno.report.compare import compare
-from dsno.report.page import Picture, Section, html_report
+from dsno.measure.results import Result
 from dsno.report.pictures import image_grid, interpolation, quality_against_cost, slerp, trajectory_strips
-from dsno.schedule import Cosine
-from dsno.students.files import save_student
-from dsno.students.operator import student_from_teacher
-from dsno.teachers.native import save_teacher
+from pretend import result
 
 
 def pixels(png: bytes) -> np.ndarray:
@@ -34,13 +24,6 @@ def pixels(png: bytes) -> np.ndarray:
 
 def images(N: int, C: int = 1, size: int = 8) -> Tensor:
     return torch.rand(N, C, size, size) * 2 - 1
-
-
-def result(name: str, rounds: int, frechet: float, error: float | None = 0.1, **protocol: object) -> Result:
-    quality = Quality(frechet, frechet / 10, 0.01, 0.9, 0.8, 1.0)
-    cost = Cost(rounds, rounds, 10**6 * rounds, 1.0, 0.01, 0.002) if rounds else Cost()
-    family = re.sub(r"-\d+$", "", name)
-    return Result(name, family, cost, Protocol(count=64, extractor="tiny_cnn", **protocol), quality, error, error)
 
 
 @pytest.fixture
@@ -66,13 +49,8 @@ def test_image_grid_places_every_image_and_leaves_gaps_transparent() -> None:
     x = torch.linspace(-1, 1, 5).reshape(5, 1, 1, 1).expand(5, 3, 32, 32)
     grid = pixels(image_grid(x, columns=3))
     assert grid.shape == (2 * 96 + 8, 3 * 96 + 16, 4)
-    assert [int(grid[r * 104, c * 104, 0]) for r, c in ((0, 0), (0, 1), (0, 2), (1, 0), (1, 1))] == [
-        0,
-        64,
-        128,
-        191,
-        255,
-    ]
+    corners = [int(grid[r * 104, c * 104, 0]) for r, c in ((0, 0), (0, 1), (0, 2), (1, 0), (1, 1))]
+    assert corners == [0, 64, 128, 191, 255]
     assert grid[0, 98, 3] == 0 and grid[98, 0, 3] == 0 and grid[120, 220, 3] == 0
     assert pixels(image_grid(x)).shape == (200, 304, 4)
 
@@ -184,115 +162,3 @@ def test_pictures_need_no_display_and_no_pyplot() -> None:
     code += "dsno.report.pictures.trajectory_strips(*[torch.zeros(1, 1, 1, 8, 8)] * 2, [0.0])\n"
     code += "assert 'matplotlib.pyplot' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True, env={"PYTHONPATH": ":".join(sys.path)})
-
-
-# The page
-
-
-class Page(HTMLParser):
-    """Every element that could load something, the text, and whether tags nest."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__()
-        self.loads: list[str] = []
-        self.words: list[str] = []
-        self.open: list[str] = []
-        self.feed(text)
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.loads += [str(value) for key, value in attrs if key in ("src", "srcset", "href", "data", "poster")]
-        if tag not in ("meta", "img", "source", "link"):
-            self.open.append(tag)
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.open.pop() == tag
-
-    def handle_data(self, data: str) -> None:
-        self.words.append(data)
-
-
-def test_report_is_one_file_with_everything_in_it(results: list[Result], tmp_path: Path) -> None:
-    grid, light, dark = image_grid(images(4)), quality_against_cost(results), quality_against_cost(results, dark=True)
-    path = html_report(
-        tmp_path / "deep" / "report.html",
-        "Digits <1>",
-        [
-            Section("Samples", "One & two.\n\nThree.", [Picture(grid, "A <grid>")]),
-            Section("Numbers", pictures=[Picture(light, "Plot", dark)], results=results),
-        ],
-        "A summary.",
-    )
-    text = path.read_text(encoding="utf-8")
-    page = Page(text)
-    assert page.open == []
-    assert [load.partition(",")[0] for load in page.loads] == ["data:image/png;base64"] * 3
-    assert {base64.b64decode(load.partition(",")[2]) for load in page.loads} == {grid, light, dark}
-    assert not re.search(r"https?://|url\(|@import|<script|<link", text)
-    assert "prefers-color-scheme: dark" in text and 'width="100"' in text
-    words = " ".join(page.words)
-    for expected in ("Digits <1>", "A summary.", "One & two.", "Three.", "A <grid>", "DSNO", "UniPC-8", "tiny_cnn"):
-        assert expected in words
-    assert [p.name for p in path.parent.iterdir()] == ["report.html"]
-
-
-def cells(text: str, css: str) -> list[str]:
-    return re.findall(rf"<td class={css}>([^<]*)</td>", text)
-
-
-def test_report_highlights_the_best_on_one_scale_only(results: list[Result], tmp_path: Path) -> None:
-    text = html_report(tmp_path / "a.html", "x", [Section("x", results=results)]).read_text()
-    assert "0.625" in cells(text, "best") and "0.0625" in cells(text, "best")
-    mixed = [*results[:-1], result("other", 3, 0.01, reference_sha="b" * 64)]
-    text = html_report(tmp_path / "b.html", "x", [Section("x", results=mixed)]).read_text()
-    assert cells(text, "best") == []
-    assert "<th>reference sha</th>" not in text  # the others have none to differ from
-
-
-def test_report_shows_what_protocols_share_once_and_what_differs_per_name(tmp_path: Path) -> None:
-    pair = [result("a", 1, 1.0, batch=8, device="one"), result("b", 2, 1.0, batch=8, device="two")]
-    text = html_report(tmp_path / "x.html", "x", [Section("x", results=pair)]).read_text()
-    assert text.count("<dt>batch</dt>") == 1 and "<dt>device</dt>" not in text
-    assert "<th>device</th>" in text and 'title="one"' in text and 'title="two"' in text
-
-
-def test_a_failed_write_leaves_the_old_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = html_report(tmp_path / "x.html", "old", [])
-    monkeypatch.setattr(Path, "write_text", lambda *args, **rest: (_ for _ in ()).throw(OSError("disk full")))
-    with pytest.raises(OSError, match="disk full"):
-        html_report(path, "new", [])
-    assert "old" in path.read_text() and [p.name for p in tmp_path.iterdir()] == ["x.html"]
-
-
-# All of it
-
-
-@pytest.fixture(scope="module")
-def folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    torch.manual_seed(0)
-    root = tmp_path_factory.mktemp("runs")
-    teacher = Prediction(UNet(1, 8, (8, 8)), Cosine(), "v", clip=1.0)
-    save_teacher(root / "teacher", teacher)
-    save_student(root / "student", student_from_teacher(teacher, quadratic(2)[1:]))
-    save_feature_net(root / "features", FeatureNet("tiny_cnn", width=4))
-    return root
-
-
-def test_compare_writes_numbers_and_a_report(folders: Path, tmp_path: Path) -> None:
-    said: list[tuple[str, int, int, str]] = []
-    results = compare(
-        folders / "teacher", folders / "student", folders / "features", "digits", 8, tmp_path / "out",
-        lambda *line: said.append(line), ddim=(1, 2, 4), multistep=(2, 4), fine_steps=8, repeats=0,
-    )  # fmt: skip
-    assert load_results(tmp_path / "out" / "results.json") == results
-    assert results[0].name == "DSNO" and results[0].cost.rounds == 1 and results[0].path_error > 0
-    assert {r.family for r in results} == {"DSNO", "DDIM", "DPM-Solver++", "UniPC", "teacher, fine"}
-    assert len({r.protocol.fine_sha for r in results[:-1]}) == 1
-    page = Page((tmp_path / "out" / "report.html").read_text())
-    assert page.open == [] and len(page.loads) == 9
-    assert said[-1][1] == said[-1][2] and said[0][0] == "evaluate"
-
-
-def test_compare_refuses_other_data(folders: Path, tmp_path: Path) -> None:
-    np.save(tmp_path / "x.npy", np.random.default_rng(0).integers(0, 255, (9, 16, 16), dtype=np.uint8))
-    with pytest.raises(ValueError, match=r"makes \(1, 8, 8\), x.npy has \(1, 16, 16\)"):
-        compare(folders / "teacher", folders / "student", folders / "features", str(tmp_path / "x.npy"), 8)

@@ -1,0 +1,73 @@
+"""Results as text, and which of them are best."""
+
+import dataclasses
+
+import pytest
+
+from dsno.measure.results import Cost, Protocol, Result
+from dsno.measure.table import COLUMNS, best, table
+from pretend import result
+
+
+@pytest.fixture
+def results() -> list[Result]:
+    samplers = [result(f"DDIM-{n}", n, 4 / n, 0.8 / n) for n in (2, 8, 64)]
+    return [*samplers, result("fine", 0, 0.01, None)]
+
+
+def test_table_has_text_for_every_cell(results: list[Result]) -> None:
+    rows = table(results)
+    assert [row["name"] for row in rows] == ["DDIM-2", "DDIM-8", "DDIM-64", "fine"]
+    assert {tuple(row) for row in rows} == {("name", *(column.title for column in COLUMNS))}
+    assert [row["rounds"] for row in rows] == ["2", "8", "64", "-"]
+    assert [row["path error"] for row in rows] == ["0.400", "0.100", "0.0125", "-"]
+    assert all(isinstance(cell, str) and cell for row in rows for cell in row.values())
+    assert table([]) == []
+
+
+def test_columns_that_nothing_fills_are_left_out() -> None:
+    cost = Cost(nfe=2, rounds=2, flops=5_000_000, seconds=3.0, seconds_per_sample=0.5)
+    (row,) = table([Result("x", "x", cost, Protocol(count=6))])
+    assert row == {"name": "x", "rounds": "2", "NFE": "2", "MFLOP": "5.00", "ms/sample": "500"}
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (0.0, "0.00"),
+        (0.0123456, "0.0123"),
+        (1.5, "1.50"),
+        (99.94, "99.9"),
+        (123.4, "123"),
+        (1234567.0, "1,234,567"),
+        (0.00004321, "4e-05"),
+    ],
+)
+def test_numbers_have_three_digits(value: float, text: str) -> None:
+    assert table([result("x", 1, value)])[0]["Fréchet"] == text
+
+
+def test_best_compares_samplers_on_one_scale_only(results: list[Result]) -> None:
+    found = best(results)
+    assert found["path error"] == found["Fréchet"] == {"DDIM-64"}
+    # The set that nothing sampled has the least distance, and is no rival; nor is a cost won.
+    assert not any("fine" in names for names in found.values()) and "latency ms" not in found
+    assert best(results[:1]) == {}
+    other = dataclasses.replace(results[1], protocol=dataclasses.replace(results[1].protocol, count=65))
+    assert best([results[0], other]) == {}
+
+
+def test_what_prints_alike_is_equally_good(results: list[Result]) -> None:
+    def with_recall(n: int, recall: float) -> Result:
+        return dataclasses.replace(results[n], quality=dataclasses.replace(results[n].quality, recall=recall))
+
+    found = best([with_recall(0, 0.50041), with_recall(1, 0.50044), with_recall(2, 0.4)])
+    assert found["recall"] == {"DDIM-2", "DDIM-8"}
+
+
+def test_a_kernel_distance_below_zero_is_no_better_than_zero(results: list[Result]) -> None:
+    def with_kernel(n: int, kernel: float) -> Result:
+        return dataclasses.replace(results[n], quality=dataclasses.replace(results[n].quality, kernel=kernel))
+
+    found = best([with_kernel(0, -0.4), with_kernel(1, -0.1), with_kernel(2, 0.2)])
+    assert found["kernel ×1000"] == {"DDIM-2", "DDIM-8"}

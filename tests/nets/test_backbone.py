@@ -1,0 +1,59 @@
+"""A backbone is rebuilt from what it says of itself, and can be called with what it says it is told."""
+
+from importlib import import_module
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from dsno.nets.backbone import NETS, Backbone, example, net_from_config
+from dsno.nets.unet import UNet
+
+
+@pytest.mark.parametrize("name", NETS)
+def test_every_name_is_that_of_a_module_with_what_a_backbone_says(name: str) -> None:
+    module, attribute = NETS[name].split(":")
+    made = getattr(import_module(module), attribute)
+    assert attribute == name and issubclass(made, nn.Module)
+
+
+def test_a_configuration_without_a_name_is_a_unets() -> None:
+    net = net_from_config({"image_size": 4, "channels": [4], "attention": []})
+    assert type(net) is UNet and isinstance(net, Backbone) and net.shape == (1, 4, 4)
+    assert net_from_config({"name": "UNet", **net.config}).config == net.config
+
+
+@pytest.mark.parametrize(
+    "config, message",
+    [
+        ({"name": "VNet"}, "unknown network 'VNet': expected one of DiffusersNet, IDDPMUNet, PreconditionedUNet, UNet"),
+        ({"chanels": [4]}, r"unknown key 'chanels' in the configuration of a UNet: did you mean 'channels'\?"),
+        ({"name": "PreconditionedUNet"}, "the configuration of a PreconditionedUNet lacks net"),
+    ],
+)
+def test_what_is_no_configuration_is_explained(config: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        net_from_config(config)
+
+
+@pytest.mark.parametrize(
+    "classes, tokens, names",
+    [(None, {}, None), (5, {}, ""), (None, {"text": (7, 3)}, ""), (5, {"text": (7, 3), "pooled": (2,)}, "by name")],
+)
+def test_an_example_is_what_the_network_is_told(classes: int | None, tokens: dict, names: str | None) -> None:
+    net: Any = SimpleNamespace(shape=(2, 4), classes=classes, tokens=tokens)
+    x, t, *cond = example(net, torch.ones(1, dtype=torch.float64), rows=3)
+    assert x.shape == (3, 2, 4) and t.shape == (3,) and x.dtype == t.dtype == torch.float64
+    if names is None:
+        assert not cond
+    elif names == "":
+        assert cond[0].shape == (3, *next(iter(tokens.values()), ()))
+        assert cond[0].dtype == (torch.float64 if tokens else torch.int64)
+    else:
+        assert {name: tuple(c.shape) for name, c in cond[0].items()} == {
+            "text": (3, 7, 3),
+            "pooled": (3, 2),
+            "label": (3,),
+        }

@@ -1,0 +1,70 @@
+"""A student beside its teacher, from folders to a page."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from dsno.denoise import Prediction
+from dsno.grids import quadratic
+from dsno.measure.results import load_results
+from dsno.nets.features import FeatureNet, save_feature_net
+from dsno.nets.unet import UNet
+from dsno.report.compare import compare
+from dsno.schedule import Cosine
+from dsno.students.files import save_student
+from dsno.students.flowmap import flow_map_from_teacher
+from dsno.students.operator import student_from_teacher
+from dsno.teachers.native import save_teacher
+from pages import Page
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    torch.manual_seed(0)
+    root = tmp_path_factory.mktemp("runs")
+    teacher = Prediction(UNet(1, 8, (8, 8)), Cosine(), "v", clip=1.0)
+    save_teacher(root / "teacher", teacher)
+    save_student(root / "student", student_from_teacher(teacher, quadratic(2)[1:]))
+    save_student(root / "map", flow_map_from_teacher(teacher))
+    save_feature_net(root / "features", FeatureNet("tiny_cnn", width=4))
+    return root
+
+
+def test_compare_writes_numbers_and_a_report(folders: Path, tmp_path: Path) -> None:
+    said: list[tuple[str, int, int, str]] = []
+    parts = folders / "teacher", folders / "student", folders / "features"
+    few = {"ddim": (1, 2, 4), "multistep": (2, 4), "fine_steps": 8, "repeats": 0}
+    results = compare(*parts, "digits", 8, tmp_path / "out", lambda *line: said.append(line), **few)
+    assert load_results(tmp_path / "out" / "results.json") == results
+    assert results[0].name == "DSNO" and results[0].cost.rounds == 1 and results[0].path_error > 0
+    assert {r.family for r in results} == {"DSNO", "DDIM", "DPM-Solver++", "UniPC", "teacher, fine"}
+    assert len({r.protocol.fine_sha for r in results[:-1]}) == 1
+    page = Page((tmp_path / "out" / "report.html").read_text())
+    assert page.open == [] and len(page.loads) == 9 and "Trajectories" in page.words
+    assert [line[:3] for line in said] == [("evaluate", n, 9) for n in range(10)]
+    assert [line[3] for line in said[1:-1]] == [r.name for r in results[:-1]] and said[-1][3] == "done"
+
+
+def test_a_flow_map_is_compared_at_several_passes(folders: Path, tmp_path: Path) -> None:
+    parts = folders / "teacher", folders / "map", folders / "features"
+    few = {"ddim": (1,), "multistep": (), "fine_steps": 4, "repeats": 0}
+    results = compare(*parts, "digits", 8, page=tmp_path / "page.html", passes=(1, 3), **few)
+    assert [(r.name, r.family, r.cost.rounds) for r in results] == [
+        ("flow map-1", "flow map", 1),
+        ("flow map-3", "flow map", 3),
+        ("DDIM-1", "DDIM", 1),
+        ("teacher, fine", "teacher, fine", 0),
+    ]
+    # An untrained flow map is its teacher's DDIM.
+    assert results[0].path_error == pytest.approx(results[2].path_error, rel=1e-4)
+    page = Page((tmp_path / "page.html").read_text())
+    assert "Few passes beside its teacher: digits" in page.words and "Trajectories" not in page.words
+    assert [p.name for p in tmp_path.iterdir()] == ["page.html"]
+
+
+def test_compare_refuses_other_data(folders: Path, tmp_path: Path) -> None:
+    np.save(tmp_path / "x.npy", np.random.default_rng(0).integers(0, 255, (9, 16, 16), dtype=np.uint8))
+    with pytest.raises(ValueError, match=r"makes \(1, 8, 8\), x.npy has \(1, 16, 16\)"):
+        compare(folders / "teacher", folders / "student", folders / "features", str(tmp_path / "x.npy"), 8)

@@ -1,0 +1,73 @@
+"""A page is one file with everything in it, and says what its numbers mean."""
+
+import base64
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+from dsno.measure.results import Result
+from dsno.report.page import Picture, Section, html_report
+from dsno.report.pictures import image_grid, quality_against_cost
+from pages import Page
+from pretend import result
+
+
+@pytest.fixture
+def results() -> list[Result]:
+    curves = [result(f"{f}-{n}", n, 5 / n, 0.5 / n) for f in ("DDIM", "UniPC") for n in (2, 4, 8)]
+    return [result("DSNO", 1, 2.0), *curves, result("fine", 0, 0.3, None)]
+
+
+def test_report_is_one_file_with_everything_in_it(results: list[Result], tmp_path: Path) -> None:
+    grid = image_grid(torch.rand(4, 1, 8, 8))
+    light, dark = (quality_against_cost(results, dark=dark) for dark in (False, True))
+    path = html_report(
+        tmp_path / "deep" / "report.html",
+        "Digits <1>",
+        [
+            Section("Samples", "One & two.\n\nThree.", [Picture(grid, "A <grid>")]),
+            Section("Numbers", pictures=[Picture(light, "Plot", dark)], results=results),
+        ],
+        "A summary.",
+    )
+    text = path.read_text(encoding="utf-8")
+    page = Page(text)
+    assert page.open == []
+    assert [load.partition(",")[0] for load in page.loads] == ["data:image/png;base64"] * 3
+    assert {base64.b64decode(load.partition(",")[2]) for load in page.loads} == {grid, light, dark}
+    assert not re.search(r"https?://|url\(|@import|<script|<link", text)
+    assert "prefers-color-scheme: dark" in text and 'width="100"' in text
+    words = " ".join(page.words)
+    for expected in ("Digits <1>", "A summary.", "One & two.", "Three.", "A <grid>", "DSNO", "UniPC-8", "tiny_cnn"):
+        assert expected in words
+    assert [p.name for p in path.parent.iterdir()] == ["report.html"]
+
+
+def cells(text: str, css: str) -> list[str]:
+    return re.findall(rf"<td class={css}>([^<]*)</td>", text)
+
+
+def test_report_highlights_the_best_on_one_scale_only(results: list[Result], tmp_path: Path) -> None:
+    text = html_report(tmp_path / "a.html", "x", [Section("x", results=results)]).read_text()
+    assert "0.625" in cells(text, "best") and "0.0625" in cells(text, "best")
+    mixed = [*results[:-1], result("other", 3, 0.01, reference_sha="b" * 64)]
+    text = html_report(tmp_path / "b.html", "x", [Section("x", results=mixed)]).read_text()
+    assert cells(text, "best") == []
+    assert "<th>reference sha</th>" not in text  # the others have none to differ from
+
+
+def test_report_shows_what_protocols_share_once_and_what_differs_per_name(tmp_path: Path) -> None:
+    pair = [result("a", 1, 1.0, batch=8, device="one"), result("b", 2, 1.0, batch=8, device="two")]
+    text = html_report(tmp_path / "x.html", "x", [Section("x", results=pair)]).read_text()
+    assert text.count("<dt>batch</dt>") == 1 and "<dt>device</dt>" not in text
+    assert "<th>device</th>" in text and 'title="one"' in text and 'title="two"' in text
+
+
+def test_a_failed_write_leaves_the_old_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = html_report(tmp_path / "x.html", "old", [])
+    monkeypatch.setattr(Path, "write_text", lambda *args, **rest: (_ for _ in ()).throw(OSError("disk full")))
+    with pytest.raises(OSError, match="disk full"):
+        html_report(path, "new", [])
+    assert "old" in path.read_text() and [p.name for p in tmp_path.iterdir()] == ["x.html"]
