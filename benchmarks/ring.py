@@ -2,12 +2,13 @@
 
     python benchmarks/ring.py [--only lagrangian ...]
 
-Claim: one pass of a Lagrangian or Eulerian map is within 0.32 of the exact flow, and no schedule is worse for a loss than the
-cosine by more than a quarter; a single seed beyond that refutes it. The teacher is a two-dimensional Gaussian mixture in
-closed form, under the schedule of straight paths, so the reference is its probability-flow ODE itself. Every method trains
-the same small perceptron from scratch for the same number of steps, on one thread, and is measured by the root mean square
-distance of its samples to the exact ones from the same noise, beside Euler steps of the exact velocity. Three of the losses
-then train under other schedules, in the same number of steps. Writes benchmarks/results/ring.json; with --only nothing.
+Claim: one pass of a Lagrangian or Eulerian map is within 0.32 of the exact flow, and no schedule is worse for a loss
+than the cosine by more than a quarter; a single seed beyond that refutes it. The teacher is a two-dimensional Gaussian
+mixture in closed form, under the schedule of straight paths, so the reference is its probability-flow ODE itself. Every
+method trains the same small perceptron from scratch for the same number of steps, on one thread, and is measured by the
+root mean square distance of its samples to the exact ones from the same noise, beside Euler steps of the exact
+velocity. Three of the losses then train under other schedules, in the same number of steps. Writes
+benchmarks/results/ring.json; with --only nothing.
 """
 
 from __future__ import annotations
@@ -214,11 +215,12 @@ def main(given: Sequence[str] | None = None) -> None:
     write(
         arguments,
         "ring",
-        "eight Gaussians of standard deviation 0.3 on a circle of radius 2, straight paths; a perceptron of three layers "
-        f"of 64 trained from scratch, {size.steps} steps of {size.batch} rows with Adam at {LR:g} (cosine), the average of "
-        f"the weights; root mean square distance to the exact flow over {size.count} held-out noises, one thread; claims "
-        f"are of the worst of {len(size.seeds)} seeds. Other schedules: one seed, the network's input and output scaled as "
-        f"EDM's, the reference of each by {size.solver_steps} steps of DPM-Solver++ 3 on its even grid",
+        "eight Gaussians of standard deviation 0.3 on a circle of radius 2, straight paths; a perceptron of three "
+        f"layers of 64 trained from scratch, {size.steps} steps of {size.batch} rows with Adam at {LR:g} (cosine), "
+        f"the average of the weights; root mean square distance to the exact flow over {size.count} held-out noises, "
+        f"one thread; claims are of the worst of {len(size.seeds)} seeds. Other schedules: one seed, the network's "
+        f"input and output scaled as EDM's, the reference of each by {size.solver_steps} steps of DPM-Solver++ 3 on "
+        "its even grid",
         judged(numbers),
         **numbers,
     )

@@ -2,9 +2,9 @@
 
     python benchmarks/tables.py [--check]
 
-A table stands between `<!-- table: NAME -->` and `<!-- end -->`; everything between is replaced. Each NAME belongs to one
-function in `TABLES`. --check changes nothing and exits with 1 if a page is out of date, holds a table that nobody writes or
-that has no end, or if a table is on no page: what was measured is told, and so is every claim.
+A table stands between `<!-- table: NAME -->` and `<!-- end -->`; everything between is replaced. Each NAME belongs to
+one function in `TABLES`. --check changes nothing and exits with 1 if a page is out of date, holds a table that nobody
+writes or that has no end, or if a table is on no page: what was measured is told, and so is every claim.
 """
 
 from __future__ import annotations

@@ -34,7 +34,7 @@ def test_an_example_runs_and_resumes(name: str, sets: int, tmp_path: Path, capsy
     spatial, steps = {"signals": ([64], "8/8"), "fields": (32, "4/4")}[name]
     assert read_json(tmp_path / "teacher" / "config.json")["net"]["image_size"] == spatial
     first = capsys.readouterr().out
-    assert all(f"{stage} {steps}" in first for stage in ("teach", "distill"))
+    assert all(f"{stage} {steps}" in first for stage in ("teach", "regression"))
     if name == "signals":
         assert main(quick=True, out=tmp_path) == errors
         assert steps not in capsys.readouterr().out  # nothing is trained twice
