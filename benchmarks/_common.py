@@ -99,7 +99,7 @@ def parse(options: argparse.ArgumentParser, given: Sequence[str] | None = None) 
 
 
 def runs_of(arguments: argparse.Namespace, usual: str) -> Path:
-    """The folder of what is trained and kept: `--runs`, or else `usual`, or else, of quick runs, one beside the result."""
+    """The folder of what is trained and kept: `--runs`, or `usual`; of quick runs a folder beside the result."""
     folder: Path = arguments.runs or (arguments.out / Path(usual).name if arguments.quick else Path(usual))
     folder.mkdir(parents=True, exist_ok=True)
     return folder

@@ -1,4 +1,4 @@
-"""The entries of the family's comparison, and how one of them is run: the student, its stages, its budget, its points."""
+"""The entries of the family's comparison, and how one of them is run: its student, stages, budget and points."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ class Entry:
     others: float | None = 0.25
     inner_starts: float = 0.0
     distance: str = ""
-    """Of the loss, where not the method's own. The network of a perceptual one, and the labels it learned from, are free."""
+    """Of the loss, where not the method's own. The network of a perceptual one and its labels are free."""
     fine_tuning: float = 0.0
     """Share of the steps behind the regression that match distributions."""
     ema: float = 0.999
@@ -338,7 +338,7 @@ def samplers_of(student: Student) -> dict[str, Sampler]:
 
 
 def seen_error(student: TrajectoryStudent, data: TrajectorySet) -> float:
-    """RMSE of one pass on trajectories that the student learned from: far below the path error, it knows them by heart."""
+    """RMSE of one pass on trajectories it learned from: far below the path error, the student knows them by heart."""
     rows = data.__getitems__(list(range(min(512, len(data)))))
     return float((student.sample(rows["noise"]) - rows["x0"][:, -1]).square().mean().sqrt())
 

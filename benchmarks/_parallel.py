@@ -1,4 +1,4 @@
-"""What exact samplers cost and how near they come to their chain; and all of that on mixtures, whose teachers are exact."""
+"""What exact samplers cost and how near they come to their chain; and all of that on mixtures, in closed form."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ SPECULATIVE: dict[str, dict[str, bool]] = {
     "speculative, x0 frozen, two calls": {"reuse": False, "refresh": True},
 }
 LINEAR = {"D held": 1e-3, "data_std 0.5": 0.5, "eps held": 1e3}
-"""Parts of the denoiser that ParaTAA solves for beforehand: none, that of data of this standard deviation, all of the noise."""
+"""Standard deviations of the data in ParaTAA's linear part: almost 0 holds D between rounds, a large one the noise."""
 
 
 def mixture(d: int) -> GaussianMixture:

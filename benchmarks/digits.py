@@ -3,12 +3,12 @@
     python benchmarks/digits.py [--only NAME ...] [--seeds 0 1 2] [--budget 1.0]
     python benchmarks/digits.py --report [--name digits] [--budget 1.0]
 
-Claim: an operator is ahead of its control by more than the spreads of both; a margin below 0 refutes it. Of one seed there is
-no spread, and a change is ahead of what it changes, or not. Every student starts from the same teacher, sees the same
-trajectories and spends the same training FLOPs: the number of steps is the budget divided by the measured FLOPs of one step
-(forward, backward and the whole batch). One budget is what knowledge distillation spends on 2,000 batches of 64. Each run is
-kept as a JSON file under --runs, so the benchmark continues where it was stopped. --report writes
-benchmarks/results/NAME.json and docs/images/NAME.png from the runs of the budget that are there.
+Claim: an operator is ahead of its control by more than the spreads of both; a margin below 0 refutes it. Of one seed
+there is no spread, and a change is ahead of what it changes, or not. Every student starts from the same teacher, sees
+the same trajectories and spends the same training FLOPs: the number of steps is the budget divided by the measured
+FLOPs of one step (forward, backward and the whole batch). One budget is what knowledge distillation spends on 2,000
+batches of 64. Each run is kept as a JSON file under --runs, so the benchmark continues where it was stopped. --report
+writes benchmarks/results/NAME.json and docs/images/NAME.png from the runs of the budget that are there.
 
 A name may change a student's settings: `kd@lr=0.0005@trajectories=4000`.
 """
@@ -364,9 +364,9 @@ def report(arguments: argparse.Namespace, runs: Path, size: Size, budget: float)
     write(
         arguments,
         arguments.name,
-        f"equal training FLOPs ({spent:.2f} TFLOP a run); {size.count:,} held-out noises; Frechet distance in digits_cnn "
-        "features against the 1,797 images; path error: mean RMSE of the sample to the teacher's fine solution; spread: "
-        "standard deviation over seeds; bf16 training on one thread",
+        f"equal training FLOPs ({spent:.2f} TFLOP a run); {size.count:,} held-out noises; Frechet distance in "
+        "digits_cnn features against the 1,797 images; path error: mean RMSE of the sample to the teacher's fine "
+        "solution; spread: standard deviation over seeds; bf16 training on one thread",
         judged({"table": table}),
         teacher_frechet=teacher,
         table=table,

@@ -5,15 +5,16 @@
     python benchmarks/family.py sprites --data PATH --only consistency "knowledge, perceptual@grid=log-snr"
     python benchmarks/family.py digits --report
 
-Claim: at one pass an operator is ahead of every method that is not one; a smaller distance of another method refutes it, and
-a difference within both spreads leaves it open. The digits' teacher is the shipped one; another is made as its recipe makes
-it, with the features to measure in, if --source does not hold them.
+Claim: at one pass an operator is ahead of every method that is not one; a smaller distance of another method refutes
+it, and a difference within both spreads leaves it open. The digits' teacher is the shipped one; another is made as its
+recipe makes it, with the features to measure in, if --source does not hold them.
 
-Every run spends the same FLOPs: what its trajectories cost (teacher calls of their solver) is taken off first, and the rest
-divided by the counted FLOPs of a training step (forward, backward, the teacher's and every other call of the loss) is its
-number of steps. Quality is measured on 2,048 held-out noises at 1, 2 and 4 passes where a method has them. A run is kept as
-a JSON file under --runs, so the script continues where it was stopped; a second process may take other runs meanwhile
-(--only, --seeds). --report writes benchmarks/results/family_NAME.json and the plots from the runs that are there.
+Every run spends the same FLOPs: what its trajectories cost (teacher calls of their solver) is taken off first, and the
+rest divided by the counted FLOPs of a training step (forward, backward, the teacher's and every other call of the loss)
+is its number of steps. Quality is measured on 2,048 held-out noises at 1, 2 and 4 passes where a method has them. A run
+is kept as a JSON file under --runs, so the script continues where it was stopped; a second process may take other runs
+meanwhile (--only, --seeds). --report writes benchmarks/results/family_NAME.json and the plots from the runs that are
+there.
 
 A name may change an entry's settings: `operator@trajectories=8192@lr=0.0005`.
 """
@@ -158,7 +159,7 @@ def slopes(bench: Bench) -> dict[str, dict[str, float]]:
 
 
 def targets(bench: Bench) -> dict[str, float]:
-    """Frechet distance of the stored trajectories' own ends, by the solver's grid and steps: what students are shown."""
+    """Frechet distance of the stored trajectories' ends, by the solver's grid and steps: what students are shown."""
     found = {}
     for folder in sorted(p for p in bench.runs.glob("trajectories-*-*-*") if p.is_dir()):
         grid, steps, _ = folder.name.removeprefix("trajectories-").rsplit("-", 2)
@@ -224,11 +225,11 @@ def report(bench: Bench, arguments: argparse.Namespace) -> None:
     write(
         arguments,
         f"family_{bench.name}",
-        f"every run spends the same training FLOPs ({numbers['unit'] / 1e12:g} TFLOP at x1), its trajectories included, the "
-        f"network of a perceptual loss not; {bench.size.count:,} held-out noises; Frechet and kernel distance, precision "
-        f"and recall in {bench.features.name} features against {len(bench.images):,} images; path error: RMSE of the sample "
-        f"to the teacher's fine solution; spread: standard deviation over seeds; {bench.precision} training; timings are "
-        "ratios to one call of the teacher",
+        f"every run spends the same training FLOPs ({numbers['unit'] / 1e12:g} TFLOP at x1), its trajectories "
+        f"included, the network of a perceptual loss not; {bench.size.count:,} held-out noises; Frechet and kernel "
+        f"distance, precision and recall in {bench.features.name} features against {len(bench.images):,} images; path "
+        "error: RMSE of the sample to the teacher's fine solution; spread: standard deviation over seeds; "
+        f"{bench.precision} training; timings are ratios to one call of the teacher",
         judged(numbers),
         **numbers,
     )
@@ -253,9 +254,9 @@ def judged(numbers: Mapping[str, Any]) -> list[Claim]:
 
 
 def ahead(factor: str, table: Mapping[str, Any], entered: Sequence[str]) -> list[Claim]:
-    """At one pass, as entered: Frechet distance of the best of some less that of the best of others, less both spreads."""
+    """At one pass, as entered: how far the best of others is behind the best of ours, less both spreads, too."""
     entries = {n: named(ENTRIES, n) for n in table if n in entered}
-    # Knowledge distillation as published is a peer, with a perceptual loss or matching behind it a variant of this library.
+    # Knowledge distillation as published is a peer, with a perceptual loss or matching behind it a variant of ours.
     own = [n for n, e in entries.items() if e.trajectories and (e.method != "knowledge" or e.distance)]
     several = [n for n in own if entries[n].frames > 1]
     peers = [n for n in entries if n not in own]
@@ -304,7 +305,7 @@ def colour_of(name: str) -> str:
 
 
 def picture(bench: Bench, numbers: Mapping[str, Any], arguments: argparse.Namespace) -> None:
-    """Distance against serial calls at the main budget, and at one pass against the budget of what was run at several."""
+    """Distance against serial calls at the main budget; of what was run at several, one pass against the budget."""
     table, budgets, plt = shown_in(numbers), numbers["budgets"], pyplot()
     names = [n for n in table if sum(n in t for t in budgets.values()) > 1]
     figure, axes = plt.subplots(

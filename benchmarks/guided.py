@@ -2,12 +2,12 @@
 
     python benchmarks/guided.py
 
-Claim: one student is within 0.33 of the guided teacher at weights 0, 1 and 4, and listens to its weight: told another row's,
-its error grows by a tenth or more. A weight beyond the bound, or an error that stays, refutes it. Eight modes on a ring, the
-classes alternating; the conditional and the unconditional denoiser are closed forms, so the teacher's guidance is exact and
-nothing is learned but the sampler. The reference is DDIM in 256 steps. The student is a small multilayer perceptron that is
-told both times, the class and the weight; its first stage learns the guided teacher, the others halve 32 steps down to 1.
-Writes benchmarks/results/guided.json.
+Claim: one student is within 0.33 of the guided teacher at weights 0, 1 and 4, and listens to its weight: told another
+row's, its error grows by a tenth or more. A weight beyond the bound, or an error that stays, refutes it. Eight modes on
+a ring, the classes alternating; the conditional and the unconditional denoiser are closed forms, so the teacher's
+guidance is exact and nothing is learned but the sampler. The reference is DDIM in 256 steps. The student is a small
+multilayer perceptron that is told both times, the class and the weight; its first stage learns the guided teacher, the
+others halve 32 steps down to 1. Writes benchmarks/results/guided.json.
 """
 
 from __future__ import annotations
@@ -166,7 +166,7 @@ def trained(
 
 
 def judged(numbers: Mapping[str, Any]) -> list[Claim]:
-    """The errors of one pass and of the first stage, what the weight is worth, the time, and the sampler that draws noise."""
+    """Errors of one pass and of the first stage, what the weight is worth, the time, and the stochastic sampler."""
     mean, seeds = numbers["student"], numbers["seeds"]
     average = {name: sum(law.values()) / len(law) for name, law in numbers["laws_of_four_passes"].items()}
     ratio = sum(seed["shuffled"] / seed["own"] for seed in seeds) / len(seeds)
@@ -211,10 +211,10 @@ def main(given: Sequence[str] | None = None) -> None:
         arguments,
         "guided",
         "two classes on alternating modes of a ring (radius 2, std 0.25), cosine schedule, weights uniform in "
-        f"[{LOW:g}, {HIGH:g}]; width {size.width}, {size.steps} steps of {size.batch} in all, Adam at {size.lr:g} with a "
-        f"cosine decay in each stage, mean of {size.seeds} seeds; RMSE over {size.count} held-out noises to DDIM in "
-        f"{size.solver_steps} steps of the exactly guided teacher, which costs two evaluations a step; distances of laws "
-        "are sliced 2-Wasserstein, mean over classes and weights",
+        f"[{LOW:g}, {HIGH:g}]; width {size.width}, {size.steps} steps of {size.batch} in all, Adam at {size.lr:g} "
+        f"with a cosine decay in each stage, mean of {size.seeds} seeds; RMSE over {size.count} held-out noises to "
+        f"DDIM in {size.solver_steps} steps of the exactly guided teacher, which costs two evaluations a step; "
+        "distances of laws are sliced 2-Wasserstein, mean over classes and weights",
         judged(numbers),
         **numbers,
     )

@@ -2,13 +2,14 @@
 
     python benchmarks/guided_digits.py [--seeds 0 1]
 
-Claim: at one pass and each weight knowledge distillation is ahead of guided distillation, and guided distillation of eight
-steps of DDIM; a difference of the other sign refutes it. Trains a class-conditional teacher that can be guided, then, for the same FLOPs each:
-guided distillation, whose students of four and two passes are those on its way to one; and the operator of one and of two
-frames, from guided trajectories of random labels and weights, whose cost is taken off first. The reference at each weight is
-the guided teacher's own fine solution: from the same noises for the path error, from others for the Frechet distance. Quality
-is beside the cost in evaluations, of which the guided teacher needs two a step. Runs are kept under --runs; the script
-continues where it was stopped. Writes benchmarks/results/guided_digits.json.
+Claim: at one pass and each weight knowledge distillation is ahead of guided distillation, and guided distillation of
+eight steps of DDIM; a difference of the other sign refutes it. Trains a class-conditional teacher that can be guided,
+then, for the same FLOPs each: guided distillation, whose students of four and two passes are those on its way to one;
+and the operator of one and of two frames, from guided trajectories of random labels and weights, whose cost is taken
+off first. The reference at each weight is the guided teacher's own fine solution: from the same noises for the path
+error, from others for the Frechet distance. Quality is beside the cost in evaluations, of which the guided teacher
+needs two a step. Runs are kept under --runs; the script continues where it was stopped. Writes
+benchmarks/results/guided_digits.json.
 """
 
 from __future__ import annotations
@@ -203,7 +204,7 @@ def run(name: str, bench: Bench, seed: int) -> dict[str, Any]:
 
 
 def judged(numbers: Mapping[str, Any]) -> list[Claim]:
-    """One pass, means over the seeds: guided distillation beside knowledge distillation and beside eight steps of DDIM."""
+    """One pass, means over seeds: guided distillation beside knowledge distillation and eight steps of DDIM."""
     solver = numbers["solvers"]["DDIM-8"]
     weights = [f"{w:g}" for w in WEIGHTS]
 
@@ -261,10 +262,10 @@ def main(given: Sequence[str] | None = None) -> None:
         "guided_digits",
         "class-conditional digits teacher (the recipe's training, labels dropped in a tenth), weights uniform in "
         f"[{LOW:g}, {HIGH:g}]; {size.budget:.0e} FLOPs a run, what {size.trajectories} guided trajectories cost "
-        f"({SOLVER_STEPS} steps of UniPC, two evaluations each) taken off first; batches of {BATCH}, Adam at {LR:g}, mean "
-        f"of {len(seeds)} seeds; {size.count} held-out noises of all classes in turn, Frechet distance in the features of "
-        "the digits' classifier to as many fine samples of the guided teacher from other noises, path error to its fine "
-        "solution from the same; accuracy is the classifier's",
+        f"({SOLVER_STEPS} steps of UniPC, two evaluations each) taken off first; batches of {BATCH}, Adam at {LR:g}, "
+        f"mean of {len(seeds)} seeds; {size.count} held-out noises of all classes in turn, Frechet distance in the "
+        "features of the digits' classifier to as many fine samples of the guided teacher from other noises, path "
+        "error to its fine solution from the same; accuracy is the classifier's",
         judged(numbers),
         **numbers,
     )

@@ -7,8 +7,8 @@
 - the sample alone against the whole trajectory, for each placement of the layers: no more;
 - importing dsno against importing torch alone: at most twice.
 
-A ratio on the other side of its bound refutes the claim. Each is the median of repeats in which both sides alternate. Writes
-benchmarks/results/layers.json.
+A ratio on the other side of its bound refutes the claim. Each is the median of repeats in which both sides alternate.
+Writes benchmarks/results/layers.json.
 """
 
 from __future__ import annotations

@@ -4,9 +4,9 @@
 
 Claim: a student of M frames takes at most 1.2 times the peak of M steps of its backbone, and half of it with gradient
 checkpointing; a larger ratio refutes it. Peak is the rise above what is there before a step (weights, gradients, batch)
-during forward and backward. On CUDA the allocator counts it. On the CPU every operation's outputs are followed: a storage
-counts from the operation that makes it until it is freed, so the figure is exact for tensors and leaves out workspaces
-inside an operation. Writes benchmarks/results/memory.json.
+during forward and backward. On CUDA the allocator counts it. On the CPU every operation's outputs are followed: a
+storage counts from the operation that makes it until it is freed, so the figure is exact for tensors and leaves out
+workspaces inside an operation. Writes benchmarks/results/memory.json.
 """
 
 from __future__ import annotations
@@ -106,8 +106,8 @@ def main(given: Sequence[str] | None = None) -> None:
     write(
         arguments,
         "memory",
-        f"U-Net {size.channels} on {size.shape}, M = {FRAMES}, batch {size.batch}, float32, forward and backward of an L1 "
-        f"loss; rise above weights, gradients and batch; {how}",
+        f"U-Net {size.channels} on {size.shape}, M = {FRAMES}, batch {size.batch}, float32, forward and backward of "
+        f"an L1 loss; rise above weights, gradients and batch; {how}",
         judged(numbers),
         **numbers,
     )

@@ -3,9 +3,9 @@
     python benchmarks/mixture.py
 
 Claim: the error falls as trajectories and parameters grow; a slope above 0 refutes it. The teacher is a two-dimensional
-Gaussian mixture in closed form, so the reference is the probability-flow ODE itself (third order, 400 steps, error below
-1e-6) and nothing is learned but the operator. Students are residual multilayer perceptrons lifted to M = 4 frames. Writes
-benchmarks/results/mixture.json and docs/images/mixture.png.
+Gaussian mixture in closed form, so the reference is the probability-flow ODE itself (third order, 400 steps, error
+below 1e-6) and nothing is learned but the operator. Students are residual multilayer perceptrons lifted to M = 4
+frames. Writes benchmarks/results/mixture.json and docs/images/mixture.png.
 """
 
 from __future__ import annotations
@@ -132,8 +132,8 @@ def main(given: Sequence[str] | None = None) -> None:
     write(
         arguments,
         "mixture",
-        f"8-component mixture, cosine schedule, M = 4 quadratic frames, {size.steps} steps of at most 256, {size.noises} "
-        "held-out noises",
+        f"8-component mixture, cosine schedule, M = 4 quadratic frames, {size.steps} steps of at most 256, "
+        f"{size.noises} held-out noises",
         judged(numbers),
         **numbers,
     )

@@ -2,13 +2,13 @@
 
     python benchmarks/official.py --official path/to/DSNO-pytorch [--threads 1 2] [--compiled]
 
-Claim: ours is 1.3 times as fast on a processor and twice on a GPU, and in bfloat16 at most half as far again from the exact
-output; a ratio on the other side refutes it. The paper's CIFAR-10 configuration with random weights, one pass from noise to
-four frames.
+Claim: ours is 1.3 times as fast on a processor and twice on a GPU, and in bfloat16 at most half as far again from the
+exact output; a ratio on the other side refutes it. The paper's CIFAR-10 configuration with random weights, one pass
+from noise to four frames.
 
-- On the processor, a batch of two, in fp32 and in bf16. The official code runs bf16 as it was written to, under autocast
-  with its Fourier layer in fp32; ours runs with all weights in bf16. Both outputs are compared with the official one in
-  fp32.
+- On the processor, a batch of two, in fp32 and in bf16. The official code runs bf16 as it was written to, under
+  autocast with its Fourier layer in fp32; ours runs with all weights in bf16. Both outputs are compared with the
+  official one in fp32.
 - On a GPU, where there is one, in bf16: latency at batch 1, throughput at the batch where it stops rising.
 
 Of ours both the whole trajectory, which is what the official code computes, and the sample alone are timed, in memory
@@ -224,9 +224,9 @@ def main(given: Sequence[str] | None = None) -> None:
     write(
         arguments,
         "official",
-        f"medians of {repeats} alternating repeats; CIFAR-10 configuration of the paper, {config['model']['nf']} channels, "
-        "random weights, four frames; processor: batch 2, processor time with one thread, wall time with more; GPU: bf16, "
-        "against the official code under autocast",
+        f"medians of {repeats} alternating repeats; CIFAR-10 configuration of the paper, {config['model']['nf']} "
+        "channels, random weights, four frames; processor: batch 2, processor time with one thread, wall time with "
+        "more; GPU: bf16, against the official code under autocast",
         judged(numbers),
         **numbers,
     )

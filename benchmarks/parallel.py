@@ -3,13 +3,13 @@
     python benchmarks/parallel.py mixtures
     python benchmarks/parallel.py digits|fashion [--source runs/digits] [--runs runs/parallel/digits] [--count 32]
 
-Claims: on mixtures the rounds that related work reports; on a recipe's teacher 7 rounds to the error of DDIM in 100 steps, and
-50 to the law, and to the samples, of the stochastic chain of 1,000. More rounds refute them. `mixtures` has closed-form
-teachers. With a recipe, its teacher is solved from held-out noises by every sampler: the error to the fine solution of the
-ODE against serial rounds, and the Frechet distance of stochastic chains; drafts come from the recipe's one-pass student and
-from a restartable one, which is trained first (an hour on one core, resumable). Every number carries the rows it cost. What is
-measured is kept in --runs and not measured again: use another folder for another run of the recipe. Writes
-benchmarks/results/parallel[_NAME].json and docs/images/parallel-NAME.png.
+Claims: on mixtures the rounds that related work reports; on a recipe's teacher 7 rounds to the error of DDIM in 100
+steps, and 50 to the law, and to the samples, of the stochastic chain of 1,000. More rounds refute them. `mixtures` has
+closed-form teachers. With a recipe, its teacher is solved from held-out noises by every sampler: the error to the fine
+solution of the ODE against serial rounds, and the Frechet distance of stochastic chains; drafts come from the recipe's
+one-pass student and from a restartable one, which is trained first (an hour on one core, resumable). Every number
+carries the rows it cost. What is measured is kept in --runs and not measured again: use another folder for another run
+of the recipe. Writes benchmarks/results/parallel[_NAME].json and docs/images/parallel-NAME.png.
 """
 
 from __future__ import annotations
@@ -276,7 +276,7 @@ def judged(numbers: Mapping[str, Any]) -> list[Claim]:
 
 
 def errors_judged(rows: Sequence[Mapping[str, Any]]) -> list[Claim]:
-    """Rounds to the error of DDIM in the steps of the first chain, and over those of a sequential solver as accurate."""
+    """Rounds to the error of the first chain's DDIM, and over those of a sequential solver as accurate."""
     steps = next(r["N"] for r in rows if "N" in r)
     ddim = next(r for r in rows if (r["family"], r["point"]) == ("DDIM", str(steps)))
     enough = 1.05 * ddim["fine_rmse"]
@@ -382,10 +382,11 @@ def main(given: Sequence[str] | None = None) -> None:
         write(
             arguments,
             "parallel",
-            "eight modes of std 0.2 (d = 2: on the unit circle; d = 64: standard normal), cosine schedule, uniform grids, "
-            f"float64; {size.noises} noises (speculative: {size.draws}), seeds 2^40..; tolerance 1e-4 (SRDS: 1e-3); rounds "
-            "and rows are means, with the worst sample beside; residual_rounds are rounds until every unaccepted equation's "
-            "RMS residual is below 1e-3, the verifying one included; errors are RMS per sample to chain.run on the same tape",
+            "eight modes of std 0.2 (d = 2: on the unit circle; d = 64: standard normal), cosine schedule, uniform "
+            f"grids, float64; {size.noises} noises (speculative: {size.draws}), seeds 2^40..; tolerance 1e-4 (SRDS: "
+            "1e-3); rounds and rows are means, with the worst sample beside; residual_rounds are rounds until every "
+            "unaccepted equation's RMS residual is below 1e-3, the verifying one included; errors are RMS per sample "
+            "to chain.run on the same tape",
             judged(numbers),
             **numbers,
         )
@@ -395,10 +396,11 @@ def main(given: Sequence[str] | None = None) -> None:
     write(
         arguments,
         f"parallel_{name}",
-        f"the teacher, one-pass student and features of `dsno reproduce {name}`; a student restartable from its frames; "
-        f"{bench.count} held-out noises for errors, RMS over samples and pixels to the fine ODE solution (fine_) and to the "
-        f"chain's sequential run, {bench.law} for Frechet distances (biased upwards at that count, alike for all); uniform "
-        "grids, float32; rounds include the student's, one each; rows are the teacher's, beside the student's",
+        f"the teacher, one-pass student and features of `dsno reproduce {name}`; a student restartable from its "
+        f"frames; {bench.count} held-out noises for errors, RMS over samples and pixels to the fine ODE solution "
+        f"(fine_) and to the chain's sequential run, {bench.law} for Frechet distances (biased upwards at that count, "
+        "alike for all); uniform grids, float32; rounds include the student's, one each; rows are the teacher's, "
+        "beside the student's",
         judged(numbers),
         **numbers,
     )

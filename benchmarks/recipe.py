@@ -2,12 +2,12 @@
 
     python benchmarks/recipe.py [digits|fashion|sprites|...] [--data SOURCE] [--reference SOURCE] [--source runs/NAME]
 
-Claim: one pass of the digits is within 1.1 times the teacher's own distance, in 25 minutes from nothing; of the others within
-1.3 times, ahead of the teacher's solvers in eight steps, and five times as fast alone. A ratio on the other side refutes it.
-Runs the recipe if --source is not complete, then compares its student with the teacher's solvers on --count held-out noises
-(or reads the comparison that `dsno reproduce` left there), against --reference, the recipe's own data by default. Minutes are
-the sum of what the stages took, each by its own clock. Writes benchmarks/results/NAME.json (recipe.json for the digits) and
-the pictures of the docs.
+Claim: one pass of the digits is within 1.1 times the teacher's own distance, in 25 minutes from nothing; of the others
+within 1.3 times, ahead of the teacher's solvers in eight steps, and five times as fast alone. A ratio on the other side
+refutes it. Runs the recipe if --source is not complete, then compares its student with the teacher's solvers on --count
+held-out noises (or reads the comparison that `dsno reproduce` left there), against --reference, the recipe's own data
+by default. Minutes are the sum of what the stages took, each by its own clock. Writes benchmarks/results/NAME.json
+(recipe.json for the digits) and the pictures of the docs.
 """
 
 from __future__ import annotations

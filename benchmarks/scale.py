@@ -2,9 +2,10 @@
 
     python benchmarks/scale.py
 
-Claim: two processes make 1.8 times as many or more; less refutes it. Both are `accelerate launch` of the same work, taken
-in turn. Every process notes the time after each batch; the rate is that of the time in which all of them work, so that
-starting up and the first batch do not count. Writes benchmarks/results/scale.json. Needs as many idle cores as processes.
+Claim: two processes make 1.8 times as many or more; less refutes it. Both are `accelerate launch` of the same work,
+taken in turn. Every process notes the time after each batch; the rate is that of the time in which all of them work, so
+that starting up and the first batch do not count. Writes benchmarks/results/scale.json. Needs as many idle cores as
+processes.
 """
 
 from __future__ import annotations
@@ -119,8 +120,8 @@ def main(given: Sequence[str] | None = None) -> None:
         arguments,
         "scale",
         f"accelerate launch, one thread a process; medians of {size.repeats} alternating runs; U-Net (32, 64) on 8x8, "
-        f"batch {size.batch}, {size.batches} batches a process, {STEPS} DDIM steps, M = 4, float16, checksums and fsync "
-        "included; rates while all processes work, after the first batch",
+        f"batch {size.batch}, {size.batches} batches a process, {STEPS} DDIM steps, M = 4, float16, checksums and "
+        "fsync included; rates while all processes work, after the first batch",
         judged(numbers),
         **numbers,
     )

@@ -2,9 +2,9 @@
 
     python benchmarks/store.py
 
-Claim: files cost a tenth of the network's rate at most, and a batch a tenth of a training step; a larger share refutes it.
-All are ratios of times taken in turn in one run, medians over the repeats. The network is the recipes' U-Net on 8x8 images.
-Writes benchmarks/results/store.json.
+Claim: files cost a tenth of the network's rate at most, and a batch a tenth of a training step; a larger share refutes
+it. All are ratios of times taken in turn in one run, medians over the repeats. The network is the recipes' U-Net on 8x8
+images. Writes benchmarks/results/store.json.
 """
 
 from __future__ import annotations
@@ -126,8 +126,8 @@ def main(given: Sequence[str] | None = None) -> None:
         "store",
         f"one thread; U-Net (32, 64) on 8x8, batch {size.batch}; medians of {size.repeats} alternating repeats for "
         f"generating ({size.calls * size.batch} trajectories of {STEPS} DDIM steps, M = 4, float16, fsync) and "
-        f"{5 * size.repeats} for fetching and streaming (from {size.rows} trajectories in shards of 4096, page cache warm, "
-        "windows of two shards for the stream; forward and backward as the step)",
+        f"{5 * size.repeats} for fetching and streaming (from {size.rows} trajectories in shards of 4096, page cache "
+        "warm, windows of two shards for the stream; forward and backward as the step)",
         judged(numbers),
         **numbers,
     )

@@ -2,66 +2,64 @@
 
     python benchmarks/tables.py [--check]
 
-A table stands between `<!-- table: NAME -->` and `<!-- end -->`; everything between is replaced. --check changes nothing
-and exits with 1 if a page is out of date.
+A table stands between `<!-- table: NAME -->` and `<!-- end -->`; everything between is replaced. Each NAME belongs to
+one function in `TABLES`. --check changes nothing and exits with 1 if a page is out of date, holds a table that nobody
+writes or that has no end, or if a table is on no page: what was measured is told, and so is every claim.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import re
 import statistics
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[1]
+RESULTS = ROOT / "benchmarks" / "results"
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+BLOCK = re.compile(r"<!-- table: ([^>]*?) -->(?:(?!<!--).)*<!-- end -->", re.DOTALL)
+
+Record = Mapping[str, Any]
 
 
-def rows(head: list[str], body: list[list[str]]) -> str:
+# Pieces
+
+
+def rows(head: Sequence[str], body: Iterable[Sequence[str]]) -> str:
     lines = [head, ["---", *["---:"] * (len(head) - 1)], *body]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def recipe(record: dict[str, Any]) -> str:
-    """The shipped student beside its teacher's solvers."""
-    chosen = ("DSNO", "DDIM-1", "DDIM-4", "DDIM-8", "DDIM-16", "DDIM-64", "DPM-Solver++-4", "DPM-Solver++-8",
-              "DPM-Solver++-16", "UniPC-8", "UniPC-16", "teacher, fine")  # fmt: skip
-    named = {r["name"]: r for r in record["results"]}
-    body = []
-    for name in chosen:
-        r = named[name]
-        cost, quality = r["cost"], r["quality"]
-        sampled = bool(cost["rounds"])
-        body.append([
-            f"**{name}, one pass**" if name == "DSNO" else name,
-            str(cost["rounds"]) if sampled else "-",
-            f"{cost['flops'] / 1e6:,.0f}" if sampled else "-",
-            f"{quality['frechet']:.2f}", f"{quality['precision']:.2f}", f"{quality['recall']:.2f}",
-            f"{r['path_error']:.3f}" if r["path_error"] is not None else "-",
-        ])  # fmt: skip
-    return rows(
-        ["sampler", "serial network calls", "MFLOP a sample", "Fréchet", "precision", "recall", "path error"], body
-    )
+def deviating(value: Mapping[str, float], seeds: int, digits: int = 2) -> str:
+    """A mean, and the standard deviation where there are several seeds."""
+    return f"{value['mean']:.{digits}f}" + (f" ± {value['spread']:.{digits}f}" if seeds > 1 else "")
 
 
-def digits(record: dict[str, Any]) -> str:
-    """Students at equal training FLOPs."""
-    body = [
-        [
-            name, str(s["run"]["frames"]), f"{s['sample_flops'] / 1e6:.0f}", f"{s['network_images'] / 1e3:.0f}k",
-            f"{s['frechet']['mean']:.2f}" + (f" ± {s['frechet']['spread']:.2f}" if s["seeds"] > 1 else ""),
-            f"{s['path_error']['mean']:.4f}" + (f" ± {s['path_error']['spread']:.4f}" if s["seeds"] > 1 else ""),
-            str(s["seeds"]),
-        ]
-        for name, s in sorted(record["table"].items(), key=lambda item: item[1]["frechet"]["mean"])
-    ]  # fmt: skip
-    return rows(["student", "M", "MFLOP a sample", "network images", "Fréchet", "path error", "seeds"], body)
+def counted(entry: Record, what: str) -> str:
+    """A mean, and the worst of the batch where it differs."""
+    mean, worst = entry[what], entry[f"{what}_max"]
+    if mean == worst:
+        return f"{mean:,.0f}"
+    return f"{mean:,.{1 if mean < 100 else 0}f} ({worst:,.0f})"
 
 
-def claims(record: dict[str, Any]) -> str:
+def passes_said(count: str) -> str:
+    return f"{count} pass{'es' * (count != '1')}"
+
+
+def by_frechet(table: Record, one: Callable[[Any], float]) -> list[tuple[str, Any]]:
+    """Best first."""
+    return sorted(table.items(), key=lambda item: one(item[1]))
+
+
+# Tables
+
+
+def claims(record: Record) -> str:
     """Claims of one benchmark, those that fall short included."""
     body = [
         [c["name"], f"{c['value']:.3g}", f"{c['direction']} {c['bound']:g}", "yes" if c["holds"] else "**no**"]
@@ -70,19 +68,51 @@ def claims(record: dict[str, Any]) -> str:
     return rows(["claim", "measured", "bound", "holds"], body)
 
 
-def counted(entry: dict[str, Any], what: str) -> str:
-    """A mean, and the worst of the batch where it differs."""
-    mean, worst = entry[what], entry[f"{what}_max"]
-    return (
-        f"{mean:,.0f}"
-        if mean == worst
-        else f"{mean:,.1f} ({worst:,.0f})"
-        if mean < 100
-        else f"{mean:,.0f} ({worst:,.0f})"
-    )
+def recipe(record: Record) -> str:
+    """The shipped student beside its teacher's solvers."""
+    named = {r["name"]: r for r in record["results"]}
+    chosen = {
+        "DSNO": (None,),
+        "DDIM": (1, 4, 8, 16, 64),
+        "DPM-Solver++": (4, 8, 16),
+        "UniPC": (8, 16),
+        "teacher, fine": (None,),
+    }
+    body = []
+    for name in (name if n is None else f"{name}-{n}" for name, steps in chosen.items() for n in steps):
+        cost, quality, error = named[name]["cost"], named[name]["quality"], named[name]["path_error"]
+        sampled = bool(cost["rounds"])
+        body.append(
+            [
+                f"**{name}, one pass**" if name == "DSNO" else name,
+                str(cost["rounds"]) if sampled else "-",
+                f"{cost['flops'] / 1e6:,.0f}" if sampled else "-",
+                *(f"{quality[key]:.2f}" for key in ("frechet", "precision", "recall")),
+                "-" if error is None else f"{error:.3f}",
+            ]
+        )
+    head = ["sampler", "serial network calls", "MFLOP a sample", "Fréchet", "precision", "recall", "path error"]
+    return rows(head, body)
 
 
-def parallel(record: dict[str, Any]) -> str:
+def digits(record: Record) -> str:
+    """Students at equal training FLOPs."""
+    body = [
+        [
+            name,
+            str(s["run"]["frames"]),
+            f"{s['sample_flops'] / 1e6:.0f}",
+            f"{s['network_images'] / 1e3:.0f}k",
+            deviating(s["frechet"], s["seeds"]),
+            deviating(s["path_error"], s["seeds"], 4),
+            str(s["seeds"]),
+        ]
+        for name, s in by_frechet(record["table"], lambda s: s["frechet"]["mean"])
+    ]
+    return rows(["student", "M", "MFLOP a sample", "network images", "Fréchet", "path error", "seeds"], body)
+
+
+def parallel(record: Record) -> str:
     """Exact samplers on mixtures."""
     body = []
     for r in record["rows"]:
@@ -97,128 +127,162 @@ def parallel(record: dict[str, Any]) -> str:
     return rows(head, body)
 
 
-def path(record: dict[str, Any]) -> str:
+def path_errors(record: Record) -> str:
     """Errors to the fine solution of the ODE against rounds and rows."""
-    chosen = {
-        "DDIM": "8 16 32 100",
-        "DPM-Solver++ 2": "8 16 32",
-        "DPM-Solver++ 3": "8 16 32",
-        "UniPC 3": "6 8 12 16 32",
+    chosen: dict[str, tuple[int, ...]] = {
+        "DDIM": (8, 16, 32, 100),
+        "DPM-Solver++ 1": (),
+        "DPM-Solver++ 2": (8, 16, 32),
+        "DPM-Solver++ 3": (8, 16, 32),
+        "UniPC 2": (),
+        "UniPC 3": (6, 8, 12, 16, 32),
     }
     body = []
     for r in record["rows"]:
-        sequential = r["family"] in chosen
-        if (sequential and r["point"] not in chosen[r["family"]].split()) or r["family"] in (
-            "DPM-Solver++ 1",
-            "UniPC 2",
-        ):
+        family, point = r["family"], r["point"]
+        if (family in chosen and int(point) not in chosen[family]) or r.get("N", 100) != 100:
             continue
-        if r.get("N", 100) != 100:
-            continue
-        named = r["family"] if "N" not in r else f"{r['family']}, tolerance {r['tolerance']:g}"
-        name = (
-            f"{named}, {r['point']}" if "student" in r["family"] else f"{named}-{r['point']}" if sequential else named
+        if "N" in r:
+            name = f"{family}, tolerance {r['tolerance']:g}"
+        else:
+            name = f"{family}-{point}" if family in chosen else f"{family}, {point}"
+        body.append(
+            [
+                name,
+                counted(r, "rounds"),
+                f"{r['draft_rounds']:.1f}" if r.get("draft_rounds") else "-",
+                counted(r, "rows"),
+                f"{r['fine_rmse']:.4f}",
+                f"{r['fine_median']:.4f}",
+                f"{r['rmse']:.4f}" if "rmse" in r else "-",
+            ]
         )
-        passes = f"{r['draft_rounds']:.1f}" if r.get("draft_rounds") else "-"
-        body.append([
-            name, counted(r, "rounds"), passes, counted(r, "rows"), f"{r['fine_rmse']:.4f}", f"{r['fine_median']:.4f}",
-            f"{r['rmse']:.4f}" if "rmse" in r else "-",
-        ])  # fmt: skip
-    head = [
-        "sampler",
-        "rounds",
-        "of them the student's",
-        "rows",
-        "error to the fine solution",
-        "its median",
-        "error to the chain",
-    ]
-    return rows(head, body)
+    errors = ["error to the fine solution", "its median", "error to the chain"]
+    return rows(["sampler", "rounds", "of them the student's", "rows", *errors], body)
 
 
-def law(record: dict[str, Any]) -> str:
+def law(record: Record) -> str:
     """Stochastic chains: Frechet distances against rounds and rows."""
+
+    def distance(r: Record) -> str:
+        if "frechet" not in r:
+            return "the chain's own samples"
+        return f"{r['frechet']:.2f}" + (f" ± {r['frechet_std']:.2f}" if "frechet_std" in r else "")
+
     body = [
         [
-            f"{r['family']}-{r['point']}" if "N" not in r else f"{r['family']}, {r['point']}", counted(r, "rounds"),
-            counted(r, "rows"), (f"{r['frechet']:.2f}" + (f" ± {r['frechet_std']:.2f}" if "frechet_std" in r else ""))
-            if "frechet" in r else "the chain's own samples",
+            f"{r['family']}{', ' if 'N' in r else '-'}{r['point']}",
+            counted(r, "rounds"),
+            counted(r, "rows"),
+            distance(r),
             f"{r['max']:.3f}" if "max" in r else "-",
         ]
         for r in record["law"]
-    ]  # fmt: skip
+    ]
     return rows(["sampler", "rounds", "rows", "Fréchet", "worst error to the chain's sample"], body)
 
 
-def spread(value: dict[str, float], seeds: int) -> str:
-    return f"{value['mean']:.2f}" + (f" ± {value['spread']:.2f}" if seeds > 1 else "")
+def one_pass(summary: Record) -> float:
+    return summary["points"]["1"]["frechet"]["mean"]
 
 
-def family(record: dict[str, Any]) -> str:
+def family(record: Record) -> str:
     """Every method at the main budget, best first, and the solvers that need no training."""
     body = []
-    for name, s in by_frechet(record["budgets"]["4"]):
+    for name, s in by_frechet(record["budgets"][record["main"]], one_pass):
         if name not in record["entered"]:
             continue
         points, seeds = s["points"], len(s["seeds"])
         one = points["1"]
-        body.append([
-            name.split("@")[0], f"{s['flops_per_row'] / record['teacher_flops']:.1f}", f"{one['flops'] / 1e6:.0f}",
-            spread(one["frechet"], seeds), f"{one['kernel']['mean']:.3g}", f"{one['precision']['mean']:.2f}",
-            f"{one['recall']['mean']:.2f}", f"{one['path_error']['mean']:.3f}", *(spread(points[k]["frechet"], seeds) if k in points else "-" for k in "24"),
-            str(seeds),
-        ])  # fmt: skip
+        body.append(
+            [
+                name.split("@")[0],
+                f"{s['flops_per_row'] / record['teacher_flops']:.1f}",
+                f"{one['flops'] / 1e6:.0f}",
+                deviating(one["frechet"], seeds),
+                f"{one['kernel']['mean']:.3g}",
+                *(f"{one[key]['mean']:.2f}" for key in ("precision", "recall")),
+                f"{one['path_error']['mean']:.3f}",
+                *(deviating(points[k]["frechet"], seeds) if k in points else "-" for k in ("2", "4")),
+                str(seeds),
+            ]
+        )
     for name in ("DDIM", "DPM-Solver++", "UniPC"):
         one, two, four = (record["solvers"][f"{name}-{k}"] for k in (1, 2, 4))
-        body.append([
-            f"{name}, no training", "-", f"{one['flops'] / 1e6:.0f}", f"{one['frechet']:.0f}", f"{one['kernel']:.3g}",
-            f"{one['precision']:.2f}", f"{one['recall']:.2f}", f"{one['path_error']:.3f}", f"{two['frechet']:.1f}", f"{four['frechet']:.2f}", "-",
-        ])  # fmt: skip
-    head = [
-        "method", "teacher calls' worth of FLOPs a training row", "MFLOP a pass", "Fréchet, 1 pass", "kernel",
-        "precision", "recall", "path error", "Fréchet, 2 passes", "4 passes", "seeds",
-    ]  # fmt: skip
-    return rows(head, body)
+        body.append(
+            [
+                f"{name}, no training",
+                "-",
+                f"{one['flops'] / 1e6:.0f}",
+                f"{one['frechet']:.0f}",
+                f"{one['kernel']:.3g}",
+                *(f"{one[key]:.2f}" for key in ("precision", "recall")),
+                f"{one['path_error']:.3f}",
+                f"{two['frechet']:.1f}",
+                f"{four['frechet']:.2f}",
+                "-",
+            ]
+        )
+    cost = ["teacher calls' worth of FLOPs a training row", "MFLOP a pass"]
+    quality = ["Fréchet, 1 pass", "kernel", "precision", "recall", "path error", "Fréchet, 2 passes", "4 passes"]
+    return rows(["method", *cost, *quality, "seeds"], body)
 
 
-def by_frechet(table: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
-    return sorted(table.items(), key=lambda item: item[1]["points"]["1"]["frechet"]["mean"])
-
-
-def sweep(record: dict[str, Any]) -> str:
+def sweep(record: Record) -> str:
     """One pass as the budget grows, for the methods that were run at more than one."""
     budgets = record["budgets"]
-    names = [
-        n
-        for n, _ in by_frechet(budgets["4"])
-        if n not in record["entered"] or sum(n in t for t in budgets.values()) > 1
-    ]
     body = []
-    for name in names:
-        entries = [budgets[f].get(name) for f in budgets]
-        cells = ["-" if e is None else spread(e["points"]["1"]["frechet"], len(e["seeds"])) for e in entries]
-        paths = ["-" if e is None else f"{e['points']['1']['path_error']['mean']:.3f}" for e in entries]
-        body.append([name, *cells, *paths])
-    head = ["method", *(f"Fréchet, x{f}" for f in budgets), *(f"path error, x{f}" for f in budgets)]
-    return rows(head, body)
+    for name, _ in by_frechet(budgets[record["main"]], one_pass):
+        entries = [table.get(name) for table in budgets.values()]
+        if name in record["entered"] and sum(e is not None for e in entries) < 2:
+            continue
+        points = [None if e is None else (e["points"]["1"], len(e["seeds"])) for e in entries]
+        cells = ["-" if p is None else deviating(p[0]["frechet"], p[1]) for p in points]
+        errors = ["-" if p is None else f"{p[0]['path_error']['mean']:.3f}" for p in points]
+        body.append([name, *cells, *errors])
+    return rows(["method", *(f"Fréchet, x{f}" for f in budgets), *(f"path error, x{f}" for f in budgets)], body)
 
 
-def passes(record: dict[str, Any]) -> str:
+def passes(record: Record) -> str:
     """What an operator that restarts makes of more passes, by its own states or by noising again."""
-    body = []
-    for factor, table in record["budgets"].items():
-        for name, s in by_frechet(table):
-            if "1" in s["points"] and any("noised" in k for k in s["points"]):
-                for key, point in s["points"].items():
-                    seeds = len(s["seeds"])
-                    body.append([
-                        f"{name}, x{factor}", key, f"{point['flops'] / 1e6:.0f}", spread(point["frechet"], seeds),
-                        f"{point['recall']['mean']:.2f}", f"{point['path_error']['mean']:.3f}",
-                    ])  # fmt: skip
+    body = [
+        [
+            f"{name}, x{factor}",
+            key,
+            f"{point['flops'] / 1e6:.0f}",
+            deviating(point["frechet"], len(s["seeds"])),
+            f"{point['recall']['mean']:.2f}",
+            f"{point['path_error']['mean']:.3f}",
+        ]
+        for factor, table in record["budgets"].items()
+        for name, s in by_frechet(table, one_pass)
+        if any("noised" in key for key in s["points"])
+        for key, point in s["points"].items()
+    ]
     return rows(["student", "passes", "MFLOP a sample", "Fréchet", "recall", "path error"], body)
 
 
-def ring(record: dict[str, Any]) -> str:
+def timings(record: Record) -> str:
+    """One pass of each kind of student, as ratios to one call of the teacher."""
+    body = [[name, f"{t['latency']:.2f}", f"{t['throughput']:.2f}"] for name, t in record["timings"].items()]
+    return rows(["one pass of", "latency alone", "samples per second at saturation"], body)
+
+
+def targets(record: Record) -> str:
+    """What the students of trajectories are shown."""
+    found = {**record["targets"], "teacher, fine": record["teacher"]["frechet"]}
+    return rows(["ends of the trajectories of UniPC", "Fréchet"], [[name, f"{f:.2f}"] for name, f in found.items()])
+
+
+def grids(record: Record) -> str:
+    """How far the ends of trajectories are from the fine solution on each grid."""
+    errors = record["grids"]["trajectories"]
+    names = list(errors["16"])
+    body = [[f"{n} steps of UniPC", *(f"{errors[n][grid]:.3f}" for grid in names)] for n in ("8", "16", "32")]
+    return rows(["RMSE to the fine solution", *names], body)
+
+
+def ring(record: Record) -> str:
     """Flow map losses against an exact flow: the mean over seeds, and the worst."""
     columns = list(record["euler"])
     body = []
@@ -227,128 +291,148 @@ def ring(record: dict[str, Any]) -> str:
         seconds = f"{sum(m['seconds']) / len(m['seconds']):.0f}"
         body.append([name, *(f"{sum(e) / len(e):.3f} ({max(e):.3f})" for e in errors), seconds])
     body.append(["Euler, exact velocity", *(f"{record['euler'][k]:.3f}" for k in columns), "-"])
-    return rows(["method", *(f"{k} pass{'es' * (k != '1')}" for k in columns), "seconds of training"], body)
+    return rows(["method", *map(passes_said, columns), "seconds of training"], body)
 
 
-def guided(record: dict[str, Any]) -> str:
-    """One student of every guidance weight, and its teacher at two evaluations a step."""
-    names = {
-        "guidance": "first stage, 32 steps",
-        **{f"steps-{n}": f"{n} pass{'es' * (n > 1)}" for n in (16, 8, 4, 2, 1)},
-    }
-    body = [[f"student, {names[k]}", *(f"{e[w]:.3f}" for w in "014")] for k, e in record["student"].items()]
-    body += [
-        [f"teacher, {k} steps, {2 * int(k)} evaluations", *(f"{e[w]:.3f}" for w in "014")]
-        for k, e in record["teacher"].items()
-    ]
-    return rows(["sampler", *(f"RMSE, w = {w}" for w in "014")], body)
-
-
-def guided_digits(record: dict[str, Any]) -> str:
-    """One student of every class and weight, and the guided teacher's solvers."""
-    weights = ("0", "1", "4")
-    body = []
-    held = record["runs"]
-    for name in dict.fromkeys(run["name"] for run in held):
-        points = [run["points"] for run in held if run["name"] == name]
-        for k in sorted(points[0], key=int):
-            body.append((f"{name}, {k} pass{'es' * (k != '1')}", [p[k] for p in points]))
-    body += [(f"{name.replace('-', ', ')} steps", [point]) for name, point in record["solvers"].items()]
-
-    def cells(points: list[dict[str, dict[str, float]]]) -> list[str]:
-        columns = [[p[w][key] for p in points] for key in ("frechet", "path_error") for w in weights]
-        columns.append([p["4"]["accuracy"] for p in points])
-        return [
-            f"{statistics.mean(c):.2f}" + (f" ± {statistics.stdev(c):.2f}" if len(c) > 1 and k < 3 else "")
-            for k, c in enumerate(columns)
-        ]
-
-    head = [
-        "sampler",
-        "evaluations",
-        *(f"Fréchet, w = {w}" for w in weights),
-        *(f"path error, w = {w}" for w in weights),
-    ]
-    return rows(
-        [*head, "accuracy, w = 4"],
-        [[name, f"{points[0]['0']['evaluations']:.0f}", *cells(points)] for name, points in body],
-    )
-
-
-TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
-    "recipe": recipe, "fashion": recipe, "sprites": recipe, "digits": digits, "ablation": digits,
-    "parallel": parallel, "parallel_digits": path, "parallel_fashion": path, "family_digits": family,
-    "family_fashion": family, "family_sprites": family, "ring": ring, "guided": guided,
-    "guided_digits": guided_digits,
-}  # fmt: skip
-
-
-def timings(record: dict[str, Any]) -> str:
-    """One pass of each kind of student, as ratios to one call of the teacher."""
-    body = [[name, f"{t['latency']:.2f}", f"{t['throughput']:.2f}"] for name, t in record["timings"].items()]
-    return rows(["one pass of", "latency alone", "samples per second at saturation"], body)
-
-
-def paths(record: dict[str, Any]) -> str:
-    """The same losses on other paths of the same mixture."""
-    columns = list(record["euler"])
+def schedules(record: Record) -> str:
+    """The same losses under other schedules of the same mixture."""
+    columns, found = list(record["euler"]), record["schedules"]
     body = [
-        [name, path, *(f"{errors[k]:.3f}" for k in columns)]
-        for name in next(iter(record["paths"].values()))
-        for path, found in record["paths"].items()
-        for errors in [found[name]]
+        [name, schedule, *(f"{errors[name][k]:.3f}" for k in columns)]
+        for name in next(iter(found.values()))
+        for schedule, errors in found.items()
     ]
-    return rows(["method", "path", *(f"{k} pass{'es' * (k != '1')}" for k in columns)], body)
+    return rows(["method", "schedule", *map(passes_said, columns)], body)
 
 
-def targets(record: dict[str, Any]) -> str:
-    """What the students of trajectories are shown."""
-    found = {**record["targets"], "teacher, fine": record["teacher"]["frechet"]}
-    return rows(["ends of the trajectories of UniPC", "Fréchet"], [[name, f"{f:.2f}"] for name, f in found.items()])
+def guided(record: Record) -> str:
+    """One student of every guidance weight, and its teacher at two evaluations a step."""
+    weights = list(record["teacher"]["1"])
+
+    def said(stage: str) -> str:
+        return "first stage, 32 steps" if stage == "guidance" else passes_said(stage.removeprefix("steps-"))
+
+    found = {f"student, {said(stage)}": errors for stage, errors in record["student"].items()}
+    found |= {f"teacher, {k} steps, {2 * int(k)} evaluations": errors for k, errors in record["teacher"].items()}
+    body = [[name, *(f"{errors[w]:.3f}" for w in weights)] for name, errors in found.items()]
+    return rows(["sampler", *(f"RMSE, w = {w}" for w in weights)], body)
 
 
-def grids(record: dict[str, Any]) -> str:
-    """How far the ends of trajectories are from the fine solution on each grid."""
-    errors = record["grids"]["trajectories"]
-    names = list(errors["16"])
-    body = [[f"{n} steps of UniPC", *(f"{errors[n][grid]:.3f}" for grid in names)] for n in ("8", "16", "32")]
-    return rows(["RMSE to the fine solution", *names], body)
+def guided_digits(record: Record) -> str:
+    """One student of every class and weight, and the guided teacher's solvers."""
+    runs, solvers = record["runs"], record["solvers"]
+    weights = list(next(iter(solvers.values())))
+    found: dict[str, list[Record]] = {}
+    for name in dict.fromkeys(run["name"] for run in runs):
+        points = [run["points"] for run in runs if run["name"] == name]
+        found |= {f"{name}, {passes_said(k)}": [p[k] for p in points] for k in sorted(points[0], key=int)}
+    found |= {f"{name.replace('-', ', ')} steps": [point] for name, point in solvers.items()}
+
+    def column(points: Sequence[Record], key: str, w: str) -> list[float]:
+        return [p[w][key] for p in points]
+
+    def distance(values: Sequence[float]) -> str:
+        spread = statistics.stdev(values) if len(values) > 1 else 0.0
+        return deviating({"mean": statistics.mean(values), "spread": spread}, len(values))
+
+    body = [
+        [
+            name,
+            f"{points[0][weights[0]]['evaluations']:.0f}",
+            *(distance(column(points, "frechet", w)) for w in weights),
+            *(f"{statistics.mean(column(points, 'path_error', w)):.2f}" for w in weights),
+            f"{statistics.mean(column(points, 'accuracy', weights[-1])):.2f}",
+        ]
+        for name, points in found.items()
+    ]
+    qualities = [f"{what}, w = {w}" for what in ("Fréchet", "path error") for w in weights]
+    return rows(["sampler", "evaluations", *qualities, f"accuracy, w = {weights[-1]}"], body)
 
 
-PARTS: dict[str, Callable[[dict[str, Any]], str]] = {
-    "claims": claims,
-    "grids": grids,
-    "law": law,
-    "paths": paths,
-    "sweep": sweep,
-    "targets": targets,
-    "passes": passes,
-    "timings": timings,
+TABLES: dict[str, Callable[[Record], str]] = {
+    **{f"claims {path.stem}": claims for path in sorted(RESULTS.glob("*.json"))},
+    **dict.fromkeys(("recipe", "fashion"), recipe),
+    **dict.fromkeys(("digits", "ablation"), digits),
+    "parallel": parallel,
+    **dict.fromkeys(("parallel_digits", "parallel_fashion"), path_errors),
+    "law parallel_digits": law,
+    **{f"family_{problem}": family for problem in ("digits", "fashion", "sprites")},
+    **{f"sweep family_{problem}": sweep for problem in ("digits", "fashion", "sprites")},
+    **{f"grids family_{problem}": grids for problem in ("digits", "fashion", "sprites")},
+    "passes family_digits": passes,
+    "timings family_digits": timings,
+    "targets family_sprites": targets,
+    "ring": ring,
+    "schedules ring": schedules,
+    "guided": guided,
+    "guided_digits": guided_digits,
 }
-"""Other tables of a result: `<!-- table: PART NAME -->`."""
+"""Who writes a table; the last word of its name is the result that it is of."""
+
+
+# Pages
 
 
 def render(text: str) -> str:
+    """A page with its tables as the results have them.
+
+    Raises:
+        ValueError: for a table that nobody writes, or without an end.
+    """
+
     def fill(match: re.Match[str]) -> str:
-        name = match.group(1)
-        *part, source = name.split()
-        record = json.loads((ROOT / "benchmarks/results" / f"{source}.json").read_text())
-        kind = PARTS[part[0]] if part else TABLES.get(name)
-        assert kind is not None, f"no table named {name}"
-        table = kind(record)
-        return f"<!-- table: {name} -->\n\n{table}\n\n<!-- end -->"
+        name = match[1]
+        if name not in TABLES:
+            raise ValueError(f"nobody writes the table {name!r}: give it to one in TABLES")
+        record = json.loads((RESULTS / f"{name.split()[-1]}.json").read_text())
+        return f"<!-- table: {name} -->\n\n{TABLES[name](record)}\n\n<!-- end -->"
 
-    return re.sub(r"<!-- table: ([\w ]+) -->.*?<!-- end -->", fill, text, flags=re.DOTALL)
+    found, begun = len(BLOCK.findall(text)), text.count("<!-- table:")
+    if found != begun:
+        raise ValueError(
+            f"{begun} tables begin, {found} of them have a name and an end: close each with `<!-- end -->`"
+        )
+    return BLOCK.sub(fill, text)
 
 
-def main() -> None:
-    stale = [page for page in PAGES if render(page.read_text()) != page.read_text()]
-    for page in stale:
-        print(f"{'out of date' if '--check' in sys.argv else 'written'}: {page.relative_to(ROOT)}")
-        if "--check" not in sys.argv:
-            page.write_text(render(page.read_text()))
-    sys.exit(bool(stale) and "--check" in sys.argv)
+def missing(pages: Iterable[str]) -> list[str]:
+    """Tables that are on no page."""
+    shown = {name for text in pages for name in BLOCK.findall(text)}
+    return [name for name in TABLES if name not in shown]
+
+
+def options() -> argparse.ArgumentParser:
+    made = argparse.ArgumentParser(
+        prog="benchmarks/tables.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    made.add_argument(
+        "--check", action="store_true", help="write nothing; the exit code says whether all is up to date"
+    )
+    return made
+
+
+def main(given: Sequence[str] | None = None) -> int:
+    """Write the pages, or with `--check` say which are not what the results say; the exit code."""
+    check = options().parse_args(given).check
+    texts = {page: page.read_text() for page in PAGES}
+    wrong = 0
+    for page, text in texts.items():
+        try:
+            rendered = render(text)
+        except ValueError as error:
+            print(f"{page.relative_to(ROOT)}: {error}")
+            wrong += 1
+            continue
+        if rendered != text:
+            print(f"{'out of date' if check else 'written'}: {page.relative_to(ROOT)}")
+            wrong += check
+            if not check:
+                page.write_text(rendered)
+    for name in missing(texts.values()):
+        print(f"on no page: <!-- table: {name} -->")
+        wrong += 1
+    return int(wrong > 0)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

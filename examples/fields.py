@@ -28,7 +28,9 @@ from torch import Tensor
 from dsno import OnePass, Prediction, Schedule, SolverSampler, UniPC, student_from_teacher
 from dsno.data.load import load_data
 from dsno.denoise import expand_like
-from dsno.distillation.run import distill
+from dsno.distillation.registry import METHODS
+from dsno.distillation.run import run_stages
+from dsno.distillation.stages import Given
 from dsno.grids import quadratic
 from dsno.nets.unet import UNet
 from dsno.runs.teach import teach
@@ -104,37 +106,30 @@ def main(quick: bool = False, out: Path | None = None) -> dict[str, float]:
 
     # Periodic fields: the convolutions wrap around. Patches of 2 x 2 make the network four times cheaper.
     shape = {"attention": (), "patch": 2, "padding_mode": "circular"}
-    channels, path = (16, 32), Cosine()
+    channels, schedule = (16, 32), Cosine()
     config = TrainConfig(steps=teach_steps, lr=2e-3, checkpoint_every=100)
-    trained = teach(data, out / "teacher", channels, config, 32, schedule=path, resume=True, report=report, **shape)
-    exact = ExactDenoiser(path, POWER)
+    trained = teach(data, out / "teacher", channels, config, 32, schedule=schedule, resume=True, report=report, **shape)
+    exact = ExactDenoiser(schedule, POWER)
 
     times, students = quadratic(4)[1:], {}
+    operator = METHODS["operator"]
+    options = operator.configured(weights="snr100", distance="l2", others=0.25)
     config = TrainConfig(steps=distill_steps, lr=2e-3, checkpoint_every=100)
     # A formula has no weights to start from: its student is a network of the same kind, untrained.
     torch.manual_seed(0)
-    fresh = Prediction(UNet(1, SIZE, channels, **shape), path, "v")
+    fresh = Prediction(UNet(1, SIZE, channels, **shape), schedule, "v")
     for name, teacher, start in (("U-Net", trained, trained), ("formula", exact, fresh)):
         folder = out / name.lower()
-        sampler = SolverSampler(teacher, path, quadratic(16), UniPC(3), keep=quadratic(4))
+        sampler = SolverSampler(teacher, schedule, quadratic(16), UniPC(3), keep=quadratic(4))
         paths = store(sampler, data.shape, folder / "trajectories", trajectories, resume=True)
+        given = Given(teacher, schedule, distill_steps, batch=32, trajectories=paths)
         student = student_from_teacher(start, times)
-        students[name] = distill(
-            None,
-            paths,
-            folder / "student",
-            config=config,
-            batch=32,
-            student=student,
-            resume=True,
-            report=report,
-            weights="snr100",
-            distance="l2",
-            others=0.25,
+        students[name] = run_stages(
+            operator, options, student, given, folder / "student", config, resume=True, report=report
         )
 
     z = noise(seed_range(10**6, 64 if quick else 2048), data.shape)
-    solver = SolverSampler(trained, path, quadratic(16), UniPC(3))
+    solver = SolverSampler(trained, schedule, quadratic(16), UniPC(3))
     sets = {
         "data": shaped(noise(seed_range(2 * 10**6, len(z)), data.shape, dtype=torch.float64), POWER.sqrt()),
         "formula, exact solution": exact.solution(z),

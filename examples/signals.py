@@ -4,8 +4,8 @@ A signal is a sum of two damped oscillations, in volts, on 64 instants of a unit
 
 $$ x(\tau) = \sum_{k=1}^{2} a_k e^{-\gamma_k \tau} \cos(2 \pi f_k \tau + \varphi_k), $$
 
-with amplitude, damping and frequency uniform in an interval and the phase uniform on the circle. It is not Gaussian, but its
-covariance is a formula: with $s = \tau + \tau'$ and $d = \tau - \tau'$,
+with amplitude, damping and frequency uniform in an interval and the phase uniform on the circle. It is not Gaussian,
+but its covariance is a formula: with $s = \tau + \tau'$ and $d = \tau - \tau'$,
 
 $$ C(\tau, \tau') = \sum_k \tfrac12 \mathbb E[a_k^2] \; \mathbb E[e^{-\gamma_k s}] \; \mathbb E[\cos 2 \pi f_k d]. $$
 
@@ -23,9 +23,8 @@ import tyro
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from dsno import OnePass, SolverSampler, UniPC
+from dsno import OnePass, SolverSampler, UniPC, distill
 from dsno.data.load import load_data
-from dsno.distillation.run import distill
 from dsno.grids import quadratic
 from dsno.runs.teach import teach
 from dsno.seeds import noise, seed_range
@@ -90,27 +89,11 @@ def main(quick: bool = False, out: Path | None = None) -> dict[str, float]:
     )
 
     times = quadratic(4)[1:]
-    paths = generate(
-        teacher,
-        out / "trajectories",
-        trajectories,
-        shape=data.shape,
-        times=times,
-        steps=16,
-        resume=True,
-        report=report,
-    )
+    paths = generate(teacher, out / "trajectories", trajectories, times=times, steps=16, resume=True, report=report)
     config = TrainConfig(steps=distill_steps, lr=2e-3, checkpoint_every=500)
+    options = {"weights": "snr100", "others": 0.25}
     student = distill(
-        teacher,
-        paths,
-        out / "student",
-        config=config,
-        batch=64,
-        resume=True,
-        report=report,
-        weights="snr100",
-        others=0.25,
+        teacher, paths, out / "student", "operator", config, batch=64, resume=True, report=report, **options
     )
 
     # Noises neither has seen, and the same for both.
