@@ -10,8 +10,12 @@ settings.load_profile("dsno")
 
 # Built once: every test of "all schedules" means these five.
 ALL_SCHEDULES = {
-    "cosine": Cosine(), "linear_beta": linear_beta(), "vp_linear": VPLinear(), "ve": VE(), "flow": RectifiedFlow(),
-}  # fmt: skip
+    "cosine": Cosine(),
+    "linear_beta": linear_beta(),
+    "vp_linear": VPLinear(),
+    "ve": VE(),
+    "flow": RectifiedFlow(),
+}
 
 
 @pytest.fixture(autouse=True)

@@ -36,10 +36,18 @@ def nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 @pytest.mark.parametrize(
     "ref, wanted",
     [
-        ("org/name", True), ("org/name@main", True), ("o-1/n.a_me@refs/pr/1", True), ("name", False), ("a/b/c", False),
-        ("./name", False), ("/name", False), ("org/", False), ("org name/x", False), ("org/name@", False),
+        ("org/name", True),
+        ("org/name@main", True),
+        ("o-1/n.a_me@refs/pr/1", True),
+        ("name", False),
+        ("a/b/c", False),
+        ("./name", False),
+        ("/name", False),
+        ("org/", False),
+        ("org name/x", False),
+        ("org/name@", False),
     ],
-)  # fmt: skip
+)
 def test_names_of_repositories(ref: str, wanted: bool) -> None:
     assert is_hub_id(ref) == wanted
 

@@ -1,7 +1,7 @@
 """Fast sampling of diffusion models: learn the whole trajectory, emit it in one forward pass.
 
-What a user needs from a pretrained model to a measured, exported student is here by name; importing this module loads torch
-and nothing else that is heavy, and what needs more is imported when it is first asked for.
+What a user needs from a pretrained model to a measured, exported student is here by name; importing this module loads
+torch and nothing else that is heavy, and what needs more is imported when it is first asked for.
 """
 
 from importlib import import_module

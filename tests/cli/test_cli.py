@@ -226,7 +226,11 @@ FAILURES: list[tuple[str, Callable[[Path], None] | None, str]] = [
     ("evaluate --count 8", None, "runs/evaluation exists already"),
     ("teach --kind eps --batch 16 --channels 8 16 --resume", None, "was trained with kind = v, now eps: resume alike"),
     ("distill --batch 32 --resume", None, "was trained with batch = 16, now 32: resume alike"),
-    ("generate --count 32 --steps 6 --resume", None, "holds other trajectories than asked for: count: expected 32, found 64"),
+    (
+        "generate --count 32 --steps 6 --resume",
+        None,
+        "holds other trajectories than asked for: count: expected 32, found 64",
+    ),
     # A path through a file: not even root can write there.
     ("teach --out samples.png/teacher", None, "cannot write to samples.png/teacher (Not a directory): choose another"),
     ("generate --out samples.png/set", None, "cannot write to samples.png/set"),
@@ -238,7 +242,11 @@ FAILURES: list[tuple[str, Callable[[Path], None] | None, str]] = [
     ("teach --data empty.npy --out new", arrays, "empty.npy is empty"),
     ("teach --data constant.npy --out new", arrays, "constant.npy is constant"),
     ("teach --data range.npy --out new", arrays, "range.npy has values in [-300, 300] with standard deviation"),
-    ("teach --data shape.npy --out new", arrays, "shape.npy has shape (4, 8, 3), which does not tell where the channels are"),
+    (
+        "teach --data shape.npy --out new",
+        arrays,
+        "shape.npy has shape (4, 8, 3), which does not tell where the channels are",
+    ),
     ("teach --data tall.npy --out new", arrays, "images of 7 pixels cannot be halved 1 times"),
     ("teach --data damaged.npz --out new", arrays, "damaged.npz is damaged or not an array file"),
     ("teach --batch 0 --out new", None, "batch must be at least 1, got 0"),
@@ -246,20 +254,36 @@ FAILURES: list[tuple[str, Callable[[Path], None] | None, str]] = [
     ("generate --teacher nowhere", None, "there is no folder nowhere, and no other teacher of that name"),
     ("generate --teacher runs/student", None, "runs/student holds a student, expected a teacher"),
     ("generate --out new --count 8", diverged, "of seeds 0, 1, 2, 3, and 4 more is not finite"),
-    ("generate --out new --times 0.2 0.6 0", None, "a grid must decrease strictly, from noise to data, got [1, 0.2, 0.6, 0]"),
+    (
+        "generate --out new --times 0.2 0.6 0",
+        None,
+        "a grid must decrease strictly, from noise to data, got [1, 0.2, 0.6, 0]",
+    ),
     ("generate --out new --times 1.5 0", None, "a grid must lie inside [0, 1] (1 is noise), got [1, 1.5, 0]"),
     ("generate --out new --times 0.5 -0.5", None, "a grid must lie inside [0, 1] (1 is noise), got [1, 0.5, -0.5]"),
     ("generate --out new --frames 0", None, "a grid needs at least one step, got 0"),
     ("generate --out new --frames 8 --steps 6", None, "a grid of 6 steps cannot pass through"),
     ("generate --count 64 --steps 6 --resume", another_teacher, "than asked for: teacher.sha256: expected"),
-    ("generate --count 64 --steps 6 --resume", another_schedule, 'schedule.name: expected "RectifiedFlow", found "Cosine"'),
-    ("distill --out new", without_trajectories, "operator learns from the teacher's trajectories and there are none in runs/trajectories: make them"),
+    (
+        "generate --count 64 --steps 6 --resume",
+        another_schedule,
+        'schedule.name: expected "RectifiedFlow", found "Cosine"',
+    ),
+    (
+        "distill --out new",
+        without_trajectories,
+        "operator learns from the teacher's trajectories and there are none in runs/trajectories: make them",
+    ),
     ("distill --out new", a_changed_manifest, "was changed after it was written: its fingerprint does not match"),
     ("distill --out new", another_teacher, "runs/trajectories holds trajectories of another teacher: teacher.sha256"),
     ("distill --out new", another_schedule, "the trajectories are of Cosine(log_snr_min=-20.0, log_snr_max=20.0), the"),
     ("distill --out new --batch 16 --target state", None, "the student needs 'state': generate it"),
     ("distill --out new", None, "64 rows do not fill one batch of 256: use a smaller batch or more rows"),
-    ("distill --out new --modes 9", None, "4 frames have 3 Fourier modes (M // 2 + 1), so modes must be in [1, 3], got 9"),
+    (
+        "distill --out new --modes 9",
+        None,
+        "4 frames have 3 Fourier modes (M // 2 + 1), so modes must be in [1, 3], got 9",
+    ),
     ("distill --out new --batch 16 --distance l3", None, "unknown distance 'l3': expected l1, l2, huber, perceptual"),
     ("generate --out new --labels 3", None, "--labels 3: runs/teacher has no classes"),
     ("generate --out new --guidance 1", None, "--guidance needs a condition, and runs/teacher is told none"),
@@ -283,14 +307,18 @@ FAILURES: list[tuple[str, Callable[[Path], None] | None, str]] = [
     ("pull file:///nowhere/at/all --out new", None, "file:///nowhere/at/all"),
     # Student.
     ("export --student runs/student --out student.txt", None, "student.txt is neither .onnx nor .pt2"),
-    ("sample --student runs/student --out n.png --label 3", None, "label 3 is outside the classes of runs/student: it has no"),
+    (
+        "sample --student runs/student --out n.png --label 3",
+        None,
+        "label 3 is outside the classes of runs/student: it has no",
+    ),
     ("sample --student runs/student --out n.png --guidance 1", None, "runs/student is told no guidance weight"),
     ("sample --student runs/student --out new.png", truncated, "model.safetensors is truncated or damaged"),
     ("sample --student runs/student --out new.png", another_architecture, "holds another architecture than its conf"),
     ("sample --student runs/student --out new.png", without_student, "no folder runs/student: expected a model folder"),
     ("sample --student runs/teacher --out new.png", None, "runs/teacher holds a teacher, expected a student"),
     ("sample --student runs/student --count 0", None, "count must be at least 1, got 0"),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize(
@@ -318,9 +346,17 @@ def test_an_unknown_key_of_any_model_is_named_with_the_nearest(model: str, here:
     key, value = {"teacher": ("kind", "v"), "student": ("times", [0.0]), "features": ("net", {})}[model]
     edit(here / "runs" / model / "config.json", **{f"{key}s": value})
     ran = dsno(
-        "evaluate", "--teacher", "runs/teacher", "--student", "runs/student", "--features", "runs/features", "--out",
-        "new", at=here,
-    )  # fmt: skip
+        "evaluate",
+        "--teacher",
+        "runs/teacher",
+        "--student",
+        "runs/student",
+        "--features",
+        "runs/features",
+        "--out",
+        "new",
+        at=here,
+    )
     assert ran.code == 2 and len(ran.err.splitlines()) == 1
     assert f"unknown key '{key}s' in the configuration of" in ran.err and f"did you mean '{key}'?" in ran.err
 
@@ -399,8 +435,20 @@ def test_a_plan_of_a_recipe_and_of_a_teacher(here: Path) -> None:
     made = read_json(here / "plan.json")
     assert [s["evaluations"] for s in made["stages"]] == [3000 * 128, 16_000, 7 * 128]
     ran = dsno(
-        "plan", "runs/teacher", "--frames", 2, "--solver", "heun", "--steps", 4, "--count", 10, "--guided", *quick, at=here
-    )  # fmt: skip
+        "plan",
+        "runs/teacher",
+        "--frames",
+        2,
+        "--solver",
+        "heun",
+        "--steps",
+        4,
+        "--count",
+        10,
+        "--guided",
+        *quick,
+        at=here,
+    )
     assert ran.code == 0 and read_json(here / "plan.json")["stages"][0]["evaluations"] == 10 * 7 * 2
     assert set(here.rglob("*")) - before == {here / "plan.json"}
 

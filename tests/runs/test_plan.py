@@ -34,16 +34,22 @@ def of(made: Estimate, stage: str) -> StageCost:
 
 def test_the_published_run_is_the_paper_s() -> None:
     work = Workload(
-        "cifar10", lambda: Prediction(IDDPMUNet(**CIFAR10), Cosine(), "x0"), count=1_024_000, solver="ddim", steps=512,
-        student=PUBLISHED, train=TrainConfig(steps=400_000),
-    )  # fmt: skip
+        "cifar10",
+        lambda: Prediction(IDDPMUNet(**CIFAR10), Cosine(), "x0"),
+        count=1_024_000,
+        solver="ddim",
+        steps=512,
+        student=PUBLISHED,
+        train=TrainConfig(steps=400_000),
+    )
     teacher = teacher_to_count(work)
     assert next(teacher.parameters()).is_meta
     count = count_run(work, teacher)
     # 35.8 GFLOP as published; its two convolutions of doubled images, 1024 and 256 pixels, take four ninths here.
     spared = 5 / 9 * 2 * 9 * 256**2 * (1024 + 256)
     assert count.evaluation + spared == pytest.approx(35.8e9, rel=2e-3)
-    # Four such and the mixing: 153 GFLOP with a complex product in four real ones and an FFT; ours takes three and none.
+    # Four such and the mixing: 153 GFLOP with a complex product in four real ones and an FFT; ours takes three and
+    # none.
     assert count.sample + 4 * spared == pytest.approx(153e9, rel=0.04) and count.sample > 4 * count.evaluation
     rates = dict.fromkeys(("generate", "distill"), Rate(1e-12, "1 TFLOP/s"))
     generate, distill = stage_costs(work, count, rates, 8)
@@ -178,7 +184,11 @@ def test_planning_touches_neither_the_teacher_nor_the_random_state() -> None:
 
 
 def test_what_cannot_be_planned_is_refused() -> None:
-    for change, message in (({"batch": 0}, "batch must be"), ({"solver": "rk9"}, "unknown solver"), ({"times": ()}, "1 or more")):  # fmt: skip
+    for change, message in (
+        ({"batch": 0}, "batch must be"),
+        ({"solver": "rk9"}, "unknown solver"),
+        ({"times": ()}, "1 or more"),
+    ):
         with pytest.raises(ValueError, match=message):
             Workload("small", small, **change)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="must be positive"):

@@ -32,9 +32,16 @@ from dsno.trajectories.sets import TrajectorySet
 SMALL = {"warmup": 2, "checkpoint_every": 2, "log_every": 1}
 TINY = replace(
     Recipe(),
-    net={"channels": [8, 16]}, teach=replace(Recipe().teach, steps=4, **SMALL), teach_batch=16, features_steps=4, count=64,
-    solver_steps=6, distance="l1+perceptual", distill=replace(Recipe().distill, steps=5, **SMALL), distill_batch=16,
-)  # fmt: skip
+    net={"channels": [8, 16]},
+    teach=replace(Recipe().teach, steps=4, **SMALL),
+    teach_batch=16,
+    features_steps=4,
+    count=64,
+    solver_steps=6,
+    distance="l1+perceptual",
+    distill=replace(Recipe().distill, steps=5, **SMALL),
+    distill_batch=16,
+)
 STAGES = ["features", "loss_features", "teacher", "trajectories", "student"]
 
 
@@ -259,10 +266,16 @@ def test_the_papers_recipes_take_ten_steps(name: str, small: dict, size: int, tm
     """The exact settings on random data of the right shape; only the widths, the sizes and the lengths are reduced."""
     recipe = RECIPES[name]
     tiny = replace(
-        recipe, net={**recipe.net, **small}, teach=replace(recipe.teach, steps=1, precision="no", **SMALL), teach_batch=2, count=4,
-        features_steps=1, distill=replace(recipe.distill, steps=10, precision="no", accumulate=1, **SMALL), distill_batch=1,
+        recipe,
+        net={**recipe.net, **small},
+        teach=replace(recipe.teach, steps=1, precision="no", **SMALL),
+        teach_batch=2,
+        count=4,
+        features_steps=1,
+        distill=replace(recipe.distill, steps=10, precision="no", accumulate=1, **SMALL),
+        distill_batch=1,
         solver_steps=16,
-    )  # fmt: skip
+    )
     x = torch.rand(8, 3, size, size, generator=torch.Generator().manual_seed(0)) * 2 - 1
     out = tiny.run(tmp_path / name, data=Samples(x, torch.arange(8) % 7, "random"))
     student = load_student(out / "student")
