@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from dsno.nets.backbone import Backbone, net_from_config
-from dsno.nets.diffusers import DiffusersNet, diffusers_shape, model_class
+from dsno.nets.diffusers import DiffusersNet, network_class, stated_shape
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # diffusers and NumPy 2
 
@@ -96,11 +96,11 @@ def test_one_thing_needs_no_name() -> None:
 
 
 def test_the_shape_is_in_the_settings_or_has_to_be_given() -> None:
-    assert diffusers_shape("UNet2DModel", {"in_channels": 2, "sample_size": 4}) == (2, 4, 4)
-    assert diffusers_shape("UNet2DModel", {"in_channels": 2, "sample_size": [4, 6]}) == (2, 4, 6)
+    assert stated_shape("UNet2DModel", {"in_channels": 2, "sample_size": 4}) == (2, 4, 4)
+    assert stated_shape("UNet2DModel", {"in_channels": 2, "sample_size": [4, 6]}) == (2, 4, 6)
     assert DiffusersNet("UNet2DModel", dict(UNET, sample_size=None), shape=(2, 8, 6)).shape == (2, 8, 6)
     with pytest.raises(ValueError, match=r"this UNet2DModel has no sample_size: pass shape=\(C, H, W\)"):
-        diffusers_shape("UNet2DModel", {"in_channels": 2})
+        stated_shape("UNet2DModel", {"in_channels": 2})
 
 
 @pytest.mark.parametrize(
@@ -124,4 +124,4 @@ def test_networks_that_it_cannot_call_are_refused(name: str, settings: dict[str,
 def test_the_classes_are_those_of_diffusers() -> None:
     import diffusers
 
-    assert model_class("UNet2DModel") is diffusers.UNet2DModel
+    assert network_class("UNet2DModel") is diffusers.UNet2DModel

@@ -1,7 +1,8 @@
 """A diffusers model is the same model here: its x0 at every training step, and its pipeline's images.
 
-All models are tiny and random, written by `save_pretrained` of the real pipelines and read back from the disk. Where only
-the coefficients are compared, both sides compute in float64: alpha goes down to 1e-6 here, and divides what float32 rounds.
+All models are tiny and random, written by `save_pretrained` of the real pipelines and read back from the disk. Where
+only the coefficients are compared, both sides compute in float64: alpha goes down to 1e-6 here, and divides what
+float32 rounds.
 """
 
 from __future__ import annotations
@@ -45,49 +46,85 @@ def make_unet(**settings: Any) -> Any:
     torch.manual_seed(1)
     return diffusers.UNet2DModel(
         **{
-            "sample_size": 8, "in_channels": 3, "out_channels": 3, "layers_per_block": 1, "block_out_channels": (8, 16),
-            "norm_num_groups": 4, "down_block_types": ("DownBlock2D", "AttnDownBlock2D"), "attention_head_dim": 8,
-            "up_block_types": ("AttnUpBlock2D", "UpBlock2D"), **settings,
+            "sample_size": 8,
+            "in_channels": 3,
+            "out_channels": 3,
+            "layers_per_block": 1,
+            "block_out_channels": (8, 16),
+            "norm_num_groups": 4,
+            "down_block_types": ("DownBlock2D", "AttnDownBlock2D"),
+            "attention_head_dim": 8,
+            "up_block_types": ("AttnUpBlock2D", "UpBlock2D"),
+            **settings,
         }
-    ).eval()  # fmt: skip
+    ).eval()
 
 
 def make_text_unet(**settings: Any) -> Any:
     torch.manual_seed(2)
     return diffusers.UNet2DConditionModel(
         **{
-            "sample_size": 8, "in_channels": 4, "out_channels": 4, "layers_per_block": 1, "block_out_channels": (8, 16),
-            "norm_num_groups": 4, "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D"), "attention_head_dim": 4,
-            "up_block_types": ("CrossAttnUpBlock2D", "UpBlock2D"), "cross_attention_dim": 16, **settings,
+            "sample_size": 8,
+            "in_channels": 4,
+            "out_channels": 4,
+            "layers_per_block": 1,
+            "block_out_channels": (8, 16),
+            "norm_num_groups": 4,
+            "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D"),
+            "attention_head_dim": 4,
+            "up_block_types": ("CrossAttnUpBlock2D", "UpBlock2D"),
+            "cross_attention_dim": 16,
+            **settings,
         }
-    ).eval()  # fmt: skip
+    ).eval()
 
 
 def make_dit() -> Any:
     torch.manual_seed(3)
     model = diffusers.DiTTransformer2DModel(
-        num_attention_heads=2, attention_head_dim=8, in_channels=4, out_channels=8, num_layers=2, sample_size=8,
-        patch_size=2, norm_num_groups=4, num_embeds_ada_norm=1000,
-    )  # fmt: skip
+        num_attention_heads=2,
+        attention_head_dim=8,
+        in_channels=4,
+        out_channels=8,
+        num_layers=2,
+        sample_size=8,
+        patch_size=2,
+        norm_num_groups=4,
+        num_embeds_ada_norm=1000,
+    )
     return model.eval()
 
 
 def make_sd3() -> Any:
     torch.manual_seed(4)
     return diffusers.SD3Transformer2DModel(
-        sample_size=8, patch_size=2, in_channels=4, out_channels=4, num_layers=2, attention_head_dim=8,
-        num_attention_heads=2, joint_attention_dim=32, caption_projection_dim=16, pooled_projection_dim=32,
+        sample_size=8,
+        patch_size=2,
+        in_channels=4,
+        out_channels=4,
+        num_layers=2,
+        attention_head_dim=8,
+        num_attention_heads=2,
+        joint_attention_dim=32,
+        caption_projection_dim=16,
+        pooled_projection_dim=32,
         pos_embed_max_size=8,
-    ).eval()  # fmt: skip
+    ).eval()
 
 
 def make_vae(**settings: Any) -> Any:
     torch.manual_seed(5)
     return diffusers.AutoencoderKL(
-        block_out_channels=(8,), latent_channels=4, norm_num_groups=4, layers_per_block=1, sample_size=8,
-        down_block_types=("DownEncoderBlock2D",), up_block_types=("UpDecoderBlock2D",),
-        scaling_factor=0.3, **settings,
-    ).eval()  # fmt: skip
+        block_out_channels=(8,),
+        latent_channels=4,
+        norm_num_groups=4,
+        layers_per_block=1,
+        sample_size=8,
+        down_block_types=("DownEncoderBlock2D",),
+        up_block_types=("UpDecoderBlock2D",),
+        scaling_factor=0.3,
+        **settings,
+    ).eval()
 
 
 def make_tokenizer(folder: Path) -> Any:
@@ -102,9 +139,17 @@ def make_tokenizer(folder: Path) -> Any:
 def make_text_encoder(seed: int = 6, projection: bool = False) -> Any:
     torch.manual_seed(seed)
     config = transformers.CLIPTextConfig(
-        vocab_size=54, hidden_size=16, intermediate_size=16, num_hidden_layers=2, num_attention_heads=2,
-        max_position_embeddings=12, projection_dim=16, bos_token_id=52, eos_token_id=53, pad_token_id=53,
-    )  # fmt: skip
+        vocab_size=54,
+        hidden_size=16,
+        intermediate_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        max_position_embeddings=12,
+        projection_dim=16,
+        bos_token_id=52,
+        eos_token_id=53,
+        pad_token_id=53,
+    )
     return (transformers.CLIPTextModelWithProjection if projection else transformers.CLIPTextModel)(config).eval()
 
 
@@ -124,10 +169,17 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
             make_vae(), clip[0], tokenizer, make_text_unet(), ddim(**latent, steps_offset=1), None, None, None, False
         ),
         "sd3": diffusers.StableDiffusion3Pipeline(
-            make_sd3(), diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0), make_vae(shift_factor=0.1),
-            clip[1], tokenizer, clip[2], tokenizer, None, None,
+            make_sd3(),
+            diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0),
+            make_vae(shift_factor=0.1),
+            clip[1],
+            tokenizer,
+            clip[2],
+            tokenizer,
+            None,
+            None,
         ),
-    }  # fmt: skip
+    }
     for name, pipeline in pipelines.items():
         pipeline.save_pretrained(out / name)
     return {name: out / name for name in pipelines}
@@ -181,26 +233,55 @@ def converted(scheduler: Any, raw: Tensor, x: Tensor, k: int) -> Tensor:
 TRAILING = {**BETAS, "timestep_spacing": "trailing"}
 CASES: dict[str, tuple[str, dict[str, Any], Callable[..., Tensor]]] = {
     "ddpm-eps-clip": ("DDPMScheduler", BETAS, stepped),
-    "ddpm-v-cosine": ("DDPMScheduler", {**BETAS, "beta_schedule": "squaredcos_cap_v2", "prediction_type": "v_prediction",
-                                        "clip_sample": False}, stepped),
-    "ddpm-x0-sigmoid": ("DDPMScheduler", {**BETAS, "beta_schedule": "sigmoid", "prediction_type": "sample",
-                                          "clip_sample_range": 0.1}, stepped),
-    "ddpm-eps-cosine": ("DDPMScheduler", {**BETAS, "beta_schedule": "squaredcos_cap_v2", "clip_sample": False}, stepped),
-    "ddpm-trained-betas": ("DDPMScheduler", {"num_train_timesteps": K, "clip_sample": False,
-                                             "trained_betas": torch.linspace(0.01, 0.3, K).tolist()}, stepped),
-    "ddim-thresholding": ("DDIMScheduler", {**BETAS, "beta_schedule": "scaled_linear", "thresholding": True,
-                                            "dynamic_thresholding_ratio": 0.9, "sample_max_value": 1.7}, stepped),
-    "ddim-zero-snr": ("DDIMScheduler", {**BETAS, "rescale_betas_zero_snr": True, "prediction_type": "v_prediction",
-                                        "clip_sample": False}, stepped),
+    "ddpm-v-cosine": (
+        "DDPMScheduler",
+        {**BETAS, "beta_schedule": "squaredcos_cap_v2", "prediction_type": "v_prediction", "clip_sample": False},
+        stepped,
+    ),
+    "ddpm-x0-sigmoid": (
+        "DDPMScheduler",
+        {**BETAS, "beta_schedule": "sigmoid", "prediction_type": "sample", "clip_sample_range": 0.1},
+        stepped,
+    ),
+    "ddpm-eps-cosine": (
+        "DDPMScheduler",
+        {**BETAS, "beta_schedule": "squaredcos_cap_v2", "clip_sample": False},
+        stepped,
+    ),
+    "ddpm-trained-betas": (
+        "DDPMScheduler",
+        {"num_train_timesteps": K, "clip_sample": False, "trained_betas": torch.linspace(0.01, 0.3, K).tolist()},
+        stepped,
+    ),
+    "ddim-thresholding": (
+        "DDIMScheduler",
+        {
+            **BETAS,
+            "beta_schedule": "scaled_linear",
+            "thresholding": True,
+            "dynamic_thresholding_ratio": 0.9,
+            "sample_max_value": 1.7,
+        },
+        stepped,
+    ),
+    "ddim-zero-snr": (
+        "DDIMScheduler",
+        {**BETAS, "rescale_betas_zero_snr": True, "prediction_type": "v_prediction", "clip_sample": False},
+        stepped,
+    ),
     "dpm-eps": ("DPMSolverMultistepScheduler", TRAILING, converted),
-    "dpm-threshold": ("DPMSolverMultistepScheduler", {**TRAILING, "thresholding": True, "sample_max_value": 2.0}, converted),
+    "dpm-threshold": (
+        "DPMSolverMultistepScheduler",
+        {**TRAILING, "thresholding": True, "sample_max_value": 2.0},
+        converted,
+    ),
     "unipc-v": ("UniPCMultistepScheduler", {**TRAILING, "prediction_type": "v_prediction"}, converted),
     "euler-eps": ("EulerDiscreteScheduler", TRAILING, stepped_scaled),
     "euler-v": ("EulerDiscreteScheduler", {**TRAILING, "prediction_type": "v_prediction"}, stepped_scaled),
     "euler-ancestral": ("EulerAncestralDiscreteScheduler", TRAILING, stepped_scaled),
     "heun-clip": ("HeunDiscreteScheduler", {**TRAILING, "clip_sample": True}, stepped_scaled),
     "lms": ("LMSDiscreteScheduler", TRAILING, stepped_scaled),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -423,9 +504,13 @@ DDIM_CASES = {
     "threshold": {"thresholding": True, "dynamic_thresholding_ratio": 0.9, "sample_max_value": 1.5},
     "trailing": {"clip_sample": True, "timestep_spacing": "trailing"},
     "offset": {"clip_sample": True, "steps_offset": 1, "set_alpha_to_one": False},
-    "v": {"clip_sample": True, "prediction_type": "v_prediction", "rescale_betas_zero_snr": True,
-          "timestep_spacing": "trailing"},
-}  # fmt: skip
+    "v": {
+        "clip_sample": True,
+        "prediction_type": "v_prediction",
+        "rescale_betas_zero_snr": True,
+        "timestep_spacing": "trailing",
+    },
+}
 
 
 @pytest.mark.parametrize("case", DDIM_CASES)
@@ -537,7 +622,8 @@ def test_stable_diffusion_xl_network_is_told_its_sizes() -> None:
     "settings", [{}, {"shift_factor": 0.2}, {"latents_mean": [1, 2, 3, 4], "latents_std": [4, 3, 2, 1]}]
 )
 def test_latents_are_scaled_and_back(settings: dict[str, Any]) -> None:
-    # Stable Diffusion scales by one factor, its third version shifts as well, some of the XL ones have channels of their own.
+    # Stable Diffusion scales by one factor, its third version shifts as well, some of the XL ones have channels of
+    # their own.
     vae = make_vae(**settings)
     latents, images = Latents(vae, rows=2), torch.rand(5, 3, 8, 8) * 2 - 1
     with torch.no_grad():

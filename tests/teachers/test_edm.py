@@ -29,8 +29,11 @@ from dsno.teachers.native import load_native, save_teacher
 
 SMALL = dict(img_resolution=8, model_channels=16, num_blocks=1, attn_resolutions=[4])
 NCSNPP = dict(
-    embedding_type="fourier", channel_mult_noise=2, encoder_type="residual", resample_filter=[1, 3, 3, 1],
-)  # fmt: skip
+    embedding_type="fourier",
+    channel_mult_noise=2,
+    encoder_type="residual",
+    resample_filter=[1, 3, 3, 1],
+)
 
 
 # The format: objects that pickle as those of NVlabs' code do, without that code.
@@ -124,9 +127,13 @@ TEACHERS = {
     "edm-adm": ("EDMPrecond", dict(net=dict(ADM, out_channels=3, label_dim=4)), dict()),
     "edm2": ("Precond", dict(net=dict(EDM2, label_dim=4)), dict(logvar_channels=4)),
     "vp": ("VPPrecond", dict(net=SONG, precond="vp"), dict(beta_d=15.9)),
-    "ve": ("VEPrecond", dict(net=dict(SONG, **NCSNPP), precond="ve", sigma_max=50.0, sigma_min=0.02), dict(sigma_max=50)),
+    "ve": (
+        "VEPrecond",
+        dict(net=dict(SONG, **NCSNPP), precond="ve", sigma_max=50.0, sigma_min=0.02),
+        dict(sigma_max=50),
+    ),
     "iddpm": ("iDDPMPrecond", dict(net=dict(ADM, label_dim=4), precond="iddpm"), dict()),
-}  # fmt: skip
+}
 
 
 def made(name: str) -> tuple[str, PreconditionedUNet, dict]:
@@ -153,21 +160,50 @@ def teacher(request: pytest.FixtureRequest, tmp_path: Path) -> Prediction:
 # The architectures: numbers that NVlabs' own code gave for these weights, input and arguments.
 
 PINNED = [
-    (SongUNet, dict(channel_mult=[1, 2]), 189347,
-     [0.37257, 0.3058, -0.1762, 0.31355, 0.16658, -0.0988, 0.16509]),
-    (SongUNet, dict(channel_mult=[1, 2], label_dim=4, augment_dim=9, **NCSNPP), 191267,
-     [0.52294, 0.25047, -0.19494, 0.3729, 0.30399, -0.25914, 0.22601]),
-    (SongUNet, dict(channel_mult=[1, 2, 2], encoder_type="skip", decoder_type="skip", resample_filter=[1, 3, 3, 1]), 319753,
-     [0.15369, -0.18497, -0.61239, -0.06889, -0.1468, -0.25629, 0.24863]),
-    (DhariwalUNet, dict(channel_mult=[1, 4], out_channels=6, label_dim=4), 642182,
-     [0.29901, 0.22811, -0.07554, 0.45965, -0.08919, -0.26915, 0.1705]),
-    (MagnitudeUNet, dict(channel_mult=[1, 2], channels_per_head=8), 181243,
-     [0.68495, -2.1874, 2.1418, 0.0894, 13.32301, -4.7561, 4.47079]),
-    (MagnitudeUNet, dict(channel_mult=[1, 2], label_dim=4, channels_per_head=16, channel_mult_noise=2, channel_mult_emb=3,
-                         label_balance=0.3, concat_balance=0.4, res_balance=0.4, attn_balance=0.2, clip_act=1.5,
-                         resample_filter=[1, 3, 3, 1]), 186555,
-     [0.399, -0.82124, 0.13336, -1.41857, 2.10338, -0.87908, 1.21618]),
-]  # fmt: skip
+    (SongUNet, dict(channel_mult=[1, 2]), 189347, [0.37257, 0.3058, -0.1762, 0.31355, 0.16658, -0.0988, 0.16509]),
+    (
+        SongUNet,
+        dict(channel_mult=[1, 2], label_dim=4, augment_dim=9, **NCSNPP),
+        191267,
+        [0.52294, 0.25047, -0.19494, 0.3729, 0.30399, -0.25914, 0.22601],
+    ),
+    (
+        SongUNet,
+        dict(channel_mult=[1, 2, 2], encoder_type="skip", decoder_type="skip", resample_filter=[1, 3, 3, 1]),
+        319753,
+        [0.15369, -0.18497, -0.61239, -0.06889, -0.1468, -0.25629, 0.24863],
+    ),
+    (
+        DhariwalUNet,
+        dict(channel_mult=[1, 4], out_channels=6, label_dim=4),
+        642182,
+        [0.29901, 0.22811, -0.07554, 0.45965, -0.08919, -0.26915, 0.1705],
+    ),
+    (
+        MagnitudeUNet,
+        dict(channel_mult=[1, 2], channels_per_head=8),
+        181243,
+        [0.68495, -2.1874, 2.1418, 0.0894, 13.32301, -4.7561, 4.47079],
+    ),
+    (
+        MagnitudeUNet,
+        dict(
+            channel_mult=[1, 2],
+            label_dim=4,
+            channels_per_head=16,
+            channel_mult_noise=2,
+            channel_mult_emb=3,
+            label_balance=0.3,
+            concat_balance=0.4,
+            res_balance=0.4,
+            attn_balance=0.2,
+            clip_act=1.5,
+            resample_filter=[1, 3, 3, 1],
+        ),
+        186555,
+        [0.399, -0.82124, 0.13336, -1.41857, 2.10338, -0.87908, 1.21618],
+    ),
+]
 
 
 @pytest.mark.parametrize("make, arguments, parameters, numbers", PINNED)
@@ -262,13 +298,15 @@ def test_a_loaded_teacher_is_the_papers_denoiser(name: str, labelled: bool, tmp_
 
 def test_schedules_and_kinds_follow_from_the_preconditioner(tmp_path: Path) -> None:
     found = {name: loaded(name, tmp_path)[0] for name in TEACHERS}
-    assert {name: (t.schedule, t.kind, t.data_std, t.shape, t.classes) for name, t in found.items() if name != "iddpm"} == {
+    assert {
+        name: (t.schedule, t.kind, t.data_std, t.shape, t.classes) for name, t in found.items() if name != "iddpm"
+    } == {
         "edm-song": (VE(80), "edm", 0.6, (3, 8, 8), 4),
         "edm-adm": (VE(80), "edm", 0.5, (3, 8, 8), 4),
         "edm2": (VE(80), "edm", 0.5, (4, 8, 8), 4),
         "vp": (VPLinear(0.1, 16.0), "eps", 1.0, (3, 8, 8), None),
         "ve": (VE(50), "eps", 1.0, (3, 8, 8), None),
-    }  # fmt: skip
+    }
     assert isinstance(found["iddpm"].schedule, Tabulated) and found["iddpm"].kind == "eps"
     assert not any(t.training for t in found.values())
 
@@ -454,21 +492,39 @@ def attack(name: str, marker: Path) -> bytes:
         "eval": lambda: dumps({"ema": Call(eval, source)}),
         "getattr": lambda: dumps({"ema": Call(Call(getattr, Call(__import__, "os"), "system"), command)}),
         "old opcode": lambda: b"(S'" + command.encode() + b"'\nios\nsystem\n.",
-        "dotted name": lambda: b"\x80\x04" + text("torch.nn.modules.module") + text("inspect.os.system") + b"\x93"
-        + text(command) + b"\x85R.",
-        "module of torch": lambda: b"\x80\x04" + text("torch.serialization") + text("os.system") + b"\x93"
-        + text(command) + b"\x85R.",
+        "dotted name": lambda: (
+            b"\x80\x04"
+            + text("torch.nn.modules.module")
+            + text("inspect.os.system")
+            + b"\x93"
+            + text(command)
+            + b"\x85R."
+        ),
+        "module of torch": lambda: (
+            b"\x80\x04" + text("torch.serialization") + text("os.system") + b"\x93" + text(command) + b"\x85R."
+        ),
         "storage": lambda: dumps({"ema": Call(torch.storage._load_from_bytes, dumps(system, 2))}),
         "storage in zip": lambda: dumps({"ema": Call(torch.storage._load_from_bytes, zipped(system))}),
         "hook": lambda: dumps({"ema": Call(torch._utils._rebuild_parameter, torch.ones(2), True, {0: system})}),
-        "state of a tensor": lambda: dumps({"ema": Call(torch._utils._rebuild_tensor_v2,
-                                                        torch.ones(2)._typed_storage(), 0, (2,), (1,), False, {},
-                                                        state=(False, None, {0: system}))}),
+        "state of a tensor": lambda: dumps(
+            {
+                "ema": Call(
+                    torch._utils._rebuild_tensor_v2,
+                    torch.ones(2)._typed_storage(),
+                    0,
+                    (2,),
+                    (1,),
+                    False,
+                    {},
+                    state=(False, None, {0: system}),
+                )
+            }
+        ),
         "object array": lambda: dumps({"ema": np.array([system], dtype=object)}),
         "method of a module": lambda: dumps({"ema": Call(nn.Module.apply, nn.Linear(1, 1), Call(exec, source))}),
         "hub": lambda: dumps({"ema": Call(torch.hub._import_module, "evil", str(evil(marker, source)))}),
         "pickle in pickle": lambda: dumps({"ema": Call(pickle.loads, dumps(system))}),
-    }[name]()  # fmt: skip
+    }[name]()
 
 
 def text(value: str) -> bytes:
@@ -487,9 +543,22 @@ def evil(marker: Path, source: str) -> Path:
 
 
 ATTACKS = [
-    "reduce", "exec", "eval", "getattr", "old opcode", "dotted name", "module of torch", "storage", "storage in zip",
-    "hook", "state of a tensor", "object array", "method of a module", "hub", "pickle in pickle",
-]  # fmt: skip
+    "reduce",
+    "exec",
+    "eval",
+    "getattr",
+    "old opcode",
+    "dotted name",
+    "module of torch",
+    "storage",
+    "storage in zip",
+    "hook",
+    "state of a tensor",
+    "object array",
+    "method of a module",
+    "hub",
+    "pickle in pickle",
+]
 
 
 @pytest.mark.parametrize("name", ATTACKS)
@@ -527,12 +596,20 @@ def test_the_source_in_a_file_is_not_run(tmp_path: Path) -> None:
 
 
 KNOWN = [
-    ("collections", "OrderedDict"), ("builtins", "set"), ("dnnlib.util", "EasyDict"), ("numpy", "ndarray"),
-    ("numpy", "dtype"), ("numpy._core.multiarray", "_reconstruct"), ("numpy._core.multiarray", "scalar"),
-    ("numpy._core.numeric", "_frombuffer"), ("torch._utils", "_rebuild_tensor_v2"),
-    ("torch._utils", "_rebuild_parameter"), ("torch.storage", "_load_from_bytes"), ("torch.nn.modules.linear", "Linear"),
+    ("collections", "OrderedDict"),
+    ("builtins", "set"),
+    ("dnnlib.util", "EasyDict"),
+    ("numpy", "ndarray"),
+    ("numpy", "dtype"),
+    ("numpy._core.multiarray", "_reconstruct"),
+    ("numpy._core.multiarray", "scalar"),
+    ("numpy._core.numeric", "_frombuffer"),
+    ("torch._utils", "_rebuild_tensor_v2"),
+    ("torch._utils", "_rebuild_parameter"),
+    ("torch.storage", "_load_from_bytes"),
+    ("torch.nn.modules.linear", "Linear"),
     ("torch_utils.persistence", "_reconstruct_persistent_obj"),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize("slots", [False, True])
@@ -561,17 +638,25 @@ def _written(folder: Path, value: object) -> Path:
         (lambda: {"a": np.array([1, "x"], dtype=object)}, "a NumPy array of 'O8' instead of numbers"),
         (lambda: {"a": np.array(["x"])}, "a NumPy array of 'U1'"),
         (lambda: {"a": Call(torch._utils._rebuild_tensor_v2, 1, 0, (2,), (1,), False, {})}, "a int where a storage"),
-        (lambda: {"a": Call(torch._utils._rebuild_tensor_v2, torch.ones(2)._typed_storage(), 1, (9,), (1,), False, {})},
-         "out of bounds"),
-        (lambda: {"a": Call(torch._utils._rebuild_tensor_v2, torch.ones(2)._typed_storage(), 0, (2,), (-1,), False, {})},
-         "not a snapshot of EDM, or damaged"),
+        (
+            lambda: {
+                "a": Call(torch._utils._rebuild_tensor_v2, torch.ones(2)._typed_storage(), 1, (9,), (1,), False, {})
+            },
+            "out of bounds",
+        ),
+        (
+            lambda: {
+                "a": Call(torch._utils._rebuild_tensor_v2, torch.ones(2)._typed_storage(), 0, (2,), (-1,), False, {})
+            },
+            "not a snapshot of EDM, or damaged",
+        ),
         (lambda: {"a": Call(torch.storage._load_from_bytes, zipped({"x": torch.ones(2)}))}, "a dict where tensor data"),
         (lambda: {"a": Call(torch.storage._load_from_bytes, b"nonsense")}, "does not take for plain weights"),
         (lambda: {"a": Persistent("X", [1])}, "the state of a X is a list, not a dict"),
         (lambda: [1, 2], "holds a list: expected the dictionary of a snapshot"),
         (lambda: {"a": torch.float32}, "it needs torch.float32"),
     ],
-)  # fmt: skip
+)
 def test_what_is_no_plain_data_is_refused(content, message: str, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=message):
         read_snapshot(_written(tmp_path, content()))
@@ -581,9 +666,16 @@ def test_damaged_files_and_other_files_are_told_from_snapshots(tmp_path: Path) -
     whole = dumps({"ema": nn.Linear(8, 8), "n": 3})
     path = tmp_path / "broken.pkl"
     for content in (
-        b"", b"\x89PNG\r\n\x1a\n", b"version https://git-lfs.github.com/spec/v1\n", zipped({"a": 1}), b"\x80\x04.",
-        b"\x80\x04P1\n.", b"\x80\x04\x8e" + b"\xff" * 8, *(whole[: len(whole) * k // 10] for k in range(10)), whole[:-1],
-    ):  # fmt: skip
+        b"",
+        b"\x89PNG\r\n\x1a\n",
+        b"version https://git-lfs.github.com/spec/v1\n",
+        zipped({"a": 1}),
+        b"\x80\x04.",
+        b"\x80\x04P1\n.",
+        b"\x80\x04\x8e" + b"\xff" * 8,
+        *(whole[: len(whole) * k // 10] for k in range(10)),
+        whole[:-1],
+    ):
         path.write_bytes(content)
         with pytest.raises(ValueError, match=r"broken\.pkl is not a snapshot of EDM, or damaged .*get it again"):
             read_snapshot(path)

@@ -41,9 +41,15 @@ def pipeline(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A diffusers pipeline on the disk."""
     diffusers = pytest.importorskip("diffusers")
     unet = diffusers.UNet2DModel(
-        sample_size=4, in_channels=1, out_channels=1, layers_per_block=1, block_out_channels=(8,), norm_num_groups=4,
-        down_block_types=("DownBlock2D",), up_block_types=("UpBlock2D",),
-    )  # fmt: skip
+        sample_size=4,
+        in_channels=1,
+        out_channels=1,
+        layers_per_block=1,
+        block_out_channels=(8,),
+        norm_num_groups=4,
+        down_block_types=("DownBlock2D",),
+        up_block_types=("UpBlock2D",),
+    )
     folder = tmp_path_factory.mktemp("pipeline")
     diffusers.DDPMPipeline(unet, diffusers.DDPMScheduler(num_train_timesteps=10)).save_pretrained(folder)
     return folder
@@ -86,7 +92,8 @@ def test_diffusers_folders(pipeline: Path, tmp_path: Path) -> None:
 def test_code_of_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     code = (
         "from dsno.denoise import Prediction\nfrom dsno.schedule import Cosine\nfrom dsno.nets.unet import UNet\n"
-        "net = UNet(image_size=4, channels=(8,), attention=())\nteacher = Prediction(net, Cosine(), 'v', shape=(1, 4, 4))\n"
+        "net = UNet(image_size=4, channels=(8,), attention=())\nteacher = Prediction(net, Cosine(), 'v', shape=(1, 4, "
+        "4))\n"
         "def make():\n    return teacher\n"
         "class Zoo:\n    small = teacher\n"
         "shapeless = Prediction(__import__('torch').nn.Identity(), Cosine())\nnumber = 3\n"
@@ -305,7 +312,8 @@ def test_hub_ids_that_give_nothing(hub: LocalHub, ref: str, error: type[Exceptio
 )
 def test_no_network_is_an_error_within_seconds(tmp_path: Path, environment: dict[str, str]) -> None:
     code = (
-        "import time, torch, huggingface_hub\nfrom dsno.teachers.load import load_teacher\nstart = time.perf_counter()\n"
+        "import time, torch, huggingface_hub\nfrom dsno.teachers.load import load_teacher\nstart = "
+        "time.perf_counter()\n"
         "try:\n    load_teacher('org/name')\nexcept ConnectionError as error:\n    print(error)\n"
         "print(time.perf_counter() - start)"
     )

@@ -1,69 +1,147 @@
-"""diffusers' networks as backbones: U-Nets, DiT and flow transformers, told t in [0, 1].
+r"""diffusers' networks as backbones: U-Nets, DiT and flow transformers, told t in [0, 1] and conditions by name.
 
-Every class of diffusers names its arguments in its own way, counts time in its own units (training steps, a
-thousandth of the way, a quarter of the logarithm of the noise) and takes texts, pooled texts, labels or image sizes.
-One module knows these differences, so that a teacher, `lift` and a file see a network like any other.
+What a network calls time follows from how it was trained,
+
+| unit | time |
+|---|---|
+| `steps` | $k = K t - 1$, the training step; between two steps the fraction |
+| `flow` | $K t$ |
+| `edm` | $\tfrac14 \log(\sigma_{\max} t)$ |
+
+and what it is told beside it from its class and settings:
+
+| class | names in the condition |
+|---|---|
+| `UNet2DModel` | `label`, or `pooled` where it embeds the class by itself; most have none |
+| `UNet2DConditionModel` | `text`; of Stable Diffusion XL `pooled`, too, and `time_ids` where they are unusual |
+| `DiTTransformer2DModel` | `label`, of which the one behind the last stands for none |
+| `SD3Transformer2DModel` | `text`, `pooled` |
 """
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from importlib import import_module
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from dsno.condition import Cond
+from dsno.condition import Cond, named
 
-__all__ = ["DiffusersNet", "TimeUnit", "diffusers_shape", "model_class"]
+__all__ = ["DiffusersNet", "TimeUnit", "network_class", "stated_shape"]
 
 TimeUnit = Literal["steps", "flow", "edm"]
-"""What a network calls time: training steps $K t - 1$, $K t$, or a quarter of the logarithm of the noise level."""
+
+Settings = Mapping[str, Any]
+
+Told = tuple[int | None, dict[str, tuple[int, ...]]]
+"""The number of classes, and the shapes of what else a network is told, by name."""
+
+
+def _unet(settings: Settings, text_length: int) -> Told:
+    if settings.get("class_embed_type") == "timestep":
+        return None, {"label": ()}
+    if settings.get("class_embed_type") == "identity":
+        return None, {"pooled": (4 * settings["block_out_channels"][0],)}
+    return settings.get("num_class_embeds"), {}
+
+
+def _text_unet(settings: Settings, text_length: int) -> Told:
+    tokens: dict[str, tuple[int, ...]] = {"text": (text_length, settings["cross_attention_dim"])}
+    if settings.get("addition_embed_type") == "text_time":
+        ids = 6 * settings["addition_time_embed_dim"]
+        tokens["pooled"] = (settings["projection_class_embeddings_input_dim"] - ids,)
+    return None, tokens
+
+
+def _dit(settings: Settings, text_length: int) -> Told:
+    return settings["num_embeds_ada_norm"], {}
+
+
+def _sd3(settings: Settings, text_length: int) -> Told:
+    text = (text_length, settings["joint_attention_dim"])
+    return None, {"text": text, "pooled": (settings["pooled_projection_dim"],)}
 
 
 @dataclass(frozen=True)
 class _Family:
-    """How a class of networks is called, and the modules that `lift` hooks.
+    """What is known of a class of networks.
 
     Attributes:
-        state: The name of the state's argument.
-        blocks: The class of the blocks, `module:class` in diffusers.models.
-        around: What the names of the modules around the blocks look like.
+        state: What the argument of the state is called.
+        told: What it is told, from its settings and the length of a text.
+        blocks: The class of the blocks that may get a temporal layer, after their module in `diffusers.models`.
+        around: What the names of the modules around the blocks look like, which join their features.
+        embedding: What the names of the modules that embed the time look like.
+        allowed: The settings that change what it is told, and which of their values we know.
     """
 
     state: str
+    told: Callable[[Settings, int], Told]
     blocks: str
     around: str
+    embedding: str
+    allowed: Mapping[str, tuple[object, ...]] = field(default_factory=dict)
 
 
 _STAGES = r"(down|up)_blocks\.\d+|mid_block\.attentions\.\d+|conv_(in|norm_out|out)"
 
 _FAMILIES = {
-    "UNet2DModel": _Family("sample", "resnet:ResnetBlock2D", _STAGES),
-    "UNet2DConditionModel": _Family("sample", "resnet:ResnetBlock2D", _STAGES),
-    "DiTTransformer2DModel": _Family(
-        "hidden_states", "attention:BasicTransformerBlock", "pos_embed|norm_out|proj_out_1"
+    "UNet2DModel": _Family(
+        state="sample",
+        told=_unet,
+        blocks="resnet:ResnetBlock2D",
+        around=_STAGES,
+        embedding="time_embedding",
+        allowed={"class_embed_type": (None, "timestep", "identity")},
     ),
-    "SD3Transformer2DModel": _Family("hidden_states", "attention:JointTransformerBlock", "pos_embed|norm_out"),
+    "UNet2DConditionModel": _Family(
+        state="sample",
+        told=_text_unet,
+        blocks="resnet:ResnetBlock2D",
+        around=_STAGES,
+        embedding="time_embedding",
+        allowed={
+            "class_embed_type": (None,),
+            "num_class_embeds": (None,),
+            "encoder_hid_dim": (None,),
+            "time_cond_proj_dim": (None,),
+            "addition_embed_type": (None, "text_time"),
+        },
+    ),
+    "DiTTransformer2DModel": _Family(
+        state="hidden_states",
+        told=_dit,
+        blocks="attention:BasicTransformerBlock",
+        around="pos_embed|norm_out|proj_out_1",
+        embedding=r"transformer_blocks\.\d+\.norm1\.emb",
+    ),
+    "SD3Transformer2DModel": _Family(
+        state="hidden_states",
+        told=_sd3,
+        blocks="attention:JointTransformerBlock",
+        around="pos_embed|norm_out",
+        embedding="time_text_embed",
+    ),
 }
 
 
 class DiffusersNet(nn.Module):
-    r"""A network of diffusers as a `Backbone`.
+    r"""A network of diffusers as a `Backbone`; what it says of the variance is dropped.
 
-    It is told t in [0, 1], (B,), and the condition by the names of `tokens` and `label`; what it says of the variance
-    is dropped. The network may be of any floating-point dtype; t is never below float32, and the output has the
-    state's.
+    Called with $x_t$ (B, C, H, W), t (B,) in [0, 1] and a condition by the names of `tokens` and `label`, or one tensor
+    where there is a single name. The network may be of any floating-point dtype; t is never below float32, and the
+    output has the dtype of the state.
 
     Arguments:
         model: UNet2DModel, UNet2DConditionModel, DiTTransformer2DModel or SD3Transformer2DModel: the name of the class,
             or a network of it.
         settings: The configuration of a network that is only named.
-        unit: What the network calls time: `steps` $Kt - 1$, `flow` $Kt$, `edm` $\tfrac14 \log \sigma_{\max} t$.
+        unit: What the network calls time (table above).
         steps: $K$.
         sigma_min: Where EDM's time stops, so that it is finite at t = 0.
         sigma_max: $\sigma_{\max}$ of `edm`.
@@ -73,7 +151,8 @@ class DiffusersNet(nn.Module):
         time_ids: Stable Diffusion XL's original size, crop corner and target size (6,).
 
     Raises:
-        ValueError: for a class or a setting that we do not know, or a shape that the settings do not tell.
+        ValueError: for a class or a setting that we do not know, or a shape that the settings do not tell; when called
+            with a condition that is not the network's.
     """
 
     model: Any
@@ -82,7 +161,7 @@ class DiffusersNet(nn.Module):
     def __init__(
         self,
         model: str | nn.Module,
-        settings: Mapping[str, Any] | None = None,
+        settings: Settings | None = None,
         unit: TimeUnit = "steps",
         steps: int = 1000,
         sigma_min: float = 0.002,
@@ -94,15 +173,15 @@ class DiffusersNet(nn.Module):
     ) -> None:
         super().__init__()
         name = model if isinstance(model, str) else type(model).__name__
-        known = model_class(name)
+        known = network_class(name)
         made: Any = known.from_config(dict(settings or {})) if isinstance(model, str) else model
         settings = {k: v for k, v in made.config.items() if not k.startswith("_")}
-        _check_supported(name, settings)
         self.model, self.family = made, _FAMILIES[name]
+        _check_settings(name, settings, self.family.allowed)
         self.unit, self.steps, self.sign = unit, steps, -1 if negate else 1
         self.sigma_min, self.sigma_max = sigma_min, sigma_max
-        self.shape = diffusers_shape(name, settings) if shape is None else tuple(shape)
-        self.classes, self.tokens = _conditions(name, settings, text_length)
+        self.shape = stated_shape(name, settings) if shape is None else tuple(shape)
+        self.classes, self.tokens = self.family.told(settings, text_length)
         self.names = (*(("label",) if self.classes is not None else ()), *self.tokens)
         # An embedding with a row for each training step takes no fractions of one.
         self.whole_steps = settings.get("time_embedding_type") == "learned"
@@ -133,19 +212,18 @@ class DiffusersNet(nn.Module):
 
     @property
     def blocks(self) -> tuple[type[nn.Module] | str, ...]:
-        """The blocks, and what joins their features: a U-Net's stages, the modules around a transformer's blocks."""
+        """The residual blocks, and what joins their features: a U-Net's stages, what is around a transformer's
+        blocks."""
         module, attribute = self.family.blocks.split(":")
-        around = (f"model.{n}" for n, _ in self.model.named_modules() if re.fullmatch(self.family.around, n))
-        return (getattr(import_module(f"diffusers.models.{module}"), attribute), *around)
+        return getattr(import_module(f"diffusers.models.{module}"), attribute), *self._modules_like(self.family.around)
 
     @property
     def embedding(self) -> tuple[str, ...]:
-        """UNets embed the time once, SD3 together with the pooled text, and DiT in every block."""
-        if isinstance(self.model, model_class("SD3Transformer2DModel")):
-            return ("model.time_text_embed",)
-        if isinstance(self.model, model_class("DiTTransformer2DModel")):
-            return tuple(n for n, m in self.named_modules() if n.endswith("norm1.emb"))
-        return ("model.time_embedding",)
+        """U-Nets embed the time once, SD3 together with the pooled text, and DiT in every block."""
+        return self._modules_like(self.family.embedding)
+
+    def _modules_like(self, pattern: str) -> tuple[str, ...]:
+        return tuple(f"model.{name}" for name, _ in self.model.named_modules() if re.fullmatch(pattern, name))
 
     def time(self, t: Tensor) -> Tensor:
         """t in [0, 1] in the network's own units."""
@@ -162,7 +240,7 @@ class DiffusersNet(nn.Module):
 
     def forward(self, x_t: Tensor, t: Tensor, cond: Cond | None = None) -> Tensor:
         dtype = next(self.model.parameters()).dtype
-        given = self._named(cond)
+        given = self._by_name(cond)
         arguments: dict[str, Any] = {self.family.state: x_t.to(dtype), "timestep": self.time(t), "return_dict": False}
         if "label" in given:
             arguments["class_labels"] = given["label"]
@@ -181,31 +259,27 @@ class DiffusersNet(nn.Module):
         output = self.model(**arguments)[0][:, : self.shape[0]]
         return self.sign * output.to(x_t.dtype)
 
-    def _named(self, cond: Cond | None) -> Mapping[str, Tensor]:
-        """The condition by the names of `self.names`.
-
-        Raises:
-            ValueError: for labels that the network does not know, or if one of the names is missing.
-        """
+    def _by_name(self, cond: Cond | None) -> dict[str, Tensor]:
+        """The condition, all of its names; what else is in it stays."""
+        given = named(cond)
         if not self.names:
-            if isinstance(cond, Tensor) or (cond and "label" in cond):
+            if given.keys() & {"", "label"}:
                 raise ValueError(f"this {type(self.model).__name__} is unconditional: it is told no labels")
             return {}
-        if isinstance(cond, Tensor) and len(self.names) == 1:
-            return {self.names[0]: cond}
-        missing = [n for n in self.names if cond is None or isinstance(cond, Tensor) or n not in cond]
-        if missing or cond is None or isinstance(cond, Tensor):
+        if given.keys() == {""} and len(self.names) == 1:
+            return {self.names[0]: given[""]}
+        if not given.keys() >= set(self.names):
             raise ValueError(
                 f"this {type(self.model).__name__} needs a condition: pass {', '.join(self.names)} as cond"
             )
-        return cond
+        return given
 
 
-def model_class(name: str) -> Any:
-    """The class of diffusers' networks of this name.
+def network_class(name: str) -> Any:
+    """The class of diffusers of this name.
 
     Raises:
-        ValueError: if it is none of those that `DiffusersNet` can call.
+        ValueError: if it is not one that we can tell the time; lists those.
     """
     if name not in _FAMILIES:
         raise ValueError(f"unknown network class {name}: expected one of {', '.join(_FAMILIES)}")
@@ -214,11 +288,11 @@ def model_class(name: str) -> Any:
     return getattr(diffusers, name)
 
 
-def diffusers_shape(name: str, settings: Mapping[str, Any]) -> tuple[int, ...]:
-    """The shape of a sample, (C, H, W), from the name and the settings of a network's class.
+def stated_shape(name: str, settings: Settings) -> tuple[int, ...]:
+    """(C, H, W) of a sample, from the settings of a network of the class `name`.
 
     Raises:
-        ValueError: if the settings do not tell the size.
+        ValueError: if they do not say.
     """
     size = settings.get("sample_size")
     if size is None:
@@ -227,41 +301,13 @@ def diffusers_shape(name: str, settings: Mapping[str, Any]) -> tuple[int, ...]:
     return (settings["in_channels"], *spatial)
 
 
-def _check_supported(name: str, settings: Mapping[str, Any]) -> None:
-    """Refuse settings under which the network would be told something that we do not tell it."""
-    plain: dict[str, tuple[object, ...]] = {}
-    if name == "UNet2DConditionModel":
-        plain = dict.fromkeys(
-            ("class_embed_type", "num_class_embeds", "encoder_hid_dim", "time_cond_proj_dim"), (None,)
-        )
-        plain["addition_embed_type"] = (None, "text_time")
-    elif name == "UNet2DModel":
-        plain = {"class_embed_type": (None, "timestep", "identity")}
-    for key, allowed in plain.items():
-        if settings.get(key) not in allowed:
-            raise ValueError(f"a {name} with {key}={settings[key]!r} is not supported: expected one of {allowed}")
+def _check_settings(name: str, settings: Settings, allowed: Mapping[str, tuple[object, ...]]) -> None:
+    for key, values in allowed.items():
+        if settings.get(key) not in values:
+            raise ValueError(f"a {name} with {key}={settings[key]!r} is not supported: expected one of {values}")
     given, made = settings["in_channels"], settings.get("out_channels") or settings["in_channels"]
     if made not in (given, 2 * given):
         raise ValueError(
             f"this {name} takes {given} channels and gives {made}: a denoiser gives as many as it takes, or twice as "
             "many with a learned variance (is it an inpainting or a depth model?)"
         )
-
-
-def _conditions(name: str, settings: Mapping[str, Any], length: int) -> tuple[int | None, dict[str, tuple[int, ...]]]:
-    """The number of classes or None, and by name the shape of one row of what else the network is told."""
-    if name == "DiTTransformer2DModel":
-        return settings["num_embeds_ada_norm"], {}
-    if name == "SD3Transformer2DModel":
-        return None, {"text": (length, settings["joint_attention_dim"]), "pooled": (settings["pooled_projection_dim"],)}
-    if name == "UNet2DModel":
-        if settings.get("class_embed_type") == "timestep":
-            return None, {"label": ()}
-        if settings.get("class_embed_type") == "identity":
-            return None, {"pooled": (4 * settings["block_out_channels"][0],)}
-        return settings.get("num_class_embeds"), {}
-    tokens: dict[str, tuple[int, ...]] = {"text": (length, settings["cross_attention_dim"])}
-    if settings.get("addition_embed_type") == "text_time":
-        ids = 6 * settings["addition_time_embed_dim"]
-        tokens["pooled"] = (settings["projection_class_embeddings_input_dim"] - ids,)
-    return None, tokens

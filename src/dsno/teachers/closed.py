@@ -1,4 +1,7 @@
-"""Teachers in closed form: exact denoisers, and of the Gaussian the exact flow."""
+"""Teachers in closed form: of Gaussian data and mixtures the denoiser is known exactly, of Gaussian data its flow, too.
+
+Every solver and every student is tested against them.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +23,7 @@ class Gaussian:
     $$ D(x_t, t) = \mu + \frac{\alpha_t s^2}{\alpha_t^2 s^2 + \sigma_t^2} (x_t - \alpha_t \mu) $$
 
     Arguments:
-        schedule: The path.
+        schedule: $\alpha_t, \sigma_t$.
         mean: $\mu$, of shape (*shape); or (K, *shape) with `classes` = K, picked by `cond` of shape (B,).
         std: $s > 0$, broadcastable to (*shape).
         classes: The number of classes, or None.
@@ -51,7 +54,8 @@ class Gaussian:
     def flow(self, x_t: Tensor, t: float, s: float, cond: Cond | None = None) -> Tensor:
         r"""The probability-flow ODE solved exactly from time `t` to time `s`; shapes (B, *shape).
 
-        $$ x_s = \alpha_s \mu + \sqrt{\frac{\alpha_s^2 s^2 + \sigma_s^2}{\alpha_t^2 s^2 + \sigma_t^2}} (x_t - \alpha_t \mu) $$
+        $$ x_s = \alpha_s \mu
+           + \sqrt{\frac{\alpha_s^2 s^2 + \sigma_s^2}{\alpha_t^2 s^2 + \sigma_t^2}} (x_t - \alpha_t \mu) $$
         """
         mu, s2 = self._mu(cond).to(x_t), self.std.to(x_t) ** 2
         (alpha_t, sigma_t), (alpha_s, sigma_s) = self.schedule.at(t), self.schedule.at(s)
@@ -66,7 +70,7 @@ class GaussianMixture:
        r_k \propto w_k \mathcal N(x_t; \alpha_t \mu_k, v_k I), \quad v_k = \alpha_t^2 s_k^2 + \sigma_t^2. $$
 
     Arguments:
-        schedule: The path.
+        schedule: $\alpha_t, \sigma_t$.
         means: $\mu_k$, shape (K, *shape).
         stds: $s_k$, shape (K,) or a number.
         weights: $w_k$, shape (K,); equal by default.

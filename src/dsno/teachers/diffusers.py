@@ -1,25 +1,11 @@
-r"""Models of the diffusers library as teachers; everything is read from their files, nothing is guessed.
+"""Models of the diffusers library as teachers: the network, and the scheduler that says what it was trained on.
 
-A scheduler's configuration says what the network was trained on:
+Everything is read from their files, nothing is guessed: the convention from the scheduler (`schedulers`), what the
+network is told from its own configuration (`dsno.nets.diffusers`), the length of a text and the sizes that Stable
+Diffusion XL is told from the parts of the pipeline. Weights are read from safetensors, never from a pickle.
 
-| scheduler | path | time told to the network |
-|---|---|---|
-| DDPM, DDIM, PNDM, DPM-Solver, UniPC, Euler, Heun, LMS | `Tabulated`($\bar\alpha_k$) | $k = K t - 1$ |
-| FlowMatchEuler, and those with `use_flow_sigmas` | `RectifiedFlow` | $K t$ |
-| EDM | `VE`($\sigma_{\max}$), kind `edm` with $\sigma_d$ = `sigma_data` | $\tfrac14 \log \sigma_t$ |
-
-Training step $k$ of $K$ sits at $t = (k + 1) / K$; between the steps the network is told the fraction. A schedule with zero
-terminal SNR has $\bar\alpha_{K-1} = 0$, which no finite log-SNR describes: it is raised to $10^{-12}$.
-
-The k-diffusion samplers (Euler, Heun, LMS) keep $x_t / \alpha_t$ and scale what the network sees back to $x_t$, so they are the same
-models. A scheduler's way of choosing steps (`timestep_spacing`, `steps_offset`, the flow's `shift`, the last noise level) is
-no part of the model: `grid_from_scheduler` turns it into a grid for our solvers.
-
-Where $\hat x_0$ is clipped, our noise is the one that belongs to the clipped $\hat x_0$, as in DDPMScheduler, and in DDIMScheduler with
-`use_clipped_model_output=True`. By default DDIMScheduler puts the clipped $\hat x_0$ and the noise of the unclipped one together, which
-are no two parts of any $x_t$.
-
-Latent models are teachers in latent space; `load_decoder` gives what turns their samples into images.
+Latent models are teachers in latent space; `latents.load_decoder` gives what turns their samples into images, and
+`prompts.encode_prompts` what they are told.
 """
 
 from __future__ import annotations
@@ -34,17 +20,24 @@ from torch import nn
 from dsno.checkpoint import read_json
 from dsno.denoise import Prediction
 from dsno.hub import local_copy
-from dsno.nets.diffusers import DiffusersNet, diffusers_shape, model_class
-from dsno.teachers.schedulers import listing, load_scheduler, read_convention
+from dsno.nets.diffusers import DiffusersNet, network_class, stated_shape
+from dsno.teachers.parts import contents, network_folder, network_name, network_of
+from dsno.teachers.schedulers import load_scheduler, read_convention
 
-__all__ = ["class_name", "load_diffusers", "network_folder", "wrap_diffusers"]
+__all__ = ["load_diffusers", "wrap_diffusers"]
+
+_TEXT_LENGTH = 77
+"""Tokens of a text, where no tokenizer says it: CLIP's."""
+
+_LATENT_FACTOR = 8
+"""Pixels a side that one latent stands for, where no autoencoder says it: Stable Diffusion's."""
 
 
 def wrap_diffusers(
     model: nn.Module,
     scheduler: Any,
     shape: Sequence[int] | None = None,
-    text_length: int = 77,
+    text_length: int = _TEXT_LENGTH,
     time_ids: Sequence[float] | None = None,
 ) -> Prediction:
     """A network of diffusers and the scheduler that says what it was trained on, as a teacher.
@@ -60,12 +53,9 @@ def wrap_diffusers(
         ValueError: for a network or a scheduler, or a setting of either, that we do not know.
     """
     c = read_convention(scheduler)
-    net = DiffusersNet(
-        model, None, c.unit, c.steps, c.sigma_min, c.sigma_max, c.negate, shape, text_length, time_ids
-    )  # fmt: skip
-    return Prediction(
-        net, c.schedule, c.kind, clip=c.clip, data_std=c.data_std, shape=net.shape, classes=net.classes
-    ).eval()
+    net = DiffusersNet(model, None, c.unit, c.steps, c.sigma_min, c.sigma_max, c.negate, shape, text_length, time_ids)
+    teacher = Prediction(net, c.schedule, c.kind, None, c.clip, c.data_std, net.shape, net.classes)
+    return teacher.eval()
 
 
 def load_diffusers(
@@ -88,19 +78,14 @@ def load_diffusers(
         ValueError: if it is no diffusers model, or one that we do not know.
     """
     if not isinstance(ref, Path | str):
-        model = getattr(ref, "unet", None) or getattr(ref, "transformer", None)
-        if not isinstance(model, nn.Module):
-            raise ValueError(
-                f"a {type(ref).__name__} has neither a unet nor a transformer: it is no diffusers pipeline"
-            )
-        vae = getattr(ref, "vae", None)
-        length = getattr(getattr(ref, "tokenizer", None), "model_max_length", 77)
-        return _wrap(model if dtype is None else model.to(dtype), ref.scheduler, shape, length, _vae_factor(vae))
+        model, vae = network_of(ref), getattr(ref, "vae", None)
+        text_length = getattr(getattr(ref, "tokenizer", None), "model_max_length", _TEXT_LENGTH)
+        factor = _LATENT_FACTOR if vae is None else _factor(vae.config)
+        return _wrapped(model if dtype is None else model.to(dtype), ref.scheduler, shape, text_length, factor)
     folder = local_copy(ref)
     scheduler = load_scheduler(folder)
     network = network_folder(folder)
-    config = read_json(network / "config.json")
-    found = model_class(class_name(config))
+    found = network_class(network_name(read_json(network / "config.json")))
     stem = "diffusion_pytorch_model" + (f".{variant}" if variant else "")
     if not Path(ref).exists():
         part = "" if network == folder else f"{network.name}/"
@@ -108,47 +93,27 @@ def load_diffusers(
         network = network_folder(folder)
     if not any(network.glob(f"{stem}*.safetensors")):
         raise FileNotFoundError(
-            f"{network} has no weights {stem}.safetensors (it has {listing(network)}): save the model with "
+            f"{network} has no weights {stem}.safetensors (it has {contents(network)}): save the model with "
             "save_pretrained(..., safe_serialization=True); pickled weights are not read"
         )
     model = found.from_pretrained(network, torch_dtype=dtype, variant=variant, use_safetensors=True)
-    vae_config = folder / "vae" / "config.json"
-    factor = 2 ** (len(read_json(vae_config)["block_out_channels"]) - 1) if vae_config.is_file() else 8
-    return _wrap(model, scheduler, shape, _text_length(folder), factor)
+    vae_file, tokenizer_file = folder / "vae" / "config.json", folder / "tokenizer" / "tokenizer_config.json"
+    factor = _factor(read_json(vae_file)) if vae_file.is_file() else _LATENT_FACTOR
+    said = read_json(tokenizer_file) if tokenizer_file.is_file() else {}
+    return _wrapped(model, scheduler, shape, int(said.get("model_max_length", _TEXT_LENGTH)), factor)
 
 
-def _wrap(model: Any, scheduler: Any, shape: Sequence[int] | None, length: int, factor: int) -> Prediction:
+def _factor(vae_config: Mapping[str, Any]) -> int:
+    """How many pixels a side one latent stands for: each level of the autoencoder but the first halves them."""
+    return int(2 ** (len(vae_config["block_out_channels"]) - 1))
+
+
+def _wrapped(model: Any, scheduler: Any, shape: Sequence[int] | None, text_length: int, factor: int) -> Prediction:
     name, settings = type(model).__name__, model.config
     if name == "SD3Transformer2DModel":
-        length += 256  # T5's tokens follow CLIP's
-    ids = None
+        text_length += 256  # T5's tokens follow CLIP's
+    time_ids = None
     if settings.get("addition_embed_type") == "text_time":
-        H, W = (n * factor for n in (shape or diffusers_shape(name, settings))[-2:])
-        ids = (H, W, 0, 0, H, W)
-    return wrap_diffusers(model, scheduler, shape, length, ids)
-
-
-def _vae_factor(vae: Any) -> int:
-    return 8 if vae is None else 2 ** (len(vae.config.block_out_channels) - 1)
-
-
-def class_name(config: Mapping[str, Any]) -> str:
-    name = str(config.get("_class_name"))
-    # The first DiT checkpoints were saved under the name of a class that was split since.
-    legacy = name == "Transformer2DModel" and config.get("norm_type") == "ada_norm_zero"
-    return "DiTTransformer2DModel" if legacy else name
-
-
-def network_folder(folder: Path) -> Path:
-    for name in ("unet", "transformer", "."):
-        if (folder / name / "config.json").is_file():
-            return folder if name == "." else folder / name
-    raise FileNotFoundError(
-        f"{folder} has no unet/config.json, transformer/config.json or config.json (it has {listing(folder)}): "
-        "it is no diffusers model"
-    )
-
-
-def _text_length(folder: Path) -> int:
-    file = folder / "tokenizer" / "tokenizer_config.json"
-    return int(read_json(file).get("model_max_length", 77)) if file.is_file() else 77
+        H, W = (n * factor for n in (shape or stated_shape(name, settings))[-2:])
+        time_ids = (H, W, 0, 0, H, W)
+    return wrap_diffusers(model, scheduler, shape, text_length, time_ids)

@@ -9,7 +9,7 @@ pickle is only the list of names and values that it spells out:
 - any other name, and any attempt to change the state of something that has none, ends the reading.
 
 The stand-ins call nothing but each other, so no order of them does more than build values. The tensors then fill the
-networks of `edm_nets`:
+networks of `dsno.nets.edm` and `dsno.nets.edm2`, under the conditioning of `dsno.nets.preconditioned`:
 
 | class in the file | schedule | kind |
 |---|---|---|
@@ -268,8 +268,8 @@ def load_edm(path: Path | str, key: str = "ema") -> Prediction:
 
     Raises:
         FileNotFoundError: if there is no such file.
-        ValueError: as `read_snapshot`; if there is no network under `key`, or one of another class; if its arguments or its
-            tensors are not those of the architecture.
+        ValueError: as `read_snapshot`; if there is no network under `key`, or one of another class; if its arguments or
+            its tensors are not those of the architecture.
     """
     snapshot = read_snapshot(path)
     network = snapshot.get(key)
@@ -284,6 +284,7 @@ def load_edm(path: Path | str, key: str = "ema") -> Prediction:
 
 
 def _convert(network: Inert) -> tuple[PreconditionedUNet, Schedule, Kind, float]:
+    r"""Our network with its weights, its schedule, its kind and $\sigma_{\mathrm{data}}$."""
     if network.kind not in ("EDMPrecond", "VPPrecond", "VEPrecond", "iDDPMPrecond", "Precond"):
         raise ValueError("expected EDMPrecond, VPPrecond, VEPrecond, iDDPMPrecond or Precond (of EDM2)")
     inner = network.state.get("_modules", {}).get("unet" if network.kind == "Precond" else "model")
@@ -294,27 +295,29 @@ def _convert(network: Inert) -> tuple[PreconditionedUNet, Schedule, Kind, float]
     # What only training reads, and what the inner network says of itself.
     for name in ("use_fp16", "label_dropout", "logvar_channels", "epsilon_t", "model_type"):
         given.pop(name, None)
-    told: dict[str, Any]
+    conditioning: dict[str, Any]
     schedule: Schedule
     kind: Kind = "eps"
     data_std, outputs = 1.0, channels
     if network.kind in ("EDMPrecond", "Precond"):
         kind, data_std = "edm", float(given.pop("sigma_data", 0.5))
         lowest, highest = given.pop("sigma_min", None) or 0.002, given.pop("sigma_max", None) or math.inf
-        told = dict(precond="edm", sigma_min=lowest, sigma_max=80.0 if math.isinf(highest) else highest)
-        schedule = VE(told["sigma_max"])
+        conditioning = dict(precond="edm", sigma_min=lowest, sigma_max=80.0 if math.isinf(highest) else highest)
+        schedule = VE(conditioning["sigma_max"])
     elif network.kind == "VPPrecond":
         beta_min, beta_d = given.pop("beta_min", 0.1), given.pop("beta_d", 19.9)
-        told = dict(precond="vp", steps=given.pop("M", 1000))
+        conditioning = dict(precond="vp", steps=given.pop("M", 1000))
         schedule = VPLinear(beta_min, beta_min + beta_d)
     elif network.kind == "VEPrecond":
-        told = dict(precond="ve", sigma_min=given.pop("sigma_min", 0.02), sigma_max=given.pop("sigma_max", 100.0))
-        schedule = VE(told["sigma_max"])
+        conditioning = dict(
+            precond="ve", sigma_min=given.pop("sigma_min", 0.02), sigma_max=given.pop("sigma_max", 100.0)
+        )
+        schedule = VE(conditioning["sigma_max"])
     else:
         outputs = 2 * channels
-        told = dict(precond="iddpm", steps=given.pop("M", 1000))
-        told.update(c_1=given.pop("C_1", 0.001), c_2=given.pop("C_2", 0.008))
-        u = iddpm_sigmas(told["steps"], told["c_1"], told["c_2"])
+        conditioning = dict(precond="iddpm", steps=given.pop("M", 1000))
+        conditioning.update(c_1=given.pop("C_1", 0.001), c_2=given.pop("C_2", 0.008))
+        u = iddpm_sigmas(conditioning["steps"], conditioning["c_1"], conditioning["c_2"])
         stored = network.tensors().get("u")
         if stored is None or stored.shape != u.shape or not torch.allclose(stored.double(), u, rtol=1e-3):
             raise ValueError("its noise levels are not those that its M, C_1 and C_2 give")
@@ -323,7 +326,7 @@ def _convert(network: Inert) -> tuple[PreconditionedUNet, Schedule, Kind, float]
         arguments = {"type": "MagnitudeUNet", "img_channels": channels}
     else:
         arguments = {"type": inner.kind, "in_channels": channels, "out_channels": outputs}
-    net = PreconditionedUNet({**arguments, "img_resolution": size, "label_dim": classes, **given}, **told)
+    net = PreconditionedUNet({**arguments, "img_resolution": size, "label_dim": classes, **given}, **conditioning)
     fill(net.model, {name: value.float() for name, value in inner.tensors().items()}, "the file")
     return net, schedule, kind, data_std
 

@@ -1,4 +1,9 @@
-"""Latents of a diffusers model: the decoder between them and pixels."""
+r"""Between latents and images: the autoencoder of a latent model, and the scale that the model was trained on,
+
+$$ z = (\mathrm{encode}(x) - \mu) \, c, \qquad x = \mathrm{decode}(z / c + \mu). $$
+
+Stable Diffusion has one $c$, its third version one $\mu$ as well, some of the XL models both for each channel.
+"""
 
 from __future__ import annotations
 
@@ -16,27 +21,32 @@ __all__ = ["Latents", "load_decoder"]
 
 
 class Latents(nn.Module):
-    r"""An autoencoder with the scale that a latent model was trained on: $z = (\mathrm{encode}(x) - \mu) \, c$, the inverse to decode.
+    r"""An autoencoder with the scale of its latents, $\mu$ and $c$; a module that decodes.
 
     Arguments:
         vae: AutoencoderKL, or VQModel.
         rows: How many samples go through it at once.
+
+    Raises:
+        ValueError: unless `rows` is at least 1.
     """
 
     mean: Tensor
+    r"""$\mu$, (1, C, 1, 1) or (1, 1, 1, 1)."""
     scale: Tensor
+    """$1 / c$, likewise."""
 
     def __init__(self, vae: Any, rows: int = 8) -> None:
         super().__init__()
         if not rows >= 1:
             raise ValueError(f"at least one sample goes through the decoder at once, got rows={rows}")
         self.vae, self.rows = vae.requires_grad_(False).eval(), rows
-        config = vae.config
-        mean, std = config.get("latents_mean"), config.get("latents_std")
-        shift = config.get("shift_factor") or 0.0
-        scale = float(config.get("scaling_factor") or 1.0)
-        self.register_buffer("mean", _channels(shift if mean is None or std is None else mean), persistent=False)
-        self.register_buffer("scale", _channels(1.0 if mean is None or std is None else std) / scale, persistent=False)
+        mean, std = vae.config.get("latents_mean"), vae.config.get("latents_std")
+        if mean is None or std is None:
+            mean, std = vae.config.get("shift_factor") or 0.0, 1.0
+        factor = float(vae.config.get("scaling_factor") or 1.0)
+        self.register_buffer("mean", _channels(mean), persistent=False)
+        self.register_buffer("scale", _channels(std) / factor, persistent=False)
 
     def forward(self, latents: Tensor) -> Tensor:
         """`decode`."""
@@ -55,11 +65,14 @@ class Latents(nn.Module):
         return (z - self.mean.to(z)) / self.scale.to(z)
 
     def _encode(self, images: Tensor) -> Tensor:
+        from diffusers import VQModel
+
         encoded = self.vae.encode(images)
-        return encoded.latents if type(self.vae).__name__ == "VQModel" else encoded.latent_dist.mode()
+        return encoded.latents if isinstance(self.vae, VQModel) else encoded.latent_dist.mode()
 
 
 def _channels(value: float | Sequence[float]) -> Tensor:
+    """A number, or one for each channel, to broadcast against (B, C, H, W)."""
     return torch.as_tensor(value, dtype=torch.float32).reshape(1, -1, 1, 1)
 
 
@@ -68,7 +81,8 @@ def load_decoder(ref: Any, dtype: torch.dtype | None = None, rows: int = 8) -> L
 
     Arguments:
         ref: See `load_diffusers`.
-        dtype: The dtype of the autoencoder; float32 by default, and where its configuration says that half is too little.
+        dtype: The dtype of the autoencoder; float32 by default, and where its configuration says that half is too
+            little.
         rows: How many samples go through it at once.
 
     Raises:

@@ -11,8 +11,8 @@
 | `package.module:attribute`, `path/to/file.py:attribute` | a `Prediction` of your own, or a function that makes one |
 | `org/name`, `org/name@revision` | a repository on the Hugging Face Hub: diffusers, or what `save_teacher` wrote |
 
-The table is tried from the top; a `Path` is a folder or a file and nothing else. Your own code (the last row but one) is run; nothing
-else is.
+The table is tried from the top; a `Path` is a folder or a file and nothing else. Your own code (the last row but one)
+is run; nothing else is.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ from dsno.denoise import Prediction
 from dsno.hub import first_line, is_hub_id, local_copy
 from dsno.nets.backbone import sample_shape
 from dsno.teachers.native import load_native
+from dsno.teachers.parts import contents
 
 __all__ = ["check_dtype", "load_teacher"]
 
@@ -41,9 +42,7 @@ _FORMS = (
     "org/name, or 'digits'"
 )
 
-_DTYPES = {
-    "fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16, "float": torch.float32, "half": torch.float16,
-}  # fmt: skip
+_SHORT_DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
 def load_teacher(
@@ -57,8 +56,8 @@ def load_teacher(
 
     Arguments:
         ref: One of them.
-        dtype: The dtype of its network (`bf16`, `float16`, `torch.bfloat16`, ...); float32 by default. A network of diffusers
-            takes states of any dtype, the others take states of their own.
+        dtype: The dtype of its network (`bf16`, `float16`, `torch.bfloat16`, ...); float32 by default. A network of
+            diffusers takes states of any dtype, the others take states of their own.
         device: Where to put it; the CPU by default.
         shape: (C, *spatial) of a sample, for a diffusers model that does not say it.
         variant: The variant of diffusers' weights, `fp16` say.
@@ -83,12 +82,12 @@ def check_dtype(dtype: torch.dtype | str | None, device: torch.device | str | No
         ValueError: for an unknown name, a device that is not there, or a dtype that the device cannot compute in.
     """
     if isinstance(dtype, str):
-        named = _DTYPES.get(dtype, getattr(torch, dtype, None))
-        if not isinstance(named, torch.dtype):
+        meant = _SHORT_DTYPES.get(dtype, getattr(torch, dtype, None))
+        if not isinstance(meant, torch.dtype):
             raise ValueError(
                 f"unknown dtype {dtype!r}: expected float32, bfloat16 (bf16), float16 (fp16), float64, ..."
             )
-        dtype = named
+        dtype = meant
     if dtype is None and device is None:
         return None
     where = "cpu" if device is None else device
@@ -124,17 +123,16 @@ def _load(ref: Any, dtype: torch.dtype | None, shape: Sequence[int] | None, vari
         raise FileNotFoundError(f"no folder {ref}: expected a model folder with config.json in it, or an EDM file")
     if re.fullmatch(r".*[^/\\]:[A-Za-z_][\w.]*", ref):
         return _attribute(ref)
-    name = ref
-    if path.suffix and path.suffix[1:] in _FILES:
-        raise FileNotFoundError(f"there is no file {name}")
-    if not is_hub_id(name):
-        if "/" in name or "\\" in name:
-            raise FileNotFoundError(f"there is no folder {name}")
-        raise ValueError(f"there is no folder {name}, and no other teacher of that name: {_FORMS}")
-    found = local_copy(name)
+    if path.suffix in (*_PICKLES, *_NO_TEACHERS):
+        raise FileNotFoundError(f"there is no file {ref}")
+    if not is_hub_id(ref):
+        if "/" in ref or "\\" in ref:
+            raise FileNotFoundError(f"there is no folder {ref}")
+        raise ValueError(f"there is no folder {ref}, and no other teacher of that name: {_FORMS}")
+    found = local_copy(ref)
     if _is_native(found):
-        return load_native(local_copy(name, ["config.json", "model.safetensors"]))
-    return _folder(found, name, dtype, shape, variant)
+        return load_native(local_copy(ref, ["config.json", "model.safetensors"]))
+    return _folder(found, ref, dtype, shape, variant)
 
 
 def _object(ref: object, dtype: torch.dtype | None, shape: Sequence[int] | None) -> Prediction:
@@ -153,6 +151,7 @@ def _object(ref: object, dtype: torch.dtype | None, shape: Sequence[int] | None)
 
 
 def _is_native(folder: Path) -> bool:
+    """Whether a folder has a configuration of ours, which says its type."""
     if not (folder / "config.json").is_file():
         return False
     config = read_json(folder / "config.json")
@@ -168,31 +167,32 @@ def _folder(
         from dsno.teachers.diffusers import load_diffusers
 
         return load_diffusers(ref, dtype, shape, variant)
-    present = ", ".join(sorted(p.name for p in folder.iterdir())) or "nothing"
-    raise ValueError(f"{ref} is no model: it has {present}, and neither model_index.json nor config.json")
+    raise ValueError(f"{ref} is no model: it has {contents(folder)}, and neither model_index.json nor config.json")
 
 
-_FILES = {
-    "pkl": "", "pickle": "",
-    "safetensors": (
-        "weights without the configuration that says what they are: give the folder, or convert a single-file checkpoint "
-        "once, StableDiffusionPipeline.from_single_file(file).save_pretrained(folder)"
-    ),
-    **dict.fromkeys(("pt", "pth", "ckpt", "bin"), (
-        "a torch checkpoint, which does not say what network it is of: an official DSNO checkpoint is a student, read it "
-        "with dsno.students.official.load_official; put other weights into your module and give Prediction(module, ...)"
-    )),
-}  # fmt: skip
+_PICKLES = (".pkl", ".pickle")
+
+_CHECKPOINT = (
+    "a torch checkpoint, which does not say what network it is of: an official DSNO checkpoint is a student, read it "
+    "with dsno.students.official.load_official; put other weights into your module and give Prediction(module, ...)"
+)
+
+_NO_TEACHERS = {
+    ".safetensors": "weights without the configuration that says what they are: give the folder, or convert a "
+    "single-file checkpoint once, StableDiffusionPipeline.from_single_file(file).save_pretrained(folder)",
+    **dict.fromkeys((".pt", ".pth", ".ckpt", ".bin"), _CHECKPOINT),
+}
+"""What files of weights are by their suffix, and where to go with them."""
 
 
 def _file(path: Path) -> Prediction:
-    if path.suffix in (".pkl", ".pickle"):
+    if path.suffix in _PICKLES:
         from dsno.teachers.edm import load_edm
 
         return load_edm(path)
     if path.suffix == ".py":
         raise ValueError(f"{path} holds many names: say which is the teacher, {path}:attribute")
-    raise ValueError(f"{path} is {_FILES.get(path.suffix[1:], 'no model')}")
+    raise ValueError(f"{path} is {_NO_TEACHERS.get(path.suffix, 'no model')}")
 
 
 def _attribute(ref: str) -> Prediction:
@@ -214,16 +214,17 @@ def _attribute(ref: str) -> Prediction:
                 f"cannot import {module_name} of {ref!r} ({error}): install it, or give file.py:name"
             ) from None
     found: Any = module
-    for name in attribute.split("."):
-        if not hasattr(found, name):
-            raise ValueError(f"{module_name} has no {attribute!r}")
-        found = getattr(found, name)
+    try:
+        for name in attribute.split("."):
+            found = getattr(found, name)
+    except AttributeError:
+        raise ValueError(f"{module_name} has no {attribute!r}") from None
     if callable(found) and not isinstance(found, nn.Module):
         found = found()
     if not isinstance(found, Prediction):
         raise ValueError(
-            f"{ref} is a {type(found).__name__}: expected a Prediction, or a function without arguments that returns one, "
-            'Prediction(net, Cosine(), kind="eps", shape=(3, 32, 32))'
+            f"{ref} is a {type(found).__name__}: expected a Prediction, or a function without arguments that returns "
+            'one, Prediction(net, Cosine(), kind="eps", shape=(3, 32, 32))'
         )
     sample_shape(found)
     return found

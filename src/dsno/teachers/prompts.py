@@ -1,4 +1,10 @@
-"""Conditions of a diffusers model: embedded prompts, and what stands for none."""
+"""What a text-to-image model of diffusers is told: embedded prompts, and what stands for none.
+
+Prompts go through the pipeline's own text encoders and by its own method, so that the condition is the one of its
+images: `text` (B, L, D) from every token, and `pooled` (B, P) where the network is told it. What stands for no
+condition follows from how the model was trained to do without one: the empty prompt (zeros for some), or a label behind
+the last.
+"""
 
 from __future__ import annotations
 
@@ -12,8 +18,8 @@ from torch import Tensor
 from dsno.checkpoint import read_json
 from dsno.condition import Cond
 from dsno.hub import local_copy
-from dsno.nets.diffusers import model_class
-from dsno.teachers.diffusers import class_name, network_folder
+from dsno.nets.diffusers import network_class
+from dsno.teachers.parts import network_folder, network_name, network_of
 
 __all__ = ["encode_prompts", "null_cond"]
 
@@ -38,31 +44,34 @@ def null_cond(ref: Any) -> Cond:
         ValueError: if the model was not trained to do without its condition, as far as its files say.
     """
     if isinstance(ref, Path | str):
-        folder = local_copy(ref)
-        config = read_json(network_folder(folder) / "config.json")
+        config = read_json(network_folder(local_copy(ref)) / "config.json")
     else:
-        held = getattr(ref, "unet", None) or ref.transformer
-        config = {**held.config, "_class_name": type(held).__name__}
-    name = class_name(config)
+        model = network_of(ref)
+        config = {**model.config, "_class_name": type(model).__name__}
+    name = network_name(config)
     if name == "DiTTransformer2DModel":
         return torch.tensor(int(config["num_embeds_ada_norm"]))
     if name == "UNet2DModel":
         raise ValueError(
             "the files of a UNet2DModel name no null label: if it was trained with one, pass it to Guided yourself"
         )
-    told = {key: value[0] for key, value in _encoded(ref, [""], empty=True).items()}
-    return told if len(told) > 1 else told["text"]
+    null = {name: value[0] for name, value in _encoded(ref, [""], empty=True).items()}
+    return null if len(null) > 1 else null["text"]
 
 
 _ENCODE: dict[str, Callable[..., tuple[Any, ...]]] = {
-    "StableDiffusionPipeline": lambda pipe, p, **kw: pipe.encode_prompt(p, "cpu", **kw),
-    "StableDiffusionXLPipeline": lambda pipe, p, **kw: pipe.encode_prompt(p, device="cpu", **kw),
-    "StableDiffusion3Pipeline": lambda pipe, p, **kw: pipe.encode_prompt(p, None, None, device="cpu", **kw),
+    "StableDiffusionPipeline": lambda pipe, prompts, **options: pipe.encode_prompt(prompts, "cpu", **options),
+    "StableDiffusionXLPipeline": lambda pipe, prompts, **options: pipe.encode_prompt(prompts, device="cpu", **options),
+    "StableDiffusion3Pipeline": lambda pipe, prompts, **options: pipe.encode_prompt(
+        prompts, None, None, device="cpu", **options
+    ),
 }
+"""How each kind of pipeline is asked."""
 
 
 @torch.no_grad()
 def _encoded(ref: Any, prompts: list[str], empty: bool) -> dict[str, Tensor]:
+    """The condition of each prompt, or if `empty` what the pipeline takes for an empty one in guidance."""
     pipe = _text_pipeline(ref) if isinstance(ref, Path | str) else ref
     encode = _ENCODE.get(type(pipe).__name__)
     if encode is None:
@@ -74,6 +83,7 @@ def _encoded(ref: Any, prompts: list[str], empty: bool) -> dict[str, Tensor]:
 
 
 def _text_pipeline(ref: Path | str) -> Any:
+    """A pipeline of nothing but tokenizers and text encoders."""
     import diffusers
 
     folder = local_copy(ref)
@@ -91,6 +101,6 @@ def _text_pipeline(ref: Path | str) -> Any:
     if name == "StableDiffusion3Pipeline":
         # It asks its network for a width; a network without memory answers.
         with torch.device("meta"):
-            network = model_class("SD3Transformer2DModel")
+            network = network_class("SD3Transformer2DModel")
             absent["transformer"] = network.from_config(read_json(folder / "transformer" / "config.json"))
     return getattr(diffusers, name).from_pretrained(folder, use_safetensors=True, **absent)

@@ -1,11 +1,31 @@
-"""diffusers' scheduler files as conventions: schedule, kind of prediction, time, clipping."""
+r"""Schedulers of diffusers as conventions: schedule, kind of prediction, time and clipping; and as grids.
+
+A scheduler's configuration says what the network was trained on; everything is read from it, nothing is guessed:
+
+| scheduler | schedule | time told to the network |
+|---|---|---|
+| DDPM, DDIM, PNDM, DPM-Solver, UniPC, Euler, Heun, LMS | `Tabulated`($\bar\alpha_k$) | $k = K t - 1$ |
+| FlowMatchEuler, and those with `use_flow_sigmas` | `RectifiedFlow` | $K t$ |
+| EDM | `VE`($\sigma_{\max}$), kind `edm` with $\sigma_d$ = `sigma_data` | $\tfrac14 \log \sigma_t$ |
+
+Training step $k$ of $K$ sits at $t = (k + 1) / K$; between the steps the network is told the fraction. A schedule with
+zero terminal SNR has $\bar\alpha_{K-1} = 0$, which no finite log-SNR describes: it is raised to $10^{-12}$.
+
+The k-diffusion samplers (Euler, Heun, LMS) keep $x_t / \alpha_t$ and scale what the network sees back to $x_t$, so they
+are the same models. A scheduler's way of choosing steps (`timestep_spacing`, `steps_offset`, the flow's `shift`, the
+last noise level) is no part of the model: `grid_from_scheduler` turns it into a grid for our solvers.
+
+Where $\hat x_0$ is clipped, our noise is the one that belongs to the clipped $\hat x_0$, as in DDPMScheduler, and in
+DDIMScheduler with `use_clipped_model_output=True`. By default DDIMScheduler puts the clipped $\hat x_0$ and the noise
+of the unclipped one together, which are no two parts of any $x_t$.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -16,48 +36,56 @@ from dsno.grids import check_grid
 from dsno.hub import local_copy
 from dsno.nets.diffusers import TimeUnit
 from dsno.schedule import VE, RectifiedFlow, Schedule, Tabulated
+from dsno.teachers.parts import scheduler_file
 
-__all__ = [
-    "SCHEDULERS",
-    "Convention",
-    "grid_from_scheduler",
-    "listing",
-    "load_scheduler",
-    "read_convention",
-    "scheduler_file",
-]
+__all__ = ["SCHEDULERS", "Convention", "grid_from_scheduler", "load_scheduler", "read_convention"]
 
-# Which schedulers keep their noise levels (`sigmas`) beside their time steps.
-SCHEDULERS: dict[str, bool] = {
-    "DDIMScheduler": False,
-    "DDPMScheduler": False,
-    "DPMSolverMultistepScheduler": True,
-    "EDMDPMSolverMultistepScheduler": True,
-    "EDMEulerScheduler": True,
-    "EulerAncestralDiscreteScheduler": True,
-    "EulerDiscreteScheduler": True,
-    "FlowMatchEulerDiscreteScheduler": True,
-    "HeunDiscreteScheduler": True,
-    "LMSDiscreteScheduler": True,
-    "PNDMScheduler": False,
-    "UniPCMultistepScheduler": True,
+
+class _Sort(NamedTuple):
+    """What a scheduler calls time, and whether it keeps its noise levels (`sigmas`) beside its time steps."""
+
+    unit: TimeUnit
+    sigmas: bool = True
+
+
+SCHEDULERS = {
+    "DDIMScheduler": _Sort("steps", sigmas=False),
+    "DDPMScheduler": _Sort("steps", sigmas=False),
+    "DPMSolverMultistepScheduler": _Sort("steps"),
+    "EDMDPMSolverMultistepScheduler": _Sort("edm"),
+    "EDMEulerScheduler": _Sort("edm"),
+    "EulerAncestralDiscreteScheduler": _Sort("steps"),
+    "EulerDiscreteScheduler": _Sort("steps"),
+    "FlowMatchEulerDiscreteScheduler": _Sort("flow"),
+    "HeunDiscreteScheduler": _Sort("steps"),
+    "LMSDiscreteScheduler": _Sort("steps"),
+    "PNDMScheduler": _Sort("steps", sigmas=False),
+    "UniPCMultistepScheduler": _Sort("steps"),
 }
+"""The schedulers that we know; `use_flow_sigmas` makes a flow of any that tells steps."""
 
 _DISTILLED = ("CMStochasticIterativeScheduler", "LCMScheduler", "TCDScheduler")
 
-_KINDS: dict[str, Kind] = {
-    "epsilon": "eps", "sample": "x0", "v_prediction": "v", "flow_prediction": "flow",
-}  # fmt: skip
+_KINDS: dict[str, Kind] = {"epsilon": "eps", "sample": "x0", "v_prediction": "v", "flow_prediction": "flow"}
 
 _FLOOR = 1e-12
+r"""The least $\bar\alpha$."""
 
 
 @dataclass(frozen=True)
 class Convention:
     r"""What a scheduler says of its model.
 
-    `steps` is $K$ and `sigma_min`, `sigma_max` are the ends of EDM's range, all three in the units of `unit`; `negate` says
-    that the network's output is $-F$ (EDM's `v_prediction`).
+    Attributes:
+        schedule: The noise levels.
+        kind: What the network predicts.
+        clip: The bound on $|\hat x_0|$, a `Threshold`, or None.
+        unit: What the network calls time.
+        steps: $K$.
+        data_std: $\sigma_d$ of the kind `edm`.
+        sigma_min: The least noise level that EDM's network knows.
+        sigma_max: The largest; a flow's is 1.
+        negate: Whether the network's output is $-F$ (EDM's `v_prediction`).
     """
 
     schedule: Schedule
@@ -98,7 +126,7 @@ def load_scheduler(ref: Any) -> Any:
 
 
 def read_convention(scheduler: Any) -> Convention:
-    """The path, prediction, clipping and time units that a scheduler (see `load_scheduler`) states.
+    """The schedule, prediction, clipping and time units that a scheduler (see `load_scheduler`) states.
 
     Raises:
         ValueError: for a scheduler or a setting of one that we do not know.
@@ -109,18 +137,13 @@ def read_convention(scheduler: Any) -> Convention:
     stated = config.get("prediction_type", "flow_prediction")
     if stated not in _KINDS:
         raise ValueError(f"unknown prediction_type {stated!r} of {name}: expected one of {', '.join(_KINDS)}")
-    kind = _KINDS[stated]
-    clip: float | Threshold | None = None
-    if config.get("thresholding", False):
-        clip = Threshold(config.dynamic_thresholding_ratio, config.sample_max_value)
-    elif config.get("clip_sample", False):
-        clip = float(config.get("clip_sample_range", 1.0))
-    if name.startswith("EDM"):
+    kind, clip, unit = _KINDS[stated], _clip(config), SCHEDULERS[name].unit
+    if unit == "edm":
         if kind not in ("eps", "v"):
             raise ValueError(f"unknown prediction_type {stated!r} of {name}: expected epsilon or v_prediction")
         low, high = float(config.sigma_min), float(config.sigma_max)
         return Convention(VE(high), "edm", clip, "edm", K, float(config.sigma_data), low, high, negate=kind == "v")
-    if name.startswith("FlowMatch") or config.get("use_flow_sigmas", False):
+    if unit == "flow" or config.get("use_flow_sigmas", False):
         if kind != "flow" or config.get("invert_sigmas", False):
             raise ValueError(f"{name} with {stated!r} or inverted sigmas is not supported: only noise minus data is")
         return Convention(RectifiedFlow(), "flow", clip, "flow", K)
@@ -130,16 +153,22 @@ def read_convention(scheduler: Any) -> Convention:
     return Convention(Tabulated(abar.tolist()), kind, clip, "steps", K)
 
 
+def _clip(config: Any) -> float | Threshold | None:
+    if config.get("thresholding", False):
+        return Threshold(config.dynamic_thresholding_ratio, config.sample_max_value)
+    return float(config.get("clip_sample_range", 1.0)) if config.get("clip_sample", False) else None
+
+
 def grid_from_scheduler(scheduler: Any, steps: int, **options: Any) -> Tensor:
     r"""The times at which a scheduler of diffusers would call the network in `steps` steps, and the one it ends at.
 
     DDIM on it takes the steps of DDIMScheduler, and of DPM-Solver, Euler and FlowMatchEuler at first order. Two limits:
 
-    - DDIMScheduler always steps $\lfloor K / N \rfloor$ training steps down, also where its next time step is further away:
-      `linspace`, and `trailing` where N does not divide K. There the state has one noise level and the network is told another;
-      a grid has one time for both, the one that the network is told.
-    - A scheduler interpolates its noise levels between training steps linearly in $\sigma / \alpha$, `Tabulated` linearly in
-      $\log \alpha$. At fractional steps the grid keeps the noise level.
+    - DDIMScheduler always steps $\lfloor K / N \rfloor$ training steps down, also where its next time step is further
+      away: `linspace`, and `trailing` where N does not divide K. There the state has one noise level and the network is
+      told another; a grid has one time for both, the one that the network is told.
+    - A scheduler interpolates its noise levels between training steps linearly in $\sigma / \alpha$, `Tabulated`
+      linearly in $\log \alpha$. At fractional steps the grid keeps the noise level.
 
     Arguments:
         scheduler: See `load_scheduler`.
@@ -157,7 +186,7 @@ def grid_from_scheduler(scheduler: Any, steps: int, **options: Any) -> Tensor:
     scheduler = load_scheduler(scheduler)
     convention, K = read_convention(scheduler), int(scheduler.config.num_train_timesteps)
     scheduler.set_timesteps(steps, **options)
-    if SCHEDULERS[type(scheduler).__name__]:
+    if SCHEDULERS[type(scheduler).__name__].sigmas:
         sigma = torch.as_tensor(scheduler.sigmas).double().cpu()
         if convention.unit != "steps":
             t = sigma / convention.sigma_max
@@ -171,18 +200,3 @@ def grid_from_scheduler(scheduler: Any, steps: int, **options: Any) -> Tensor:
         t = torch.cat([(k + 1) / K, torch.tensor([0.0 if to_data else 1 / K], dtype=torch.float64)])
     # Heun's scheduler names inner times twice, and a last level may be there already.
     return check_grid(torch.unique_consecutive(t))
-
-
-def scheduler_file(folder: Path) -> Path:
-    name = "scheduler_config.json"
-    for file in (folder / "scheduler" / name, folder / name, folder.absolute().parent / "scheduler" / name):
-        if file.is_file():
-            return file
-    raise FileNotFoundError(
-        f"{folder} has no scheduler/{name} (it has {listing(folder)}), which says what the network was trained on: "
-        f"save its scheduler there, scheduler.save_pretrained({str(folder / 'scheduler')!r})"
-    )
-
-
-def listing(folder: Path) -> str:
-    return ", ".join(sorted(p.name for p in folder.iterdir())) or "nothing"

@@ -19,8 +19,17 @@ def test_an_exact_teacher_of_any_kind_passes(kind: Kind) -> None:
     verdict = check_teacher(stated(Exact(kind, schedule), kind, schedule), data(), levels=6)
     assert verdict.ok and verdict.state == "ok", said(verdict)
     assert {f.check for f in verdict.findings} == {
-        "output", "determinism", "batch", "ends", "schedule", "sampling", "denoising", "reading", "range", "cost"
-    }  # fmt: skip
+        "output",
+        "determinism",
+        "batch",
+        "ends",
+        "schedule",
+        "sampling",
+        "denoising",
+        "reading",
+        "range",
+        "cost",
+    }
     assert len(verdict.levels) == 6 and all(level.ratio < 1.03 for level in verdict.levels)
     assert verdict.levels[2].ratio < 0.8
 
