@@ -342,7 +342,7 @@ def _student(config: Mapping[str, Any]) -> list[str | None]:
         *(method.references if method else ()),
         *notes.get("references", ()),
         "zheng2023fast" if not is_map and len(config["times"]) > 1 else None,
-        "zhang2018unreasonable" if "perceptual" in str(notes.get("distance", "")) else None,
+        "zhang2018unreasonable" if "perceptual" in str(notes.get("options", notes).get("distance", "")) else None,
         "meng2023distillation" if weighted else None,
         "ho2022classifier" if notes.get("guided") else None,
         OF_SOLVER.get(notes.get("solver", "")),

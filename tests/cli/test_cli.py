@@ -77,7 +77,7 @@ def test_progress_goes_to_stderr_with_the_shares_of_the_loss(road: tuple[Path, d
         r"(grid \S.*\n)+generate: RMSE of 6 steps to the fine solution by grid: \S+ \S+, taken; .*\ngenerate 64/64.*\n",
         ran["generate"].err,
     )
-    assert ran["distill"].err.startswith("distill: loss shares by frame (snr5): t = 0.5625: ")
+    assert ran["distill"].err.startswith("regression: loss shares by frame (snr5): t = 0.5625: ")
     assert "evaluate 1" in ran["evaluate"].err
 
 
@@ -114,7 +114,7 @@ def test_the_overview_has_a_line_per_verb_and_leaves_their_help_alone(tmp_path: 
         assert ran.code == code and all(verb in ran.out + ran.err for verb in VERBS)
     assert "Run a recipe from nothing" in ran.out and "In Python" not in ran.out
     assert "Run again to continue" in dsno("reproduce", "--help", at=tmp_path).out
-    assert "from dsno.trajectories.sets import TrajectorySet" in dsno("distill", "--help", at=tmp_path).out
+    assert "from dsno import TrajectorySet, distill, load_teacher" in dsno("distill", "--help", at=tmp_path).out
 
 
 def untrained(model: torch.nn.Module, *arguments: object, **options: object) -> torch.nn.Module:

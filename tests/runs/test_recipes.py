@@ -187,15 +187,16 @@ def test_a_student_is_resumed_alike(whole: Path, tmp_path: Path) -> None:
 
     def run(once: bool = True, **change: object) -> None:
         student = student_from_teacher(teacher, data.times, once=once)
-        distill(**{"student": student, "data": data, "out": tmp_path, "config": TINY.distill, "batch": 16, **change})
+        given = {"data": data, "out": tmp_path, "config": TINY.distill, "batch": 16, **change}
+        distill(teacher, student=student, **given)
 
     with pytest.raises(KeyboardInterrupt):
-        run(report=stop_at("distill", 3))
+        run(report=stop_at("regression", 3))
     for change, message in [
-        ({"once": False}, r"with lift = .*'once': True.*, now .*'once': False"),
-        ({"weights": "last"}, "with weights = snr5, now last"),
-        ({"others": 0.5}, "with others = None, now 0.5"),
-        ({"data": data.head(32)}, "with count = 64, now 32"),
+        ({"once": False}, r"with student.lift = .*'once': True.*, now .*'once': False"),
+        ({"weights": "last"}, "with options.weights = snr5, now last"),
+        ({"others": 0.5}, "with options.others = None, now 0.5"),
+        ({"data": data.head(32)}, r"with trajectories = .*, 64\], now .*, 32\]"),
     ]:
         with pytest.raises(ValueError, match=message):
             run(**change, resume=True)
@@ -267,7 +268,7 @@ def test_the_papers_recipes_take_ten_steps(name: str, small: dict, size: int, tm
     student = load_student(out / "student")
     assert student.times.tolist() == list(recipe.times) and student.kind == "x0"
     assert len(student.net.temporal_layers()) == {"cifar10": 22, "imagenet64": 29}[name]
-    lines = (out / "student" / "training" / "log.jsonl").read_text().splitlines()
+    lines = (out / "student" / "training" / "regression" / "log.jsonl").read_text().splitlines()
     assert len(lines) == 10
     data = TrajectorySet(out / "trajectories")
     assert ("cond" in data[0]) == (name == "imagenet64")

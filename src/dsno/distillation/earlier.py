@@ -81,12 +81,11 @@ def _staged(
     plain = _plain(settings)
     changed = [f.name for f in fields(cast(Any, options)) if getattr(options, f.name) != f.default]
     if isinstance(final, FlowMap):
-        made = {"student": settings["student"]["net"], "kind": final.kind, "way": final.way}
+        made = {"student": settings["student.net"], "kind": final.kind, "way": final.way}
     else:
         made = final.config
     copied = (
         "method",
-        "total_steps",
         "batch",
         "data_seed",
         "schedule",
@@ -98,6 +97,7 @@ def _staged(
     return {
         **made,
         **{name: settings[name] for name in copied},
+        "total_steps": given.steps,
         "passes": plain.get("passes", 1),
         "guidance": plain.get("guidance", [0.0, 4.0]),
         "derivative": plain["derivative"] if "derivative" in changed else None,

@@ -83,6 +83,7 @@ class Method:
         stages: `(student, given, options) -> stages`.
         options: The dataclass of its options.
         batch: Rows per step, where none is asked for.
+        extends: Whether a run may be made longer when it is resumed: nothing in it depends on the number of steps.
         guides: Whether it distils guidance: its teacher is then guided, by a weight that the student is told, too.
     """
 
@@ -96,6 +97,7 @@ class Method:
     stages: Callable[[Any, Given, Any], list[Stage]]
     options: type[Options]
     batch: int = 64
+    extends: bool = False
     guides: bool = False
 
     def described(self) -> tuple[Option, ...]:
@@ -242,6 +244,7 @@ METHODS: dict[str, Method] = {
             regression.operator,
             regression.OperatorOptions,
             batch=256,
+            extends=True,
         ),
         Method(
             "knowledge",
@@ -254,6 +257,7 @@ METHODS: dict[str, Method] = {
             regression.knowledge,
             regression.KnowledgeOptions,
             batch=256,
+            extends=True,
         ),
         Method(
             "matching",

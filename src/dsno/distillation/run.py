@@ -43,7 +43,7 @@ __all__ = ["distill", "drawn_on", "guided_as", "null_of_set", "run_stages"]
 
 
 def distill(
-    teacher: Prediction | Guided,
+    teacher: Prediction | Guided | None,
     data: TrajectorySet | Samples,
     out: Path | str,
     method: str = "operator",
@@ -61,7 +61,7 @@ def distill(
 
     Arguments:
         teacher: Where the student starts, and what methods ask that need a teacher while they train; guided as its
-            trajectories were, if it comes without.
+            trajectories were, if it comes without. None where a `student` is given and the method asks no teacher.
         data: Its trajectories; or, of a method that needs clean samples alone, a data set. The ends of trajectories are
             samples, too.
         out: Folder for the student.
@@ -86,41 +86,47 @@ def distill(
     """
     chosen = method_named(method)
     settled = chosen.configured(**options)
-    given = drawn_on(chosen, teacher, data, config, batch, settled)
+    if teacher is None and student is None:
+        raise ValueError("a student starts from a teacher: give it, or a student to train")
+    given = drawn_on(chosen, teacher, data, config, batch, settled, student)
     if student is not None and isinstance(settled, LiftOptions) and (made := settled.changed()):
         raise ValueError(f"{made[0]} is an option of making a student, and one is given: leave it out, or the student")
     if student is None:
         torch.manual_seed(config.seed)
-        student = settled.student(_unguided(teacher), given)
+        student = settled.student(_unguided(cast(Prediction, teacher)), given)
     return run_stages(chosen, settled, student, given, out, config, resume, overwrite, report, sources)
 
 
 def drawn_on(
     method: Method,
-    teacher: Prediction | Guided,
+    teacher: Prediction | Guided | None,
     data: TrajectorySet | Samples,
     config: TrainConfig,
     batch: int | None,
     options: Options,
+    student: Student | None = None,
 ) -> Given:
-    """What a method draws on, of a teacher and data.
+    """What a method draws on, of a teacher and data; without a teacher, of the schedule and classes of a student.
 
     Raises:
         ValueError: for trajectories of another teacher, or of another guidance; if the method needs what is not there.
     """
     trajectories = data if isinstance(data, TrajectorySet) else None
     method.check_data(trajectories is not None, getattr(data, "name", ""))
-    inner, denoiser = _unguided(teacher), cast(Denoiser, teacher)
-    if trajectories is not None:
+    denoiser: Denoiser | None = teacher
+    if trajectories is not None and teacher is not None:
         denoiser = guided_as(trajectories, teacher)
         trajectories.check_teacher(denoiser)
-    if method.guides and not isinstance(teacher, Guided):
-        denoiser = Guided(inner, torch.tensor(_null(inner, options)))
+    if method.guides and isinstance(teacher, Prediction):
+        denoiser = Guided(teacher, torch.tensor(_null(teacher, options)))
+    known = student if teacher is None else _unguided(teacher)
+    assert known is not None
     x, labels = None, None
     if {"samples", "data"} & {*method.needs}:
         x, labels = samples_of(data) if isinstance(data, TrajectorySet) else (data.x, data.labels)
-        labels = labels if inner.classes else None
-    return Given(denoiser, inner.schedule, config.steps, batch or method.batch, config.seed, x, labels, trajectories)
+        labels = labels if known.classes else None
+    rows = batch or method.batch
+    return Given(denoiser, known.schedule, config.steps, rows, config.seed, x, labels, trajectories)
 
 
 def guided_as(data: TrajectorySet, teacher: Prediction | Guided) -> Prediction | Guided:
@@ -196,7 +202,8 @@ def run_stages(
         own = replace(config, steps=stage.steps, lr=config.lr * stage.lr, warmup=min(config.warmup, stage.steps // 10))
         if stage.says:
             report(stage.name, 0, stage.steps, stage.says)
-        named: Mapping[str, Any] = {**settings, "stage": stage.name, "stage_steps": stage.steps}
+        length = {} if method.extends else {"total_steps": given.steps, "stage_steps": stage.steps}
+        named: Mapping[str, Any] = {**settings, "stage": stage.name, **length}
         folder, named = begun(Path(out), stage, stages, named, options, untrained, given)
         train(
             trained,
@@ -246,8 +253,7 @@ def _settings(method: Method, options: Options, student: Student, given: Given) 
     return {
         "method": method.name,
         **{f"options.{name}": value for name, value in plain.items()},
-        "student": _described(student),
-        "total_steps": given.steps,
+        **{f"student.{name}": value for name, value in _described(student).items()},
         "batch": given.batch,
         "data_seed": given.seed,
         "schedule": given.schedule.config,
