@@ -25,12 +25,9 @@ import tyro
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from dsno import OnePass, Prediction, Schedule, SolverSampler, UniPC, student_from_teacher
+from dsno import OnePass, Prediction, Schedule, SolverSampler, UniPC, distill, student_from_teacher
 from dsno.data.load import load_data
 from dsno.denoise import expand_like
-from dsno.distillation.registry import METHODS
-from dsno.distillation.run import run_stages
-from dsno.distillation.stages import Given
 from dsno.grids import quadratic
 from dsno.nets.unet import UNet
 from dsno.runs.teach import teach
@@ -112,8 +109,6 @@ def main(quick: bool = False, out: Path | None = None) -> dict[str, float]:
     exact = ExactDenoiser(schedule, POWER)
 
     times, students = quadratic(4)[1:], {}
-    operator = METHODS["operator"]
-    options = operator.configured(weights="snr100", distance="l2", others=0.25)
     config = TrainConfig(steps=distill_steps, lr=2e-3, checkpoint_every=100)
     # A formula has no weights to start from: its student is a network of the same kind, untrained.
     torch.manual_seed(0)
@@ -122,10 +117,19 @@ def main(quick: bool = False, out: Path | None = None) -> dict[str, float]:
         folder = out / name.lower()
         sampler = SolverSampler(teacher, schedule, quadratic(16), UniPC(3), keep=quadratic(4))
         paths = store(sampler, data.shape, folder / "trajectories", trajectories, resume=True)
-        given = Given(teacher, schedule, distill_steps, batch=32, trajectories=paths)
         student = student_from_teacher(start, times)
-        students[name] = run_stages(
-            operator, options, student, given, folder / "student", config, resume=True, report=report
+        students[name] = distill(
+            None,
+            paths,
+            folder / "student",
+            config=config,
+            batch=32,
+            student=student,
+            resume=True,
+            report=report,
+            weights="snr100",
+            distance="l2",
+            others=0.25,
         )
 
     z = noise(seed_range(10**6, 64 if quick else 2048), data.shape)

@@ -91,9 +91,16 @@ def main(quick: bool = False, out: Path | None = None) -> dict[str, float]:
     times = quadratic(4)[1:]
     paths = generate(teacher, out / "trajectories", trajectories, times=times, steps=16, resume=True, report=report)
     config = TrainConfig(steps=distill_steps, lr=2e-3, checkpoint_every=500)
-    options = {"weights": "snr100", "others": 0.25}
     student = distill(
-        teacher, paths, out / "student", "operator", config, batch=64, resume=True, report=report, **options
+        teacher,
+        paths,
+        out / "student",
+        config=config,
+        batch=64,
+        resume=True,
+        report=report,
+        weights="snr100",
+        others=0.25,
     )
 
     # Noises neither has seen, and the same for both.
