@@ -7,17 +7,25 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
+from conditional import given, small_set, small_teacher
 from dsno.checkpoint import CONFIG, read_json, version_of, write_json
-from dsno.denoise import KINDS
+from dsno.denoise import KINDS, Guided, Prediction
 from dsno.distillation.registry import METHODS
+from dsno.grids import uniform
 from dsno.measure.results import RESULTS, Quality, save_results
 from dsno.nets.backbone import NETS
 from dsno.parallel import EXACT
 from dsno.references import OF_KIND, OF_METRIC, OF_NET, OF_SCHEDULE, OF_SOLVER, REFERENCES, Citation, bibtex, used_by
 from dsno.schedule import SCHEDULES
 from dsno.solvers.named import SOLVERS
+from dsno.students.files import save_student
+from dsno.teachers.native import save_teacher
+from dsno.trajectories.generate import generate
+from dsno.trajectories.labels import uniform_labels
 from dsno.trajectories.manifest import MANIFEST
+from dsno.trajectories.sets import TrajectorySet
 from pretend import result
 
 FIXTURES = Path(__file__).parent / "fixtures" / "v0_1"
@@ -198,3 +206,64 @@ def test_teachers_sets_and_results_of_version_0_1_are_cited() -> None:
     metrics = ["heusel2017gans", "binkowski2018demystifying", "kynkaanniemi2019improved"]
     assert used_by(FIXTURES) == ["song2021denoising", *metrics]
     assert used_by(FIXTURES / "recipe") == ["zheng2023fast", SOLVED, *TAIL]
+
+
+# What a run wrote
+
+
+@pytest.fixture(scope="module")
+def teacher() -> Prediction:
+    return small_teacher()
+
+
+@pytest.fixture(scope="module")
+def trajectories(teacher: Prediction, tmp_path_factory: pytest.TempPathFactory) -> TrajectorySet:
+    return small_set(teacher, tmp_path_factory.mktemp("data") / "trajectories")
+
+
+def test_trajectories_teachers_and_whole_runs_are_cited(
+    teacher: Prediction, trajectories: TrajectorySet, tmp_path: Path
+) -> None:
+    assert used_by(trajectories.folder) == ["zhao2023unipc", "nichol2021improved", "salimans2022progressive"]
+    guided = generate(
+        Guided(teacher, torch.tensor(2), 1.0),
+        tmp_path / "run" / "trajectories",
+        4,
+        shape=(1, 4, 4),
+        times=uniform(1)[1:],
+        steps=2,
+        solver="heun",
+        label=uniform_labels(2),
+    )
+    assert used_by(guided.folder)[:2] == ["karras2022elucidating", "ho2022classifier"]
+    save_teacher(tmp_path / "run" / "teacher", teacher)
+    assert used_by(tmp_path / "run" / "teacher") == ["nichol2021improved", "salimans2022progressive"]
+    assert {*used_by(tmp_path / "run")} == {
+        "nichol2021improved",
+        "salimans2022progressive",
+        "karras2022elucidating",
+        "ho2022classifier",
+    }
+    with pytest.raises(FileNotFoundError, match="no folder .*nowhere: name one of a student, a flow map"):
+        used_by(tmp_path / "nowhere")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(
+        ValueError, match="holds no student, flow map, trajectories, teacher or results, and neither does"
+    ):
+        used_by(tmp_path / "empty")
+
+
+def test_the_distance_and_the_path_of_an_operator_are_cited(
+    teacher: Prediction, trajectories: TrajectorySet, tmp_path: Path
+) -> None:
+    drawn_on = given(teacher, trajectories, steps=2)
+    student = METHODS["operator"].options().student(teacher, drawn_on)
+    save_student(tmp_path, student, method="operator", distance="l1+perceptual", solver="DDIM", guided=True)
+    assert used_by(tmp_path) == [
+        "zheng2023fast",
+        "zhang2018unreasonable",
+        "ho2022classifier",
+        "song2021denoising",
+        "nichol2021improved",
+        "salimans2022progressive",
+    ]

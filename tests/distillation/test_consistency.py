@@ -218,29 +218,6 @@ def test_a_teachers_step_has_its_order(schedule: Schedule, solver: str, order: i
     )
 
 
-def test_levels_and_grids_are_those_of_the_papers() -> None:
-    u = (torch.arange(20000, dtype=D64) + 0.5) / 20000
-    log = Levels(-1.1, 2.0, 1e-12, 1e12)(u).log()
-    assert float(log.mean()) == pytest.approx(-1.1, abs=1e-6) and float(log.std()) == pytest.approx(2, abs=1e-3)
-    assert Levels(low=0.1, high=2.0)(torch.tensor([0.0, 1.0])).tolist() == [0.1, 2.0]
-
-    grid = Grid(lambda step: 18, None, 1e4)
-    edges = grid.edges(0)
-    assert len(edges) == 19 and edges[0] == 0 and edges[-1] == 1e4
-    karras = [(0.002 ** (1 / 7) + i / 17 * (80 ** (1 / 7) - 0.002 ** (1 / 7))) ** 7 for i in range(17)]
-    assert edges[1:-1].tolist() == pytest.approx(karras, rel=1e-12)
-    later, earlier = grid(u, 0)
-    assert torch.equal(torch.bincount(torch.searchsorted(edges, earlier), minlength=18) // 10, torch.full((18,), 111))
-    assert torch.equal(torch.searchsorted(edges, later), torch.searchsorted(edges, earlier) + 1)
-
-    # An interval's share is the lognormal's between its ends (Song & Dhariwal, eq. 10, with the tails on the ends).
-    _, earlier = Grid(lambda step: 18, Levels(low=1e-6, high=1e6), 1e4)(u, 0)
-    share = torch.bincount(torch.searchsorted(edges, earlier), minlength=18) / len(u)
-    below = torch.special.ndtr((edges[1:-1].log() + 1.1) / 2)
-    expected = torch.diff(torch.cat([below.new_zeros(1), below, below.new_ones(1)]))
-    assert torch.allclose(share.double(), expected, atol=1e-4)
-
-
 def test_curricula_follow_the_step() -> None:
     x, steps = torch.zeros(8, 3), 800
     X, teacher = FlowMap(Exact(Cosine()), Cosine()), Gaussian(Cosine(), MEAN, STD)

@@ -7,40 +7,25 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from conditional import given
 from dsno.cost import Meter
-from dsno.denoise import Guided, Prediction
+from dsno.denoise import Prediction
 from dsno.distillation import registry
 from dsno.distillation.guided import GuidedOptions
 from dsno.distillation.registry import METHODS, Method, method_named
 from dsno.distillation.run import run_stages
-from dsno.distillation.stages import FlowMapOptions, Given
-from dsno.grids import uniform
+from dsno.distillation.stages import FlowMapOptions
 from dsno.nets.unet import UNet
-from dsno.references import REFERENCES, used_by
+from dsno.references import REFERENCES
 from dsno.schedule import Cosine
 from dsno.students.flowmap import flow_map_from_teacher
 from dsno.students.operator import TrajectoryStudent
 from dsno.train import TrainConfig
-from dsno.trajectories.generate import generate
-from dsno.trajectories.labels import uniform_labels
 from dsno.trajectories.sets import TrajectorySet, samples_of
 
 CONFIG = TrainConfig(lr=1e-3, warmup=2, checkpoint_every=50)
-
-
-def given(teacher: Prediction, trajectories: TrajectorySet, name: str = "", steps: int = 8) -> Given:
-    x, labels = samples_of(trajectories)
-    solved = Guided(teacher, {"label": torch.tensor(2)}) if name == "guided" else teacher
-    return Given(solved, teacher.schedule, steps, 8, 0, x, labels, trajectories)
-
-
-def same(a: nn.Module, b: nn.Module) -> bool:
-    return all(torch.equal(x, y) for x, y in zip(a.state_dict().values(), b.state_dict().values(), strict=True))
-
-
-# The registry
 
 
 @pytest.mark.parametrize("method", METHODS.values(), ids=list(METHODS))
@@ -136,58 +121,3 @@ def test_a_backbone_without_forward_mode_is_refused_and_differences_mend_it(
 def test_a_metered_teacher_is_guided_all_the_same(teacher: Prediction, trajectories: TrajectorySet) -> None:
     drawn_on = given(teacher, trajectories, "guided")
     METHODS["guided"].check(replace(drawn_on, teacher=Meter(drawn_on.denoiser)))
-
-
-# Citing
-
-
-def test_trajectories_teachers_and_whole_runs_are_cited(
-    teacher: Prediction, trajectories: TrajectorySet, tmp_path: Path
-) -> None:
-    from dsno.teachers.native import save_teacher
-
-    assert used_by(trajectories.folder) == ["zhao2023unipc", "nichol2021improved", "salimans2022progressive"]
-    guided = generate(
-        Guided(teacher, torch.tensor(2), 1.0),
-        tmp_path / "run" / "trajectories",
-        4,
-        shape=(1, 4, 4),
-        times=uniform(1)[1:],
-        steps=2,
-        solver="heun",
-        label=uniform_labels(2),
-    )
-    assert used_by(guided.folder)[:2] == ["karras2022elucidating", "ho2022classifier"]
-    save_teacher(tmp_path / "run" / "teacher", teacher)
-    assert used_by(tmp_path / "run" / "teacher") == ["nichol2021improved", "salimans2022progressive"]
-    assert {*used_by(tmp_path / "run")} == {
-        "nichol2021improved",
-        "salimans2022progressive",
-        "karras2022elucidating",
-        "ho2022classifier",
-    }
-    with pytest.raises(FileNotFoundError, match="no folder .*nowhere: name one of a student, a flow map"):
-        used_by(tmp_path / "nowhere")
-    (tmp_path / "empty").mkdir()
-    with pytest.raises(
-        ValueError, match="holds no student, flow map, trajectories, teacher or results, and neither does"
-    ):
-        used_by(tmp_path / "empty")
-
-
-def test_the_distance_and_the_path_of_an_operator_are_cited(
-    teacher: Prediction, trajectories: TrajectorySet, tmp_path: Path
-) -> None:
-    drawn_on = given(teacher, trajectories, steps=2)
-    student = METHODS["operator"].options().student(teacher, drawn_on)
-    from dsno.students.files import save_student
-
-    save_student(tmp_path, student, method="operator", distance="l1+perceptual", solver="DDIM", guided=True)
-    assert used_by(tmp_path) == [
-        "zheng2023fast",
-        "zhang2018unreasonable",
-        "ho2022classifier",
-        "song2021denoising",
-        "nichol2021improved",
-        "salimans2022progressive",
-    ]

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from conditional import given, same
 from dsno.checkpoint import read_json, read_tensors
 from dsno.data.samples import Samples
 from dsno.denoise import Guided, Prediction
@@ -29,16 +30,6 @@ from dsno.trajectories.labels import uniform_labels
 from dsno.trajectories.sets import TrajectorySet, samples_of
 
 CONFIG = TrainConfig(lr=1e-3, warmup=2, checkpoint_every=50)
-
-
-def given(teacher: Prediction, trajectories: TrajectorySet, name: str = "", steps: int = 8) -> Given:
-    x, labels = samples_of(trajectories)
-    solved = Guided(teacher, {"label": torch.tensor(2)}) if name == "guided" else teacher
-    return Given(solved, teacher.schedule, steps, 8, 0, x, labels, trajectories)
-
-
-def same(a: nn.Module, b: nn.Module) -> bool:
-    return all(torch.equal(x, y) for x, y in zip(a.state_dict().values(), b.state_dict().values(), strict=True))
 
 
 def by(
