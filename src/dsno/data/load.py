@@ -59,8 +59,8 @@ def load_data(
 
     Arguments:
         source: One of the table.
-        channels: Where an array has its channels. By default (N, A) and (N, A, B) have none, and an axis of one or three
-            next to N or at the end is the channels of an image; what could be either is refused.
+        channels: Where an array has its channels. By default (N, A) and (N, A, B) have none, and an axis of one or
+            three next to N or at the end is the channels of an image; what could be either is refused.
         scale: Standardise each channel; by default bytes are pixels and other numbers stay as they are.
         size: Make images `size` x `size`, see `resized`; pictures of a folder may then be of different sizes.
         key: Which array of an .npz or .zarr file, or which column of a dataset, where there are several.
