@@ -115,8 +115,10 @@ def drawn_on(
     method.check_data(trajectories is not None, getattr(data, "name", ""))
     denoiser: Denoiser | None = teacher
     if trajectories is not None and teacher is not None:
-        denoiser = guided_as(trajectories, teacher)
-        trajectories.check_teacher(denoiser)
+        # The guidance that a method distils is not that of the trajectories.
+        solved_by = guided_as(trajectories, _unguided(teacher) if method.guides else teacher)
+        trajectories.check_teacher(solved_by)
+        denoiser = teacher if method.guides else solved_by
     if method.guides and isinstance(teacher, Prediction):
         denoiser = Guided(teacher, torch.tensor(_null(teacher, options)))
     known = student if teacher is None else _unguided(teacher)
