@@ -47,7 +47,7 @@ def found(teacher: Prediction, trajectories: TrajectorySet, tmp_path: Path) -> A
 
     def of(options: Options, **named: Any) -> tuple[str, bool, dict[str, Any]]:
         drawn_on = given(teacher, trajectories)
-        today = {**COPIED, "student": {"net": "UNet", "kind": "v"}, **{f"options.{k}": v for k, v in named.items()}}
+        today = {**COPIED, "student.net": "UNet", **{f"options.{name}": value for name, value in named.items()}}
         student = options.student(teacher, drawn_on)
         folder, settings = begun(tmp_path, STAGE, [STAGE], today, options, student, drawn_on)
         return str(folder.relative_to(tmp_path)), settings is today, dict(settings)
