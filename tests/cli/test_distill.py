@@ -152,7 +152,7 @@ def test_the_options_of_the_command_are_those_that_the_method_declares(method: M
 
 @pytest.mark.parametrize("method", METHODS.values(), ids=list(METHODS))
 def test_every_option_can_be_set_from_the_shell(method: Method) -> None:
-    """Each to another value than its default, all at once; what the command makes of them is what was said."""
+    """Each alone to another value than its default; what the command makes of it is that, and the rest as it was."""
     for option in method.described():
         words, value = OTHER[option.name]
         if (method.name, option.name) in OWN:
