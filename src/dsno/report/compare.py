@@ -1,8 +1,9 @@
 """A student beside its teacher: measured, drawn, and written as a page.
 
 One number of a student says little: beside it stand its teacher's solvers at several numbers of steps, from the same
-held-out noises and on one scale. The path error is against the fine solution of the same ODE, whose own quality, the
-floor in the plots, is what the teacher itself is worth.
+held-out noises and on one scale. The path error is against the fine solution of the same ODE, whose own quality, a
+floor in the plots, is what the teacher itself is worth. The other floor is a part of the real data against the rest,
+what equal laws get, since a Fréchet distance is not 0 there.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from dsno.data.load import load_data
 from dsno.data.samples import Samples
 from dsno.denoise import Prediction
 from dsno.grids import uniform
-from dsno.measure.evaluate import Reference, evaluate, measure
+from dsno.measure.evaluate import Reference, evaluate, halves, measure
 from dsno.measure.results import RESULTS, Result, save_results
 from dsno.nets.features import load_feature_net
 from dsno.report.page import Picture, Section, html_report
@@ -83,12 +84,13 @@ def compare(
         accelerator: An `accelerate.Accelerator`: its processes share the noises and the first one writes; or None.
 
     Returns:
-        The results: the student, the solvers at several numbers of steps, and the fine solution's own quality.
+        The results: the student, the solvers at several numbers of steps, the fine solution's own quality, and that of
+        a part of the data (`dsno.measure.evaluate.halves`).
 
     Raises:
         FileNotFoundError: if a folder is not complete.
         ValueError: if the student makes other shapes than the data has or other passes than are asked for, or `count`
-            is too small for precision and recall.
+            or half of the data are too few for precision and recall.
     """
     images, net = data if isinstance(data, Samples) else load_data(data), load_feature_net(features)
     solved, learned = load_teacher(teacher), load_student(student).eval()
@@ -102,10 +104,11 @@ def compare(
     own, solvers = _passes(learned, family, passes, fresh), _solvers(solved, ddim, multistep)
     total = len(own) + len(solvers) + 1
 
+    reference = Reference.of(images.x, net)
+    floor = halves(reference, net, count)
     report("evaluate", 0, total, f"fine solution of {count} noises in {fine_steps} steps")
     z = noise(seeds, shape, device=device)
     fine = fine_solution(solved, solved.schedule, z, fine_steps).sample
-    reference = Reference.of(images.x, net)
     per_row = flops(solved, z[:1], torch.ones(1, device=device))
     results = []
     for n, (name, sampler) in enumerate([*own.items(), *solvers.items()]):
@@ -125,6 +128,7 @@ def compare(
         )
         results.append(result)
     results.append(measure(fine.clamp(-1, 1), name="teacher, fine", reference=reference, extractor=net))
+    results.append(floor)
     report("evaluate", total, total, "done")
     if accelerator is not None and not accelerator.is_main_process:
         return results
