@@ -13,6 +13,7 @@ import tyro
 from dsno.cli.conditions import null_of, under_guidance
 from dsno.cli.console import progress, say
 from dsno.distillation.registry import METHODS, method_named
+from dsno.outputs import check_apart, check_request
 from dsno.train import TrainConfig
 
 if TYPE_CHECKING:
@@ -52,9 +53,9 @@ class Distill:
     """Rows per step; 256 of methods that train on trajectories, 64 of others."""
     train: TrainConfig = field(default_factory=lambda: TrainConfig(steps=4000, lr=1e-3))
     resume: bool = False
-    """Continue from the last checkpoint in --out."""
+    """Continue from the last checkpoint in --out; --train.lr and --train.clip may differ."""
     overwrite: bool = False
-    """Throw away what is in --out."""
+    """Throw away the student in --out."""
     options: Annotated[object, tyro.conf.Suppress] = None
     """Those of the method; by default its own."""
 
@@ -63,6 +64,8 @@ class Distill:
         from dsno.teachers.load import load_teacher
         from dsno.trajectories.sets import TrajectorySet
 
+        check_apart(self.out, self.teacher, self.data)
+        check_request(self.resume, self.overwrite)
         method = method_named(self.method)
         options: Options = method.options() if self.options is None else self.options  # type: ignore[assignment]
         solved = TrajectorySet(self.data) if holds_trajectories(self.data) else None

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import torch
 from tyro.conf import arg
 
-from dsno.checkpoint import prepare_folder
+from dsno.outputs import check_apart, writable
 from dsno.teachers.load import check_dtype
 
 __all__ = ["Device", "TeacherRef", "device_of", "launched", "new_file"]
@@ -44,18 +44,19 @@ def device_of(name: str | None) -> torch.device:
     return device
 
 
-def new_file(path: Path, overwrite: bool) -> None:
+def new_file(path: Path, overwrite: bool, *inputs: object) -> None:
     """Make sure that a file may be written, before any work.
 
     Raises:
-        FileExistsError: if it exists and is not to be replaced.
+        FileExistsError: if it exists and is not to be replaced, or is one of the `inputs`.
         PermissionError: if its folder cannot be written to.
     """
     if path.is_dir():
         raise FileExistsError(f"{path} is a folder: name a file")
     if path.exists() and not overwrite:
         raise FileExistsError(f"{path} exists already: pass --overwrite to replace it")
-    prepare_folder(path.parent, resume=True)
+    check_apart(path, *inputs)
+    writable(path.parent)
 
 
 def launched() -> Any:

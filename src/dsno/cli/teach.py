@@ -9,6 +9,7 @@ from typing import Literal
 
 from dsno.cli.console import progress, say
 from dsno.data.load import load_data
+from dsno.outputs import check_apart, check_request
 from dsno.runs.teach import teach
 from dsno.schedule import Cosine, RectifiedFlow, Schedule, linear_beta
 from dsno.train import TrainConfig
@@ -26,7 +27,8 @@ class Teach:
     In Python:
 
         from dsno.data.load import load_data
-        from dsno.runs.teach import teach
+        from dsno.outputs import check_apart, check_request
+from dsno.runs.teach import teach
         from dsno.train import TrainConfig
         teacher = teach(load_data("digits"), "runs/teacher", config=TrainConfig(steps=5000, lr=1e-3))
     """
@@ -47,11 +49,13 @@ class Teach:
     """Images per step."""
     train: TrainConfig = field(default_factory=lambda: TrainConfig(steps=5000, lr=1e-3, warmup=200))
     resume: bool = False
-    """Continue from the last checkpoint in --out."""
+    """Continue from the last checkpoint in --out; --train.lr and --train.clip may differ, --train.steps grow."""
     overwrite: bool = False
-    """Throw away what is in --out."""
+    """Throw away the teacher in --out."""
 
     def run(self) -> None:
+        check_apart(self.out, self.data)
+        check_request(self.resume, self.overwrite)
         images = load_data(self.data)
         with progress() as report:
             teach(

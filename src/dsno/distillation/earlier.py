@@ -12,11 +12,10 @@ from functools import reduce
 from pathlib import Path
 from typing import Any, cast
 
-from dsno.checkpoint import read_json
 from dsno.distillation.stages import Given, Options, Stage
+from dsno.snapshots import latest, settings_of
 from dsno.students.flowmap import FlowMap
 from dsno.students.samplers import Student
-from dsno.train import latest
 
 __all__ = ["begun"]
 
@@ -48,7 +47,7 @@ def begun(
     if before is not None:
         # Where settings differ, `train` says which.
         return out / "training", _regression(settings, options, student, given) or settings
-    held = None if (checkpoint := latest(own)) is None else read_json(checkpoint / "state.json")["settings"]
+    held = None if (checkpoint := latest(own)) is None else settings_of(checkpoint)
     staged = _staged(stage, stages, settings, options, student, given)
     return own, staged if held == staged else settings
 
