@@ -15,7 +15,7 @@ import json
 import os
 import re
 import uuid
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any, TypeVar
@@ -28,6 +28,7 @@ from torch import Tensor, nn
 __all__ = [
     "build",
     "check_keys",
+    "check_type",
     "check_weights",
     "digest",
     "fill",
@@ -50,6 +51,9 @@ __all__ = [
 T = TypeVar("T")
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
+
+TYPES = (("teacher",), ("student", "adapter", "flow map"), ("features",))
+"""The types of models; those in one pair of brackets may take each other's place."""
 
 TEMPORARY = re.compile(r"\.(.+\.[0-9a-f]{32}|step-\d{8})\.tmp")
 """What a file or folder is called until it is whole: left without its writer, it is of no use to anybody."""
@@ -217,9 +221,32 @@ def fill(module: nn.Module, tensors: Mapping[str, Tensor], source: object = "the
     module.load_state_dict(dict(tensors))
 
 
+def check_type(folder: Path, types: Sequence[str]) -> None:
+    """Refuse a folder of a model that is none of these `types`, if it holds one; where there are none, any will do.
+
+    Raises:
+        FileExistsError: if it is another, another library's, or damaged.
+    """
+    if not types or not (folder / CONFIG).is_file():
+        return
+    try:
+        config = read_json(folder / CONFIG)
+    except ValueError as error:
+        raise FileExistsError(f"{error}; remove it, or choose another folder") from None
+    found = config.get("type") if isinstance(config, dict) else None
+    if found not in types:
+        raise FileExistsError(f"{folder} holds a {found or 'foreign model'}, not a {types[0]}: choose another folder")
+
+
 def save_model(folder: Path | str, config: Mapping[str, object], module: nn.Module) -> Path:
-    """Write `config` and the module's weights into a folder; the configuration, written last, marks it complete."""
+    """Write `config` and the module's weights into a folder; the configuration, written last, marks it complete.
+
+    Raises:
+        FileExistsError: if the folder holds a model of another `type`, or of another library.
+        OSError: if it cannot be written.
+    """
     folder = Path(folder)
+    check_type(folder, next((types for types in TYPES if config.get("type") in types), ()))
     folder.mkdir(parents=True, exist_ok=True)
     write_tensors(folder / WEIGHTS, module.state_dict())
     write_json(folder / CONFIG, config)

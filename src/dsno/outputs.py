@@ -21,7 +21,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from dsno.checkpoint import CONFIG, TEMPORARY, WEIGHTS, read_json, temporary_name
+from dsno.checkpoint import CONFIG, TEMPORARY, TYPES, WEIGHTS, check_type, temporary_name
 from dsno.snapshots import LOG, files_of, settings_of, snapshots_in
 
 __all__ = [
@@ -68,23 +68,6 @@ class Kind:
     own: Callable[[Path], list[Path]]
     types: tuple[str, ...] = ()
 
-    def check(self, folder: Path) -> None:
-        """Refuse a model of another kind.
-
-        Raises:
-            FileExistsError: if `folder` holds one.
-        """
-        if self.types and (folder / CONFIG).is_file():
-            try:
-                config = read_json(folder / CONFIG)
-            except ValueError as error:
-                raise FileExistsError(f"{error}; remove it, or choose another folder") from None
-            found = config.get("type") if isinstance(config, dict) else None
-            if found not in self.types:
-                raise FileExistsError(
-                    f"{folder} holds a {found or 'foreign model'}, not {self.name}: choose another folder"
-                )
-
 
 def _trained(folder: Path) -> list[Path]:
     """What `train` writes: snapshots, the log, and what a tracker writes for it."""
@@ -105,9 +88,7 @@ def _is_stage(path: Path) -> bool:
 
 
 MODEL = Kind("a model", _modelled)
-TEACHER = Kind("a teacher", _modelled, ("teacher",))
-STUDENT = Kind("a student", _modelled, ("student", "adapter", "flow map"))
-FEATURES = Kind("a feature network", _modelled, ("features",))
+TEACHER, STUDENT, FEATURES = (Kind(f"a {types[0]}", _modelled, types) for types in TYPES)
 TRAINING = Kind("a training run", _trained)
 
 
@@ -160,7 +141,7 @@ def prepare_folder(path: Path | str, resume: bool = False, overwrite: bool = Fal
     if path.is_dir() and (found := held(path)):
         if not (resume or overwrite):
             raise FileExistsError(f"{path} exists already: pass --resume to continue it or --overwrite to start again")
-        kind.check(path)
+        check_type(path, kind.types)
         if overwrite:
             _overwrite(path, kind, found)
     return writable(path)

@@ -207,7 +207,7 @@ def run_stages(
             _check_begun(out, method, stages, given, config)
         if isinstance(given.teacher, nn.Module):
             given.teacher.to(_training_device(student))
-        changes = {}
+        changes: dict[str, Any] = {}
         for n, stage in enumerate(stages):
             # What a stage adds to the student starts from the seed, whichever stages ran in this process.
             torch.manual_seed((config.seed << 8) + n)
@@ -227,7 +227,9 @@ def run_stages(
                 changes[stage.name] = changed
             student = stage.became(student)
         notes = _notes(method, options, given, config, sources)
-        save_student(out, student, **notes, **({"changes": changes} if changes else {}))
+        if changes:
+            notes["changes"] = changes
+        save_student(out, student, **notes)
     return student.eval()
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from dsno.checkpoint import read_json
@@ -16,7 +16,7 @@ __all__ = ["alone", "check_kind", "check_manifest", "check_out", "prepare"]
 
 @contextmanager
 def alone(folder: Path) -> Iterator[None]:
-    """Be the only run that writes to a folder, which is made where there is none.
+    """Be the only run that writes to a folder, which is made where there is none, and sweep what a killed one left.
 
     Raises:
         BlockingIOError: if another one does.
@@ -25,6 +25,10 @@ def alone(folder: Path) -> Iterator[None]:
     if not folder.is_dir():
         writable(folder)
     with locked(folder / LOCK, f"{folder}"):
+        with suppress(OSError):  # a complete set may lie where nothing can be removed
+            sweep(folder)
+            for path in unfinished(folder):
+                path.unlink()
         yield
 
 
@@ -94,8 +98,7 @@ def prepare(folder: Path, manifest: Manifest, resume: bool, overwrite: bool) -> 
         if known and len(shards) == shard_count(manifest) and not pulled:
             return
     check_out(folder, resume, overwrite)
-    sweep(folder)
-    for path in [*unfinished(folder), *([] if resume else [*reversed(shards), *folder.glob(MANIFEST)])]:
+    for path in [] if resume else [*reversed(shards), *folder.glob(MANIFEST)]:
         path.unlink(missing_ok=True)
     if not (resume and known) or pulled:
         write_manifest(folder, written)

@@ -20,7 +20,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from dsno.checkpoint import temporary_name
-from dsno.outputs import check_apart, local_path, sweep, writable
+from dsno.outputs import check_apart, local_path, writable
 from dsno.trajectories.card import CARD, card, human_size, is_card
 from dsno.trajectories.folder import alone, check_kind
 from dsno.trajectories.format import (
@@ -32,7 +32,6 @@ from dsno.trajectories.format import (
     shard_path,
     shard_size,
     shards_in,
-    unfinished,
 )
 from dsno.trajectories.manifest import (
     MANIFEST,
@@ -196,10 +195,6 @@ def _pulled(
     if known is not None:
         count = max(count, known["made"].get("pulled", {"count": whole})["count"])
     writable(folder)
-    sweep(folder)
-    for path in unfinished(folder):
-        path.unlink()
-
     shards = range(shard_count(manifest, count))
     sizes = [shard_size(manifest, k) for k in shards]
     todo = []
