@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -11,8 +13,9 @@ from tyro.conf import arg
 
 from dsno.outputs import check_apart, writable
 from dsno.teachers.load import check_dtype
+from dsno.train import TrainConfig
 
-__all__ = ["Device", "TeacherRef", "device_of", "launched", "new_file"]
+__all__ = ["Device", "Refused", "TeacherRef", "Training", "device_of", "launched", "new_file", "outspoken"]
 
 TeacherRef = Annotated[
     str,
@@ -25,6 +28,36 @@ TeacherRef = Annotated[
 
 Device = Annotated[str | None, arg(help="Where to run it; the accelerator if there is one, else the CPU.")]
 """A device, as `device_of` takes it."""
+
+
+class Refused(Exception):
+    """A value on the command line that cannot be, said in a line: of a ValueError the parser makes a box of its own."""
+
+
+@dataclass(frozen=True)
+class Training(TrainConfig):
+    """How to train."""
+
+    def __post_init__(self) -> None:
+        try:
+            super().__post_init__()
+        except ValueError as error:
+            raise Refused(f"--train.{error}") from None
+
+
+def outspoken(options: type) -> type:
+    """A dataclass of options that refuses its values by `Refused`."""
+    check: Callable[[Any], None] | None = getattr(options, "__post_init__", None)
+
+    def checked(self: Any) -> None:
+        try:
+            if check is not None:
+                check(self)
+        except ValueError as error:
+            raise Refused(str(error)) from None
+
+    made = type(options.__name__, (options,), {"__post_init__": checked, "__doc__": options.__doc__})
+    return dataclass(frozen=True)(made)
 
 
 def device_of(name: str | None) -> torch.device:

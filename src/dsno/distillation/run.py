@@ -41,7 +41,7 @@ from dsno.train import Report, TrainConfig, check_finished, quiet, stage_progres
 from dsno.trajectories.manifest import describe
 from dsno.trajectories.sets import TrajectorySet, samples_of
 
-__all__ = ["distill", "drawn_on", "guided_as", "null_of_set", "run_stages"]
+__all__ = ["check_batch", "distill", "drawn_on", "guided_as", "null_of_set", "run_stages"]
 
 
 def distill(
@@ -88,6 +88,7 @@ def distill(
         ValueError: for an unknown method or option, a method that is not given what it needs, a student that does not
             fit, trajectories of another teacher, or a run of other settings in `out`.
     """
+    check_batch(batch)
     chosen = method_named(method)
     settled = chosen.configured(**options)
     if teacher is None and student is None:
@@ -99,6 +100,16 @@ def distill(
         torch.manual_seed(config.seed)
         student = settled.student(_unguided(cast(Prediction, teacher)), given)
     return run_stages(chosen, settled, student, given, out, config, resume, overwrite, report, sources)
+
+
+def check_batch(batch: int | None) -> None:
+    """Refuse a step of no rows.
+
+    Raises:
+        ValueError: if `batch` is less than 1; None is the method's own.
+    """
+    if batch is not None and batch < 1:
+        raise ValueError(f"batch must be at least 1, got {batch}")
 
 
 def drawn_on(
