@@ -1,6 +1,8 @@
 """A run goes on from the newest of its checkpoints that is whole; what else lies there is not its own."""
 
+import errno
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -52,6 +54,22 @@ def test_folders_of_others_are_neither_read_nor_removed(tmp_path: Path) -> None:
         write(tmp_path, 10)
     assert latest(tmp_path) == tmp_path / "step-00000009"
     assert [p.name for p in tmp_path.glob(".*")] == []
+
+
+@pytest.mark.skipif(os.name != "posix", reason="limits of posix")
+def test_a_full_disk_keeps_the_snapshot_before_and_leaves_nothing(tmp_path: Path) -> None:
+    import resource
+
+    before = write(tmp_path, 5)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (64, limits[1]))
+    try:
+        with pytest.raises(OSError, match=r"cannot write .*model\.safetensors \(File too large\): make room") as caught:
+            write(tmp_path, 10)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert caught.value.errno == errno.EFBIG and names(tmp_path) == [before.name]
+    assert newest(tmp_path) is not None
 
 
 def damage(path: Path, how: str) -> None:

@@ -1,6 +1,7 @@
 """What is exported is the student's sampler, or it is not written."""
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -138,6 +139,21 @@ def test_what_a_killed_export_left_is_swept_by_the_next(tmp_path: Path) -> None:
         (folder / "weights").write_text("")
     export_program(own(), tmp_path / "own.pt2", cond=torch.randn(1, 2), dynamic=False)
     assert sorted(p.name for p in tmp_path.iterdir()) == sorted([left[1].name, "own.pt2", "own.pt2.json"])
+
+
+@pytest.mark.skipif(os.name != "posix", reason="limits of posix")
+def test_a_full_disk_is_an_error_that_names_the_file(tmp_path: Path) -> None:
+    import resource
+
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1024, limits[1]))
+    try:
+        # torch's own writer would end the process here.
+        with pytest.raises(OSError, match=r"cannot write .*own\.pt2 \(File too large\)"):
+            export_program(own(), tmp_path / "own.pt2", cond=torch.randn(1, 2), dynamic=False)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_users_module_with_a_condition_of_its_own(tmp_path: Path) -> None:

@@ -70,6 +70,10 @@ class Shelf:
             # A download that was killed; one that goes on holds its lock.
             with contextlib.suppress(BlockingIOError), self._locked(shard_number(partial), timeout=0):
                 partial.unlink(missing_ok=True)
+        for left in self.folder.glob(".shard-*.lock"):
+            # Who gives a lock back removes its file: of earlier versions and the killed they stay.
+            with contextlib.suppress(BlockingIOError, ValueError), self._locked(shard_number(left), timeout=0):
+                pass
 
     def _start(self) -> None:
         self._process = os.getpid()
