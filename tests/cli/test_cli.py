@@ -196,7 +196,6 @@ QUICKLY = shlex.join(map(str, QUICK))
     ("check-teacher runs/teacher --data page.html --out page.html --overwrite", others, "page.html is read, and is"),
     ("pull runs/trajectories --out runs --overwrite", others, "runs/trajectories is read, and lies in runs"),
     ("push runs --data runs/trajectories --overwrite", others, "runs/trajectories is read, and lies in "),
-    ("reproduce digits --out runs", others, "runs holds other files (evaluation, features, notes.txt, student) and no"),
     ("reproduce digits --out new", others, "new holds a run with"),
     ("reproduce digits --out new --teacher new", others, "new is read, and is new"),
 )

@@ -12,7 +12,7 @@ import tyro
 
 from dsno.cli.conditions import null_of, under_guidance
 from dsno.cli.console import progress, say
-from dsno.cli.options import Training, outspoken
+from dsno.cli.options import Training
 from dsno.distillation.registry import METHODS, method_named
 from dsno.outputs import check_apart, check_request
 
@@ -170,10 +170,9 @@ def with_options(arguments: Sequence[str]) -> type[Distill]:
                 method.check_passes()
             takes = ", ".join(f"--{n.replace('_', '-')}" for n in method.names) or "none of its own"
             raise ValueError(f"{argument} is no option of the method {method.name}, which takes {takes}")
-    options = outspoken(method.options)
-    flat: Any = Annotated[options, tyro.conf.arg(name="")]
+    flat: Any = Annotated[method.options, tyro.conf.arg(name="")]
     made = dataclasses.make_dataclass(
-        "Distill", [("options", flat, field(default_factory=options))], bases=(Distill,), frozen=True
+        "Distill", [("options", flat, field(default_factory=method.options))], bases=(Distill,), frozen=True
     )
     made.__doc__ = Distill.__doc__
     return made

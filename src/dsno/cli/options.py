@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -15,7 +14,7 @@ from dsno.outputs import check_apart, writable
 from dsno.teachers.load import check_dtype
 from dsno.train import TrainConfig
 
-__all__ = ["Device", "Refused", "TeacherRef", "Training", "device_of", "launched", "new_file", "outspoken"]
+__all__ = ["Device", "Refused", "TeacherRef", "Training", "device_of", "launched", "new_file"]
 
 TeacherRef = Annotated[
     str,
@@ -43,21 +42,6 @@ class Training(TrainConfig):
             super().__post_init__()
         except ValueError as error:
             raise Refused(f"--train.{error}") from None
-
-
-def outspoken(options: type) -> type:
-    """A dataclass of options that refuses its values by `Refused`."""
-    check: Callable[[Any], None] | None = getattr(options, "__post_init__", None)
-
-    def checked(self: Any) -> None:
-        try:
-            if check is not None:
-                check(self)
-        except ValueError as error:
-            raise Refused(str(error)) from None
-
-    made = type(options.__name__, (options,), {"__post_init__": checked, "__doc__": options.__doc__})
-    return dataclass(frozen=True)(made)
 
 
 def device_of(name: str | None) -> torch.device:

@@ -24,12 +24,12 @@ SCHEDULES: dict[str, Callable[[], Schedule]] = {"cosine": Cosine, "flow": Rectif
 class Teach:
     """Train a small diffusion teacher on an image set.
 
-        In Python:
+    In Python:
 
-            from dsno.data.load import load_data
-            from dsno.outputs import check_apart, check_request
-    from dsno.runs.teach import teach
-                        teacher = teach(load_data("digits"), "runs/teacher", config=TrainConfig(steps=5000, lr=1e-3))
+        from dsno.data.load import load_data
+        from dsno.runs.teach import teach
+        from dsno.train import TrainConfig
+        teacher = teach(load_data("digits"), "runs/teacher", config=TrainConfig(steps=5000, lr=1e-3))
     """
 
     data: str = "digits"

@@ -268,9 +268,6 @@ class LossOptions:
     """Share of steps started from a stored state instead of noise (needs targets x0 and state): for `sample
     --passes`."""
 
-    def __post_init__(self) -> None:
-        check_weighting(self.weights)
-
 
 @dataclass(frozen=True)
 class OperatorOptions(LossOptions, LiftOptions):

@@ -233,7 +233,8 @@ def run_stages(
             if resume:
                 folder, named = begun(out, stage, stages, named, options, untrained, given)
             progress = stage_progress(stage.name, report)
-            train(trained, objective, own, folder, resume, overwrite, progress=progress, settings=named)
+            # What was to be overwritten is gone.
+            train(trained, objective, own, folder, resume=True, progress=progress, settings=named)
             if changed := changes_of(folder):
                 changes[stage.name] = changed
             student = stage.became(student)

@@ -34,7 +34,7 @@ from dsno.distillation.run import distill
 from dsno.nets.backbone import net_from_config
 from dsno.nets.iddpm import CIFAR10, IMAGENET64, IDDPMUNet, published_blocks
 from dsno.nets.unet import UNet
-from dsno.outputs import check_apart, held, writable
+from dsno.outputs import check_apart, writable
 from dsno.runs.features import train_features
 from dsno.runs.teach import teach
 from dsno.runs.workload import Workload
@@ -132,7 +132,7 @@ class Recipe:
 
         Raises:
             BlockingIOError: if another run is writing to a stage.
-            FileExistsError: if `out` holds other files, or the teacher or the data.
+            FileExistsError: if `out` holds the teacher or the data, or a stage's folder is of something else.
             ValueError: if `out` holds a run of other settings; names the first one that differs.
         """
         check_apart(out, teacher, self.data)
@@ -288,10 +288,6 @@ class Recipe:
         out = Path(out)
         path = writable(out) / "recipe.json"
         if not path.is_file():
-            if others := [name for name in held(out) if name != "timings.json"]:
-                raise FileExistsError(
-                    f"{out} holds other files ({', '.join(others[:4])}) and no recipe.json: choose an empty folder"
-                )
             write_json(path, asdict(self))
             return out
         noted = read_json(path)

@@ -96,7 +96,8 @@ def teach(
         if resume:
             check_finished(out, config, config.steps)
         progress = stage_progress("teach", report)
-        train(net, objective, config, training, resume, overwrite, progress=progress, settings=settings)
+        # What was to be overwritten is gone.
+        train(net, objective, config, training, resume=True, progress=progress, settings=settings)
         teacher = Prediction(net, schedule, kind, clip=clip, shape=images.shape, classes=classes).eval()
         units = dataclasses.asdict(images.units)
         notes: dict[str, Any] = {"images": images.name, "units": units, "training": dataclasses.asdict(config)}
