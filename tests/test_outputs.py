@@ -64,7 +64,7 @@ def test_what_others_put_there_stays(tmp_path: Path, caplog: pytest.LogCaptureFi
         "training/operator/step-00000003-keep/state.json",
         "training/operator/notes.txt",
         "training/operator-copy/step-00000020/model.safetensors",
-        "training/mine/log.jsonl",
+        "training/mine/log.jsonl.gz",
         "step-00000001/model.safetensors",
     )
     for name in foreign:
@@ -93,6 +93,15 @@ def test_a_folder_of_something_else_is_refused(tmp_path: Path) -> None:
         prepare_folder(runs, overwrite=True, kind=STUDENT)
     (runs / "config.json").unlink()
     assert files(runs) == before
+
+
+def test_a_run_that_was_killed_before_its_first_checkpoint_is_overwritten(tmp_path: Path) -> None:
+    stage = tmp_path / "training" / "operator"
+    stage.mkdir(parents=True)
+    for begin in (lambda: None, (stage / ".step-00000002.tmp").mkdir, (stage / "log.jsonl").touch):
+        begin()
+        prepare_folder(tmp_path, overwrite=True, kind=STUDENT)
+    assert not (stage / "log.jsonl").exists()
 
 
 def test_a_link_is_written_through(tmp_path: Path) -> None:

@@ -44,7 +44,7 @@ __all__ = [
 
 log = logging.getLogger(__name__)
 
-LOCK = ".lock"
+LOCK, TRACKED = ".lock", "dsno"
 
 BUILT_IN = ("digits",)
 """What is called so is a data set or a teacher of that name, whatever lies here."""
@@ -72,7 +72,8 @@ class Kind:
 def _trained(folder: Path) -> list[Path]:
     """What `train` writes: snapshots, the log, and what a tracker writes for it."""
     snapshots = [file for path in snapshots_in(folder) for file in files_of(path)]
-    return [*snapshots, *folder.glob(LOG), *folder.glob("dsno/events.out.tfevents.*"), *folder.glob("dsno/hparams.yml")]
+    tracked = (file for name in ("events.out.tfevents.*", "hparams.yml") for file in (folder / TRACKED).glob(name))
+    return [*snapshots, *folder.glob(LOG), *tracked]
 
 
 def _modelled(folder: Path) -> list[Path]:
@@ -84,7 +85,10 @@ def _modelled(folder: Path) -> list[Path]:
 
 
 def _is_stage(path: Path) -> bool:
-    return any(settings_of(snapshot).get("stage") == path.name for snapshot in snapshots_in(path))
+    """Whether a folder is that of a stage: by its snapshots, or before the first one by there being nothing else."""
+    if snapshots := snapshots_in(path):
+        return any(settings_of(snapshot).get("stage") == path.name for snapshot in snapshots)
+    return {*held(path)} <= {LOG, TRACKED}
 
 
 MODEL = Kind("a model", _modelled)
@@ -155,7 +159,7 @@ def held(folder: Path) -> list[str]:
 def _overwrite(folder: Path, kind: Kind, found: Sequence[str]) -> None:
     if Path.cwd().is_relative_to(folder.resolve()):
         raise FileExistsError(f"{folder} holds the working directory: choose another output folder")
-    if not (own := kind.own(folder)):
+    if not (own := kind.own(folder)) and not _is_empty(folder):
         raise FileExistsError(
             f"{folder} holds other files ({', '.join(found[:4])}) and not {kind.name}: choose an empty folder"
         )
@@ -166,6 +170,11 @@ def _overwrite(folder: Path, kind: Kind, found: Sequence[str]) -> None:
             parent.rmdir()
     if kept := held(folder):
         log.warning("%s: kept what is not of %s: %s", folder, kind.name, ", ".join(kept[:8]))
+
+
+def _is_empty(folder: Path) -> bool:
+    """Whether a folder holds nothing but folders, and what a run that was killed left."""
+    return all(p.is_dir() or p.name == LOCK or any(map(TEMPORARY.fullmatch, p.parts)) for p in folder.rglob("*"))
 
 
 def writable(path: Path | str) -> Path:
