@@ -104,6 +104,13 @@ def test_a_run_that_was_killed_before_its_first_checkpoint_is_overwritten(tmp_pa
     assert not (stage / "log.jsonl").exists()
 
 
+def test_weights_alone_are_not_taken_for_a_students(tmp_path: Path) -> None:
+    (tmp_path / "model.safetensors").write_text("precious")
+    with pytest.raises(FileExistsError, match=r"holds other files \(model\.safetensors\) and not a student"):
+        prepare_folder(tmp_path, overwrite=True, kind=STUDENT)
+    assert files(tmp_path) == ["model.safetensors"]
+
+
 def test_a_link_is_written_through(tmp_path: Path) -> None:
     student_in(tmp_path / "disk")
     (tmp_path / "run").symlink_to(tmp_path / "disk")

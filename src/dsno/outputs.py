@@ -78,10 +78,12 @@ def _trained(folder: Path) -> list[Path]:
 
 def _modelled(folder: Path) -> list[Path]:
     """A model and its training, in `training` itself or in a folder for each stage, by which its snapshots go."""
-    model = [path for name in (CONFIG, WEIGHTS) if (path := folder / name).is_file()]
     training = folder / "training"
     stages = [path for path in training.glob("*") if path.is_dir() and _is_stage(path)]
-    return [*model, *_trained(training), *(file for stage in stages for file in _trained(stage))]
+    trained = [*_trained(training), *(file for stage in stages for file in _trained(stage))]
+    # Weights alone may be anybody's.
+    model = [folder / CONFIG, folder / WEIGHTS] if trained or (folder / CONFIG).is_file() else []
+    return [*(path for path in model if path.is_file()), *trained]
 
 
 def _is_stage(path: Path) -> bool:
@@ -174,7 +176,8 @@ def _overwrite(folder: Path, kind: Kind, found: Sequence[str]) -> None:
 
 def _is_empty(folder: Path) -> bool:
     """Whether a folder holds nothing but folders, and what a run that was killed left."""
-    return all(p.is_dir() or p.name == LOCK or any(map(TEMPORARY.fullmatch, p.parts)) for p in folder.rglob("*"))
+    files = (p.relative_to(folder) for p in folder.rglob("*") if not p.is_dir())
+    return all(file.name == LOCK or any(map(TEMPORARY.fullmatch, file.parts)) for file in files)
 
 
 def writable(path: Path | str) -> Path:
