@@ -1,5 +1,6 @@
 """A folder holds a whole model or says what is missing."""
 
+import errno
 import hashlib
 import json
 import os
@@ -18,7 +19,6 @@ from dsno.checkpoint import (
     digest,
     fill,
     load_model,
-    prepare_folder,
     raw_bytes,
     read_json,
     read_tensors,
@@ -130,34 +130,27 @@ def test_a_model_comes_back_from_its_folder(tmp_path: Path) -> None:
         load_model(tmp_path / "a" / "b", "line", make)
 
 
-def test_an_output_folder_with_something_in_it_is_not_touched(tmp_path: Path) -> None:
-    out = prepare_folder(tmp_path / "a" / "out")
-    assert list(out.iterdir()) == []
-    (out / "result").write_text("precious")
-    with pytest.raises(FileExistsError, match="exists already: pass --resume to continue it or --overwrite"):
-        prepare_folder(out)
-    prepare_folder(out, resume=True)
-    assert (out / "result").exists()
-    prepare_folder(out, overwrite=True)
-    assert list(out.iterdir()) == []
+def test_a_model_does_not_take_the_place_of_another_kind(tmp_path: Path) -> None:
+    net = nn.Linear(2, 3)
+    save_model(tmp_path, {"type": "student"}, net)
+    save_model(tmp_path, {"type": "flow map"}, net)
+    with pytest.raises(FileExistsError, match="holds a flow map, not a teacher: choose another folder"):
+        save_model(tmp_path, {"type": "teacher"}, net)
+    (tmp_path / "config.json").write_text('{"_class_name": "UNet2DModel"}')
+    with pytest.raises(FileExistsError, match="holds a foreign model, not a student"):
+        save_model(tmp_path, {"type": "student"}, net)
+    assert "UNet2DModel" in (tmp_path / "config.json").read_text()
 
 
-def test_the_working_directory_is_not_overwritten(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "inside").mkdir()
-    monkeypatch.chdir(tmp_path / "inside")
-    for path in (".", "..", tmp_path):
-        (tmp_path / "inside" / "result").write_text("precious")
-        with pytest.raises(FileExistsError, match="holds the working directory"):
-            prepare_folder(path, overwrite=True)
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_what_cannot_be_written_is_named(tmp_path: Path) -> None:
+    def fill_the_disk(path: Path) -> None:
+        with Path("/dev/full").open("w", buffering=1) as file:
+            file.write("x\n")
 
-
-def test_a_folder_that_cannot_be_written_is_an_error_before_any_work(tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("")
-    with pytest.raises(FileExistsError, match="is a file: expected a folder"):
-        prepare_folder(tmp_path / "file")
-    # A path through a file: even root cannot write there.
-    with pytest.raises(PermissionError, match=r"cannot write to .*: choose another output folder"):
-        prepare_folder(tmp_path / "file" / "out")
+    with pytest.raises(OSError, match=r"cannot write .*a\.json \(No space left on device\): make room") as caught:
+        write_atomically(tmp_path / "a.json", fill_the_disk)
+    assert caught.value.errno == errno.ENOSPC and list(tmp_path.iterdir()) == []
 
 
 # Fingerprints

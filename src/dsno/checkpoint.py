@@ -7,15 +7,15 @@ weights disagree with the architecture.
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import hashlib
 import inspect
 import json
 import os
-import shutil
-import tempfile
+import re
 import uuid
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any, TypeVar
@@ -28,17 +28,19 @@ from torch import Tensor, nn
 __all__ = [
     "build",
     "check_keys",
+    "check_type",
     "check_weights",
     "digest",
     "fill",
     "load_model",
-    "prepare_folder",
+    "naming",
     "publish",
     "raw_bytes",
     "read_json",
     "read_tensors",
     "save_model",
     "sha256_of",
+    "temporary_name",
     "tensor_sha",
     "version_of",
     "write_atomically",
@@ -50,19 +52,53 @@ T = TypeVar("T")
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 
+TYPES = (("teacher",), ("student", "adapter", "flow map"), ("features",))
+"""The types of models; those in one pair of brackets may take each other's place."""
+
+TEMPORARY = re.compile(r"\.(.+\.[0-9a-f]{32}|step-\d{8})\.tmp")
+"""What a file or folder is called until it is whole: left without its writer, it is of no use to anybody."""
+
+
+def temporary_name(name: str) -> str:
+    """A name of this kind for what is going to be called `name`."""
+    return f".{name}.{uuid.uuid4().hex}.tmp"
+
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
-    """Call `write` on a temporary path beside `path`, then rename: the file appears whole or not at all."""
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
+    """Call `write` on a temporary path beside `path`, then rename: the file appears whole or not at all.
+
+    Raises:
+        OSError: if it cannot be written; names the file.
+    """
+    temporary = path.with_name(temporary_name(path.name))
     try:
-        # `mkstemp` and safetensors make files that nobody else may read.
-        temporary.touch()
-        mode = temporary.stat().st_mode
-        write(temporary)
-        temporary.chmod(mode)
-        publish(temporary, path)
+        with naming(path):
+            # `mkstemp` and safetensors make files that nobody else may read.
+            temporary.touch()
+            mode = temporary.stat().st_mode
+            write(temporary)
+            temporary.chmod(mode)
+            publish(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Say which file it is that could not be written, whatever library said that it could not.
+
+    Raises:
+        OSError: instead of the one that came, and of what safetensors makes of one.
+    """
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        found = re.search(r"os error (\d+)", str(error))
+        number = error.errno if isinstance(error, OSError) else int(found[1]) if found else None
+        if number is None:
+            raise
+        why = f"cannot write {path} ({os.strerror(number)}): make room, or choose another place"
+        raise OSError(number, f"{why}; what is complete is kept") from error
 
 
 def publish(temporary: Path, path: Path) -> None:
@@ -127,33 +163,6 @@ def _must_exist(path: Path) -> None:
     raise FileNotFoundError(f"{path.parent} has no {path.name} (it has {', '.join(present)}): not a complete folder")
 
 
-def prepare_folder(path: Path | str, resume: bool = False, overwrite: bool = False) -> Path:
-    """Make an output folder ready, before any work.
-
-    Raises:
-        FileExistsError: if it exists with something in it and neither `resume` nor `overwrite` is set, or if it would
-            be overwritten with the working directory inside.
-        PermissionError: if it cannot be written to.
-    """
-    path = Path(path)
-    if path.exists() and not path.is_dir():
-        raise FileExistsError(f"{path} is a file: expected a folder to write to")
-    if path.is_dir() and any(path.iterdir()):
-        if overwrite:
-            if Path.cwd().is_relative_to(path.resolve()):
-                raise FileExistsError(f"{path} holds the working directory: choose another output folder")
-            shutil.rmtree(path)
-        elif not resume:
-            raise FileExistsError(f"{path} exists already: pass --resume to continue it or --overwrite to start again")
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=path):
-            pass
-    except OSError as error:
-        raise PermissionError(f"cannot write to {path} ({error.strerror}): choose another output folder") from None
-    return path
-
-
 def check_keys(given: Mapping[str, object], known: list[str], what: str) -> None:
     """Refuse keys that are not known, suggesting the nearest one.
 
@@ -212,9 +221,32 @@ def fill(module: nn.Module, tensors: Mapping[str, Tensor], source: object = "the
     module.load_state_dict(dict(tensors))
 
 
+def check_type(folder: Path, types: Sequence[str]) -> None:
+    """Refuse a folder of a model that is none of these `types`, if it holds one; where there are none, any will do.
+
+    Raises:
+        FileExistsError: if it is another, another library's, or damaged.
+    """
+    if not types or not (folder / CONFIG).is_file():
+        return
+    try:
+        config = read_json(folder / CONFIG)
+    except ValueError as error:
+        raise FileExistsError(f"{error}; remove it, or choose another folder") from None
+    found = config.get("type") if isinstance(config, dict) else None
+    if found not in types:
+        raise FileExistsError(f"{folder} holds a {found or 'foreign model'}, not a {types[0]}: choose another folder")
+
+
 def save_model(folder: Path | str, config: Mapping[str, object], module: nn.Module) -> Path:
-    """Write `config` and the module's weights into a folder; the configuration, written last, marks it complete."""
+    """Write `config` and the module's weights into a folder; the configuration, written last, marks it complete.
+
+    Raises:
+        FileExistsError: if the folder holds a model of another `type`, or of another library.
+        OSError: if it cannot be written.
+    """
     folder = Path(folder)
+    check_type(folder, next((types for types in TYPES if config.get("type") in types), ()))
     folder.mkdir(parents=True, exist_ok=True)
     write_tensors(folder / WEIGHTS, module.state_dict())
     write_json(folder / CONFIG, config)

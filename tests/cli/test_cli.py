@@ -1,8 +1,13 @@
 """The whole command line: every verb teaches, leads to the next one, and is told apart from what is none."""
 
+import os
 import shlex
 import shutil
+import signal
+import subprocess
+import sys
 import textwrap
+import time
 from functools import partial
 from pathlib import Path
 
@@ -19,7 +24,9 @@ from dsno.runs import teach
 from dsno.students.files import load_student
 from dsno.teachers.load import load_teacher
 from dsno.trajectories.sets import TrajectorySet
-from shell import Ran, dsno
+from processes import environment
+from refusals import Spoil, edit, refusals, refuses
+from shell import QUICK, Ran, dsno
 
 VERBS = cli.VERBS
 SHIPPED = (Path(cli.__file__).parents[1] / "weights" / "digits").is_dir()
@@ -135,3 +142,99 @@ def test_an_interrupt_says_how_to_go_on(tmp_path: Path, monkeypatch: pytest.Monk
     assert ran.code == 130 and ran.err.strip().splitlines() == [
         "dsno: stopped; run the same command again, with --resume where it has one"
     ]
+
+
+# What may be overwritten
+
+
+def others(here: Path) -> None:
+    """Files of the user's where the verbs write theirs."""
+    (here / "notes.txt").write_text("precious")
+    (here / "runs" / "notes.txt").write_text("precious")
+    (here / "new").mkdir()
+    for name in ("results.json", "manifest.json", "recipe.json"):
+        (here / "new" / name).write_text('{"mine": 1}')
+    (here / "page.html").write_text("<!doctype html>\n<p>precious</p>")
+    (here / "sampler.pt2.json").write_text('{"mine": 1}')
+
+
+def without_checkpoints(here: Path) -> None:
+    for name in ("teacher", "student"):
+        shutil.rmtree(here / "runs" / name / "training")
+
+
+QUICKLY = shlex.join(map(str, QUICK))
+
+
+@refusals(
+    (
+        f"distill --out runs --overwrite {QUICKLY}",
+        others,
+        "runs/teacher is read, and lies in runs, which is written to",
+    ),
+    (f"distill --out runs --resume {QUICKLY}", others, "runs/teacher is read, and lies in runs, which is"),
+    (f"distill --out runs/trajectories --overwrite {QUICKLY}", None, "is read, and is runs/trajectories"),
+    (f"distill --out runs/features --overwrite {QUICKLY}", None, "runs/features holds a features, not a student"),
+    (f"distill --resume --overwrite {QUICKLY}", None, "resume continues what is there and overwrite throws it away"),
+    (f"distill --method knowledge --resume {QUICKLY}", None, "runs/student holds a run of operator, not of knowledge"),
+    (f"distill --resume --train.lr 0.5 {QUICKLY}", None, "runs/student is complete, trained with lr = 0.001, now 0.5"),
+    (f"distill --resume {QUICKLY}", without_checkpoints, "holds a finished model and no checkpoint to go on from"),
+    (f"teach --resume --channels 8 16 {QUICKLY}", without_checkpoints, "holds a finished model and no checkpoint to"),
+    (f"teach --out runs/student --overwrite {QUICKLY}", None, "runs/student holds a student, not a teacher"),
+    (f"teach --out runs/student --resume {QUICKLY}", None, "runs/student holds a student, not a teacher"),
+    (f"teach --out runs --overwrite {QUICKLY}", others, "and not a teacher: choose an empty folder"),
+    ("generate --out runs --overwrite", others, "runs/teacher is read, and lies in runs"),
+    ("generate --out runs/student --overwrite", None, "runs/student holds other files (config.json, "),
+    ("generate --out new --overwrite --count 8 --steps 6", others, "new/manifest.json is no manifest of trajectories"),
+    ("convert runs/teacher --out runs/teacher --overwrite", None, "runs/teacher is read, and is runs/teacher"),
+    ("convert runs/teacher --out runs/student --overwrite", None, "runs/student holds a student, not a teacher"),
+    ("evaluate --student runs/student --out runs --overwrite", others, "runs/student is read, and lies in runs"),
+    ("evaluate --count 8 --out new --overwrite", others, "new holds other files (manifest.json, recipe.json, "),
+    ("demo --count 8 --out page.html", others, "page.html is of no evaluation: move it away"),
+    ("sample --prompts notes.txt --out notes.txt --overwrite", others, "notes.txt is read, and is notes.txt"),
+    ("export --out sampler.pt2 --overwrite", others, "sampler.pt2.json describes no export and would be replaced"),
+    ("check-teacher runs/teacher --data page.html --out page.html --overwrite", others, "page.html is read, and is"),
+    ("pull runs/trajectories --out runs --overwrite", others, "runs/trajectories is read, and lies in runs"),
+    ("push runs --data runs/trajectories --overwrite", others, "runs/trajectories is read, and lies in "),
+    ("reproduce digits --out new", others, "new holds a run with"),
+    ("reproduce digits --out new --teacher new", others, "new is read, and is new"),
+)
+def test_nobody_loses_work(command: str, spoil: Spoil, message: str, here: Path) -> None:
+    refuses(command, spoil, message, at=here)
+
+
+def test_what_is_overwritten_is_what_the_verb_wrote(here: Path) -> None:
+    out = here / "runs" / "student"
+    before = (out / "model.safetensors").read_bytes()
+    edit(out / "config.json", notes={"mine": 1})
+    (out / "README.md").write_text("precious")
+    kept = out / "training" / "regression" / "step-best"
+    kept.mkdir()
+    (here / "disk").mkdir()
+    out.rename(here / "disk" / "student")
+    out.symlink_to(here / "disk" / "student")
+    ran = dsno("distill", "--overwrite", *QUICK, at=here)
+    assert ran.code == 0 and out.is_symlink() and (out / "README.md").read_text() == "precious"
+    assert (out / "model.safetensors").read_bytes() == before and (
+        out / "training" / "regression" / "step-best"
+    ).is_dir()
+    assert read_json(out / "config.json")["notes"]["method"] == "operator"
+    assert not [p.name for p in here.rglob("*.lock")]
+
+
+# How it ends
+
+
+@pytest.mark.skipif(os.name != "posix", reason="pipes and signals of posix")
+def test_a_reader_that_has_read_enough_and_an_interrupt_are_no_failures() -> None:
+    dsno_ = [sys.executable, "-W", "ignore", "-m", "dsno.cli", "--help"]
+    with subprocess.Popen(dsno_, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment()) as process:
+        assert process.stdout is not None and process.stderr is not None
+        process.stdout.close()
+        assert (process.wait(120), process.stderr.read()) == (141, b"")
+    # Where it is when it is interrupted is not known; whatever it is, it says nothing.
+    with subprocess.Popen(dsno_, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment()) as process:
+        time.sleep(0.3)
+        process.send_signal(signal.SIGINT)
+        _, said = process.communicate(timeout=120)
+        assert b"Traceback" not in said and process.returncode in (0, 130, -signal.SIGINT)

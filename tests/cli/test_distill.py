@@ -256,6 +256,13 @@ def without_trajectories(here: Path) -> None:
         None,
         "4 frames have 3 Fourier modes (M // 2 + 1), so modes must be in [1, 3], got 9",
     ),
+    ("distill --out new --batch 0", None, "batch must be at least 1, got 0"),
+    ("distill --out new --train.clip -1", None, "--train.clip must be positive and finite, got -1"),
+    (
+        "distill --out new --batch 16 --weights snrinf",
+        None,
+        "unknown frame weighting 'snrinf': expected snr, snr<clamp>",
+    ),
     ("distill --out new --batch 16 --distance l3", None, "unknown distance 'l3': expected l1, l2, huber, perceptual"),
 )
 def test_a_failure_is_one_line_and_touches_nothing(command: str, spoil: Spoil, message: str, here: Path) -> None:
@@ -323,7 +330,7 @@ def test_a_failure_is_one_line_and_touches_nothing(command: str, spoil: Spoil, m
             "--method consistency --data classes/trajectories",
             "classes/trajectories holds trajectories of another teacher",
         ),
-        ("--method consistency --train.steps 6 --out runs", "runs exists already: pass --resume"),
+        ("--method consistency --train.steps 6 --out runs", "runs/teacher is read, and lies in runs"),
     ],
 )
 def test_bad_input_is_one_line_before_any_work(options: str, message: str, runs: Path) -> None:

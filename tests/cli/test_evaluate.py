@@ -30,7 +30,7 @@ def test_a_flow_map_is_measured_and_exported(runs: Path, tmp_path: Path) -> None
     assert ran.code == 0, ran.said
     made, z = load_student(runs / "runs" / "map"), torch.randn(3, 1, 8, 8)
     torch.testing.assert_close(load_program(tmp_path / "map.pt2")(z), made.sample(z), rtol=1e-4, atol=1e-4)
-    assert read_json(tmp_path / "map.json")["times"] == [0.0]
+    assert read_json(tmp_path / "map.pt2.json")["times"] == [0.0]
 
 
 def test_an_operator_is_measured_at_several_passes(runs: Path, tmp_path: Path) -> None:

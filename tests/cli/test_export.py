@@ -9,7 +9,7 @@ from shell import dsno
 
 def test_a_student_leaves(here: Path) -> None:
     ran = dsno("export", "--student", "runs/student", "--out", "student.pt2", at=here)
-    assert ran.code == 0 and read_json(here / "student.json")["shape"] == [1, 8, 8]
+    assert ran.code == 0 and read_json(here / "student.pt2.json")["shape"] == [1, 8, 8]
 
 
 def a_folder(here: Path) -> None:

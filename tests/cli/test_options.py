@@ -32,6 +32,8 @@ def test_a_new_file_gets_its_folder_and_replaces_nothing_unasked(tmp_path: Path)
         new_file(path, overwrite=False)
     new_file(path, overwrite=True)
     assert path.read_text() == "mine"
+    with pytest.raises(FileExistsError, match="b.json is read, and is"):
+        new_file(path, True, None, "digits", path)
     for overwrite in (False, True):
         with pytest.raises(FileExistsError, match="a is a folder: name a file"):
             new_file(path.parent, overwrite)

@@ -52,6 +52,10 @@ def arrays(here: Path) -> None:
     ("teach --data tall.npy --out new", arrays, "images of 7 pixels cannot be halved 1 times"),
     ("teach --data damaged.npz --out new", arrays, "damaged.npz is damaged or not an array file"),
     ("teach --batch 0 --out new", None, "batch must be at least 1, got 0"),
+    ("teach --train.lr nan --out new", None, "--train.lr must be positive and finite, got nan"),
+    ("teach --train.ema 1.5 --out new", None, "--train.ema must be in [0, 1), got 1.5"),
+    ("teach --train.steps 0 --out new", None, "--train.steps must be at least 1, got 0"),
+    ("teach --train.warmup -1 --out new", None, "--train.warmup must be at least 0, got -1"),
 )
 def test_a_failure_is_one_line_and_touches_nothing(command: str, spoil: Spoil, message: str, here: Path) -> None:
     refuses(command, spoil, message, at=here)

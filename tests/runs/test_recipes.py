@@ -50,6 +50,15 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return TINY.run(tmp_path_factory.mktemp("recipe") / "whole")
 
 
+def test_a_folder_of_something_else_is_not_taken_for_a_run(tmp_path: Path) -> None:
+    (tmp_path / "teacher").mkdir()
+    (tmp_path / "recipe.json").write_text("[1]")
+    with pytest.raises(ValueError, match=r"recipe\.json is of no recipe"):
+        TINY.run(tmp_path)
+    with pytest.raises(FileExistsError, match="is read, and lies in"):
+        TINY.run(tmp_path, teacher=str(tmp_path / "teacher"))
+
+
 def test_a_recipe_runs_from_nothing(whole: Path) -> None:
     assert sorted(p.name for p in whole.iterdir()) == sorted([*STAGES, "recipe.json", "timings.json"])
     student, teacher = load_student(whole / "student"), load_teacher(whole / "teacher")

@@ -1,11 +1,13 @@
 """A teacher is trained into a folder of its own, resumed alike, and what does not fit together is refused at once."""
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
+from dsno.checkpoint import read_json
 from dsno.data.load import load_data
 from dsno.data.samples import Samples
 from dsno.denoise import Guided
@@ -24,9 +26,26 @@ def test_a_models_folder_is_not_touched_unasked(tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").write_text("mine")
     with pytest.raises(FileExistsError, match="exists already: pass --resume"):
         teach(DIGITS, tmp_path, (8, 8), TEACH, 16)
+    with pytest.raises(FileExistsError, match=r"holds other files \(thesis\.tex\) and not a teacher"):
+        teach(DIGITS, tmp_path, (8, 8), TEACH, 16, overwrite=True)
     assert [p.name for p in tmp_path.iterdir()] == ["thesis.tex"]
-    teach(DIGITS, tmp_path, (8, 8), TEACH, 16, overwrite=True)
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["config.json", "model.safetensors", "training"]
+    for _ in range(2):
+        teach(DIGITS, tmp_path / "own", (8, 8), replace(TEACH, steps=1), 16, overwrite=True)
+    assert sorted(p.name for p in (tmp_path / "own").iterdir()) == ["config.json", "model.safetensors", "training"]
+
+
+def test_a_teacher_that_is_complete_stays_what_it_is(tmp_path: Path) -> None:
+    alike = {"images": DIGITS, "out": tmp_path, "channels": (8, 8), "batch": 16, "resume": True}
+    teach(**alike, config=TEACH)
+    before = (tmp_path / "config.json").read_bytes()
+    with pytest.raises(ValueError, match=r"is complete, trained with lr = 0\.001, now 0\.01: resume alike"):
+        teach(**alike, config=replace(TEACH, lr=1e-2))
+    assert (tmp_path / "config.json").read_bytes() == before
+    teach(**alike, config=replace(TEACH, lr=1e-2, steps=6))
+    assert read_json(tmp_path / "config.json")["notes"]["changes"] == [{"step": 4, "lr": [0.001, 0.01]}]
+    shutil.rmtree(tmp_path / "training")
+    with pytest.raises(ValueError, match="holds a finished model and no checkpoint to go on from"):
+        teach(**alike, config=TEACH)
 
 
 @pytest.mark.parametrize(

@@ -5,8 +5,8 @@ A sample of one pass, a student's or a flow map's, is one network call between t
 $$ x = a z + b F(c z), $$
 
 whose $(a, b, c)$ follow from its schedule and prediction, in float64 on the host. That function of noise and condition
-is what is written. Every file is run and compared with the student before it appears under its name; beside it lies a
-JSON of the same stem with what a caller must know, the condition's tensors among it.
+is what is written. Every file is run and compared with the student before it appears under its name; beside
+`sampler.pt2` lies `sampler.pt2.json` with what a caller must know, the condition's tensors among it.
 
 Needs: ONNX the packages onnx, onnxscript and onnxruntime (`pip install dsno[onnx]`).
 """
@@ -14,7 +14,8 @@ Needs: ONNX the packages onnx, onnxscript and onnxruntime (`pip install dsno[onn
 from __future__ import annotations
 
 import copy
-import tempfile
+import io
+import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,10 +24,11 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from dsno.checkpoint import publish, read_json, version_of, write_json
+from dsno.checkpoint import naming, publish, read_json, temporary_name, version_of, write_json
 from dsno.condition import Cond, map_cond, named, unnamed
 from dsno.denoise import evaluating
 from dsno.nets.backbone import Backbone, example
+from dsno.outputs import locked, sweep, writable
 from dsno.solvers.run import initial_state
 from dsno.students.flowmap import FlowMap, TwoTime
 from dsno.students.operator import TrajectoryStudent
@@ -134,16 +136,55 @@ def _check(error: float, tolerance: float, path: Path) -> None:
         )
 
 
+FORMATS = ("torch.export", "onnx")
+
+
+def _described_in(path: Path) -> Path:
+    """The description that lies beside a file."""
+    return path.with_name(f"{path.name}.json")
+
+
+def _check_description(path: Path) -> None:
+    """Refuse to replace a JSON beside `path` that describes no export.
+
+    Raises:
+        FileExistsError: if there is one.
+    """
+    beside = _described_in(path)
+    if beside.exists() and _format_of(beside) not in FORMATS:
+        raise FileExistsError(f"{beside} describes no export and would be replaced: move it away, or name another file")
+
+
+def _format_of(path: Path) -> object:
+    """What a description says the file beside it is; None if it is no description."""
+    try:
+        found = read_json(path)
+    except ValueError:
+        return None
+    return found.get("format") if isinstance(found, dict) else None
+
+
 def _publish(path: Path, write: Callable[[Path], Mapping[str, Any]]) -> Path:
-    """Let `write` fill a folder with `path.name`, and publish its files at `path`; what it returns becomes the JSON."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
-        metadata = write(Path(folder) / path.name)
-        path.with_suffix(".json").unlink(missing_ok=True)
-        # The file itself last of the folder: what it refers to is there already.
-        for file in sorted(Path(folder).iterdir(), key=lambda f: f.name == path.name):
-            publish(file, path.with_name(file.name))
-    write_json(path.with_suffix(".json"), metadata)
+    """Let `write` fill a folder with `path.name`, and publish its files at `path`; what it returns becomes the JSON.
+
+    Raises:
+        BlockingIOError: if another export is writing there.
+        OSError: if it cannot be written; names `path`.
+    """
+    writable(path.parent)
+    folder, beside = path.with_name(temporary_name(path.name)), _described_in(path)
+    with locked(path.with_name(f".{path.name}.lock"), f"{path}"), naming(path):
+        sweep(path.parent, f"{path.name}.")
+        folder.mkdir()
+        try:
+            write_json(folder / beside.name, write(folder / path.name))
+            beside.unlink(missing_ok=True)
+            # What refers to another is published behind it: the file itself, and last what describes it.
+            last = [path.name, beside.name]
+            for file in sorted(folder.iterdir(), key=lambda f: last.index(f.name) if f.name in last else -1):
+                publish(file, path.with_name(file.name))
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
     return path
 
 
@@ -155,7 +196,7 @@ def export_program(
     dynamic: bool = True,
     tolerance: float = 1e-4,
 ) -> Path:
-    """Write the one-pass sampler as a `torch.export` program, `path` (`.pt2`) and `.json` beside it.
+    """Write the one-pass sampler as a `torch.export` program, `path` (`.pt2`) and its description beside it.
 
     Arguments:
         student: Any student or flow map whose backbone `torch.export` takes; in evaluation mode here, and left as it
@@ -167,16 +208,21 @@ def export_program(
         tolerance: The largest error allowed, relative to the largest value of a sample.
 
     Raises:
+        BlockingIOError, OSError: if another export is writing to `path`, or it cannot be written.
+        FileExistsError: if the JSON beside it describes no export.
         ValueError: if the program differs from the student, or the backbone fixes the batch, or a flow map is not
             sampled in one pass; nothing is written then.
     """
     path = Path(path)
+    _check_description(path)
     with evaluating(student):
         z, conds = _inputs(student, batch, cond)
         program, most = _exported(_Sampler(student, tuple(conds)), (z, *conds.values()), dynamic)
 
         def write(file: Path) -> dict[str, Any]:
-            torch.export.save(program, file)
+            # Through memory: on a full disk torch's own writer aborts the process.
+            torch.export.save(program, held := io.BytesIO())
+            file.write_bytes(held.getbuffer())
             error = _error(student, cast(Any, torch.export.load(file).module()), cond, batch, dynamic)
             _check(error, tolerance, path)
             return _metadata(student, conds, "torch.export", {"batch": most if dynamic else batch, "error": error})
@@ -209,18 +255,21 @@ def export_onnx(
     dynamic: bool = True,
     tolerance: float = 1e-3,
 ) -> Path:
-    """Write the one-pass sampler as ONNX, `path` (`.onnx`) and `.json` beside it, checked in onnxruntime on the CPU.
+    """Write the one-pass sampler as ONNX, `path` (`.onnx`) and its description, checked in onnxruntime on the CPU.
 
     The inputs are `z` and the names of the condition (`cond` where it has none), the output is `x`. Weights beyond the
     2 GB that one file can hold lie in `.onnx.data`. Arguments as in `export_program`.
 
     Raises:
+        BlockingIOError, OSError: if another export is writing to `path`, or it cannot be written.
+        FileExistsError: if the JSON beside it describes no export.
         ImportError: without onnx, onnxscript or onnxruntime.
         ValueError: if the model differs from the student; nothing is written then.
     """
     import onnxruntime
 
     path = Path(path)
+    _check_description(path)
     with evaluating(student):
         z, conds = _inputs(student, batch, cond)
         names = ["z", *(name or "cond" for name in conds)]
@@ -277,15 +326,15 @@ def load_program(path: Path | str) -> Program:
         ValueError: if it is no exported program.
     """
     path = Path(path)
-    metadata = read_json(path.with_suffix(".json"))
+    beside = _described_in(path)
+    # Version 0.1 named descriptions by the stem.
+    if not beside.exists() and path.with_suffix(".json").exists():
+        beside = path.with_suffix(".json")
+    metadata = read_json(beside)
     if not isinstance(metadata, dict) or metadata.get("format") != "torch.export":
-        raise ValueError(
-            f"{path.with_suffix('.json')} describes no torch.export program: make one with `export_program`"
-        )
+        raise ValueError(f"{beside} describes no torch.export program: make one with `export_program`")
     if not path.is_file():
-        raise FileNotFoundError(
-            f"no file {path}, though {path.with_suffix('.json').name} describes it: export it again"
-        )
+        raise FileNotFoundError(f"no file {path}, though {beside.name} describes it: export it again")
     return Program(torch.export.load(path).module(), metadata)
 
 

@@ -54,7 +54,7 @@ class CheckTeacher:
     def run(self) -> int:
         began = time.perf_counter()
         if self.out is not None:
-            new_file(self.out, self.overwrite)
+            new_file(self.out, self.overwrite, self.teacher, self.data)
         teacher = load_teacher(self.teacher, self.dtype, device_of(self.device))
         samples = None if self.data is None else load_data(self.data, size=self.size)
         x, labels = (None, None) if samples is None else (samples.x, samples.labels)

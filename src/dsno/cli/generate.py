@@ -11,6 +11,7 @@ import torch
 from dsno.cli.conditions import condition_by_seed, under_guidance
 from dsno.cli.console import progress, say
 from dsno.cli.options import Device, TeacherRef, device_of, launched
+from dsno.outputs import check_apart, check_request
 from dsno.solvers.named import ODESolver
 from dsno.teachers.load import check_dtype, load_teacher
 from dsno.trajectories.compute import Compute
@@ -77,7 +78,7 @@ class Generate:
     resume: bool = False
     """Continue what is in --out."""
     overwrite: bool = False
-    """Throw away what is in --out."""
+    """Throw away the trajectories in --out."""
 
     def run(self) -> None:
         autocast = None if self.dtype == "fp32" else check_dtype(self.dtype, device_of(self.device))
@@ -85,6 +86,8 @@ class Generate:
             raise ValueError(
                 f"--guidance is a weight of 0 or more, or LOW HIGH, got {' '.join(map(str, self.guidance))}"
             )
+        check_apart(self.out, self.teacher, self.labels, self.prompts)
+        check_request(self.resume, self.overwrite)
         accelerator = launched()
         teacher = load_teacher(self.teacher, None, device_of(self.device))
         if accelerator is not None:

@@ -72,7 +72,7 @@ class Plan:
 
     def run(self) -> None:
         if self.out is not None:
-            new_file(self.out, self.overwrite)
+            new_file(self.out, self.overwrite, self.recipe)
         device = device_of(self.device)
         made = plan(self._changed(self._workload()), self.budget_hours, device, self.devices, self.seconds)
         if self.out is not None:

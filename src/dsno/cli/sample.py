@@ -101,7 +101,7 @@ class Sample:
     def run(self) -> None:
         if self.count < 1:
             raise ValueError(f"count must be at least 1, got {self.count}")
-        new_file(self.out, self.overwrite)
+        new_file(self.out, self.overwrite, self.student, self.teacher, self.draft, self.prompts)
         samples, said, following = self._of_student() if self.exact is None else self._of_teacher(self.exact)
         latents = None if self.teacher is None else load_decoder(self.teacher)
         png = image_grid((samples if latents is None else latents.decode(samples)).clamp(-1, 1))

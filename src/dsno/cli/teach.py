@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Literal
 
 from dsno.cli.console import progress, say
+from dsno.cli.options import Training
 from dsno.data.load import load_data
+from dsno.outputs import check_apart, check_request
 from dsno.runs.teach import teach
 from dsno.schedule import Cosine, RectifiedFlow, Schedule, linear_beta
-from dsno.train import TrainConfig
 
 __all__ = ["Teach"]
 
@@ -45,13 +46,15 @@ class Teach:
     """Train on the labels too."""
     batch: int = 128
     """Images per step."""
-    train: TrainConfig = field(default_factory=lambda: TrainConfig(steps=5000, lr=1e-3, warmup=200))
+    train: Training = field(default_factory=lambda: Training(steps=5000, lr=1e-3, warmup=200))
     resume: bool = False
-    """Continue from the last checkpoint in --out."""
+    """Continue from the last checkpoint in --out; --train.lr and --train.clip may differ, --train.steps grow."""
     overwrite: bool = False
-    """Throw away what is in --out."""
+    """Throw away the teacher in --out."""
 
     def run(self) -> None:
+        check_apart(self.out, self.data)
+        check_request(self.resume, self.overwrite)
         images = load_data(self.data)
         with progress() as report:
             teach(

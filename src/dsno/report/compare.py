@@ -21,9 +21,10 @@ from dsno.data.samples import Samples
 from dsno.denoise import Prediction
 from dsno.grids import uniform
 from dsno.measure.evaluate import Reference, evaluate, halves, measure
-from dsno.measure.results import RESULTS, Result, save_results
+from dsno.measure.results import RESULTS, Result, load_results, save_results
 from dsno.nets.features import load_feature_net
-from dsno.report.page import Picture, Section, html_report
+from dsno.outputs import Kind, check_apart
+from dsno.report.page import Picture, Section, html_report, is_report
 from dsno.report.pictures import Against, image_grid, interpolation, quality_against_cost, slerp, trajectory_strips
 from dsno.seeds import noise, seed_range
 from dsno.solvers.fine import fine_solution
@@ -37,10 +38,30 @@ from dsno.teachers.load import load_teacher
 from dsno.train import Report, quiet
 from dsno.trajectory import Sampler
 
-__all__ = ["HELD_OUT", "compare"]
+__all__ = ["EVALUATION", "HELD_OUT", "compare"]
+
+REPORT = "report.html"
 
 HELD_OUT = 1 << 40
 """The seed of the first noise of a comparison: far from those of trajectories."""
+
+
+def _is_ours(path: Path) -> bool:
+    """Whether a file of this name is what `compare` wrote."""
+    if path.suffix != Path(RESULTS).suffix:
+        return is_report(path)
+    try:
+        load_results(path)
+    except ValueError:
+        return False
+    return True
+
+
+EVALUATION = Kind(
+    "an evaluation",
+    lambda folder: [path for name in (RESULTS, REPORT) if (path := folder / name).is_file() and _is_ours(path)],
+)
+"""What `compare` writes into a folder."""
 
 
 def compare(
@@ -70,7 +91,8 @@ def compare(
         features: Folder of the feature network.
         data: The reference set, or what `dsno.data.load.load_data` takes.
         count: How many noises.
-        out: Folder for `results.json` and `report.html`; nothing is written without it.
+        out: Folder for `results.json` and `report.html`, which replace those of an evaluation before; nothing is
+            written without it.
         report: Called with stage, done, total and text (`dsno.train.Report`).
         page: Where the report goes instead.
         first_seed: Seed of the first noise; far from those of trajectories by default.
@@ -88,10 +110,17 @@ def compare(
         a part of the data (`dsno.measure.evaluate.halves`).
 
     Raises:
+        FileExistsError: if `out` holds one of the folders, or files of these names that are of no evaluation.
         FileNotFoundError: if a folder is not complete.
         ValueError: if the student makes other shapes than the data has or other passes than are asked for, or `count`
             or half of the data are too few for precision and recall.
     """
+    if out is not None:
+        check_apart(out, teacher, student, features, "" if isinstance(data, Samples) else data)
+    written = [] if out is None else [Path(out) / RESULTS, Path(out) / REPORT]
+    for path in written if page is None else [*written[:1], Path(page)]:
+        if path.exists() and not _is_ours(path):
+            raise FileExistsError(f"{path} is of no evaluation: move it away, or choose another output")
     images, net = data if isinstance(data, Samples) else load_data(data), load_feature_net(features)
     solved, learned = load_teacher(teacher), load_student(student).eval()
     shape = images.shape
@@ -136,7 +165,7 @@ def compare(
         save_results(results, Path(out) / RESULTS)
     if out is not None or page is not None:
         html_report(
-            page or Path(out or ".") / "report.html",
+            page or Path(out or ".") / REPORT,
             f"{'Few passes' if passes else 'One pass'} beside its teacher: {images.name}",
             _sections(results, solved, learned, z, fine, fine_steps, family),
             f"{count} noises the student was not trained on, the same for every sampler; quality against {len(images)} "

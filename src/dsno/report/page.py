@@ -16,7 +16,7 @@ from dsno.checkpoint import write_atomically
 from dsno.measure.results import Result
 from dsno.measure.table import BIAS, COLUMNS, best, table
 
-__all__ = ["Picture", "Section", "html_report"]
+__all__ = ["Picture", "Section", "html_report", "is_report"]
 
 
 @dataclass(frozen=True)
@@ -62,6 +62,12 @@ def html_report(path: Path | str, title: str, sections: Sequence[Section], summa
     )
     write_atomically(path, lambda temporary: temporary.write_text(page, encoding="utf-8"))
     return path
+
+
+def is_report(path: Path) -> bool:
+    """Whether a file is what `html_report` wrote."""
+    with path.open(encoding="utf-8", errors="replace") as file:
+        return _CSS[:100] in file.read(8192)
 
 
 def _section(section: Section) -> str:

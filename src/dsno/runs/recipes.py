@@ -34,6 +34,7 @@ from dsno.distillation.run import distill
 from dsno.nets.backbone import net_from_config
 from dsno.nets.iddpm import CIFAR10, IMAGENET64, IDDPMUNet, published_blocks
 from dsno.nets.unet import UNet
+from dsno.outputs import check_apart, writable
 from dsno.runs.features import train_features
 from dsno.runs.teach import teach
 from dsno.runs.workload import Workload
@@ -130,8 +131,11 @@ class Recipe:
             data: The data, where it is at hand already.
 
         Raises:
+            BlockingIOError: if another run is writing to a stage.
+            FileExistsError: if `out` holds the teacher or the data, or a stage's folder is of something else.
             ValueError: if `out` holds a run of other settings; names the first one that differs.
         """
+        check_apart(out, teacher, self.data)
         out = self._open(out)
         if all((out / name / "config.json").is_file() for name in ("features", "teacher", "student")):
             return out
@@ -282,17 +286,19 @@ class Recipe:
     def _open(self, out: Path | str) -> Path:
         """The folder of a run of these settings."""
         out = Path(out)
-        out.mkdir(parents=True, exist_ok=True)
-        path = out / "recipe.json"
+        path = writable(out) / "recipe.json"
         if not path.is_file():
             write_json(path, asdict(self))
             return out
-        held = _flat(read_json(path))
+        noted = read_json(path)
+        if not isinstance(noted, dict):
+            raise ValueError(f"{path} is of no recipe: choose another folder")
+        known = _flat(noted)
         # As it would be read back: JSON knows no tuples.
         for key, value in _flat(json.loads(json.dumps(asdict(self)))).items():
-            if key != "data" and held.get(key) != value:
+            if key != "data" and known.get(key) != value:
                 raise ValueError(
-                    f"{out} holds a run with {key} = {held.get(key)}, this one has {value}: choose another folder"
+                    f"{out} holds a run with {key} = {known.get(key)}, this one has {value}: choose another folder"
                 )
         return out
 

@@ -24,6 +24,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -40,6 +41,7 @@ __all__ = [
     "check_foreign",
     "check_shard",
     "header_of",
+    "is_shard",
     "layout",
     "map_shard",
     "problem",
@@ -73,17 +75,23 @@ def shard_path(folder: Path, k: int) -> Path:
 
 def shard_number(path: Path) -> int:
     """The k of the file of shard k, or of an unfinished one."""
-    return int(path.name.lstrip(".").removeprefix("shard-")[:5])
+    return int(path.name.lstrip(".").removeprefix("shard-").partition(".")[0])
+
+
+def is_shard(name: str) -> bool:
+    """Whether a file of this name is a shard, of whatever set."""
+    return re.fullmatch(r"shard-\d{5,}\.safetensors", name) is not None
 
 
 def shards_in(folder: Path) -> list[Path]:
     """The shards that are in a folder, of whatever set."""
-    return sorted(folder.glob("shard-*.safetensors"))
+    return sorted(p for p in folder.glob("shard-*.safetensors") if is_shard(p.name))
 
 
 def unfinished(folder: Path) -> list[Path]:
     """What those who were killed left of shards, and of a manifest."""
-    return [*folder.glob(".shard-*.tmp"), *folder.glob(f".{MANIFEST}*.tmp")]
+    left = re.compile(rf"\.(shard-\d{{5,}}|{re.escape(MANIFEST)})(\.\w+)*\.tmp")
+    return [p for p in folder.glob(".*.tmp") if left.fullmatch(p.name)]
 
 
 def layout(manifest: Manifest, k: int) -> dict[str, tuple[torch.dtype, tuple[int, ...]]]:

@@ -15,6 +15,7 @@ import contextlib
 import dataclasses
 import hashlib
 import json
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -270,7 +271,8 @@ def writing(path: Path, again: str = "generate(..., resume=True)") -> Iterator[N
         yield
     except OSError as error:
         mend = f"Complete shards are kept: make room and call {again}"
-        raise OSError(error.errno, f"cannot write {path} ({error.strerror}). {mend}") from error
+        why = os.strerror(error.errno) if error.errno else error
+        raise OSError(error.errno, f"cannot write {path} ({why}). {mend}") from error
 
 
 # What differs

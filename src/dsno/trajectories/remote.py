@@ -21,7 +21,7 @@ from fsspec.callbacks import NoOpCallback
 from fsspec.implementations.local import LocalFileSystem
 
 from dsno.checkpoint import publish
-from dsno.hub import first_line, reaching
+from dsno.hub import first_line, reaching, remote_error
 from dsno.trajectories.format import header_of, problem, shard_path
 from dsno.trajectories.manifest import MANIFEST, Manifest, join, parse_manifest
 
@@ -63,7 +63,8 @@ class Remote:
 
     Raises:
         ImportError: if the package for the URL's protocol is not installed; names it.
-        ValueError: if the protocol is not known.
+        ConnectionError, FileNotFoundError, PermissionError: if it cannot even be opened.
+        ValueError: if the protocol is not known, or the URL is not one of its.
     """
 
     def __init__(self, url: str) -> None:
@@ -73,8 +74,9 @@ class Remote:
             self.fs, self.root = cast(tuple[Any, str], fsspec.url_to_fs(self.url, skip_instance_cache=True))
         except ImportError as error:
             raise ImportError(f"{url} cannot be reached: {error}") from None
-        except ValueError as error:
-            raise ValueError(f"{url} cannot be reached: {error}") from None
+        except Exception as error:
+            # Some open an archive or a connection at once, each with errors of its own.
+            raise (remote_error(error) or ValueError)(f"{url} cannot be reached: {first_line(error)}") from None
         self._hub = HUB.fullmatch(self.url)
         if self.url.startswith("hf://") and self._hub is None:
             raise ValueError(f"{url} is not a dataset of the Hub: expected hf://datasets/org/name")
@@ -160,6 +162,10 @@ class Remote:
             found = self.fs.ls(self.root, detail=True)
             return {f["name"].rsplit("/", 1)[-1]: f["size"] for f in found if f["type"] == "file"}
         return {}
+
+    def read(self, name: str) -> bytes:
+        """What a file holds."""
+        return bytes(self.fs.cat_file(self.at(name)))
 
     def has(self, name: str, local: Path, present: dict[str, int]) -> bool:
         """Whether the file `name` is there with the size and the header, hence the checksum, of a local shard."""

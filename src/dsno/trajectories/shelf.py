@@ -17,10 +17,9 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
 from torch import Tensor
 
-from dsno.checkpoint import prepare_folder
+from dsno.outputs import locked, writable
 from dsno.trajectories.format import (
     map_shard,
     problem,
@@ -66,11 +65,15 @@ class Shelf:
         with remote.reaching():
             self.manifest = remote.read_manifest()
         base = Path(cache or os.environ.get("DSNO_CACHE") or Path("~/.cache/dsno")).expanduser()
-        self.folder = prepare_folder(base / self.manifest["fingerprint"], resume=True)
+        self.folder = writable(base / self.manifest["fingerprint"])
         for partial in unfinished(self.folder):
             # A download that was killed; one that goes on holds its lock.
-            with contextlib.suppress(Timeout), self._locked(shard_number(partial), timeout=0):
+            with contextlib.suppress(BlockingIOError), self._locked(shard_number(partial), timeout=0):
                 partial.unlink(missing_ok=True)
+        for left in self.folder.glob(".shard-*.lock"):
+            # Who gives a lock back removes its file: of earlier versions and the killed they stay.
+            with contextlib.suppress(BlockingIOError, ValueError), self._locked(shard_number(left), timeout=0):
+                pass
 
     def _start(self) -> None:
         self._process = os.getpid()
@@ -181,8 +184,7 @@ class Shelf:
 
     @contextlib.contextmanager
     def _locked(self, k: int, timeout: float = -1) -> Iterator[None]:
-        # The system frees the lock of a process that dies.
-        with FileLock(self.folder / f".shard-{k:05d}.lock", timeout=timeout):
+        with locked(self.folder / f".shard-{k:05d}.lock", f"{shard_path(self.folder, k)}", timeout):
             yield
 
     def _make_room(self, k: int) -> bool:
