@@ -28,6 +28,7 @@ import torch
 from torch import nn
 
 __all__ = [
+    "JSON_BYTES",
     "UNCHECKED",
     "Length",
     "Within",
@@ -48,7 +49,7 @@ T = TypeVar("T")
 UNCHECKED = "DSNO_UNCHECKED"
 """The variable of the environment that, set to 1, lets files differ from their checksums."""
 
-JSON_BYTES, DEPTH, WHOLE = 2**24, 64, 2**53
+JSON_BYTES, DEPTH, WHOLE = 2**24, 64, 2**63
 
 EXPANSION, ROOM = 200, 2**28
 """A compressed file may become 256 MB, or so many times its size: data of images does not shrink more."""
@@ -139,7 +140,7 @@ class Within:
     high: float
 
     def __str__(self) -> str:
-        return f" from {self.low:g} to {self.high:g}"
+        return f" from {self.low} to {self.high}"
 
     def admits(self, value: Any) -> bool:
         return bool(self.low <= value <= self.high)
@@ -172,7 +173,10 @@ def check(value: Any, form: Any, where: str) -> None:
     """
     origin, arguments = typing.get_origin(form), typing.get_args(form)
     if origin is Annotated:
-        check(value, arguments[0], where)
+        inner = arguments[0]
+        if not _is_a(value, inner, typing.get_origin(inner), typing.get_args(inner)):
+            raise ValueError(f"{where} must be {_words(form)}, got {_shown(value)}")
+        check(value, inner, where)
         for bound in arguments[1:]:
             if isinstance(bound, Within | Length) and value is not None and not bound.admits(value):
                 raise ValueError(f"{where} must be {_words(form)}, got {_shown(value)}")
@@ -186,7 +190,7 @@ def check(value: Any, form: Any, where: str) -> None:
         _check_record(value, form, where)
     elif isinstance(value, Mapping) and len(arguments) == 2:
         for key, item in value.items():
-            check(item, arguments[1], f"{where}.{key}")
+            check(item, arguments[1], _inside(where, key))
     elif isinstance(value, list | tuple) and arguments:
         fixed = origin is tuple and arguments[-1] is not Ellipsis
         if fixed and len(value) != len(arguments):
@@ -214,9 +218,9 @@ def _check_record(value: Mapping[str, Any], form: Any, where: str) -> None:
     hints = typing.get_type_hints(form, include_extras=True)
     for field in dataclasses.fields(form):
         if field.name in value:
-            check(value[field.name], hints[field.name], f"{where}.{field.name}")
+            check(value[field.name], hints[field.name], _inside(where, field.name))
         elif field.default is field.default_factory is dataclasses.MISSING:
-            raise ValueError(f"{where} lacks {field.name}")
+            raise ValueError(f"{where.removesuffix(': ')} lacks {field.name}")
 
 
 def check_arguments(make: Callable[..., object], config: Mapping[str, object], what: str) -> None:
@@ -233,6 +237,10 @@ def check_arguments(make: Callable[..., object], config: Mapping[str, object], w
     for name, value in config.items():
         if name in hints:
             check(value, hints[name], f"{what}: {name}")
+
+
+def _inside(where: str, key: object) -> str:
+    return f"{where}{'' if where.endswith(': ') else '.'}{key}"
 
 
 def _is_record(form: Any) -> bool:

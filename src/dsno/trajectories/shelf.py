@@ -21,6 +21,7 @@ from filelock import FileLock, Timeout
 from torch import Tensor
 
 from dsno.checkpoint import prepare_folder
+from dsno.outside import unchecked
 from dsno.trajectories.format import (
     map_shard,
     problem,
@@ -73,7 +74,7 @@ class Shelf:
                 partial.unlink(missing_ok=True)
 
     def _start(self) -> None:
-        self._process = os.getpid()
+        self._process, self._verified = os.getpid(), set[int]()
         self._guard, self._connections = threading.Lock(), threading.local()
         self._thread: threading.Thread | None = None
         self._wanted: list[int] = []
@@ -120,9 +121,11 @@ class Shelf:
             path = self.fetch(k)
             # Another process may have dropped it since.
             with contextlib.suppress(FileNotFoundError):
-                if wrong := problem(path, self.manifest, k, verify=False):
+                verify = k not in self._verified and not unchecked()
+                if wrong := problem(path, self.manifest, k, verify):
                     self._drop(path, wrong)
                     continue
+                self._verified.add(k)
                 return map_shard(path, self.manifest, k)
 
     def fetch(self, k: int) -> Path:
@@ -136,6 +139,7 @@ class Shelf:
                     remote = self._remote()
                     with remote.reaching():
                         remote.fetch(self.manifest, k, self.folder, f".shard-{k:05d}.tmp")
+                    self._verified.add(k)
                     log.info("fetched %s/%s", self.url, path.name)
         self.touch(k)
         return path
@@ -148,6 +152,7 @@ class Shelf:
                 self._drop(path, wrong)
 
     def _drop(self, path: Path, wrong: str) -> None:
+        self._verified.discard(shard_number(path))
         log.warning("%s is %s: it is fetched again", path, wrong)
         path.unlink(missing_ok=True)
 
