@@ -18,15 +18,17 @@ import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor, nn
 
-from dsno.checkpoint import publish, read_json, version_of, write_json
+from dsno.app.archive import read_archive
+from dsno.checkpoint import SEAL, check_seal, publish, read_json, seal, version_of, write_json
 from dsno.condition import Cond, map_cond, named, unnamed
 from dsno.denoise import evaluating
 from dsno.nets.backbone import Backbone, example
+from dsno.outside import Length, Within, check
 from dsno.solvers.run import initial_state
 from dsno.students.flowmap import FlowMap, TwoTime
 from dsno.students.operator import TrajectoryStudent
@@ -158,7 +160,7 @@ def _publish(path: Path, write: Callable[[Path], Mapping[str, Any]]) -> Path:
         # The file itself last of the folder: what it refers to is there already.
         for file in sorted(Path(folder).iterdir(), key=lambda f: f.name == path.name):
             publish(file, path.with_name(file.name))
-    write_json(path.with_suffix(".json"), metadata)
+    write_json(path.with_suffix(".json"), {**metadata, SEAL: seal(metadata, path)})
     return path
 
 
@@ -192,7 +194,7 @@ def export_program(
 
         def write(file: Path) -> dict[str, Any]:
             torch.export.save(program, file)
-            error = _error(student, cast(Any, torch.export.load(file).module()), cond, batch, dynamic)
+            error = _error(student, read_archive(file), cond, batch, dynamic)
             _check(error, tolerance, path)
             return _metadata(student, conds, "torch.export", {"batch": most if dynamic else batch, "error": error})
 
@@ -284,24 +286,36 @@ class Program:
         return self.run(z, *(conds[n] for n in names))
 
 
-def load_program(path: Path | str) -> Program:
-    """Read what `export_program` wrote.
+@dataclass
+class _Described:
+    """What must lie beside a program."""
+
+    shape: Annotated[list[Annotated[int, Within(1, 2**20)]], Length(1, 8)]
+    cond: dict[str, dict[str, Any]]
+
+
+def load_program(path: Path | str, unchecked: bool = False) -> Program:
+    """Read what `export_program` wrote; nothing in the file is run (`dsno.app.archive`).
+
+    Arguments:
+        path: The `.pt2` file, with its `.json` beside it.
+        unchecked: Open files that were changed since they were written; what would run is refused in any case.
 
     Raises:
         FileNotFoundError: if a file is missing.
-        ValueError: if it is no exported program.
+        ValueError: if it is no exported program, was changed since it was written, or holds what would run code.
     """
     path = Path(path)
-    metadata = read_json(path.with_suffix(".json"))
+    described = path.with_suffix(".json")
+    metadata = read_json(described)
     if not isinstance(metadata, dict) or metadata.get("format") != "torch.export":
-        raise ValueError(
-            f"{path.with_suffix('.json')} describes no torch.export program: make one with `export_program`"
-        )
-    if not path.is_file():
-        raise FileNotFoundError(
-            f"no file {path}, though {path.with_suffix('.json').name} describes it: export it again"
-        )
-    return Program(torch.export.load(path).module(), metadata)
+        raise ValueError(f"{described} describes no torch.export program: make one with `export_program`")
+    if not path.exists():
+        raise FileNotFoundError(f"no file {path}, though {described.name} describes it: export it again")
+    check(metadata, _Described, f"{described}: ")
+    run = read_archive(path)
+    check_seal(metadata, described, path, unchecked=unchecked)
+    return Program(run, metadata)
 
 
 def _times_on_device(student: Student, device: torch.device) -> Student:
