@@ -120,7 +120,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     _must_exist(path)
     try:
         return load_file(path)
-    except SafetensorError as error:
+    except (SafetensorError, MemoryError, OSError) as error:
         raise ValueError(f"{path} is truncated or damaged ({error}): copy or create it again") from None
 
 

@@ -347,17 +347,16 @@ def rehearsed(make: Callable[[], T], weights: int, source: object, look: Callabl
     with building(weights, source):
         try:
             with torch.device("meta"):
-                look(make())
-        except ValueError:
-            raise
+                trial: T | None = make()
         except Exception as error:
             # Who looks at numbers while building cannot do so there.
-            if "meta" not in str(error).lower():
+            if isinstance(error, ValueError) or "meta" not in str(error).lower():
                 raise _no_network(source, error) from None
+            trial = None
+        if trial is not None:
+            look(trial)
         try:
             made = make()
-        except ValueError:
-            raise
         except Exception as error:
             raise _no_network(source, error) from None
         look(made)
@@ -365,4 +364,7 @@ def rehearsed(make: Callable[[], T], weights: int, source: object, look: Callabl
 
 
 def _no_network(source: object, error: Exception) -> ValueError:
+    """What a constructor said, with where it was told so."""
+    if isinstance(error, ValueError):
+        return error if str(source) in str(error) else ValueError(f"{source}: {error}")
     return ValueError(f"{source} describes no network ({type(error).__name__}: {one_line(error)})")

@@ -249,7 +249,10 @@ def _read_idx(path: Path) -> np.ndarray:
         if kind != 8:
             raise ValueError(f"its numbers are of type {kind}, expected 8 (unsigned bytes)")
         declared = math.prod(shape)
-        check_expansion(path.stat().st_size, declared, path.name)
+        held = path.stat().st_size
+        check_expansion(held, declared, path.name)
+        if held > 2 * declared + 2**16:
+            raise ValueError(f"it declares shape {shape} in a file of {held} bytes")
         data = file.read(declared + 1)
         if len(data) != declared:
             raise ValueError(

@@ -191,7 +191,7 @@ def _operator(
     times: Sequence[float],
     target: Target,
     kind: Kind,
-    backbone: dict[str, Any],
+    backbone: dict[str, Any] | None,
     lift: dict[str, Any],
     data_std: float = 1.0,
     shape: Sequence[int] | None = None,
@@ -199,7 +199,7 @@ def _operator(
     restarts: bool = False,
     net: nn.Module | None = None,
 ) -> TrajectoryStudent:
-    lifted = _lift_again(net_from_config(backbone) if net is None else net, lift)
+    lifted = _lift_again(net_from_config(backbone or {}) if net is None else net, lift)
     solved_on = schedule_from_config(schedule)
     return TrajectoryStudent(lifted, solved_on, times, target, kind, data_std, shape, classes, restarts)
 
