@@ -6,6 +6,8 @@ import json
 import os
 import stat
 import struct
+import time
+from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
 
@@ -23,6 +25,7 @@ from dsno.checkpoint import (
     read_json,
     read_tensors,
     save_model,
+    seal,
     tensor_sha,
     version_of,
     write_atomically,
@@ -69,7 +72,7 @@ def test_what_cannot_be_read_is_named(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("")
     with pytest.raises(FileNotFoundError, match=r"has no config.json \(it has notes.txt\)"):
         read_json(tmp_path / "config.json")
-    for content in (b"{", b"\xff\xfe\x00", b""):
+    for content in (b"{", b"\xff\xfe\x00", b"", b"[" * 50_000 + b"]" * 50_000, b"[" * 99 + b"]" * 99):
         (tmp_path / "config.json").write_bytes(content)
         with pytest.raises(ValueError, match="not valid JSON"):
             read_json(tmp_path / "config.json")
@@ -151,6 +154,71 @@ def test_what_cannot_be_written_is_named(tmp_path: Path) -> None:
     with pytest.raises(OSError, match=r"cannot write .*a\.json \(No space left on device\): make room") as caught:
         write_atomically(tmp_path / "a.json", fill_the_disk)
     assert caught.value.errno == errno.ENOSPC and list(tmp_path.iterdir()) == []
+
+
+# What was changed
+
+
+def line(config: dict[str, int]) -> tuple[nn.Linear, nn.Linear]:
+    made = nn.Linear(2, config["out"])
+    return made, made
+
+
+def flip(path: Path, place: int) -> None:
+    data = bytearray(path.read_bytes())
+    data[place] ^= 1
+    path.write_bytes(bytes(data))
+
+
+def note(path: Path, place: int) -> None:
+    write_json(path, {**read_json(path), "notes": {"guidance": [0, 9]}})
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "place"),
+    [("model.safetensors", flip, -1), ("model.safetensors", flip, -20), ("config.json", note, 0)],
+)
+def test_a_model_that_was_changed_is_refused_unless_that_is_meant(
+    name: str, change: Callable[[Path, int], None], place: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save_model(tmp_path, {"type": "line", "out": 3, "notes": {}}, nn.Linear(2, 3))
+    load_model(tmp_path, "line", line)
+    change(tmp_path / name, place)
+    with pytest.raises(ValueError, match=r"was changed after it was written .*unchecked=True, or set DSNO_UNCHECKED=1"):
+        load_model(tmp_path, "line", line)
+    assert load_model(tmp_path, "line", line, unchecked=True).out_features == 3
+    monkeypatch.setenv("DSNO_UNCHECKED", "1")
+    load_model(tmp_path, "line", line)
+
+
+def test_what_was_never_sealed_opens(tmp_path: Path) -> None:
+    save_model(tmp_path, {"type": "line", "out": 3}, nn.Linear(2, 3))
+    config = read_json(tmp_path / "config.json")
+    assert config.pop("sha256") == seal(config, tmp_path / "model.safetensors")
+    write_json(tmp_path / "config.json", {**config, "notes": {"more": 1}})
+    load_model(tmp_path, "line", line)
+
+
+def test_a_network_is_that_of_the_weights_before_it_takes_memory(tmp_path: Path) -> None:
+    save_model(tmp_path, {"type": "line"}, nn.Linear(2, 3))
+
+    def of(*layers: int) -> Callable[[dict[str, object]], tuple[nn.Module, nn.Module]]:
+        def make(config: dict[str, object]) -> tuple[nn.Module, nn.Module]:
+            made = nn.Sequential(*(nn.Linear(n, n) for n in layers))
+            return made, made
+
+        return make
+
+    with pytest.raises(
+        ValueError, match=r"holds another architecture than its configuration says: 0\.weight is missing"
+    ):
+        load_model(tmp_path, "line", of(10**8))
+    began = time.perf_counter()
+    with pytest.raises(ValueError, match=r"config\.json describes a network of more than the 2 weights"):
+        load_model(tmp_path, "line", lambda config: of(*[1] * 10**5)(config))
+    assert time.perf_counter() - began < 5
+    with pytest.raises(ValueError, match=r"config\.json describes no network \(RuntimeError: .*negative"):
+        load_model(tmp_path, "line", of(-3))
 
 
 # Fingerprints

@@ -1,8 +1,9 @@
 """A model on disk: a folder with `config.json` and `model.safetensors`, both written atomically.
 
 The configuration is the constructor arguments of everything the model is made of, so loading is building and filling.
-Nothing is pickled. An error names what is missing, which key is unknown (and which was probably meant), or where the
-weights disagree with the architecture.
+Nothing is pickled. Under `sha256` it has the checksum of itself and the weights, the `seal`: what was changed since is
+refused. An error names what is missing, which key is unknown (and which was probably meant), or where the weights
+disagree with the architecture.
 """
 
 from __future__ import annotations
@@ -25,9 +26,13 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from dsno.outside import UNCHECKED, check_arguments, must_be_file, read_json_file, rehearsed
+from dsno.outside import unchecked as let_pass
+
 __all__ = [
     "build",
     "check_keys",
+    "check_seal",
     "check_type",
     "check_weights",
     "digest",
@@ -39,6 +44,7 @@ __all__ = [
     "read_json",
     "read_tensors",
     "save_model",
+    "seal",
     "sha256_of",
     "temporary_name",
     "tensor_sha",
@@ -57,6 +63,9 @@ TYPES = (("teacher",), ("student", "adapter", "flow map"), ("features",))
 
 TEMPORARY = re.compile(r"\.(.+\.[0-9a-f]{32}|step-\d{8})\.tmp")
 """What a file or folder is called until it is whole: left without its writer, it is of no use to anybody."""
+
+SEAL = "sha256"
+"""The key of the checksum in a JSON object that is sealed."""
 
 
 def temporary_name(name: str) -> str:
@@ -131,13 +140,10 @@ def read_json(path: Path) -> Any:
 
     Raises:
         FileNotFoundError: if it is missing, with the names that are there instead.
-        ValueError: if it is not JSON.
+        ValueError: if it is not JSON, or larger or deeper than any of ours.
     """
     _must_exist(path)
-    try:
-        return json.loads(path.read_text())
-    except ValueError as error:
-        raise ValueError(f"{path} is not valid JSON ({error}): it is damaged or not a dsno file") from None
+    return read_json_file(path)
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
@@ -150,12 +156,13 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     _must_exist(path)
     try:
         return load_file(path)
-    except SafetensorError as error:
+    except (SafetensorError, MemoryError, OSError) as error:
         raise ValueError(f"{path} is truncated or damaged ({error}): copy or create it again") from None
 
 
 def _must_exist(path: Path) -> None:
-    if path.is_file():
+    if path.exists():
+        must_be_file(path)
         return
     if not path.parent.is_dir():
         raise FileNotFoundError(f"no folder {path.parent}: expected a model folder with {path.name} in it")
@@ -180,7 +187,8 @@ def build(make: Callable[..., T], config: Mapping[str, object], what: str | None
     """Call `make(**config)` after checking the keys against its parameters.
 
     Raises:
-        ValueError: for an unknown key, with the nearest known one, or a missing one.
+        ValueError: for an unknown key, with the nearest known one, a missing one, or a value of another type than the
+            parameter is annotated with.
     """
     parameters = inspect.signature(make).parameters
     what = what or f"the configuration of {getattr(make, '__name__', make)}"
@@ -188,6 +196,7 @@ def build(make: Callable[..., T], config: Mapping[str, object], what: str | None
     missing = [name for name, p in parameters.items() if p.default is p.empty and name not in config]
     if missing:
         raise ValueError(f"{what} lacks {', '.join(missing)}")
+    check_arguments(make, config, what)
     return make(**config)
 
 
@@ -203,6 +212,11 @@ def check_weights(own: Mapping[str, Tensor], tensors: Mapping[str, Tensor], sour
         f"{k} has shape {tuple(tensors[k].shape)}, the model has {tuple(own[k].shape)}"
         for k in own
         if k in tensors and own[k].shape != tensors[k].shape
+    ]
+    differences += [
+        f"{k} is {tensors[k].dtype}, the model has {own[k].dtype}"
+        for k in own
+        if k in tensors and own[k].is_floating_point() != tensors[k].is_floating_point()
     ]
     if differences:
         more = f" (and {len(differences) - 3} more)" if len(differences) > 3 else ""
@@ -239,7 +253,7 @@ def check_type(folder: Path, types: Sequence[str]) -> None:
 
 
 def save_model(folder: Path | str, config: Mapping[str, object], module: nn.Module) -> Path:
-    """Write `config` and the module's weights into a folder; the configuration, written last, marks it complete.
+    """Write `config`, sealed, and the module's weights; the configuration, written last, marks the folder complete.
 
     Raises:
         FileExistsError: if the folder holds a model of another `type`, or of another library.
@@ -249,27 +263,69 @@ def save_model(folder: Path | str, config: Mapping[str, object], module: nn.Modu
     check_type(folder, next((types for types in TYPES if config.get("type") in types), ()))
     folder.mkdir(parents=True, exist_ok=True)
     write_tensors(folder / WEIGHTS, module.state_dict())
-    write_json(folder / CONFIG, config)
+    write_json(folder / CONFIG, {**config, SEAL: seal(config, folder / WEIGHTS)})
     return folder
 
 
-def load_model(folder: Path | str, kind: str, make: Callable[[dict[str, Any]], tuple[T, nn.Module]]) -> T:
+def load_model(
+    folder: Path | str, kind: str, make: Callable[[dict[str, Any]], tuple[T, nn.Module]], unchecked: bool = False
+) -> T:
     """Read a folder of the given `kind`: `make(config)` returns the object and the module to fill.
 
-    `config` is what describes the model, without `type` and `notes`.
+    `config` is what describes the model, without `type`, `notes` and `sha256`. `make` is called on the meta device
+    first (`dsno.outside.rehearsed`).
 
     Raises:
         FileNotFoundError: if a file is missing; says which.
-        ValueError: if the folder holds another kind of model, or damaged or foreign weights.
+        ValueError: if the folder holds another kind of model, damaged or foreign weights, or was changed since it was
+            written; the last is let pass if `unchecked`.
     """
     folder = Path(folder)
     config = read_json(folder / CONFIG)
     found = config.get("type") if isinstance(config, dict) else None
     if found != kind:
         raise ValueError(f"{folder} holds a {found or 'foreign model'}, expected a {kind}")
-    made, module = make({k: v for k, v in config.items() if k not in ("type", "notes")})
-    fill(module, read_tensors(folder / WEIGHTS), folder)
+    tensors = read_tensors(folder / WEIGHTS)
+    described = json.dumps({k: v for k, v in config.items() if k not in ("type", "notes", SEAL)})
+
+    def look(made: tuple[T, nn.Module]) -> None:
+        check_weights(made[1].state_dict(), tensors, folder)
+
+    made, module = rehearsed(lambda: make(json.loads(described)), len(tensors), folder / CONFIG, look)
+    # What does not even fit says more than that it was changed.
+    check_seal(config, folder / CONFIG, folder / WEIGHTS, unchecked=unchecked)
+    fill(module, tensors, folder)
     return made
+
+
+def seal(described: Mapping[str, object], *files: Path) -> str:
+    """SHA-256 over a JSON object, but for its own `sha256`, and the bytes of the files that it goes with."""
+    plain = json.loads(json.dumps({k: v for k, v in described.items() if k != SEAL}))
+    total = hashlib.sha256(json.dumps(plain, sort_keys=True, separators=(",", ":")).encode())
+    for path in files:
+        with path.open("rb") as file:
+            total.update(hashlib.file_digest(file, "sha256").digest())
+    return total.hexdigest()
+
+
+def check_seal(described: Mapping[str, object], source: Path, *files: Path, unchecked: bool = False) -> None:
+    """Refuse what was changed since it was sealed; version 0.1 sealed nothing, and what has no seal passes.
+
+    Arguments:
+        described: What the file `source` holds.
+        source: A JSON file.
+        files: Those that it goes with, as `seal` was given them.
+        unchecked: Let it pass; so does the environment, `DSNO_UNCHECKED=1`.
+
+    Raises:
+        ValueError: if something differs.
+    """
+    if SEAL in described and not let_pass(unchecked) and described[SEAL] != (found := seal(described, *files)):
+        names = " or ".join(path.name for path in (source, *files))
+        raise ValueError(
+            f"{source.parent}: {names} was changed after it was written (sha256: expected {described[SEAL]!s:.64}, "
+            f"found {found}). Copy or make it again; to open it all the same pass unchecked=True, or set {UNCHECKED}=1"
+        )
 
 
 def digest(tensors: Mapping[str, Tensor]) -> str:

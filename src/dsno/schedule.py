@@ -27,6 +27,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from dsno.outside import check_arguments
+
 __all__ = [
     "SCHEDULES",
     "VE",
@@ -312,7 +314,7 @@ def schedule_from_config(config: dict[str, object]) -> Schedule:
     """Rebuild a schedule from its `config`.
 
     Raises:
-        ValueError: if the name or a key is unknown, or one is missing.
+        ValueError: if the name or a key is unknown, one is missing, or a value is of another type.
     """
     arguments = dict(config)
     name = str(arguments.pop("name", None))
@@ -323,4 +325,5 @@ def schedule_from_config(config: dict[str, object]) -> Schedule:
         signature.bind(**arguments)
     except TypeError as error:
         raise ValueError(f"the schedule {name} has {', '.join(signature.parameters) or 'no keys'}: {error}") from None
+    check_arguments(SCHEDULES[name], arguments, f"the schedule {name}")
     return SCHEDULES[name](**arguments)

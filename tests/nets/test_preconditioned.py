@@ -107,7 +107,7 @@ def test_it_is_rebuilt_from_its_configuration(config: dict[str, Any]) -> None:
     [
         (dict(net=dict(SONG, type="VNet")), "unknown architecture 'VNet': expected one of SongUNet, DhariwalUNet"),
         (dict(net=dict(SONG, model_chanels=8)), "model_chanels.*did you mean.*model_channels"),
-        (dict(net=dict(SONG, encoder_type="dense")), "unknown encoder_type 'dense'"),
+        (dict(net=dict(SONG, encoder_type="dense")), "encoder_type must be one of 'standard', .*got 'dense'"),
         (dict(net=SONG, precond="ddpm"), "unknown precond 'ddpm': expected edm, vp, ve or iddpm"),
         (dict(net=SONG, sigma_min=90.0), "sigma_min must be positive and below sigma_max, got 90.0 and 80.0"),
     ],

@@ -25,6 +25,7 @@ def test_a_folder_says_that_a_student_restarts_and_else_nothing(tmp_path: Path) 
         loaded = load_student(tmp_path / name)
         assert loaded.restarts == made.restarts == (name == "again") and loaded.config == made.config
     plain, again = (read_json(tmp_path / name / "config.json") for name in ("plain", "again"))
+    assert plain.pop("sha256") != again.pop("sha256")
     assert "restarts" not in plain and again == {**plain, "restarts": True}
 
 

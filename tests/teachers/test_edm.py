@@ -233,6 +233,20 @@ def _written(folder: Path, value: object) -> Path:
             lambda: {
                 "a": Call(torch._utils._rebuild_tensor_v2, torch.ones(2)._typed_storage(), 1, (9,), (1,), False, {})
             },
+            r"a tensor of shape \(9,\) in a storage of 2 numbers",
+        ),
+        (
+            lambda: {
+                "a": Call(
+                    torch._utils._rebuild_tensor_v2, torch.ones(2)._typed_storage(), 0, (10**12,), (0,), False, {}
+                )
+            },
+            r"a tensor of shape \(1000000000000,\) in a storage of 2 numbers",
+        ),
+        (
+            lambda: {
+                "a": Call(torch._utils._rebuild_tensor_v2, torch.ones(2)._typed_storage(), 1, (2,), (1,), False, {})
+            },
             "out of bounds",
         ),
         (
@@ -251,6 +265,22 @@ def _written(folder: Path, value: object) -> Path:
 def test_what_is_no_plain_data_is_refused(content, message: str, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=message):
         read_snapshot(_written(tmp_path, content()))
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"\x80\x02}r\xff\xff\xff\x7f.",
+        b"\x80\x02}p2147483647\n.",
+        b"\x80\x04\x8e" + (2**40).to_bytes(8, "little") + b".",
+    ],
+)
+def test_nothing_is_made_room_for_that_is_not_there(content: bytes, tmp_path: Path) -> None:
+    (tmp_path / "a.pkl").write_bytes(content)
+    with pytest.raises(
+        ValueError, match=r"a note number 2147483647 in a file|a\.pkl is not a snapshot of EDM, or damaged"
+    ):
+        read_snapshot(tmp_path / "a.pkl")
 
 
 def test_damaged_files_and_other_files_are_told_from_snapshots(tmp_path: Path) -> None:
@@ -298,6 +328,21 @@ def test_a_snapshot_without_the_network_says_what_it_has(tmp_path: Path) -> None
     assert load_edm(path, "net").kind == "eps"
 
 
+def doubled(times: int) -> list:
+    """A list that a few hundred bytes spell out, of 2^times numbers."""
+    made: list = [1]
+    for _ in range(times):
+        made = [made, made]
+    return made
+
+
+def nested(times: int) -> Persistent:
+    made = Persistent("SongUNet", {"_modules": {}})
+    for _ in range(times):
+        made = Persistent("SongUNet", {"_modules": {"a": made, "b": made}})
+    return made
+
+
 def edit(name: str, change) -> object:
     precond, net, kwargs = made(name)
     content = snapshot(net, precond, **kwargs)
@@ -316,6 +361,27 @@ def edit(name: str, change) -> object:
         ("vp", lambda m: m["state"]["_init_kwargs"].pop("img_channels"), "img_channels"),
         ("vp", lambda m: m["state"]["_modules"]["model"].meta.update(class_name="VNet"), "unknown architecture 'VNet'"),
         ("vp", lambda m: m["state"]["_modules"]["model"].meta["state"].update(_modules=3), "does not fit"),
+        ("vp", lambda m: m["state"]["_init_kwargs"].update(num_blocks=10**8), "than the .* weights that are there"),
+        ("vp", lambda m: m["state"]["_init_kwargs"].update(channel_mult=[1] * 10**4), "than the .* weights that are"),
+        (
+            "vp",
+            lambda m: m["state"]["_init_kwargs"].update(model_channels=10**6),
+            "the file holds another architecture",
+        ),
+        ("vp", lambda m: m["state"]["_init_kwargs"].update(model_channels=-16), "describes no network"),
+        (
+            "vp",
+            lambda m: m["state"]["_init_kwargs"].update(model_channels="many"),
+            "must be a whole number, got 'many'",
+        ),
+        ("vp", lambda m: m["state"]["_init_kwargs"].update(dropout=None), "dropout must be a number, got None"),
+        (
+            "vp",
+            lambda m: m["state"]["_init_kwargs"].update(channel_mult=doubled(30)),
+            "made with more than 100000 settings",
+        ),
+        ("vp", lambda m: m["state"]["_modules"].update(model=nested(30)), "has more than 100000 modules"),
+        ("iddpm", lambda m: m["state"]["_init_kwargs"].update(M=10**9), "M must be a whole number from 1 to 65536"),
         ("iddpm", lambda m: m["state"]["_init_kwargs"].update(C_2=0.1), "noise levels are not those"),
         ("iddpm", lambda m: m["state"]["_buffers"].pop("u"), "noise levels are not those"),
     ],

@@ -85,7 +85,7 @@ def test_teachers_come_back_and_are_no_students(tmp_path: Path) -> None:
         (lambda c: c.update(kinds="v"), "unknown key 'kinds' in the configuration of a teacher: did you mean 'kind'"),
         (lambda c: c.pop("net"), "the configuration of a teacher lacks net"),
         (lambda c: c["net"].update(clases=3), "unknown key 'clases' in .*UNet: did you mean 'classes'"),
-        (lambda c: c.update(kind="w"), "unknown"),
+        (lambda c: c.update(kind="w"), "the configuration of a teacher: kind must be one of 'x0', 'eps', .*got 'w'"),
         (
             lambda c: c["schedule"].update(log_snr_mx=3),
             "Cosine has log_snr_min, log_snr_max: got an unexpected .*'log_snr_mx'",

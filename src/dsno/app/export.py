@@ -19,16 +19,28 @@ import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor, nn
 
-from dsno.checkpoint import naming, publish, read_json, temporary_name, version_of, write_json
+from dsno.app.archive import read_archive
+from dsno.checkpoint import (
+    SEAL,
+    check_seal,
+    naming,
+    publish,
+    read_json,
+    seal,
+    temporary_name,
+    version_of,
+    write_json,
+)
 from dsno.condition import Cond, map_cond, named, unnamed
 from dsno.denoise import evaluating
 from dsno.nets.backbone import Backbone, example
 from dsno.outputs import locked, sweep, writable
+from dsno.outside import Length, Within, check
 from dsno.solvers.run import initial_state
 from dsno.students.flowmap import FlowMap, TwoTime
 from dsno.students.operator import TrajectoryStudent
@@ -177,7 +189,8 @@ def _publish(path: Path, write: Callable[[Path], Mapping[str, Any]]) -> Path:
         sweep(path.parent, f"{path.name}.")
         folder.mkdir()
         try:
-            write_json(folder / beside.name, write(folder / path.name))
+            metadata = write(folder / path.name)
+            write_json(folder / beside.name, {**metadata, SEAL: seal(metadata, folder / path.name)})
             beside.unlink(missing_ok=True)
             # What refers to another is published behind it: the file itself, and last what describes it.
             last = [path.name, beside.name]
@@ -223,7 +236,7 @@ def export_program(
             # Through memory: on a full disk torch's own writer aborts the process.
             torch.export.save(program, held := io.BytesIO())
             file.write_bytes(held.getbuffer())
-            error = _error(student, cast(Any, torch.export.load(file).module()), cond, batch, dynamic)
+            error = _error(student, read_archive(file), cond, batch, dynamic)
             _check(error, tolerance, path)
             return _metadata(student, conds, "torch.export", {"batch": most if dynamic else batch, "error": error})
 
@@ -318,24 +331,39 @@ class Program:
         return self.run(z, *(conds[n] for n in names))
 
 
-def load_program(path: Path | str) -> Program:
-    """Read what `export_program` wrote.
+@dataclass
+class _Described:
+    """What must lie beside a program."""
+
+    shape: Annotated[list[Annotated[int, Within(1, 2**20)]], Length(1, 8)]
+    cond: dict[str, dict[str, Any]]
+
+
+def load_program(path: Path | str, unchecked: bool = False) -> Program:
+    """Read what `export_program` wrote; nothing in the file is run (`dsno.app.archive`).
+
+    Arguments:
+        path: The `.pt2` file, with its `.json` beside it.
+        unchecked: Open files that were changed since they were written; what would run is refused in any case.
 
     Raises:
         FileNotFoundError: if a file is missing.
-        ValueError: if it is no exported program.
+        ValueError: if it is no exported program, was changed since it was written, or holds what would run code.
     """
     path = Path(path)
-    beside = _described_in(path)
+    described = _described_in(path)
     # Version 0.1 named descriptions by the stem.
-    if not beside.exists() and path.with_suffix(".json").exists():
-        beside = path.with_suffix(".json")
-    metadata = read_json(beside)
+    if not described.exists() and path.with_suffix(".json").exists():
+        described = path.with_suffix(".json")
+    metadata = read_json(described)
     if not isinstance(metadata, dict) or metadata.get("format") != "torch.export":
-        raise ValueError(f"{beside} describes no torch.export program: make one with `export_program`")
-    if not path.is_file():
-        raise FileNotFoundError(f"no file {path}, though {beside.name} describes it: export it again")
-    return Program(torch.export.load(path).module(), metadata)
+        raise ValueError(f"{described} describes no torch.export program: make one with `export_program`")
+    if not path.exists():
+        raise FileNotFoundError(f"no file {path}, though {described.name} describes it: export it again")
+    check(metadata, _Described, f"{described}: ")
+    run = read_archive(path)
+    check_seal(metadata, described, path, unchecked=unchecked)
+    return Program(run, metadata)
 
 
 def _times_on_device(student: Student, device: torch.device) -> Student:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from dsno.condition import Cond
+from dsno.data.arrays import load_numpy
 from dsno.denoise import Guided, Prediction
 from dsno.nets.diffusers import DiffusersNet
 from dsno.teachers.prompts import encode_prompts, null_cond
@@ -80,7 +81,7 @@ def _read_labels(path: Path) -> Tensor:
     if not path.is_file():
         raise FileNotFoundError(f"--labels {path}: expected `uniform`, a label, or a file of labels")
     try:
-        read = np.load(path, allow_pickle=False) if path.suffix == ".npy" else np.loadtxt(path, dtype=np.int64, ndmin=1)
+        read = load_numpy(path) if path.suffix == ".npy" else np.loadtxt(path, dtype=np.int64, ndmin=1)
     except ValueError as error:
         raise ValueError(f"{path} is no file of labels, integers separated by white space ({error})") from None
     if read.ndim != 1 or not len(read) or read.dtype.kind not in "iu":

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import gzip
 import importlib
+import math
 import struct
-import zipfile
+import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,7 +20,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from dsno.data.arrays import check_zarr_array, check_zarr_files, load_numpy
 from dsno.data.samples import to_square
+from dsno.outside import check_expansion, must_be_file, one_line
 
 __all__ = [
     "LABEL_NAMES",
@@ -105,11 +108,11 @@ def read_pictures(pictures: Iterable[tuple[str, Any]], size: int | None, backgro
     arrays: list[np.ndarray] = []
     first = ""
     for name, picture in pictures:
-        try:
-            with Image.open(picture) if isinstance(picture, Path) else picture as image:
-                array = _pixels(image, name, background)
-        except OSError as error:
-            raise ValueError(f"{name} is damaged or not a picture ({error})") from None
+        with (
+            _damaged_picture(name),
+            Image.open(must_be_file(picture)) if isinstance(picture, Path) else picture as image,
+        ):
+            array = _pixels(image, name, background)
         first = first or name
         if size is None and arrays and array.shape[:2] != arrays[0].shape[:2]:
             raise ValueError(
@@ -125,10 +128,29 @@ def read_pictures(pictures: Iterable[tuple[str, Any]], size: int | None, backgro
     return torch.cat([to_square(x, size, -1.0) for x in rows])
 
 
+@contextmanager
+def _damaged_picture(name: str) -> Iterator[None]:
+    """What goes wrong is the picture's fault; one of very many pixels, of which Pillow warns, is an error."""
+    from PIL import Image
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        try:
+            yield
+        except _Deep:
+            raise
+        except Exception as error:
+            raise ValueError(f"{name} is damaged or not a picture ({one_line(error)})") from None
+
+
+class _Deep(ValueError):
+    """A picture of more than eight bits, which is whole."""
+
+
 def _pixels(image: Any, name: str, background: Background) -> np.ndarray:
     """A picture as bytes, (H, W) if it is grey, else (H, W, 3)."""
     if image.mode.startswith(("I", "F")):
-        raise ValueError(f"{name} has more than 8 bits per channel: save it with 8, or all images as an .npy array")
+        raise _Deep(f"{name} has more than 8 bits per channel: save it with 8, or all images as an .npy array")
     grey = image.mode in ("1", "L", "LA") and isinstance(background, int)
     if image.has_transparency_data:
         array = over_background(np.asarray(image.convert("RGBA")), background)
@@ -136,16 +158,13 @@ def _pixels(image: Any, name: str, background: Background) -> np.ndarray:
     return np.asarray(image.convert("L" if grey else "RGB"))
 
 
-_DAMAGE = (EOFError, KeyError, OSError, RuntimeError, TypeError, ValueError, struct.error, zipfile.BadZipFile)
-
-
 @contextmanager
 def _damaged(path: Path, expected: str) -> Iterator[None]:
     """What goes wrong while a file is read is the file's fault: say which, and what it should be."""
     try:
         yield
-    except _DAMAGE as error:
-        raise ValueError(f"{path} is damaged or not {expected} ({error})") from None
+    except Exception as error:  # A damaged file can make its reader raise almost any of them.
+        raise ValueError(f"{path} is damaged or not {expected} ({one_line(error)})") from None
 
 
 def read_numpy(path: Path, key: str | None, background: Background) -> Read:
@@ -155,7 +174,7 @@ def read_numpy(path: Path, key: str | None, background: Background) -> Read:
         ValueError: if it is damaged, or does not say which of its arrays is meant.
     """
     with _damaged(path, "an array file"):
-        loaded = np.load(path, allow_pickle=False)
+        loaded = load_numpy(path)
         if isinstance(loaded, np.ndarray):
             return loaded, None
         arrays = {n: loaded[n] for n in loaded.files if key not in loaded.files or n == key or n in LABEL_NAMES}
@@ -173,12 +192,17 @@ def read_zarr(path: Path, key: str | None) -> Read:
     """
     zarr = optional_package("zarr", "data")
     with _damaged(path, "a zarr array"):
+        check_zarr_files(path)
         found = zarr.open(str(path), mode="r")
         if isinstance(found, zarr.Array):
+            check_zarr_array(found, path)
             return found[:], None
         arrays = dict(found.arrays())
     name = _choose(arrays, key, path)
     with _damaged(path, "a zarr array"):
+        for n in (name, *LABEL_NAMES):
+            if n in arrays:
+                check_zarr_array(arrays[n], path)
         return arrays[name][:], _labels({n: a[:] for n, a in arrays.items() if n in LABEL_NAMES})
 
 
@@ -219,11 +243,19 @@ def read_idx(path: Path) -> Read:
 
 
 def _read_idx(path: Path) -> np.ndarray:
-    with _damaged(path, "an idx file of bytes"):
-        with gzip.open(path) as file:
-            data = file.read()
-        kind, ndim = struct.unpack(">HBB", data[:4])[1:]
-        shape = struct.unpack(f">{ndim}I", data[4 : 4 + 4 * ndim])
+    with _damaged(path, "an idx file of bytes"), gzip.open(path) as file:
+        kind, ndim = struct.unpack(">HBB", file.read(4))[1:]
+        shape = struct.unpack(f">{ndim}I", file.read(4 * ndim))
         if kind != 8:
             raise ValueError(f"its numbers are of type {kind}, expected 8 (unsigned bytes)")
-        return np.frombuffer(data, np.uint8, offset=4 + 4 * ndim).reshape(shape).copy()
+        declared = math.prod(shape)
+        held = path.stat().st_size
+        check_expansion(held, declared, path.name)
+        if held > 2 * declared + 2**16:
+            raise ValueError(f"it declares shape {shape} in a file of {held} bytes")
+        data = file.read(declared + 1)
+        if len(data) != declared:
+            raise ValueError(
+                f"it declares shape {shape} and holds {'more' if len(data) > declared else len(data)} bytes"
+            )
+        return np.frombuffer(data, np.uint8).reshape(shape).copy()

@@ -44,14 +44,19 @@ def save_teacher(folder: Path | str, teacher: Prediction, **notes: object) -> Pa
     return save_model(folder, config, teacher.net)
 
 
-def load_native(folder: Path | str) -> Prediction:
-    """Read what `save_teacher` wrote.
+def load_native(folder: Path | str, unchecked: bool = False) -> Prediction:
+    """Read what `save_teacher` wrote; `unchecked`, also what was changed since.
 
     Raises:
         FileNotFoundError: if a file is missing.
-        ValueError: if the folder holds something else, or damaged or foreign weights.
+        ValueError: if the folder holds something else, or damaged or foreign weights, or was changed since it was
+            written.
     """
-    return load_model(folder, "teacher", lambda config: build(_make, config, "the configuration of a teacher")).eval()
+
+    def make(config: dict[str, Any]) -> tuple[Prediction, nn.Module]:
+        return build(_make, config, "the configuration of a teacher")
+
+    return load_model(folder, "teacher", make, unchecked).eval()
 
 
 def _make(

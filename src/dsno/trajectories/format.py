@@ -34,6 +34,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from dsno.checkpoint import raw_bytes, write_atomically
+from dsno.outside import parse_json
 from dsno.trajectories.manifest import CODES, MANIFEST, NAMED, Manifest, differences, dtypes, join, writing
 
 __all__ = [
@@ -54,6 +55,8 @@ __all__ = [
     "unfinished",
     "write_shard",
 ]
+
+MOST_HEADER = 2**20
 
 REMAKE = "Delete it and call generate(..., resume=True) to make it again"
 
@@ -134,7 +137,7 @@ def header_of(path: Path) -> bytes:
     """The bytes of a shard before its data: equal for two files of one size if and only if their checksums are."""
     with path.open("rb") as file:
         length = file.read(8)
-        return length + file.read(int.from_bytes(length, "little"))
+        return length + file.read(min(int.from_bytes(length, "little"), MOST_HEADER))
 
 
 def write_shard(folder: Path, manifest: Manifest, k: int, tensors: Mapping[str, Tensor]) -> None:
@@ -160,10 +163,12 @@ def write_shard(folder: Path, manifest: Manifest, k: int, tensors: Mapping[str, 
 def problem(path: Path, manifest: Manifest, k: int, verify: bool) -> str:
     """What is wrong with the file `path` as shard `k`, or nothing; `verify` reads the data, too."""
     size = path.stat().st_size
+    if not path.is_file():
+        return f"{'a folder' if path.is_dir() else 'a pipe or a device'}, and no shard"
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
         try:
-            header = json.loads(file.read(min(length, size)))
+            header = parse_json(file.read(min(length, size, MOST_HEADER)), path.name)
             sha256 = header["__metadata__"]["sha256"]
         except (ValueError, KeyError, TypeError):
             return "truncated, damaged or foreign: its header cannot be read"
@@ -202,6 +207,6 @@ def check_foreign(folder: Path, manifest: Manifest) -> None:
 
 
 def map_shard(path: Path, manifest: Manifest, k: int) -> dict[str, Tensor]:
-    """The tensors of a shard as views of a private memory map, which they keep alive; nothing is read yet."""
+    """The tensors of a shard as views of a private memory map, which they keep alive; nothing is read here."""
     with safe_open(path, framework="pt") as file:
         return {name: file.get_tensor(name) for name in layout(manifest, k)}

@@ -20,6 +20,7 @@ from typing import Any
 from torch import Tensor
 
 from dsno.outputs import locked, writable
+from dsno.outside import unchecked
 from dsno.trajectories.format import (
     map_shard,
     problem,
@@ -76,7 +77,7 @@ class Shelf:
                 pass
 
     def _start(self) -> None:
-        self._process = os.getpid()
+        self._process, self._verified = os.getpid(), set[int]()
         self._guard, self._connections = threading.Lock(), threading.local()
         self._thread: threading.Thread | None = None
         self._wanted: list[int] = []
@@ -123,9 +124,11 @@ class Shelf:
             path = self.fetch(k)
             # Another process may have dropped it since.
             with contextlib.suppress(FileNotFoundError):
-                if wrong := problem(path, self.manifest, k, verify=False):
+                verify = k not in self._verified and not unchecked()
+                if wrong := problem(path, self.manifest, k, verify):
                     self._drop(path, wrong)
                     continue
+                self._verified.add(k)
                 return map_shard(path, self.manifest, k)
 
     def fetch(self, k: int) -> Path:
@@ -139,6 +142,7 @@ class Shelf:
                     remote = self._remote()
                     with remote.reaching():
                         remote.fetch(self.manifest, k, self.folder, f".shard-{k:05d}.tmp")
+                    self._verified.add(k)
                     log.info("fetched %s/%s", self.url, path.name)
         self.touch(k)
         return path
@@ -151,6 +155,7 @@ class Shelf:
                 self._drop(path, wrong)
 
     def _drop(self, path: Path, wrong: str) -> None:
+        self._verified.discard(shard_number(path))
         log.warning("%s is %s: it is fetched again", path, wrong)
         path.unlink(missing_ok=True)
 
