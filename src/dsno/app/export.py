@@ -23,6 +23,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from dsno.borrow import borrowed
 from dsno.checkpoint import publish, read_json, version_of, write_json
 from dsno.condition import Cond, map_cond, named, unnamed
 from dsno.denoise import evaluating
@@ -185,7 +186,7 @@ def export_program(
         ValueError: if the program differs from the student, or the backbone fixes the batch, or a flow map is not
             sampled in one pass; nothing is written then.
     """
-    path = Path(path)
+    path, student = Path(path), borrowed(student)
     with evaluating(student):
         z, conds = _inputs(student, batch, cond)
         program, most = _exported(_Sampler(student, tuple(conds)), (z, *conds.values()), dynamic)
@@ -235,7 +236,7 @@ def export_onnx(
     """
     import onnxruntime
 
-    path = Path(path)
+    path, student = Path(path), borrowed(student)
     with evaluating(student):
         z, conds = _inputs(student, batch, cond)
         names = ["z", *(name or "cond" for name in conds)]

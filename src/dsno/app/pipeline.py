@@ -38,6 +38,7 @@ from diffusers.utils.torch_utils import randn_tensor
 from PIL import Image
 from torch import Tensor, nn
 
+from dsno.borrow import borrowed
 from dsno.checkpoint import CONFIG, build, check_weights, read_json, read_tensors
 from dsno.condition import Cond, named
 from dsno.data.samples import to_uint8, to_unit
@@ -230,6 +231,7 @@ class DSNOPipeline(DiffusionPipeline):
     def __init__(self, student: Student, vae: nn.Module | None = None) -> None:
         super().__init__()
         if not isinstance(student, DSNOModel | FlowMapModel):
+            student = borrowed(student)
             wrapped = FlowMapModel.from_student if isinstance(student, FlowMap) else DSNOModel.from_student
             student = wrapped(student)
         self.register_modules(student=student, vae=vae)

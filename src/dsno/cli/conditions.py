@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from dsno.borrow import unwrapped
 from dsno.condition import Cond
 from dsno.denoise import Guided, Prediction
 from dsno.nets.diffusers import DiffusersNet
@@ -131,7 +132,7 @@ def null_of(ref: str, teacher: Prediction, null: int | None) -> Cond:
     """
     if null is not None:
         return torch.tensor(null)
-    if isinstance(teacher.net, DiffusersNet):
+    if isinstance(unwrapped(teacher.net), DiffusersNet):
         return null_cond(ref)
     raise ValueError(
         f"{ref} does not say which label stands for none: give it, --null {teacher.classes or 0}, if the network was "

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from tyro.conf import Positional
 
+from dsno.borrow import unwrapped
 from dsno.checkpoint import prepare_folder
 from dsno.cli.console import say
 from dsno.cli.options import TeacherRef
@@ -37,11 +38,10 @@ class Convert:
 
     def run(self) -> None:
         teacher = load_teacher(self.ref, self.dtype)
-        if not isinstance(teacher.net, Backbone) or teacher.time is not None:
+        net = unwrapped(teacher.net)
+        if not isinstance(net, Backbone) or teacher.time is not None:
             own = "has time units of its own" if teacher.time is not None else "does not say how to rebuild it"
-            raise ValueError(
-                f"the {type(teacher.net).__name__} of {self.ref} {own}: it cannot be converted, use it as it is"
-            )
+            raise ValueError(f"the {type(net).__name__} of {self.ref} {own}: it cannot be converted, use it as it is")
         prepare_folder(self.out, overwrite=self.overwrite)
         save_teacher(self.out, teacher, source=self.ref)
         say(f"teacher in {self.out}", f"dsno check-teacher {self.out}")

@@ -11,7 +11,6 @@ A folder holds `config.json`, which says its `type`, and `model.safetensors`:
 
 from __future__ import annotations
 
-import copy
 import hashlib
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -21,6 +20,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from dsno.borrow import borrowed, own_copy, unwrapped
 from dsno.checkpoint import CONFIG, WEIGHTS, build, load_model, read_json, save_model
 from dsno.denoise import Kind, Prediction
 from dsno.hub import is_hub_id, local_copy
@@ -43,8 +43,9 @@ def save_student(folder: Path | str, student: Student, adapter_only: bool = Fals
 
     Raises:
         ValueError: if only the adapter is to be written of a flow map, or of a student whose backbone is trained, too;
-            for a flow map whose network cannot be rebuilt from a configuration.
+            for a flow map whose network cannot be rebuilt from a configuration; for weights that cannot be written.
     """
+    student = borrowed(student)
     if isinstance(student, FlowMap):
         if adapter_only:
             raise ValueError("a flow map has no adapter: its whole network is trained, so save all of it")
@@ -84,7 +85,7 @@ def load_student(ref: Path | str, backbone: nn.Module | None = None, teacher: Pr
     kind = config.get("type") if isinstance(config, dict) else None
     if kind == "adapter":
         raise ValueError(f"{folder} holds an adapter: pass the teacher it belongs to, load_student(..., teacher=)")
-    make = _build_flow_map if kind == "flow map" else lambda config: build_student(config, backbone)
+    make = _build_flow_map if kind == "flow map" else lambda config: build_student(config, unwrapped(backbone))
     return load_model(folder, "flow map" if kind == "flow map" else "student", _whole(make)).eval()
 
 
@@ -147,7 +148,7 @@ def build_student(config: Mapping[str, Any], backbone: nn.Module | None = None) 
 
 
 def _load_adapter(folder: Path, teacher: Prediction) -> TrajectoryStudent:
-    net = copy.deepcopy(teacher.net)
+    net = own_copy(teacher.net)
 
     def make(config: dict[str, Any]) -> tuple[TrajectoryStudent, nn.Module]:
         expected = config.pop("teacher", None)

@@ -153,8 +153,8 @@ def _with_prediction_type(config: Mapping[str, Any]) -> dict[str, Any]:
         return stated
     if _KINDS.get(kind := stated.setdefault("prediction_type", "sample")) != "x0":
         raise ValueError(
-            f"the scheduler says predict_epsilon = false, so that the network gives x0, and prediction_type = {kind!r}: "
-            "leave in its configuration the one that the network was trained with"
+            f"the scheduler says predict_epsilon = false, so that the network gives x0, and prediction_type = "
+            f"{kind!r}: leave in its configuration the one that the network was trained with"
         )
     return stated
 
