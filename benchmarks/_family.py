@@ -290,7 +290,7 @@ def options_of(entry: Entry, bench: Bench) -> Options:
         "derivative": entry.derivative or None,
         "features": features,
     }
-    known = {option.name for option in method.described()}
+    known = {*method.names}
     return method.configured(**{name: value for name, value in asked.items() if value is not None and name in known})
 
 

@@ -1,5 +1,7 @@
 """Every solver, on any grid: finite, one sample at a time or many, at the cost that is said."""
 
+from typing import get_args
+
 import pytest
 import torch
 from torch import Tensor
@@ -9,7 +11,7 @@ from dsno.schedule import VE, Cosine, Schedule
 from dsno.seeds import noise, seed_range
 from dsno.solvers.first_order import DDIM
 from dsno.solvers.multistep import DPMSolverPP
-from dsno.solvers.named import SOLVERS
+from dsno.solvers.named import SOLVERS, ODESolver
 from dsno.solvers.run import SolverSampler, initial_state, solve
 from dsno.solvers.step import Step
 from dsno.teachers.closed import GaussianMixture
@@ -89,3 +91,7 @@ def test_cost_is_evaluations_per_sample_and_serial_calls(name: str, N: int) -> N
     trajectory = solve(denoiser, VE(), states(3), uniform(N), SOLVERS[name](), seeds=seed_range(0, 3))
     assert trajectory.nfe == trajectory.rounds == (2 * N - 1 if name == "heun" else N)
     assert calls == [3] * trajectory.rounds
+
+
+def test_the_command_line_offers_every_solver_without_noise_of_its_own() -> None:
+    assert get_args(ODESolver) == tuple(name for name, make in SOLVERS.items() if not make().stochastic)

@@ -138,7 +138,7 @@ def test_the_ends_are_samples_of_the_teacher(tmp_path: Path, named: bool) -> Non
 
 
 def test_what_is_no_sample_or_told_more_than_a_label_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"ends at t = 0\.25, where there is noise left"):
+    with pytest.raises(ValueError, match=r"ends at t = 0\.25, where there is noise left: its ends are no samples"):
         samples_of(make(tmp_path / "set").at([0.5, 0.25]))
     with pytest.raises(ValueError, match="is told weight beside the state"):
         samples_of(make(tmp_path / "weights", label=named_labels))

@@ -37,27 +37,12 @@ from dsno.trajectory import Trajectory
 __all__ = ["CUDAGraphSampler", "Program", "export_onnx", "export_program", "load_program"]
 
 
-class _MapPass(nn.Module):
-    """A flow map's one pass, from t = 1 to 0, as `TrajectoryStudent.one_pass` is an operator's."""
-
-    def __init__(self, flow_map: FlowMap) -> None:
-        super().__init__()
-        self.net, self.affine = flow_map.net, flow_map.affine
-
-    def one_pass(self, z: Tensor, cond: Cond | None = None) -> Tensor:
-        a, b, c = self.affine
-        t, s = (z.new_full((z.shape[0],), time, dtype=torch.float32) for time in (1.0, 0.0))
-        F = self.net(c * z, t, s) if cond is None else self.net(c * z, t, s, cond)
-        return a * z + b * F
-
-
 class _Sampler(nn.Module):
     """Noise (B, *shape) and the condition's tensors in the order of `names` to samples (B, *shape)."""
 
     def __init__(self, student: Student, names: tuple[str, ...]) -> None:
         super().__init__()
-        self.student = _MapPass(student) if isinstance(student, FlowMap) else student
-        self.names = names
+        self.student, self.names = student, names
 
     def forward(self, z: Tensor, *conds: Tensor) -> Tensor:
         return self.student.one_pass(z, unnamed(dict(zip(self.names, conds, strict=True))))

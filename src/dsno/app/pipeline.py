@@ -65,12 +65,6 @@ sys.modules.setdefault("dsno.pipeline", sys.modules[__name__])
 # `pipe.student` would be no student: `OnePass(pipe.student)`, `save_student` and the exports take it as it is.
 
 
-# The two models are students by inheritance, where elsewhere in this library classes are abstract or final. What a
-# pipeline saves and loads has to be a `ModelMixin` whose own modules bear the names in its file, so a model that held a
-# student could not register it, but only its network, and make another student around that at every turn; and then
-# `pipe.student` would be no student: `OnePass(pipe.student)`, `save_student` and the exports take it as it is.
-
-
 class _Shared(ModelMixin, ConfigMixin):  # type: ignore[misc]
     """What a model of either kind reads of diffusers' folders."""
 

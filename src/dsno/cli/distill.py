@@ -158,14 +158,13 @@ def with_options(arguments: Sequence[str]) -> type[Distill]:
     method = METHODS.get(named[-1] if named else "operator")
     if method is None:
         return Distill
-    own = [option.name for option in method.described()]
-    every = {option.name for other in METHODS.values() for option in other.described()}
+    every = {name for other in METHODS.values() for name in other.names}
     for argument in arguments:
         name = argument.removeprefix("--").removeprefix("no-").partition("=")[0].replace("-", "_")
-        if argument.startswith("--") and name in every - {*own}:
+        if argument.startswith("--") and name in every - {*method.names}:
             if name == "passes":
-                method.configured(passes=1)
-            takes = ", ".join(f"--{n.replace('_', '-')}" for n in own) or "none of its own"
+                method.check_passes()
+            takes = ", ".join(f"--{n.replace('_', '-')}" for n in method.names) or "none of its own"
             raise ValueError(f"{argument} is no option of the method {method.name}, which takes {takes}")
     flat: Any = Annotated[method.options, tyro.conf.arg(name="")]
     made = dataclasses.make_dataclass(

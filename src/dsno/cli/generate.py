@@ -11,6 +11,7 @@ import torch
 from dsno.cli.conditions import condition_by_seed, under_guidance
 from dsno.cli.console import progress, say
 from dsno.cli.options import Device, TeacherRef, device_of, launched
+from dsno.solvers.named import ODESolver
 from dsno.teachers.load import check_dtype, load_teacher
 from dsno.trajectories.compute import Compute
 from dsno.trajectories.generate import generate, quadratic_frames
@@ -52,7 +53,7 @@ class Generate:
     """Times to keep, decreasing, ending with 0."""
     targets: tuple[Literal["x0", "state"], ...] = ("x0",)
     """What to store of each frame: the denoised prediction, the state, or both."""
-    solver: Literal["ddim", "heun", "dpm1", "dpm2", "dpm3", "unipc2", "unipc3"] = "unipc3"
+    solver: ODESolver = "unipc3"
     """Solver of the probability-flow ODE."""
     steps: int = 16
     """Solver steps."""

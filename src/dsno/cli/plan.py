@@ -15,6 +15,7 @@ from dsno.grids import quadratic
 from dsno.runs.plan import plan
 from dsno.runs.recipes import RECIPES
 from dsno.runs.workload import Workload
+from dsno.solvers.named import ODESolver
 from dsno.teachers.load import load_teacher
 
 __all__ = ["Plan"]
@@ -40,7 +41,7 @@ class Plan:
     """Trajectories."""
     frames: int | None = None
     """Frames, at the quadratic times (1 - m/M)^2."""
-    solver: Literal["ddim", "heun", "dpm1", "dpm2", "dpm3", "unipc2", "unipc3"] | None = None
+    solver: ODESolver | None = None
     """Solver of the trajectories."""
     steps: int | None = None
     """Its steps."""

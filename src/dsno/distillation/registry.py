@@ -100,6 +100,11 @@ class Method:
     extends: bool = False
     guides: bool = False
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The names of its options."""
+        return tuple(f.name for f in fields(cast(Any, self.options)))
+
     def described(self) -> tuple[Option, ...]:
         """Its options: name, type, default and help, in the order of the dataclass."""
         texts, hints = _texts(self.options), get_type_hints(self.options)
@@ -113,11 +118,19 @@ class Method:
         Raises:
             ValueError: for an unknown one, with the nearest known.
         """
-        names = [option.name for option in self.described()]
-        if "passes" in options and "passes" not in names:
-            raise ValueError(f"{self.name} {ADVICE[self.passes]}")
-        check_keys(options, names, f"the options of {self.name}")
+        if "passes" in options:
+            self.check_passes()
+        check_keys(options, [*self.names], f"the options of {self.name}")
         return self.options(**options)
+
+    def check_passes(self) -> None:
+        """Make sure that the number of passes is chosen while it trains.
+
+        Raises:
+            ValueError: if not; says when it is chosen.
+        """
+        if "passes" not in self.names:
+            raise ValueError(f"{self.name} {ADVICE[self.passes]}")
 
     def check(self, given: Given) -> None:
         """Make sure that `given` is what the method needs.

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Literal
 
 from dsno.solvers.first_order import DDIM, Ancestral
 from dsno.solvers.heun import Heun
 from dsno.solvers.multistep import DPMSolverPP, UniPC
 from dsno.solvers.step import Step
 
-__all__ = ["SOLVERS"]
+__all__ = ["SOLVERS", "ODESolver"]
+
+ODESolver = Literal["ddim", "heun", "dpm1", "dpm2", "dpm3", "unipc2", "unipc3"]
+"""Those without noise of their own, which solve the probability-flow ODE."""
 
 SOLVERS: dict[str, Callable[[], Step]] = {
     "ddim": DDIM,

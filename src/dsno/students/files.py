@@ -11,17 +11,15 @@ A folder holds `config.json`, which says its `type`, and `model.safetensors`:
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
 from dsno.borrow import borrowed, own_copy, unwrapped
-from dsno.checkpoint import CONFIG, WEIGHTS, build, load_model, read_json, save_model
+from dsno.checkpoint import CONFIG, WEIGHTS, build, load_model, read_json, save_model, sha256_of
 from dsno.denoise import Kind, Prediction
 from dsno.hub import is_hub_id, local_copy
 from dsno.nets.backbone import Backbone, example, net_from_config
@@ -162,14 +160,10 @@ def _load_adapter(folder: Path, teacher: Prediction) -> TrajectoryStudent:
 
 
 def _fingerprint(net: Lifted) -> str:
-    """sha256 of the backbone's weights: names, types, shapes and bytes."""
-    digest = hashlib.sha256()
+    """SHA-256 over the backbone's weights: names, dtypes, shapes and bytes, in the order of the names."""
     added = tuple(f"{name}." for name in net.temporal_layers())
-    for name, value in sorted(net.backbone.state_dict().items()):
-        if not name.startswith(added):
-            digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
-            digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
-    return digest.hexdigest()
+    own = sorted((name, x) for name, x in net.backbone.state_dict().items() if not name.startswith(added))
+    return sha256_of((f"{name} {x.dtype} {tuple(x.shape)}", x) for name, x in own)
 
 
 def _operator(

@@ -105,6 +105,7 @@ class FlowMap(nn.Module):
         self.net, self.schedule, self.kind, self.data_std = net, schedule, kind, data_std
         self.way, self.steps = way, steps
         self.two_time = isinstance(unwrapped(net), TwoTime)
+        self.affine = self._affine()
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -139,6 +140,13 @@ class FlowMap(nn.Module):
         made.training = self.training
         return made
 
+    def one_pass(self, z: Tensor, cond: Cond | None = None) -> Tensor:
+        """The sample of one pass, (B, *shape) from noise (B, *shape), with its graph: what exports trace."""
+        a, b, c = self.affine
+        t, s = (z.new_full((z.shape[0],), time, dtype=torch.float32) for time in (1.0, 0.0))
+        F = self.net(c * z, t, s) if cond is None else self.net(c * z, t, s, cond)
+        return a * z + b * F
+
     @torch.no_grad()
     def sample(self, z: Tensor, cond: Cond | None = None) -> Tensor:
         """The sample, (B, *shape) from noise (B, *shape): in one pass, or in those of the grid it was trained for."""
@@ -171,8 +179,7 @@ class FlowMap(nn.Module):
             return d_alpha * h + d_sigma * e
         return self._moved(F, x_t, t, s)
 
-    @property
-    def affine(self) -> tuple[float, float, float]:
+    def _affine(self) -> tuple[float, float, float]:
         r"""$(a, b, c)$ of one pass, $x_0 = a z + b F(c z)$, computed in float64 on the host."""
         one, zero = torch.ones(1, 1, dtype=torch.float64), torch.zeros(1, 1, dtype=torch.float64)
         t, s = one[0], zero[0]
