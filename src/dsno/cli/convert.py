@@ -10,7 +10,7 @@ from tyro.conf import Positional
 from dsno.borrow import unwrapped
 from dsno.checkpoint import prepare_folder
 from dsno.cli.console import say
-from dsno.cli.options import TeacherRef
+from dsno.cli.options import TeacherRef, Variant
 from dsno.nets.backbone import Backbone
 from dsno.teachers.load import load_teacher
 from dsno.teachers.native import save_teacher
@@ -29,6 +29,7 @@ class Convert:
     """
 
     ref: Positional[TeacherRef]
+    variant: Variant = None
     out: Path = Path("runs/teacher")
     """Folder for it."""
     dtype: str | None = None
@@ -37,7 +38,7 @@ class Convert:
     """Throw away what is in --out."""
 
     def run(self) -> None:
-        teacher = load_teacher(self.ref, self.dtype)
+        teacher = load_teacher(self.ref, self.dtype, variant=self.variant)
         net = unwrapped(teacher.net)
         if not isinstance(net, Backbone) or teacher.time is not None:
             own = "has time units of its own" if teacher.time is not None else "does not say how to rebuild it"

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from dsno.checkpoint import prepare_folder
 from dsno.cli.console import progress, say, show
-from dsno.cli.options import launched
+from dsno.cli.options import Variant, launched
 from dsno.data.load import load_data
 from dsno.report.compare import compare
 from dsno.runs.shipped import shipped
@@ -30,6 +30,7 @@ class Evaluate:
     """Folder of the student; the shipped one by default."""
     teacher: str | None = None
     """Its teacher, as `generate --teacher` takes it; the shipped one by default."""
+    variant: Variant = None
     features: Path | None = None
     """Folder of the feature network; the shipped one by default."""
     data: str = "digits"
@@ -73,6 +74,7 @@ class Evaluate:
                 accelerator=accelerator,
                 passes=self.passes,
                 fresh=self.fresh,
+                variant=self.variant,
             )
         if first:
             show(results)

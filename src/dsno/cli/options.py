@@ -12,7 +12,7 @@ from tyro.conf import arg
 from dsno.checkpoint import prepare_folder
 from dsno.teachers.load import check_dtype
 
-__all__ = ["Device", "TeacherRef", "device_of", "launched", "new_file"]
+__all__ = ["Device", "TeacherRef", "Variant", "device_of", "launched", "new_file"]
 
 TeacherRef = Annotated[
     str,
@@ -22,6 +22,9 @@ TeacherRef = Annotated[
     ),
 ]
 """A teacher, as `dsno.teachers.load.load_teacher` takes it."""
+
+Variant = Annotated[str | None, arg(help="The variant of a diffusers model's weights: fp16, say.")]
+"""A variant, as `load_teacher` takes it."""
 
 Device = Annotated[str | None, arg(help="Where to run it; the accelerator if there is one, else the CPU.")]
 """A device, as `device_of` takes it."""

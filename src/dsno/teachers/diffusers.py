@@ -105,7 +105,7 @@ def load_diffusers(
     model, said = found.from_pretrained(
         network, torch_dtype=dtype, variant=variant, use_safetensors=True, output_loading_info=True
     )
-    if missing := said["missing_keys"]:
+    if missing := sorted(said["missing_keys"]):
         raise ValueError(
             f"the weights in {network} lack {missing[0]} and {len(missing) - 1} more that a {found.__name__} has: they "
             "are of another network, or were saved from a wrapped one (save the module inside)"

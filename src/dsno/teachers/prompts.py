@@ -137,5 +137,6 @@ def _text_pipeline(ref: Path | str, variant: str | None) -> Any:
         with torch.device("meta"):
             network = network_class("SD3Transformer2DModel")
             absent["transformer"] = network.from_config(read_json(folder / "transformer" / "config.json"))
-    made = getattr(diffusers, name).from_pretrained(folder, use_safetensors=True, variant=variant, **absent)
-    return _limited(made)
+    # transformers would take the dtype of the file, and layers of half precision are slow on a CPU, and rounded.
+    options = {"torch_dtype": torch.float32, "use_safetensors": True, "variant": variant}
+    return _limited(getattr(diffusers, name).from_pretrained(folder, **options, **absent))
