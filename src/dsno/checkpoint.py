@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+import functools
 import hashlib
 import inspect
 import json
@@ -23,9 +24,10 @@ from typing import Any, TypeVar
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save, save_file
 from torch import Tensor, nn
 
+from dsno.borrow import plain_names, state_of, without_wrappers
 from dsno.outside import UNCHECKED, check_arguments, must_be_file, read_json_file, rehearsed
 from dsno.outside import unchecked as let_pass
 
@@ -35,6 +37,7 @@ __all__ = [
     "check_seal",
     "check_type",
     "check_weights",
+    "check_writable",
     "digest",
     "fill",
     "load_model",
@@ -130,9 +133,51 @@ def write_json(path: Path, value: object) -> None:
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    """Write a safetensors file atomically."""
-    held = {k: v.detach().cpu().contiguous() for k, v in tensors.items()}
+    """Write a safetensors file atomically; tensors that share memory, as tied weights do, are written one by one.
+
+    Raises:
+        ValueError: as `check_writable` does.
+    """
+    check_writable(tensors, path.name)
+    held: dict[str, Tensor] = {}
+    seen: set[int] = set()
+    for name, value in tensors.items():
+        own = value.detach().cpu().contiguous()
+        storage = own.untyped_storage().data_ptr()
+        held[name] = own.clone() if storage in seen else own
+        seen.add(storage)
     write_atomically(path, lambda p: save_file(held, p))
+
+
+def check_writable(tensors: Mapping[str, Any], what: str) -> None:
+    """Make sure that a state dict can be written to a safetensors file: before training, not behind it.
+
+    Raises:
+        ValueError: for the first value that is no dense tensor, or has a dtype that these files do not know.
+    """
+    for name, value in tensors.items():
+        if not isinstance(value, Tensor):
+            found = f"a {type(value).__name__}"
+        elif value.layout != torch.strided or value.is_meta:
+            found = "on the meta device, without data" if value.is_meta else f"a tensor of layout {value.layout}"
+        elif not _known(value.dtype):
+            found = f"a tensor of dtype {value.dtype}"
+        else:
+            continue
+        raise ValueError(
+            f"{what} cannot be written: {name!r} is {found}, and safetensors hold dense tensors of plain dtypes; keep "
+            "it in a parameter or a buffer, or out of the state dict"
+        )
+
+
+@functools.cache
+def _known(dtype: torch.dtype) -> bool:
+    """Whether safetensors have such a dtype."""
+    try:
+        save({"": torch.empty(0, dtype=dtype)})
+    except (KeyError, ValueError, TypeError, RuntimeError, SafetensorError):
+        return False
+    return True
 
 
 def read_json(path: Path) -> Any:
@@ -226,13 +271,18 @@ def check_weights(own: Mapping[str, Tensor], tensors: Mapping[str, Tensor], sour
 
 
 def fill(module: nn.Module, tensors: Mapping[str, Tensor], source: object = "the checkpoint") -> None:
-    """Load weights, all of them and nothing else.
+    """Load weights, all of them and nothing else, whatever is wrapped around the module or was when they were stored.
 
     Raises:
         ValueError: if names or shapes differ, with the first differences.
     """
-    check_weights(module.state_dict(), tensors, source)
-    module.load_state_dict(dict(tensors))
+    state = module.state_dict()
+    names = plain_names(module, state)
+    own = {short: state[name] for name, short in names.items()}
+    given = without_wrappers(tensors, own)
+    check_weights(own, given, source)
+    # Strict is what was checked; the rest is a wrapper's own.
+    module.load_state_dict({name: given[short] for name, short in names.items()}, strict=False)
 
 
 def check_type(folder: Path, types: Sequence[str]) -> None:
@@ -258,11 +308,12 @@ def save_model(folder: Path | str, config: Mapping[str, object], module: nn.Modu
     Raises:
         FileExistsError: if the folder holds a model of another `type`, or of another library.
         OSError: if it cannot be written.
+        ValueError: if the weights cannot be written to a safetensors file.
     """
     folder = Path(folder)
     check_type(folder, next((types for types in TYPES if config.get("type") in types), ()))
     folder.mkdir(parents=True, exist_ok=True)
-    write_tensors(folder / WEIGHTS, module.state_dict())
+    write_tensors(folder / WEIGHTS, state_of(module))
     write_json(folder / CONFIG, {**config, SEAL: seal(config, folder / WEIGHTS)})
     return folder
 

@@ -5,14 +5,16 @@ All models are tiny and random, written by `save_pretrained` of the real pipelin
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from dsno.denoise import Guided, Prediction
+from dsno.denoise import Guided, Prediction, tensors_of
 from dsno.grids import uniform
 from dsno.nets.backbone import Backbone, example, net_from_config
 from dsno.nets.diffusers import DiffusersNet
@@ -21,6 +23,7 @@ from dsno.solvers.first_order import Ancestral
 from dsno.solvers.run import solve
 from dsno.teachers.diffusers import load_diffusers, wrap_diffusers
 from dsno.teachers.latents import Latents, load_decoder
+from dsno.teachers.load import load_teacher
 from dsno.teachers.native import load_native, save_teacher
 from dsno.teachers.prompts import encode_prompts, null_cond
 from dsno.teachers.schedulers import grid_from_scheduler, load_scheduler
@@ -278,3 +281,78 @@ def test_a_pipeline_in_memory_is_a_teacher_too(folders: dict[str, Path]) -> None
     assert load_scheduler(pipe).config == load_scheduler(folders["sd"]).config
     with pytest.raises(ValueError, match="a dict has neither a unet nor a transformer"):
         load_diffusers({})
+
+
+# Repositories of one variant
+
+
+def test_a_repository_of_a_variant_alone_is_read_by_its_name(folders: dict[str, Path], tmp_path: Path) -> None:
+    pipe = diffusers.StableDiffusionPipeline.from_pretrained(folders["sd"]).to(torch.float16)
+    pipe.save_pretrained(tmp_path, variant="fp16")
+    says = r"(unet|vae|text_encoder) has no weights \w+.safetensors .*: take the variant fp16 \(variant='fp16', --var"
+    for load in (load_diffusers, load_decoder, null_cond, lambda ref: encode_prompts(ref, "a cat")):
+        with pytest.raises(FileNotFoundError, match=says):
+            load(tmp_path)
+    teacher, decoder = load_diffusers(tmp_path, variant="fp16"), load_decoder(tmp_path, variant="fp16")
+    exact, exact_decoder = load_diffusers(folders["sd"]), load_decoder(folders["sd"])
+    assert decoder is not None and exact_decoder is not None
+    cond = encode_prompts(tmp_path, "a cat", variant="fp16")["text"]
+    torch.testing.assert_close(null_cond(tmp_path, "fp16"), null_cond(folders["sd"]), rtol=0, atol=1e-2)
+    torch.testing.assert_close(cond, encode_prompts(folders["sd"], "a cat")["text"], rtol=0, atol=1e-2)
+    z, t = noise(1, 4, 8, 8), torch.tensor([0.5])
+    assert {p.dtype for p in (*teacher.parameters(), *decoder.parameters())} == {torch.float32}
+    with torch.no_grad():
+        torch.testing.assert_close(teacher(z, t, cond), exact(z, t, cond), rtol=0, atol=1e-2)
+        torch.testing.assert_close(decoder(z), exact_decoder(z), rtol=0, atol=1e-2)
+
+
+def test_weights_of_another_network_are_no_teacher(folders: dict[str, Path], tmp_path: Path) -> None:
+    shutil.copytree(folders["ddpm"], tmp_path / "model")
+    file = tmp_path / "model" / "unet" / "diffusion_pytorch_model.safetensors"
+    save_file({f"_orig_mod.{name}": value for name, value in load_file(file).items()}, file)
+    with pytest.raises(
+        ValueError, match="unet lack conv_in.bias and .* more that a UNet2DModel has: .* .save the module inside"
+    ):
+        load_diffusers(tmp_path / "model")
+
+
+# In memory
+
+
+def test_a_pipeline_in_memory_stays_as_it_is(folders: dict[str, Path]) -> None:
+    pipe = diffusers.DiTPipeline.from_pretrained(folders["dit"])
+    pipe.transformer.train(), pipe.vae.train()
+    dropout = [m for m in pipe.transformer.modules() if type(m).__name__ == "LabelEmbedding"]
+    assert all(m.dropout_prob == 0.1 for m in dropout)
+    shared = load_teacher(pipe)
+    low, decoder = load_teacher(pipe, dtype="bf16"), load_decoder(pipe)
+    assert pipe.transformer.training and pipe.vae.training and all(m.dropout_prob == 0.1 for m in dropout)
+    assert {p.dtype for p in pipe.transformer.parameters()} == {torch.float32}
+    assert all(p.requires_grad for p in pipe.vae.parameters())
+    assert decoder is not None and not decoder.vae.training and not shared.training
+    weights = dict(pipe.transformer.named_parameters())
+    assert all(p.data_ptr() == weights[n].data_ptr() for n, p in shared.net.model.named_parameters())
+    assert {p.dtype for p in low.parameters()} == {torch.bfloat16}
+    assert all(m.dropout_prob == 0 for m in shared.modules() if type(m).__name__ == "LabelEmbedding")
+
+
+def test_compiled_parts_are_taken_as_they_are_inside(folders: dict[str, Path], tmp_path: Path) -> None:
+    pipe = diffusers.StableDiffusionPipeline.from_pretrained(folders["sd"])
+    pipe.unet = torch.compile(pipe.unet, backend="eager")
+    pipe.vae = torch.nn.DataParallel(pipe.vae)
+    teacher, decoder = load_diffusers(pipe), load_decoder(pipe)
+    assert isinstance(decoder, Latents) and teacher.shape == (4, 8, 8)
+    exact, z, t = load_diffusers(folders["sd"]), noise(1, 4, 8, 8), torch.tensor([0.5])
+    cond = torch.zeros(1, 12, 16)
+    with torch.no_grad():
+        assert torch.equal(teacher(z, t, cond), exact(z, t, cond))
+    # Compiled afterwards it is stored, and is a teacher of the same weights, as if it were not.
+    teacher.net.model = torch.compile(teacher.net.model, backend="eager")
+    assert tensors_of(teacher).keys() == tensors_of(exact).keys()
+    save_teacher(tmp_path / "inside", teacher)
+    teacher.net = torch.compile(teacher.net, backend="eager")
+    save_teacher(tmp_path / "around", teacher)
+    for name in ("inside", "around"):
+        again = load_native(tmp_path / name)
+        with torch.no_grad():
+            assert torch.equal(again(z, t, cond), exact(z, t, cond))

@@ -6,7 +6,16 @@ from types import SimpleNamespace
 import pytest
 from torch import nn
 
-from dsno.teachers.parts import contents, network_folder, network_name, network_of, scheduler_file
+from dsno.teachers.parts import (
+    STEM,
+    contents,
+    longest_text,
+    network_folder,
+    network_name,
+    network_of,
+    scheduler_file,
+    with_weights,
+)
 
 
 def written(file: Path) -> Path:
@@ -67,3 +76,45 @@ def test_the_scheduler_is_inside_before_beside(tmp_path: Path, monkeypatch: pyte
     # Of a folder that is named relatively, too, there is one beside it.
     monkeypatch.chdir(written(tmp_path / "transformer" / "config.json").parent)
     assert scheduler_file(Path()) == tmp_path / "scheduler" / name
+
+
+# How long a text is
+
+
+@pytest.mark.parametrize(
+    ("tokenizer", "encoder", "length"),
+    [(8, 77, 8), (int(1e30), 16, 16), (None, 16, 16), (512, 77, 77), (int(1e30), None, 77), (None, None, 77)],
+)
+def test_a_text_is_as_long_as_tokenizer_and_encoder_allow(
+    tokenizer: int | None, encoder: int | None, length: int
+) -> None:
+    assert longest_text(tokenizer, encoder) == length
+
+
+# Weights and their variants
+
+SHARDED = "diffusion_pytorch_model{}-00001-of-00002{}.safetensors"
+
+
+@pytest.mark.parametrize(
+    "name", ["diffusion_pytorch_model.fp16.safetensors", SHARDED.format(".fp16", ""), SHARDED.format("", ".fp16")]
+)
+def test_a_variant_is_found_whole_or_in_shards(tmp_path: Path, name: str) -> None:
+    written(tmp_path / "unet" / name)
+    assert with_weights(tmp_path, "unet", STEM, "fp16") == (tmp_path, "fp16")
+    mend = r"take the variant fp16 \(variant='fp16', --variant fp16\)"
+    with pytest.raises(FileNotFoundError, match=rf"unet has no weights {STEM}.safetensors \(it has .*fp16.*\): {mend}"):
+        with_weights(tmp_path, "unet", STEM)
+
+
+def test_what_variants_there_are_is_said(tmp_path: Path) -> None:
+    for name in ("non_ema", "fp16"):
+        written(tmp_path / f"{STEM}.{name}.safetensors")
+    with pytest.raises(FileNotFoundError, match=rf"no weights {STEM}.bf16.safe.*: take the variant fp16 or non_ema"):
+        with_weights(tmp_path, "", STEM, "bf16")
+    written(tmp_path / f"{STEM}.safetensors")
+    assert with_weights(tmp_path, "", STEM, None) == (tmp_path, None)
+    with pytest.raises(FileNotFoundError, match=r"--variant fp16\), or leave the variant out$"):
+        with_weights(tmp_path, "", STEM, "bf16")
+    # Beside a network of a variant an autoencoder of none does.
+    assert with_weights(tmp_path, "", STEM, "bf16", plain=True) == (tmp_path, None)

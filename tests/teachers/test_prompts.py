@@ -1,10 +1,13 @@
 """Prompts are embedded as the pipeline embeds them, and nothing as the model was taught what nothing is."""
 
+import json
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
 
+from dsno.teachers.diffusers import load_diffusers
 from dsno.teachers.prompts import encode_prompts, null_cond
 from pipelines import diffusers, make_text_encoder, make_tokenizer
 
@@ -50,3 +53,29 @@ def test_a_pipeline_without_texts_says_so(folders: dict[str, Path]) -> None:
             null_cond(ref)
         with pytest.raises(ValueError, match="unknown text pipeline DDPMPipeline: expected one of StableDiffusionPip"):
             encode_prompts(ref, "a cat")
+
+
+@pytest.mark.parametrize("length", [10**30, None])
+def test_a_tokenizer_without_a_length_has_its_encoders(
+    folders: dict[str, Path], tmp_path: Path, length: int | None
+) -> None:
+    shutil.copytree(folders["sd"], tmp_path / "sd")
+    file = tmp_path / "sd" / "tokenizer" / "tokenizer_config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "model_max_length": length}))
+    expected = encode_prompts(folders["sd"], "a cat")["text"]
+    assert load_diffusers(tmp_path / "sd").net.tokens == {"text": (12, 16)}
+    assert torch.equal(encode_prompts(tmp_path / "sd", "a cat")["text"], expected)
+    pipe = diffusers.StableDiffusionPipeline.from_pretrained(tmp_path / "sd")
+    before = pipe.tokenizer.model_max_length
+    assert before > 12 and load_diffusers(pipe).net.tokens == {"text": (12, 16)}
+    assert torch.equal(encode_prompts(pipe, "a cat")["text"], expected)
+    assert pipe.tokenizer.model_max_length == before
+
+
+def test_encoders_in_memory_are_used_without_wrappers_and_left_as_they_are(folders: dict[str, Path]) -> None:
+    pipe = diffusers.StableDiffusionPipeline.from_pretrained(folders["sd"])
+    inner = pipe.text_encoder.train()
+    pipe.text_encoder = torch.nn.DataParallel(torch.compile(inner, backend="eager"))
+    wrapped = pipe.text_encoder
+    assert torch.equal(encode_prompts(pipe, "a cat")["text"], encode_prompts(folders["sd"], "a cat")["text"])
+    assert pipe.text_encoder is wrapped and inner.training

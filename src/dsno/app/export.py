@@ -25,6 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from dsno.app.archive import read_archive
+from dsno.borrow import borrowed
 from dsno.checkpoint import (
     SEAL,
     check_seal,
@@ -226,7 +227,7 @@ def export_program(
         ValueError: if the program differs from the student, or the backbone fixes the batch, or a flow map is not
             sampled in one pass; nothing is written then.
     """
-    path = Path(path)
+    path, student = Path(path), borrowed(student)
     _check_description(path)
     with evaluating(student):
         z, conds = _inputs(student, batch, cond)
@@ -281,7 +282,7 @@ def export_onnx(
     """
     import onnxruntime
 
-    path = Path(path)
+    path, student = Path(path), borrowed(student)
     _check_description(path)
     with evaluating(student):
         z, conds = _inputs(student, batch, cond)

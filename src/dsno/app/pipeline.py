@@ -38,6 +38,7 @@ from diffusers.utils.torch_utils import randn_tensor
 from PIL import Image
 from torch import Tensor, nn
 
+from dsno.borrow import unwrapped
 from dsno.checkpoint import CONFIG, build, check_weights, read_json, read_tensors
 from dsno.condition import Cond, named
 from dsno.data.samples import to_uint8, to_unit
@@ -137,7 +138,7 @@ class DSNOModel(TrajectoryStudent, _Shared):  # type: ignore[misc]
             )
         with init_empty_weights():
             model = cls(**_public(student.config))
-        model.net = student.net
+        model.net = unwrapped(student.net)
         return model.eval()
 
     def refresh(self) -> None:
@@ -175,7 +176,7 @@ class FlowMapModel(FlowMap, _Shared):  # type: ignore[misc]
         Raises:
             ValueError: if its network cannot be rebuilt from a configuration.
         """
-        net = student.net
+        net = unwrapped(student.net)
         if not isinstance(net, TwoTime) or not isinstance(net.backbone, Backbone):
             inner = net.backbone if isinstance(net, TwoTime) else net
             raise ValueError(f"a {type(inner).__name__} does not say how to rebuild it: a pipeline needs a `Backbone`")
@@ -224,6 +225,7 @@ class DSNOPipeline(DiffusionPipeline):
     def __init__(self, student: Student, vae: nn.Module | None = None) -> None:
         super().__init__()
         if not isinstance(student, DSNOModel | FlowMapModel):
+            student = unwrapped(student)
             wrapped = FlowMapModel.from_student if isinstance(student, FlowMap) else DSNOModel.from_student
             student = wrapped(student)
         self.register_modules(student=student, vae=vae)

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from dsno.borrow import unwrapped
 from dsno.condition import Cond
 from dsno.data.arrays import load_numpy
 from dsno.denoise import Guided, Prediction
@@ -24,7 +25,12 @@ __all__ = ["condition_by_seed", "labels_by_seed", "null_of", "prompts_by_seed", 
 
 
 def condition_by_seed(
-    ref: str, teacher: Prediction, labels: str | None, prompts: Path | None, weights: Sequence[float] = ()
+    ref: str,
+    teacher: Prediction,
+    labels: str | None,
+    prompts: Path | None,
+    weights: Sequence[float] = (),
+    variant: str | None = None,
 ) -> Label | None:
     """The condition of each row of a teacher, a function of the seeds; None if it is told nothing.
 
@@ -34,13 +40,14 @@ def condition_by_seed(
         labels: As `labels_by_seed` takes them.
         prompts: As `prompts_by_seed` takes them; instead of labels.
         weights: Two are the range of a guidance weight that each row is told, too.
+        variant: That of the text encoder's weights.
 
     Raises:
         FileNotFoundError: if a named file is missing.
         ValueError: as `labels_by_seed` and `prompts_by_seed` do.
     """
     if prompts is not None:
-        known: Label = prompts_by_seed(ref, prompts)
+        known: Label = prompts_by_seed(ref, prompts, variant)
     elif labels is not None or teacher.classes:
         known = labels_by_seed(ref, teacher.classes, labels or "uniform")
     else:
@@ -89,7 +96,7 @@ def _read_labels(path: Path) -> Tensor:
     return torch.from_numpy(read.astype(np.int64))
 
 
-def prompts_by_seed(ref: str, path: Path) -> Callable[[Tensor], dict[str, Tensor]]:
+def prompts_by_seed(ref: str, path: Path, variant: str | None = None) -> Callable[[Tensor], dict[str, Tensor]]:
     """The embeddings of the prompts in a file as a function of the seeds, taken by turns.
 
     Raises:
@@ -101,12 +108,17 @@ def prompts_by_seed(ref: str, path: Path) -> Callable[[Tensor], dict[str, Tensor
     prompts = [line.strip() for line in path.read_text().splitlines() if line.strip()]
     if not prompts:
         raise ValueError(f"{path} holds no prompt: write one a line")
-    encoded = encode_prompts(ref, prompts)
+    encoded = encode_prompts(ref, prompts, variant)
     return lambda seeds: {name: rows[seeds % len(prompts)] for name, rows in encoded.items()}
 
 
 def under_guidance(
-    ref: str, teacher: Prediction, weights: Sequence[float], prompted: bool = False, null: int | None = None
+    ref: str,
+    teacher: Prediction,
+    weights: Sequence[float],
+    prompted: bool = False,
+    null: int | None = None,
+    variant: str | None = None,
 ) -> Prediction | Guided:
     """The teacher under one weight of guidance, or under one that each row is told (two); itself under none.
 
@@ -117,14 +129,14 @@ def under_guidance(
         return teacher
     if not teacher.classes and not prompted:
         raise ValueError(f"--guidance needs a condition, and {ref} is told none")
-    absent = null_of(ref, teacher, null)
+    absent = null_of(ref, teacher, null, variant)
     if isinstance(absent, Tensor) and (prompted or len(weights) == 2):
         # Beside a weight, or from an encoder, the condition has a name, and so has its absence.
         absent = {"text" if prompted else "label": absent}
     return Guided(teacher, absent, weights[0]) if len(weights) == 1 else Guided(teacher, absent)
 
 
-def null_of(ref: str, teacher: Prediction, null: int | None) -> Cond:
+def null_of(ref: str, teacher: Prediction, null: int | None, variant: str | None = None) -> Cond:
     """What stands for no condition: the given label, or what a diffusers model says of itself.
 
     Raises:
@@ -132,8 +144,8 @@ def null_of(ref: str, teacher: Prediction, null: int | None) -> Cond:
     """
     if null is not None:
         return torch.tensor(null)
-    if isinstance(teacher.net, DiffusersNet):
-        return null_cond(ref)
+    if isinstance(unwrapped(teacher.net), DiffusersNet):
+        return null_cond(ref, variant)
     raise ValueError(
         f"{ref} does not say which label stands for none: give it, --null {teacher.classes or 0}, if the network was "
         "trained with one"

@@ -7,8 +7,9 @@ from pathlib import Path
 
 from tyro.conf import Positional
 
+from dsno.borrow import unwrapped
 from dsno.cli.console import say
-from dsno.cli.options import TeacherRef
+from dsno.cli.options import TeacherRef, Variant
 from dsno.nets.backbone import Backbone
 from dsno.outputs import TEACHER, check_apart, claimed
 from dsno.teachers.load import load_teacher
@@ -28,6 +29,7 @@ class Convert:
     """
 
     ref: Positional[TeacherRef]
+    variant: Variant = None
     out: Path = Path("runs/teacher")
     """Folder for it."""
     dtype: str | None = None
@@ -37,12 +39,11 @@ class Convert:
 
     def run(self) -> None:
         check_apart(self.out, self.ref)
-        teacher = load_teacher(self.ref, self.dtype)
-        if not isinstance(teacher.net, Backbone) or teacher.time is not None:
+        teacher = load_teacher(self.ref, self.dtype, variant=self.variant)
+        net = unwrapped(teacher.net)
+        if not isinstance(net, Backbone) or teacher.time is not None:
             own = "has time units of its own" if teacher.time is not None else "does not say how to rebuild it"
-            raise ValueError(
-                f"the {type(teacher.net).__name__} of {self.ref} {own}: it cannot be converted, use it as it is"
-            )
+            raise ValueError(f"the {type(net).__name__} of {self.ref} {own}: it cannot be converted, use it as it is")
         with claimed(self.out, TEACHER, overwrite=self.overwrite):
             save_teacher(self.out, teacher, source=self.ref)
         say(f"teacher in {self.out}", f"dsno check-teacher {self.out}")

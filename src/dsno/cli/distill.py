@@ -12,7 +12,7 @@ import tyro
 
 from dsno.cli.conditions import null_of, under_guidance
 from dsno.cli.console import progress, say
-from dsno.cli.options import Training
+from dsno.cli.options import Training, Variant
 from dsno.distillation.registry import METHODS, method_named
 from dsno.outputs import check_apart, check_request
 
@@ -40,6 +40,7 @@ class Distill:
 
     teacher: str = "runs/teacher"
     """The teacher the student starts from (by every method, of data alone too), as `generate --teacher` takes it."""
+    variant: Variant = None
     data: str = "runs/trajectories"
     """Folder of its trajectories, or where they were pushed to (hf://datasets/org/name, ...): fetched as they are
     needed. Of a method that needs samples: their ends, or an image set as `teach --data`."""
@@ -71,7 +72,7 @@ class Distill:
         options: Options = method.options() if self.options is None else self.options  # type: ignore[assignment]
         solved = TrajectorySet(self.data) if holds_trajectories(self.data) else None
         method.check_data(solved is not None, self.data)
-        teacher = load_teacher(self.teacher)
+        teacher = load_teacher(self.teacher, variant=self.variant)
         data = self._samples(teacher) if solved is None else solved
         if solved is not None and self.size is not None:
             raise ValueError(f"--size resizes images, and {self.data} holds trajectories: leave it out")
@@ -110,13 +111,13 @@ class Distill:
                     f"{method.name} needs a class-conditional teacher, and {self.teacher} is told no class: take "
                     "progressive for this one"
                 )
-            return under_guidance(self.teacher, teacher, options.guidance, null=options.null)
+            return under_guidance(self.teacher, teacher, options.guidance, null=options.null, variant=self.variant)
         if solved is None or null_of_set(solved) is not None:
             return teacher
         found = solved.manifest["teacher"]
         if found["class"] != "Guided":
             return teacher
-        null = null_of(self.teacher, teacher, None)
+        null = null_of(self.teacher, teacher, None, self.variant)
         return Guided(teacher, {"text": null} if isinstance(null, Tensor) else null, found["weight"])
 
     def _samples(self, teacher: Prediction) -> Samples:

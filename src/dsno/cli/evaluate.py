@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dsno.cli.console import progress, say, show
-from dsno.cli.options import launched
+from dsno.cli.options import Variant, launched
 from dsno.data.load import load_data
 from dsno.outputs import claimed, writable
 from dsno.report.compare import EVALUATION, compare
@@ -30,6 +30,7 @@ class Evaluate:
     """Folder of the student; the shipped one by default."""
     teacher: str | None = None
     """Its teacher, as `generate --teacher` takes it; the shipped one by default."""
+    variant: Variant = None
     features: Path | None = None
     """Folder of the feature network; the shipped one by default."""
     data: str = "digits"
@@ -72,6 +73,7 @@ class Evaluate:
                 accelerator=accelerator,
                 passes=self.passes,
                 fresh=self.fresh,
+                variant=self.variant,
             )
         if first:
             show(results)

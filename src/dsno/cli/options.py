@@ -14,7 +14,7 @@ from dsno.outputs import check_apart, writable
 from dsno.teachers.load import check_dtype
 from dsno.train import TrainConfig
 
-__all__ = ["Device", "Refused", "TeacherRef", "Training", "device_of", "launched", "new_file"]
+__all__ = ["Device", "Refused", "TeacherRef", "Training", "Variant", "device_of", "launched", "new_file"]
 
 TeacherRef = Annotated[
     str,
@@ -24,6 +24,9 @@ TeacherRef = Annotated[
     ),
 ]
 """A teacher, as `dsno.teachers.load.load_teacher` takes it."""
+
+Variant = Annotated[str | None, arg(help="The variant of a diffusers model's weights: fp16, say.")]
+"""A variant, as `load_teacher` takes it."""
 
 Device = Annotated[str | None, arg(help="Where to run it; the accelerator if there is one, else the CPU.")]
 """A device, as `device_of` takes it."""

@@ -27,6 +27,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from dsno.borrow import unwrapped
 from dsno.denoise import Prediction
 from dsno.distillation.distances import Distance, from_folder
 from dsno.distillation.distances import distance as named_distance
@@ -176,9 +177,7 @@ class TrajectoryDistillation:
         x_t, start = self.start(batch)
         output = student(x_t, batch.get("cond"), start, frames)
         if self.target == "state":
-            # Data-parallel wrappers hide the student's own methods behind `.module`.
-            owner: Any = getattr(student, "module", student)
-            output = owner.states(x_t, output, start, frames)
+            output = unwrapped(student).states(x_t, output, start, frames)
         return self.of_frames(output, batch)
 
     def of_frames(self, output: Tensor, batch: dict[str, Any]) -> Tensor:

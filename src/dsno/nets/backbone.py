@@ -15,6 +15,7 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
+from dsno.borrow import unwrapped
 from dsno.checkpoint import build
 from dsno.condition import Cond
 from dsno.denoise import Prediction
@@ -99,11 +100,9 @@ def sample_shape(teacher: Prediction) -> tuple[int, ...]:
     Raises:
         ValueError: if neither says.
     """
-    shape = teacher.shape
-    if shape is None and isinstance(teacher.net, Backbone):
-        shape = teacher.net.shape
+    shape, net = teacher.shape, unwrapped(teacher.net)
+    if shape is None and isinstance(net, Backbone):
+        shape = net.shape
     if shape is None:
-        raise ValueError(
-            f"a {type(teacher.net).__name__} does not say what shape it makes: pass shape=(C, ...) to Prediction"
-        )
+        raise ValueError(f"a {type(net).__name__} does not say what shape it makes: pass shape=(C, ...) to Prediction")
     return shape

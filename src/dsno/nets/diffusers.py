@@ -30,6 +30,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from dsno.borrow import borrowed, unwrapped
 from dsno.condition import Cond, named
 
 __all__ = ["DiffusersNet", "TimeUnit", "network_class", "stated_shape"]
@@ -139,7 +140,7 @@ class DiffusersNet(nn.Module):
 
     Arguments:
         model: UNet2DModel, UNet2DConditionModel, DiTTransformer2DModel or SD3Transformer2DModel: the name of the class,
-            or a network of it.
+            or a network of it, whose weights are shared and which stays as it is (`dsno.borrow.borrowed`).
         settings: The configuration of a network that is only named.
         unit: What the network calls time (table above).
         steps: $K$.
@@ -172,9 +173,9 @@ class DiffusersNet(nn.Module):
         time_ids: Sequence[float] | None = None,
     ) -> None:
         super().__init__()
-        name = model if isinstance(model, str) else type(model).__name__
+        name = model if isinstance(model, str) else type(unwrapped(model)).__name__
         known = network_class(name)
-        made: Any = known.from_config(dict(settings or {})) if isinstance(model, str) else model
+        made: Any = known.from_config(dict(settings or {})) if isinstance(model, str) else borrowed(model)
         settings = {k: v for k, v in made.config.items() if not k.startswith("_")}
         self.model, self.family = made, _FAMILIES[name]
         _check_settings(name, settings, self.family.allowed)

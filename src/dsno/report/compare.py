@@ -82,11 +82,12 @@ def compare(
     passes: Sequence[int] = (),
     fresh: bool = False,
     accelerator: Any = None,
+    variant: str | None = None,
 ) -> list[Result]:
     """An unconditional student beside its teacher's solvers on the same held-out noises: numbers, and a report.
 
     Arguments:
-        teacher: Folder of the teacher.
+        teacher: The teacher, as `load_teacher` takes it.
         student: Folder of the student or flow map.
         features: Folder of the feature network.
         data: The reference set, or what `dsno.data.load.load_data` takes.
@@ -104,6 +105,7 @@ def compare(
         passes: Numbers of passes to measure the student at, a row each; by default the fewest it was trained for.
         fresh: Noise the sample again between passes.
         accelerator: An `accelerate.Accelerator`: its processes share the noises and the first one writes; or None.
+        variant: The variant of the teacher's weights, where it is one of diffusers.
 
     Returns:
         The results: the student, the solvers at several numbers of steps, the fine solution's own quality, and that of
@@ -122,7 +124,7 @@ def compare(
         if path.exists() and not _is_ours(path):
             raise FileExistsError(f"{path} is of no evaluation: move it away, or choose another output")
     images, net = data if isinstance(data, Samples) else load_data(data), load_feature_net(features)
-    solved, learned = load_teacher(teacher), load_student(student).eval()
+    solved, learned = load_teacher(teacher, variant=variant), load_student(student).eval()
     shape = images.shape
     if learned.shape != shape:
         raise ValueError(f"the student makes {learned.shape}, {images.name} has {shape}: choose its own data")

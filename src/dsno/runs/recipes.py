@@ -120,7 +120,12 @@ class Recipe:
             )
 
     def run(
-        self, out: Path | str, report: Report = quiet, teacher: str | None = None, data: Samples | None = None
+        self,
+        out: Path | str,
+        report: Report = quiet,
+        teacher: str | None = None,
+        data: Samples | None = None,
+        variant: str | None = None,
     ) -> Path:
         """Run every stage that is not complete in `out`, and return `out`.
 
@@ -129,6 +134,7 @@ class Recipe:
             report: Told of the progress.
             teacher: A teacher to use, as `load_teacher` takes it, instead of training one.
             data: The data, where it is at hand already.
+            variant: The variant of the teacher's weights, where it is one of diffusers.
 
         Raises:
             BlockingIOError: if another run is writing to a stage.
@@ -139,7 +145,7 @@ class Recipe:
         out = self._open(out)
         if all((out / name / "config.json").is_file() for name in ("features", "teacher", "student")):
             return out
-        samples = self.prepare(out, report, teacher, data)
+        samples = self.prepare(out, report, teacher, data, variant)
         solved = load_teacher(out / "teacher")
         with _timed(out, "trajectories"):
             trajectories = generate(
@@ -175,7 +181,12 @@ class Recipe:
         return out
 
     def prepare(
-        self, out: Path | str, report: Report = quiet, teacher: str | None = None, data: Samples | None = None
+        self,
+        out: Path | str,
+        report: Report = quiet,
+        teacher: str | None = None,
+        data: Samples | None = None,
+        variant: str | None = None,
     ) -> Samples:
         """The stages before trajectories: the feature network, of labelled data, and the teacher. Returns the data.
 
@@ -183,6 +194,10 @@ class Recipe:
             ValueError: as `run` does.
         """
         out = self._open(out)
+        given = None
+        if teacher is not None and not (out / "teacher" / "config.json").is_file():
+            # Before anything is trained: it may not be there.
+            given = load_teacher(teacher, variant=variant)
         samples = load_data(self.data, size=self.size) if data is None else data
         for name in self._feature_nets(samples):
             if not (out / name / "config.json").is_file():
@@ -192,10 +207,9 @@ class Recipe:
                     train_features(samples, out / name, self.features_steps, seed, width, report)
         if not (out / "teacher" / "config.json").is_file():
             with _timed(out, "teacher"):
-                if teacher is None:
+                if given is None:
                     self._teach(samples, out / "teacher", report)
                 else:
-                    given = load_teacher(teacher)
                     given.clip = self.clip
                     save_teacher(out / "teacher", given, source=teacher)
         return samples

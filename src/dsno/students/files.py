@@ -11,7 +11,6 @@ A folder holds `config.json`, which says its `type`, and `model.safetensors`:
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -20,6 +19,7 @@ from typing import Annotated, Any
 import torch
 from torch import nn
 
+from dsno.borrow import borrowed, own_copy, unwrapped
 from dsno.checkpoint import CONFIG, WEIGHTS, build, load_model, read_json, save_model, sha256_of
 from dsno.denoise import Kind, Prediction
 from dsno.hub import is_hub_id, local_copy
@@ -43,8 +43,9 @@ def save_student(folder: Path | str, student: Student, adapter_only: bool = Fals
 
     Raises:
         ValueError: if only the adapter is to be written of a flow map, or of a student whose backbone is trained, too;
-            for a flow map whose network cannot be rebuilt from a configuration.
+            for a flow map whose network cannot be rebuilt from a configuration; for weights that cannot be written.
     """
+    student = borrowed(student)
     if isinstance(student, FlowMap):
         if adapter_only:
             raise ValueError("a flow map has no adapter: its whole network is trained, so save all of it")
@@ -90,7 +91,7 @@ def load_student(
     kind = config.get("type") if isinstance(config, dict) else None
     if kind == "adapter":
         raise ValueError(f"{folder} holds an adapter: pass the teacher it belongs to, load_student(..., teacher=)")
-    make = _build_flow_map if kind == "flow map" else lambda config: build_student(config, _rehearsing(backbone))
+    make = _build_flow_map if kind == "flow map" else lambda c: build_student(c, _rehearsing(unwrapped(backbone)))
     return load_model(folder, "flow map" if kind == "flow map" else "student", _whole(make), unchecked).eval()
 
 
@@ -153,7 +154,7 @@ def build_student(config: Mapping[str, Any], backbone: nn.Module | None = None) 
 
 
 def _load_adapter(folder: Path, teacher: Prediction, unchecked: bool) -> TrajectoryStudent:
-    net = copy.deepcopy(teacher.net)
+    net = own_copy(teacher.net)
 
     def make(config: dict[str, Any]) -> tuple[TrajectoryStudent, nn.Module]:
         expected = config.pop("teacher", None)
@@ -171,7 +172,7 @@ def _rehearsing(net: nn.Module | None) -> nn.Module | None:
     """The network to lift in place; of a rehearsal (`dsno.outside.rehearsed`) a copy without memory."""
     if net is None or torch.get_default_device().type != "meta":
         return net
-    return copy.deepcopy(net).to("meta")
+    return own_copy(net).to("meta")
 
 
 def _fingerprint(net: Lifted) -> str:

@@ -28,6 +28,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from dsno.borrow import borrowed
 from dsno.checkpoint import read_json
 from dsno.denoise import Prediction
 from dsno.hub import first_line, is_hub_id, local_copy
@@ -55,23 +56,28 @@ def load_teacher(
 ) -> Prediction:
     """Load a teacher from any of the forms above.
 
+    A pipeline or a `Prediction` of yours stays as it is: dtype, device, mode and settings. The teacher shares the
+    memory of its weights, and has a copy of those that `dtype` or `device` change.
+
     Arguments:
         ref: One of them.
-        dtype: The dtype of its network (`bf16`, `float16`, `torch.bfloat16`, ...); float32 by default. A network of
-            diffusers takes states of any dtype, the others take states of their own.
-        device: Where to put it; the CPU by default.
+        dtype: The dtype of its network (`bf16`, `float16`, `torch.bfloat16`, ...); float32 by default, and of what is
+            in memory its own. A network of diffusers takes states of any dtype, the others take states of their own.
+        device: Where to put it; the CPU by default, and where it is for what is in memory.
         shape: (C, *spatial) of a sample, for a diffusers model that does not say it.
         variant: The variant of diffusers' weights, `fp16` say.
         unchecked: Open a folder of the library's own that was changed since it was written.
 
     Raises:
-        FileNotFoundError: if a folder, a file or a repository is missing; says which.
+        FileNotFoundError: if a folder, a file or a repository is missing; says which, and which variants there are.
         ConnectionError: if the Hub is needed and cannot be reached.
         ValueError: if `ref` is not a teacher, and says what it was taken for; if it is damaged; or for a device or
             dtype that the machine lacks.
     """
     wanted = check_dtype(dtype, device)
     teacher = _load(ref, wanted, shape, variant, unchecked)
+    if isinstance(ref, Prediction) and (wanted is not None or device is not None):
+        teacher = borrowed(ref)
     if wanted is not None:
         teacher.to(wanted)
     return teacher if device is None else teacher.to(device)

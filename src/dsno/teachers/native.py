@@ -12,6 +12,7 @@ from typing import Any
 
 from torch import nn
 
+from dsno.borrow import unwrapped
 from dsno.checkpoint import build, load_model, save_model
 from dsno.denoise import Kind, Prediction, Threshold
 from dsno.nets.backbone import Backbone, net_from_config
@@ -24,11 +25,12 @@ def save_teacher(folder: Path | str, teacher: Prediction, **notes: object) -> Pa
     """Write a teacher whose network is a `Backbone`: `config.json` and `model.safetensors`; `notes` go into the former.
 
     Raises:
-        ValueError: if its network cannot be rebuilt from a configuration.
+        ValueError: if its network cannot be rebuilt from a configuration, or its weights cannot be written.
     """
-    if not isinstance(teacher.net, Backbone):
+    net = unwrapped(teacher.net)
+    if not isinstance(net, Backbone):
         raise ValueError(
-            f"a {type(teacher.net).__name__} does not say how to rebuild it: give it what `Backbone` asks for, or keep "
+            f"a {type(net).__name__} does not say how to rebuild it: give it what `Backbone` asks for, or keep "
             "the module and load its weights yourself"
         )
     clip = dataclasses.asdict(teacher.clip) if isinstance(teacher.clip, Threshold) else teacher.clip
@@ -38,7 +40,7 @@ def save_teacher(folder: Path | str, teacher: Prediction, **notes: object) -> Pa
         "kind": teacher.kind,
         "clip": clip,
         "data_std": teacher.data_std,
-        "net": teacher.net.config,
+        "net": net.config,
         "notes": notes,
     }
     return save_model(folder, config, teacher.net)
