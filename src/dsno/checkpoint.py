@@ -25,6 +25,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from dsno.listing import entries
+
 __all__ = [
     "build",
     "check_keys",
@@ -81,7 +83,7 @@ def publish(temporary: Path, path: Path) -> None:
 def write_json(path: Path, value: object) -> None:
     """Write JSON atomically."""
     text = json.dumps(value, indent=1) + "\n"
-    write_atomically(path, lambda p: p.write_text(text))
+    write_atomically(path, lambda p: p.write_text(text, encoding="utf-8"))
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
@@ -91,7 +93,7 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
 
 
 def read_json(path: Path) -> Any:
-    """Read a JSON file.
+    """Read a JSON file, in Unicode whatever the machine's encoding is; a byte order mark is dropped.
 
     Raises:
         FileNotFoundError: if it is missing, with the names that are there instead.
@@ -99,7 +101,7 @@ def read_json(path: Path) -> Any:
     """
     _must_exist(path)
     try:
-        return json.loads(path.read_text())
+        return json.loads(path.read_bytes())
     except ValueError as error:
         raise ValueError(f"{path} is not valid JSON ({error}): it is damaged or not a dsno file") from None
 
@@ -123,7 +125,7 @@ def _must_exist(path: Path) -> None:
         return
     if not path.parent.is_dir():
         raise FileNotFoundError(f"no folder {path.parent}: expected a model folder with {path.name} in it")
-    present = sorted(p.name for p in path.parent.iterdir()) or ["nothing"]
+    present = [p.name for p in entries(path.parent)] or ["nothing"]
     raise FileNotFoundError(f"{path.parent} has no {path.name} (it has {', '.join(present)}): not a complete folder")
 
 
@@ -138,7 +140,7 @@ def prepare_folder(path: Path | str, resume: bool = False, overwrite: bool = Fal
     path = Path(path)
     if path.exists() and not path.is_dir():
         raise FileExistsError(f"{path} is a file: expected a folder to write to")
-    if path.is_dir() and any(path.iterdir()):
+    if path.is_dir() and entries(path):
         if overwrite:
             if Path.cwd().is_relative_to(path.resolve()):
                 raise FileExistsError(f"{path} holds the working directory: choose another output folder")

@@ -343,7 +343,7 @@ class _Run:
         pace = (done - self.start) / (time.perf_counter() - self.began)
         numbers = {"loss": loss, "lr": learning_rate(self.config, done - 1), "steps_per_second": pace}
         if self.accelerator.is_main_process:
-            with (self.folder / "log.jsonl").open("a") as file:
+            with (self.folder / "log.jsonl").open("a", encoding="utf-8") as file:
                 file.write(json.dumps({"step": done, **numbers}) + "\n")
             self.accelerator.log(numbers, step=done)
             if progress is not None:
@@ -432,9 +432,9 @@ def _write_checkpoint(folder: Path, state: dict[str, Any], files: Mapping[str, M
 def _rewind(path: Path, step: int) -> None:
     """Drop the log lines of steps that will be taken again, and one that a kill cut short."""
     if path.exists():
-        lines = [line for line in path.read_text().splitlines(keepends=True) if line.endswith("}\n")]
+        lines = [line for line in path.read_text(encoding="utf-8").splitlines(keepends=True) if line.endswith("}\n")]
         kept = [line for line in lines if json.loads(line)["step"] <= step]
-        write_atomically(path, lambda p: p.write_text("".join(kept)))
+        write_atomically(path, lambda p: p.write_text("".join(kept), encoding="utf-8"))
 
 
 def _diverged(what: str, folder: Path) -> FloatingPointError:

@@ -89,7 +89,7 @@ class Generate:
         teacher = load_teacher(self.teacher, None, device_of(self.device))
         if accelerator is not None:
             teacher.to(accelerator.device)
-        label = condition_by_seed(self.teacher, teacher, self.labels, self.prompts, self.guidance)
+        label = condition_by_seed(self.teacher, teacher, self.labels, self.prompts, self.guidance, self.null)
         denoiser = under_guidance(self.teacher, teacher, self.guidance, self.prompts is not None, self.null)
         with progress() as report:
             data = generate(

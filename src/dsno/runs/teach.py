@@ -9,12 +9,13 @@ from typing import Any
 import torch
 from torch import nn
 
+from dsno.data.classes import said_of_gaps
 from dsno.data.samples import Samples, check_samples
 from dsno.denoise import Kind, Prediction
 from dsno.distillation.denoising import Denoising
 from dsno.nets.unet import UNet
 from dsno.schedule import Cosine, Schedule
-from dsno.teachers.native import save_teacher
+from dsno.teachers.native import CLASS_NAMES, save_teacher
 from dsno.train import Report, TrainConfig, prepare_run, quiet, stage_progress, train
 
 __all__ = ["teach"]
@@ -47,7 +48,7 @@ def teach(
         batch: Samples per step.
         kind: What the network predicts.
         schedule: The noise schedule; cosine by default.
-        conditional: Train on the labels too.
+        conditional: Train on the labels too; what the classes are called is noted in the folder's `config.json`.
         resume: Continue what is in `out`, of the same settings.
         overwrite: Throw away what is in `out`.
         report: Told of the progress.
@@ -66,7 +67,7 @@ def teach(
     if conditional and images.labels is None:
         raise ValueError(f"{images.name} has no labels: train an unconditional teacher")
     labels = images.labels if conditional else None
-    classes = int(labels.max()) + 1 if labels is not None else None
+    classes = images.classes if conditional else None
     torch.manual_seed(config.seed)
     if net is None:
         C, *spatial = images.shape
@@ -87,6 +88,8 @@ def teach(
         **options,
     }
     prepare_run(out, resume, overwrite)
+    if labels is not None and classes is not None and (gaps := said_of_gaps(labels, classes)):
+        report("teach", 0, config.steps, gaps)
     train(
         net,
         objective,
@@ -99,7 +102,10 @@ def teach(
     )
     teacher = Prediction(net, schedule, kind, clip=clip, shape=images.shape, classes=classes).eval()
     units = dataclasses.asdict(images.units)
-    save_teacher(out, teacher, images=images.name, units=units, training=dataclasses.asdict(config), batch=batch)
+    notes = {"images": images.name, "units": units, "training": dataclasses.asdict(config), "batch": batch}
+    if conditional and images.names is not None:
+        notes[CLASS_NAMES] = list(images.names)
+    save_teacher(out, teacher, **notes)
     return teacher
 
 

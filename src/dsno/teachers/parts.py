@@ -12,12 +12,14 @@ from typing import Any
 
 from torch import nn
 
+from dsno.listing import entries
+
 __all__ = ["contents", "network_folder", "network_name", "network_of", "scheduler_file"]
 
 
 def contents(folder: Path) -> str:
     """What is in a folder, in words."""
-    return ", ".join(sorted(p.name for p in folder.iterdir())) or "nothing"
+    return ", ".join(p.name for p in entries(folder)) or "nothing"
 
 
 def network_of(pipeline: Any) -> Any:

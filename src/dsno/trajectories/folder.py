@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from dsno.checkpoint import prepare_folder
+from dsno.listing import entries
 from dsno.trajectories.format import check_foreign, check_shard, shard_count, shard_path, shards_in, unfinished
 from dsno.trajectories.manifest import MANIFEST, Manifest, differences, join, read_manifest, write_manifest
 
@@ -35,12 +36,11 @@ def check_out(folder: Path, resume: bool, overwrite: bool) -> None:
             "again"
         )
     # Without a shard, a folder with a manifest in it is as good as new.
-    if folder.is_dir() and not known and not shards:
-        others = sorted({*folder.iterdir()} - {*unfinished(folder)})
-        if others:
-            raise FileExistsError(
-                f"{folder} holds other files ({join([p.name for p in others], ', ')}): choose an empty one"
-            )
+    # What was left unfinished has a name with a dot.
+    if folder.is_dir() and not known and not shards and (others := entries(folder)):
+        raise FileExistsError(
+            f"{folder} holds other files ({join([p.name for p in others], ', ')}): choose an empty one"
+        )
     prepare_folder(folder, resume=True)
 
 

@@ -22,6 +22,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from dsno.checkpoint import prepare_folder
+from dsno.listing import entries
 from dsno.trajectories.card import CARD, card, human_size
 from dsno.trajectories.format import (
     check_foreign,
@@ -220,7 +221,7 @@ def _known(folder: Path, manifest: Manifest, overwrite: bool) -> Manifest | None
     if not folder.is_dir():
         return None
     shards, known = shards_in(folder), (folder / MANIFEST).is_file()
-    others = sorted(p.name for p in folder.iterdir() if not p.name.startswith("."))
+    others = [p.name for p in entries(folder)]
     if not known and not shards and others:
         raise FileExistsError(f"{folder} holds other files ({join(others, ', ')}): choose an empty one")
     own = {shard_path(folder, k): k for k in range(shard_count(manifest))}
