@@ -28,6 +28,7 @@ from safetensors.torch import load_file, save, save_file
 from torch import Tensor, nn
 
 from dsno.borrow import plain_names, state_of, without_wrappers
+from dsno.listing import entries
 from dsno.outside import UNCHECKED, check_arguments, must_be_file, read_json_file, rehearsed
 from dsno.outside import unchecked as let_pass
 
@@ -129,7 +130,7 @@ def publish(temporary: Path, path: Path) -> None:
 def write_json(path: Path, value: object) -> None:
     """Write JSON atomically."""
     text = json.dumps(value, indent=1) + "\n"
-    write_atomically(path, lambda p: p.write_text(text))
+    write_atomically(path, lambda p: p.write_text(text, encoding="utf-8"))
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
@@ -181,7 +182,7 @@ def _known(dtype: torch.dtype) -> bool:
 
 
 def read_json(path: Path) -> Any:
-    """Read a JSON file.
+    """Read a JSON file, in Unicode whatever the machine's encoding is; a byte order mark is dropped.
 
     Raises:
         FileNotFoundError: if it is missing, with the names that are there instead.
@@ -211,7 +212,7 @@ def _must_exist(path: Path) -> None:
         return
     if not path.parent.is_dir():
         raise FileNotFoundError(f"no folder {path.parent}: expected a model folder with {path.name} in it")
-    present = sorted(p.name for p in path.parent.iterdir()) or ["nothing"]
+    present = [p.name for p in entries(path.parent)] or ["nothing"]
     raise FileNotFoundError(f"{path.parent} has no {path.name} (it has {', '.join(present)}): not a complete folder")
 
 

@@ -22,6 +22,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from dsno.checkpoint import CONFIG, TEMPORARY, TYPES, WEIGHTS, check_type, temporary_name
+from dsno.listing import entries
 from dsno.snapshots import LOG, files_of, settings_of, snapshots_in
 
 __all__ = [
@@ -155,7 +156,7 @@ def prepare_folder(path: Path | str, resume: bool = False, overwrite: bool = Fal
 
 def held(folder: Path) -> list[str]:
     """What is in a folder, but for locks and what a run that was killed left."""
-    return sorted(p.name for p in folder.iterdir() if p.name != LOCK and not TEMPORARY.fullmatch(p.name))
+    return [p.name for p in entries(folder)]
 
 
 def _overwrite(folder: Path, kind: Kind, found: Sequence[str]) -> None:

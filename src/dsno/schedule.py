@@ -59,7 +59,10 @@ class Schedule(ABC):
 
     @abstractmethod
     def time(self, log_snr: Tensor) -> Tensor:
-        r"""Invert $\ell_t$: the time in $[0, 1]$ of a log-SNR, of its shape; beyond the range the nearer end."""
+        r"""Invert $\ell_t$: the time in $[0, 1]$ of a log-SNR, of its shape; beyond the range the nearer end.
+
+        The limits belong to it: pure noise, $\ell = -\infty$, is at $t = 1$, clean data, $\ell = \infty$, at $t = 0$.
+        """
 
     @property
     @abstractmethod
@@ -230,7 +233,8 @@ class VPLinear(Schedule):
 
     def time(self, log_snr: Tensor) -> Tensor:
         # The root of the quadratic in the form that subtracts nothing: exact near t = 0, and for a constant beta.
-        B = torch.nn.functional.softplus(-log_snr)
+        # Pure noise, at B = inf, lies beyond t = 1 as all above B(1) does; inf / inf would say nothing.
+        B = torch.nn.functional.softplus(-log_snr).clamp(max=self.beta_min + self.beta_max)
         root = torch.sqrt(self.beta_min**2 + 2 * (self.beta_max - self.beta_min) * B)
         return (2 * B / (self.beta_min + root)).clamp(0, 1)
 

@@ -191,12 +191,12 @@ def rewind(path: Path, step: int) -> None:
     if not path.exists():
         return
     kept = []
-    for line in path.read_text(errors="replace").splitlines(keepends=True):
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True):
         if (found := _step_of(line)) is None:
             log.warning("%s has a line that cannot be read, which is dropped: %.60s", path, line.rstrip())
         elif found <= step:
             kept.append(line)
-    write_atomically(path, lambda temporary: temporary.write_text("".join(kept)))
+    write_atomically(path, lambda temporary: temporary.write_text("".join(kept), encoding="utf-8"))
 
 
 def _step_of(line: str) -> int | None:

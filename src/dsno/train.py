@@ -353,7 +353,7 @@ class _Run:
         pace = (done - self.start) / (time.perf_counter() - self.began)
         numbers = {"loss": loss, "lr": learning_rate(self.config, done - 1), "steps_per_second": pace}
         if self.accelerator.is_main_process:
-            with naming(self.folder / LOG), (self.folder / LOG).open("a") as file:
+            with naming(self.folder / LOG), (self.folder / LOG).open("a", encoding="utf-8") as file:
                 file.write(json.dumps({"step": done, **numbers}) + "\n")
             self.accelerator.log(numbers, step=done)
             if progress is not None:

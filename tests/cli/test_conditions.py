@@ -99,8 +99,30 @@ def test_words_are_no_labels_and_no_lines_no_prompts(tmp_path: Path) -> None:
         condition_by_seed("it", teacher(None), None, tmp_path / "none.txt")
 
 
+def test_files_are_read_in_utf8_without_their_mark(tmp_path: Path) -> None:
+    (tmp_path / "labels.txt").write_bytes(b"\xef\xbb\xbf3 1\r\n4\r\n")
+    assert labels_by_seed("it", 10, str(tmp_path / "labels.txt"))(torch.arange(4)).tolist() == [3, 1, 4, 3]
+    (tmp_path / "labels.txt").write_bytes("7 \x85".encode("latin-1"))
+    with pytest.raises(ValueError, match=r"labels\.txt is no .*text in UTF-8"):
+        labels_by_seed("it", 10, str(tmp_path / "labels.txt"))
+
+
+def test_the_null_label_is_not_drawn_and_known_to_the_network() -> None:
+    seeds = torch.arange(200)
+    assert set(condition_by_seed("it", teacher(3), None, None, null=2)(seeds).tolist()) == {0, 1}
+    # Who asks for it gets it.
+    assert set(condition_by_seed("it", teacher(3), "2", None, null=2)(seeds).tolist()) == {2}
+    for ask in (
+        lambda: condition_by_seed("it", teacher(3), None, None, null=3),
+        lambda: under_guidance("it", teacher(3), (1.0,), null=3),
+    ):
+        with pytest.raises(ValueError, match="the null label 3 is outside the labels of it: expected 0 to 2"):
+            ask()
+
+
 def test_what_stands_for_no_condition_has_the_conditions_form() -> None:
-    told = teacher(10)
+    net = UNet(1, 8, (4, 8), attention=(), classes=10, null=True)
+    told = Prediction(net, Cosine(), "v", classes=10)
     assert under_guidance("it", told, ()) is told
     fixed, free = under_guidance("it", told, (1.5,), null=10), under_guidance("it", told, (0, 3), null=10)
     assert isinstance(fixed, Guided) and fixed.weight == 1.5 and torch.equal(fixed.null, torch.tensor(10))

@@ -15,6 +15,7 @@ from dsno.distillation.denoising import Denoising
 from dsno.runs.teach import teach
 from dsno.schedule import Cosine
 from dsno.seeds import noise
+from dsno.teachers.native import class_names
 from dsno.train import TrainConfig
 from pretend import stop_at
 
@@ -95,6 +96,18 @@ def test_what_cannot_be_taught_is_refused(images: torch.Tensor, options: dict, m
     with pytest.raises(ValueError, match=message):
         teach(Samples(images, None, "here"), tmp_path / "out", **options)
     assert not (tmp_path / "out").exists()
+
+
+def test_the_names_of_classes_are_in_the_folder_and_empty_ones_are_said(tmp_path: Path) -> None:
+    said: list[str] = []
+    named = replace(DIGITS, labels=DIGITS.labels % 2, names=("even", "odd", "neither"))
+    teacher = teach(
+        named, tmp_path, (8,), TEACH, 16, conditional=True, report=lambda stage, done, total, text: said.append(text)
+    )
+    assert teacher.classes == 3 and class_names(tmp_path) == ("even", "odd", "neither")
+    assert read_json(tmp_path / "config.json")["notes"]["class_names"] == ["even", "odd", "neither"]
+    assert "1 of 3 classes have no sample (2)" in said
+    assert class_names(tmp_path / "elsewhere") is None
 
 
 def test_a_teacher_that_sometimes_is_not_told_can_be_guided(tmp_path: Path) -> None:

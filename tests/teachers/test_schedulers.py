@@ -292,8 +292,28 @@ def test_grids_end_where_the_scheduler_ends() -> None:
     assert steps(timestep_spacing="linspace") == [49, 37, 24, 12, 0, -1]
     with pytest.raises(ValueError, match="at least one step, got 0"):
         grid_from_scheduler(diffusers.DDIMScheduler(**BETAS), 0)
-    with pytest.raises(ValueError, match="cannot be larger"):
+    with pytest.raises(ValueError, match="DDIMScheduler of 50 training steps takes no 51 steps: .*cannot be larger"):
         grid_from_scheduler(diffusers.DDIMScheduler(**BETAS), 51)
+
+
+@pytest.mark.parametrize(
+    "name, spacing, most, of",
+    [
+        ("DPMSolverMultistepScheduler", "linspace", 49, 49),  # from 49 down to 1: 0 is the data's
+        ("UniPCMultistepScheduler", "trailing", 50, 50),
+        ("EulerDiscreteScheduler", "trailing", 50, 50),
+        ("EulerAncestralDiscreteScheduler", "leading", 50, 1),
+        ("HeunDiscreteScheduler", "trailing", 50, 50),
+        ("LMSDiscreteScheduler", "leading", 50, 1),
+        ("PNDMScheduler", "leading", 50, 1),
+    ],
+)
+def test_a_grid_of_more_steps_than_there_are_times_is_refused(name: str, spacing: str, most: int, of: int) -> None:
+    scheduler = getattr(diffusers, name)(**BETAS, timestep_spacing=spacing)
+    assert len(grid_from_scheduler(scheduler, most)) >= most
+    message = rf"{most + 1} steps of a {name} of 50 training steps are at {of} different times only.*: take fewer"
+    with pytest.raises(ValueError, match=message):
+        grid_from_scheduler(scheduler, most + 1)
 
 
 def test_ddim_steps_shorter_than_its_linspace_says() -> None:

@@ -42,6 +42,7 @@ from dsno.borrow import unwrapped
 from dsno.checkpoint import CONFIG, build, check_weights, read_json, read_tensors
 from dsno.condition import Cond, named
 from dsno.data.samples import to_uint8, to_unit
+from dsno.listing import entries
 from dsno.nets.backbone import Backbone, net_from_config
 from dsno.schedule import schedule_from_config
 from dsno.seeds import noise
@@ -92,7 +93,7 @@ class _Shared(ModelMixin, ConfigMixin):  # type: ignore[misc]
     def _check(cls, folder: Path) -> None:
         config = read_json(folder / CONFIG)
         _must_be(cls.__name__, config, folder)
-        files = sorted(folder.glob("*.safetensors")) or [folder / SAFETENSORS_WEIGHTS_NAME]
+        files = entries(folder, "*.safetensors") or [folder / SAFETENSORS_WEIGHTS_NAME]
         tensors = {name: tensor for file in files for name, tensor in read_tensors(file).items()}
         with init_empty_weights():
             model = build(cls, _public(config))

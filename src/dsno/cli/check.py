@@ -37,6 +37,8 @@ class CheckTeacher:
     """What it was trained on, as `teach --data`; its own samples by default, which is weaker."""
     size: int | None = None
     """Resize the images of --data to this many pixels a side."""
+    range: tuple[float, float] | None = None
+    """LOW HIGH of the numbers in an array of images, 0 1 say, where they leave it open; -1 1 takes them as they are."""
     dtype: str | None = None
     """Load its network in this dtype: float32, bf16, fp16."""
     levels: int = 12
@@ -57,7 +59,7 @@ class CheckTeacher:
         if self.out is not None:
             new_file(self.out, self.overwrite, self.teacher, self.data)
         teacher = load_teacher(self.teacher, self.dtype, device_of(self.device), variant=self.variant)
-        samples = None if self.data is None else load_data(self.data, size=self.size)
+        samples = None if self.data is None else load_data(self.data, size=self.size, range=self.range)
         x, labels = (None, None) if samples is None else (samples.x, samples.labels)
         if samples is not None and teacher.shape is not None and samples.shape != teacher.shape:
             raise ValueError(f"{self.data} has samples of shape {samples.shape}, the teacher makes {teacher.shape}")

@@ -50,6 +50,8 @@ class Distill:
     """How to train it, and so what it needs and how many passes it makes: `dsno methods`."""
     size: int | None = None
     """Resize the images of --data to this many pixels a side."""
+    range: tuple[float, float] | None = None
+    """LOW HIGH of the numbers in an array of images, 0 1 say, where they leave it open; -1 1 takes them as they are."""
     batch: int | None = None
     """Rows per step; 256 of methods that train on trajectories, 64 of others."""
     train: Training = field(default_factory=lambda: Training(steps=4000, lr=1e-3))
@@ -74,8 +76,9 @@ class Distill:
         method.check_data(solved is not None, self.data)
         teacher = load_teacher(self.teacher, variant=self.variant)
         data = self._samples(teacher) if solved is None else solved
-        if solved is not None and self.size is not None:
-            raise ValueError(f"--size resizes images, and {self.data} holds trajectories: leave it out")
+        for option, given in (("--size resizes", self.size), ("--range is of", self.range)):
+            if solved is not None and given is not None:
+                raise ValueError(f"{option} images, and {self.data} holds trajectories: leave it out")
         denoiser = self._guided(method, options, teacher, solved)
         with progress() as report:
             distill(
@@ -128,9 +131,10 @@ class Distill:
         """
         from dsno.data.load import load_data
         from dsno.nets.backbone import sample_shape
+        from dsno.teachers.native import class_names
 
         try:
-            images = load_data(self.data, size=self.size)
+            images = load_data(self.data, size=self.size, range=self.range)
         except FileNotFoundError as error:
             raise FileNotFoundError(
                 f"{self.method} needs clean samples: {error}; or trajectories of the teacher, whose ends are samples "
@@ -148,6 +152,12 @@ class Distill:
                 f"{self.data} {found}, and {self.teacher} is told one of {teacher.classes} classes: give the data it "
                 "was "
                 "trained on, or its trajectories (`--data runs/trajectories`)"
+            )
+        known = class_names(self.teacher) if teacher.classes else None
+        if None not in (known, images.names) and known != images.names:
+            raise ValueError(
+                f"{self.data} has the classes {', '.join(images.names or ())}, and {self.teacher} was trained on "
+                f"{', '.join(known or ())}: give the same, so that a number means the same class"
             )
         return images
 

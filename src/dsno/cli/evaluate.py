@@ -37,6 +37,8 @@ class Evaluate:
     """Image set to compare with."""
     size: int | None = None
     """Resize its images to this many pixels a side."""
+    range: tuple[float, float] | None = None
+    """LOW HIGH of the numbers in an array of images, 0 1 say, where they leave it open; -1 1 takes them as they are."""
     count: int = 2048
     """Held-out noises."""
     passes: tuple[int, ...] = ()
@@ -60,7 +62,7 @@ class Evaluate:
         accelerator = launched()
         first = accelerator is None or accelerator.is_main_process
         read = [self.student, self.teacher, self.features, self.data]
-        data = load_data(self.data, size=self.size)
+        data = load_data(self.data, size=self.size, range=self.range)
         with claimed(self.out, EVALUATION, overwrite=self.overwrite, inputs=read), progress() as report:
             results = compare(
                 self.teacher or shipped() / "teacher",

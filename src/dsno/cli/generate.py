@@ -94,7 +94,7 @@ class Generate:
         if accelerator is not None:
             teacher.to(accelerator.device)
         ref, variant, prompts = self.teacher, self.variant, self.prompts
-        label = condition_by_seed(ref, teacher, self.labels, prompts, self.guidance, variant)
+        label = condition_by_seed(ref, teacher, self.labels, prompts, self.guidance, self.null, variant)
         denoiser = under_guidance(ref, teacher, self.guidance, prompts is not None, self.null, variant)
         with progress() as report:
             data = generate(

@@ -25,7 +25,7 @@ from dsno.report.pictures import image_grid
 from dsno.runs.shipped import shipped
 from dsno.seeds import noise, seed_range
 from dsno.solvers.chain import Chain
-from dsno.students.files import load_student, trained_for
+from dsno.students.files import load_student, null_label, trained_for
 from dsno.students.samplers import Student, sampler_of
 from dsno.teachers.latents import load_decoder
 from dsno.teachers.load import load_teacher
@@ -146,7 +146,8 @@ class Sample:
                 raise ValueError("--prompts needs --teacher, whose text encoder reads them")
             cond |= prompts_by_seed(self.teacher, self.prompts, self.variant)(seeds)
         if K is not None:
-            cond["label"] = uniform_labels(K)(seeds) if self.label is None else torch.full_like(seeds, self.label)
+            drawn = uniform_labels(K, null_label(folder))
+            cond["label"] = drawn(seeds) if self.label is None else torch.full_like(seeds, self.label)
         if self.guidance is not None:
             low, high = trained_for(folder)
             if not (low <= self.guidance <= high and math.isfinite(self.guidance)):
@@ -190,9 +191,8 @@ class Sample:
             # named.
             devices = None if self.device is None and device.type != "cpu" else [device]
             denoiser = Replicas(denoiser, devices, self.limit)
-        condition = condition_by_seed(
-            ref, teacher, None if self.label is None else str(self.label), self.prompts, variant=self.variant
-        )
+        label = None if self.label is None else str(self.label)
+        condition = condition_by_seed(ref, teacher, label, self.prompts, null=self.null, variant=self.variant)
         steps = 100 if self.steps is None else self.steps
         eta = float(kind is Speculative) if self.eta is None else self.eta
         sampler = kind(denoiser, Chain(teacher.schedule, uniform(steps), eta), **options)

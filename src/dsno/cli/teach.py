@@ -33,7 +33,9 @@ class Teach:
     """
 
     data: str = "digits"
-    """Image set: digits, a folder of PNG or JPEG files, an .npy or .npz array, or an idx file."""
+    """Image set: digits, a folder or .zip of PNG or JPEG files, an .npy or .npz array, or an idx file."""
+    range: tuple[float, float] | None = None
+    """LOW HIGH of the numbers in an array of images, 0 1 say, where they leave it open; -1 1 takes them as they are."""
     out: Path = Path("runs/teacher")
     """Folder for the teacher."""
     channels: tuple[int, ...] = (32, 64)
@@ -43,7 +45,7 @@ class Teach:
     schedule: Literal["cosine", "flow", "linear"] = "cosine"
     """Noise schedule: the paper's cosine, rectified flow, or DDPM's linear beta."""
     conditional: bool = False
-    """Train on the labels too."""
+    """Train on the labels too; words become classes in sorted order, noted in the config.json of --out."""
     batch: int = 128
     """Images per step."""
     train: Training = field(default_factory=lambda: Training(steps=5000, lr=1e-3, warmup=200))
@@ -55,7 +57,7 @@ class Teach:
     def run(self) -> None:
         check_apart(self.out, self.data)
         check_request(self.resume, self.overwrite)
-        images = load_data(self.data)
+        images = load_data(self.data, range=self.range)
         with progress() as report:
             teach(
                 images,

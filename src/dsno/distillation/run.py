@@ -24,13 +24,14 @@ import torch
 from torch import Tensor, nn
 
 from dsno.checkpoint import CONFIG, tensor_sha
-from dsno.condition import Cond
+from dsno.condition import Cond, named
 from dsno.data.samples import Samples
 from dsno.denoise import Denoiser, Guided, Prediction
 from dsno.distillation.earlier import begun
 from dsno.distillation.registry import Method, method_named
 from dsno.distillation.regression import LiftOptions
 from dsno.distillation.stages import Given, Options, Stage
+from dsno.nets.backbone import check_null
 from dsno.nets.features import load_feature_net
 from dsno.outputs import STUDENT, claimed
 from dsno.snapshots import changes_of, settings_of, snapshots_in
@@ -282,6 +283,8 @@ def _notes(
         "training": asdict(config),
         "sources": dict(sources or {}),
     }
+    if isinstance(given.teacher, Guided) and (null := _null_label(given.teacher)) is not None:
+        notes["null"] = null
     if given.trajectories is not None:
         made = given.trajectories.manifest
         notes |= {
@@ -338,6 +341,13 @@ def _unguided(teacher: Prediction | Guided) -> Prediction:
     return inner
 
 
+def _null_label(teacher: Guided) -> int | None:
+    """The label that stands for no class, where it is a label."""
+    absent = named(teacher.null)
+    null = absent.get("label", absent.get(""))
+    return None if null is None or null.ndim or null.is_floating_point() else int(null)
+
+
 def _null(teacher: Prediction, options: Options) -> int:
     null = asdict(cast(Any, options)).get("null")
     if null is None:
@@ -345,7 +355,7 @@ def _null(teacher: Prediction, options: Options) -> int:
             "this teacher does not say which label stands for none: give it "
             f"(`--null {teacher.classes or 0}`), if the network was trained with one"
         )
-    return int(null)
+    return check_null(teacher, int(null))
 
 
 def _training_device(model: nn.Module) -> torch.device:

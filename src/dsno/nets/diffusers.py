@@ -78,6 +78,7 @@ class _Family:
         blocks: The class of the blocks that may get a temporal layer, after their module in `diffusers.models`.
         around: What the names of the modules around the blocks look like, which join their features.
         embedding: What the names of the modules that embed the time look like.
+        null: Whether it knows a label behind the last class, which stands for none.
         allowed: The settings that change what it is told, and which of their values we know.
     """
 
@@ -86,6 +87,7 @@ class _Family:
     blocks: str
     around: str
     embedding: str
+    null: bool = False
     allowed: Mapping[str, tuple[object, ...]] = field(default_factory=dict)
 
 
@@ -117,6 +119,7 @@ _FAMILIES = {
     "DiTTransformer2DModel": _Family(
         state="hidden_states",
         told=_dit,
+        null=True,
         blocks="attention:BasicTransformerBlock",
         around="pos_embed|norm_out|proj_out_1",
         embedding=r"transformer_blocks\.\d+\.norm1\.emb",
@@ -183,6 +186,7 @@ class DiffusersNet(nn.Module):
         self.sigma_min, self.sigma_max = sigma_min, sigma_max
         self.shape = stated_shape(name, settings) if shape is None else tuple(shape)
         self.classes, self.tokens = self.family.told(settings, text_length)
+        self.label_count = None if self.classes is None else self.classes + self.family.null
         self.names = (*(("label",) if self.classes is not None else ()), *self.tokens)
         # An embedding with a row for each training step takes no fractions of one.
         self.whole_steps = settings.get("time_embedding_type") == "learned"

@@ -106,6 +106,7 @@ class PreconditionedUNet(nn.Module):
         size = int(arguments["img_resolution"])
         self.shape = (int(arguments["img_channels" if kind == "MagnitudeUNet" else "in_channels"]), size, size)
         self.classes: int | None = arguments.get("label_dim") or None
+        self.label_count = None if self.classes is None else self.classes + 1
         self.blocks = _ARCHITECTURES[kind].blocks
         self.embedding = tuple(f"model.{name}" for name in _ARCHITECTURES[kind].embedding)
         if precond == "iddpm":

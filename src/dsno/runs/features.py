@@ -56,10 +56,10 @@ def train_features(
     Raises:
         ValueError: if the images have no labels.
     """
-    if images.labels is None:
+    if images.labels is None or images.classes is None:
         raise ValueError(f"{images.name} has no labels to train a feature network on")
     torch.manual_seed(seed)
-    net = FeatureNet(f"{Path(images.name).stem}_cnn", images.shape[0], int(images.labels.max()) + 1, width)
+    net = FeatureNet(f"{Path(images.name).stem}_cnn", images.shape[0], images.classes, width)
     config = TrainConfig(steps=steps, lr=2e-3, warmup=50, ema=0.99, checkpoint_every=steps, seed=seed)
     objective = _Classify(images.x, images.labels, 128, seed)
     with claimed(out, FEATURES, resume=True):

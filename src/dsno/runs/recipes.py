@@ -248,7 +248,7 @@ class Recipe:
             samples = load_data(self.data, size=self.size)
             shape = samples.shape
             if self.conditional and samples.labels is not None:
-                classes = int(samples.labels.max()) + 1
+                classes = samples.classes
 
         def teacher() -> Prediction:
             if shape is None or "name" in self.net:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from dsno.data.classes import said_of_gaps
 from dsno.data.samples import Samples, check_samples
 from dsno.denoise import Kind, Prediction
 from dsno.distillation.denoising import Denoising
@@ -16,7 +17,7 @@ from dsno.nets.unet import UNet
 from dsno.outputs import TEACHER, claimed
 from dsno.schedule import Cosine, Schedule
 from dsno.snapshots import changes_of
-from dsno.teachers.native import save_teacher
+from dsno.teachers.native import CLASS_NAMES, save_teacher
 from dsno.train import Report, TrainConfig, check_finished, quiet, stage_progress, train
 
 __all__ = ["teach"]
@@ -49,7 +50,7 @@ def teach(
         batch: Samples per step.
         kind: What the network predicts.
         schedule: The noise schedule; cosine by default.
-        conditional: Train on the labels too.
+        conditional: Train on the labels too; what the classes are called is noted in the folder's `config.json`.
         resume: Continue what is in `out`, of the same settings.
         overwrite: Throw away what an earlier run wrote to `out`.
         report: Told of the progress.
@@ -71,7 +72,7 @@ def teach(
     if conditional and images.labels is None:
         raise ValueError(f"{images.name} has no labels: train an unconditional teacher")
     labels = images.labels if conditional else None
-    classes = int(labels.max()) + 1 if labels is not None else None
+    classes = images.classes if conditional else None
     torch.manual_seed(config.seed)
     if net is None:
         C, *spatial = images.shape
@@ -95,6 +96,8 @@ def teach(
     with claimed(out, TEACHER, resume, overwrite):
         if resume:
             check_finished(out, config, config.steps)
+        if labels is not None and classes is not None and (gaps := said_of_gaps(labels, classes)):
+            report("teach", 0, config.steps, gaps)
         progress = stage_progress("teach", report)
         # What was to be overwritten is gone.
         train(net, objective, config, training, resume=True, progress=progress, settings=settings)
@@ -103,6 +106,8 @@ def teach(
         notes: dict[str, Any] = {"images": images.name, "units": units, "training": dataclasses.asdict(config)}
         if changes := changes_of(training):
             notes["changes"] = changes
+        if conditional and images.names is not None:
+            notes[CLASS_NAMES] = list(images.names)
         save_teacher(out, teacher, **notes, batch=batch)
     return teacher
 

@@ -33,7 +33,7 @@ from dsno.students.operator import Target, TrajectoryStudent
 from dsno.students.samplers import Student
 from dsno.students.temporal import Activation
 
-__all__ = ["build_student", "load_student", "notes_of", "save_student", "trained_for"]
+__all__ = ["build_student", "load_student", "notes_of", "null_label", "save_student", "trained_for"]
 
 
 def save_student(folder: Path | str, student: Student, adapter_only: bool = False, **notes: object) -> Path:
@@ -116,6 +116,17 @@ def trained_for(ref: Path | str) -> tuple[float, float]:
     # Version 0.1 noted options beside the rest.
     low, high = notes.get("options", notes).get("guidance", (0.0, math.inf))
     return low, high
+
+
+def null_label(ref: Path | str) -> int | None:
+    """The label that the teacher of a student was guided away from, which stands for no class; None if not noted.
+
+    Raises:
+        FileNotFoundError: if there is no such folder or file.
+    """
+    notes = notes_of(ref)
+    null = notes.get("null", notes.get("options", {}).get("null"))
+    return None if null is None else int(null)
 
 
 def _folder(ref: Path | str) -> Path:

@@ -13,12 +13,15 @@ from typing import Any
 from torch import nn
 
 from dsno.borrow import unwrapped
-from dsno.checkpoint import build, load_model, save_model
+from dsno.checkpoint import CONFIG, build, load_model, read_json, save_model
 from dsno.denoise import Kind, Prediction, Threshold
 from dsno.nets.backbone import Backbone, net_from_config
 from dsno.schedule import schedule_from_config
 
-__all__ = ["load_native", "save_teacher"]
+__all__ = ["CLASS_NAMES", "class_names", "load_native", "save_teacher"]
+
+CLASS_NAMES = "class_names"
+"""The note that says what the classes of a teacher are called, in the order of their numbers."""
 
 
 def save_teacher(folder: Path | str, teacher: Prediction, **notes: object) -> Path:
@@ -59,6 +62,14 @@ def load_native(folder: Path | str, unchecked: bool = False) -> Prediction:
         return build(_make, config, "the configuration of a teacher")
 
     return load_model(folder, "teacher", make, unchecked).eval()
+
+
+def class_names(ref: Path | str) -> tuple[str, ...] | None:
+    """What the classes of a teacher are called, as its folder notes it; None where it does not."""
+    file = Path(ref) / CONFIG
+    config = read_json(file) if file.is_file() else None
+    names = config.get("notes", {}).get(CLASS_NAMES) if isinstance(config, dict) else None
+    return None if names is None else tuple(names)
 
 
 def _make(

@@ -15,6 +15,7 @@ from torch import nn
 
 from dsno.borrow import unwrapped
 from dsno.hub import file_names, local_copy
+from dsno.listing import entries
 
 __all__ = [
     "STEM",
@@ -37,7 +38,7 @@ TEXT_LENGTH = 77
 
 def contents(folder: Path) -> str:
     """What is in a folder, in words."""
-    return ", ".join(sorted(p.name for p in folder.iterdir())) or "nothing"
+    return ", ".join(p.name for p in entries(folder)) or "nothing"
 
 
 def network_of(pipeline: Any) -> Any:

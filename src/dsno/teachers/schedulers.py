@@ -38,7 +38,7 @@ from torch import Tensor
 from dsno.checkpoint import read_json
 from dsno.denoise import Kind, Threshold
 from dsno.grids import check_grid
-from dsno.hub import local_copy
+from dsno.hub import first_line, local_copy
 from dsno.nets.diffusers import TimeUnit
 from dsno.schedule import VE, RectifiedFlow, Schedule, Tabulated
 from dsno.teachers.parts import scheduler_file
@@ -230,15 +230,21 @@ def grid_from_scheduler(scheduler: Any, steps: int, **options: Any) -> Tensor:
         Decreasing times in [0, 1], float64.
 
     Raises:
-        ValueError: for an unknown scheduler, or steps that it cannot take.
+        ValueError: for an unknown scheduler, or steps that it cannot take, or would take twice at a time.
     """
     if steps < 1:
         raise ValueError(f"a grid needs at least one step, got {steps}")
     scheduler = load_scheduler(scheduler)
     convention, K = read_convention(scheduler), int(scheduler.config.num_train_timesteps)
-    scheduler.set_timesteps(steps, **options)
-    if SCHEDULERS[type(scheduler).__name__].sigmas:
+    name = type(scheduler).__name__
+    try:
+        scheduler.set_timesteps(steps, **options)
+    except ValueError as error:
+        raise ValueError(f"a {name} of {K} training steps takes no {steps} steps: {first_line(error)}") from None
+    if SCHEDULERS[name].sigmas:
         sigma = torch.as_tensor(scheduler.sigmas).double().cpu()
+        # Heun's scheduler names inner times twice.
+        visited = torch.cat([sigma[:1], sigma[1:-1:2]]) if name == "HeunDiscreteScheduler" else sigma[:-1]
         if convention.unit != "steps":
             t = sigma / convention.sigma_max
         else:
@@ -247,9 +253,14 @@ def grid_from_scheduler(scheduler: Any, steps: int, **options: Any) -> Tensor:
                 t[torch.isclose(sigma, torch.tensor(_SENTINEL**-0.5).to(sigma))] = 1.0
             t = torch.where((t * K - (t * K).round()).abs() < 1e-3, (t * K).round() / K, t)
     else:
-        k = torch.as_tensor(scheduler.timesteps).double().cpu().unique().flip(0)
+        k = visited = torch.as_tensor(scheduler.timesteps).double().cpu().unique().flip(0)
         # The last step is to the data itself, or to the least noise that the model has seen.
         to_data = scheduler.config.get("set_alpha_to_one", True)
         t = torch.cat([(k + 1) / K, torch.tensor([0.0 if to_data else 1 / K], dtype=torch.float64)])
-    # Heun's scheduler names inner times twice, and a last level may be there already.
+    if (distinct := len(visited.unique())) < max(steps, len(visited)):
+        raise ValueError(
+            f"{steps} steps of a {name} of {K} training steps are at {distinct} different times only, so some would be "
+            "taken twice: take fewer steps"
+        )
+    # Heun's inner times are there twice, and a last level may be there already.
     return check_grid(torch.unique_consecutive(t))
