@@ -9,12 +9,43 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Generator, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-__all__ = ["accumulating", "as_like", "is_sharded", "local", "on_device", "tf32", "unprepare", "whole"]
+T = TypeVar("T")
+
+__all__ = [
+    "accumulating",
+    "agreed",
+    "as_like",
+    "is_sharded",
+    "local",
+    "on_device",
+    "tf32",
+    "training_device",
+    "unprepare",
+    "whole",
+]
+
+
+def training_device(model: nn.Module) -> torch.device:
+    """Where accelerate is going to train a model."""
+    from accelerate import PartialState
+
+    cpu = next(model.parameters()).device.type == "cpu" and not torch.cuda.is_available()
+    return torch.device(PartialState(cpu=cpu).device)
+
+
+def agreed(value: T) -> T:
+    """What the first of the processes says, in all of them; every process must call."""
+    from torch import distributed
+
+    held = [value]
+    if distributed.is_available() and distributed.is_initialized():
+        distributed.broadcast_object_list(held)
+    return held[0]
 
 
 def is_sharded(accelerator: Any) -> bool:

@@ -24,12 +24,14 @@ from typing import Any
 
 from torch import Tensor
 
-from dsno.checkpoint import digest, read_json, read_tensors, write_atomically, write_json, write_tensors
+from dsno.checkpoint import check_keys, digest, read_json, read_tensors, write_atomically, write_json, write_tensors
 
 __all__ = [
     "LOG",
+    "STATE",
     "Snapshot",
     "changes_of",
+    "continued",
     "files_of",
     "latest",
     "newest",
@@ -44,7 +46,10 @@ log = logging.getLogger(__name__)
 LOG = "log.jsonl"
 """What the log of a run is called: a JSON object a line, with its `step`."""
 
-STATE, PARTS = "state.json", ("model", "average", "optimizer")
+STATE = "state.json"
+"""What says the step of a snapshot, and how its run was configured; written last, removed first."""
+
+PARTS = "model", "average", "optimizer"
 NAME = re.compile(r"step-(\d{8})")
 
 
@@ -130,6 +135,28 @@ def _read(path: Path) -> Snapshot:
     if state["step"] and not parts["optimizer"]:
         raise ValueError(f"{path / 'optimizer.safetensors'} is damaged: it holds no moments")
     return Snapshot(path, state, parts)
+
+
+def continued(snapshot: Snapshot, described: dict[str, Any]) -> tuple[int, list[dict[str, Any]]]:
+    """The step of a snapshot, after checking that it is of this run; and what was changed at resumes, this included.
+
+    Raises:
+        ValueError: if it is of another run, or behind the end of this one.
+    """
+    held, config, path = snapshot.state["config"], described["config"], snapshot.path
+    check_keys(held, list(config), f"{path / 'state.json'}")
+    # The length of the run and what is printed may change between pieces, and what a divergence asks to change; what
+    # else decides the updates may not.
+    decisive = ("warmup", "decay", "halve_at", "ema", "accumulate", "precision", "seed")
+    known = snapshot.state.get("settings", {}) | held
+    for key, value in (described["settings"] | {key: config[key] for key in decisive}).items():
+        if known.get(key) != value:
+            raise ValueError(f"{path} was trained with {key} = {known.get(key)}, now {value}: resume alike")
+    if snapshot.step > config["steps"]:
+        raise ValueError(f"{path} is behind the {config['steps']} steps of this run: ask for {snapshot.step} or more")
+    changed = {key: [held[key], config[key]] for key in ("lr", "clip") if held.get(key) != config[key]}
+    changes = list(snapshot.state.get("changes", []))
+    return snapshot.step, [*changes, {"step": snapshot.step, **changed}] if changed else changes
 
 
 def settings_of(path: Path) -> dict[str, Any]:

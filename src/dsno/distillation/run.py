@@ -25,12 +25,14 @@ from torch import Tensor, nn
 
 from dsno.checkpoint import CONFIG, tensor_sha
 from dsno.condition import Cond, named
+from dsno.config import settled
 from dsno.data.samples import Samples
 from dsno.denoise import Denoiser, Guided, Prediction
 from dsno.distillation.earlier import begun
 from dsno.distillation.registry import Method, method_named
 from dsno.distillation.regression import LiftOptions
 from dsno.distillation.stages import Given, Options, Stage
+from dsno.engine import training_device
 from dsno.nets.backbone import check_null
 from dsno.nets.features import load_feature_net
 from dsno.outputs import STUDENT, claimed
@@ -218,7 +220,11 @@ def run_stages(
         if resume:
             _check_begun(out, method, stages, given, config)
         if isinstance(given.teacher, nn.Module):
-            given.teacher.to(_training_device(student))
+            given.teacher.to(training_device(student))
+        begun_in = [out / "training", *(out / "training" / stage.name for stage in stages)]
+        config, said = settled(config, training_device(student), *begun_in)
+        if said:
+            report(stages[0].name, 0, stages[0].steps, said)
         changes: dict[str, Any] = {}
         for n, stage in enumerate(stages):
             # What a stage adds to the student starts from the seed, whichever stages ran in this process.
@@ -356,11 +362,3 @@ def _null(teacher: Prediction, options: Options) -> int:
             f"(`--null {teacher.classes or 0}`), if the network was trained with one"
         )
     return check_null(teacher, int(null))
-
-
-def _training_device(model: nn.Module) -> torch.device:
-    """Where `train` is going to train it: what a loss calls beside the model has to be there, too."""
-    from accelerate import PartialState
-
-    cpu = next(model.parameters()).device.type == "cpu" and not torch.cuda.is_available()
-    return torch.device(PartialState(cpu=cpu).device)

@@ -9,10 +9,12 @@ from typing import Any
 import torch
 from torch import nn
 
+from dsno.config import settled
 from dsno.data.classes import said_of_gaps
 from dsno.data.samples import Samples, check_samples
 from dsno.denoise import Kind, Prediction
 from dsno.distillation.denoising import Denoising
+from dsno.engine import training_device
 from dsno.nets.unet import UNet
 from dsno.outputs import TEACHER, claimed
 from dsno.schedule import Cosine, Schedule
@@ -98,6 +100,9 @@ def teach(
             check_finished(out, config, config.steps)
         if labels is not None and classes is not None and (gaps := said_of_gaps(labels, classes)):
             report("teach", 0, config.steps, gaps)
+        config, said = settled(config, training_device(net), training)
+        if said:
+            report("teach", 0, config.steps, said)
         progress = stage_progress("teach", report)
         # What was to be overwritten is gone.
         train(net, objective, config, training, resume=True, progress=progress, settings=settings)
