@@ -1,4 +1,4 @@
-"""A run that is asked to stop saves where it is, on every process alike, and goes on to the bits of one that was not."""
+"""A run that is asked to stop saves where it is, on every process alike, and goes on to the same bits."""
 
 import os
 import signal

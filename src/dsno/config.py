@@ -6,13 +6,13 @@ import math
 import os
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 
 from dsno.checkpoint import read_json
 from dsno.engine import agreed
-from dsno.precision import best_precision
+from dsno.precision import Precision, best_precision
 from dsno.snapshots import STATE, latest
 
 __all__ = ["TrainConfig", "learning_rate", "settled"]
@@ -38,7 +38,7 @@ class TrainConfig:
     """Largest gradient norm, or None."""
     accumulate: int = 1
     """Batches per optimiser step; 1 leaves it to accelerate's configuration."""
-    precision: Literal["no", "bf16", "fp16", "auto"] = "no"
+    precision: Precision = "no"
     """Mixed precision; `no` leaves it to accelerate's configuration, `auto` takes bf16 where that is quicker, found out
     at the start. float32 products use TF32 on GPUs that have it."""
     compile: bool = False
@@ -68,7 +68,7 @@ class TrainConfig:
             raise ValueError(f"ema must be in [0, 1), got {self.ema}")
         if self.decay not in ("constant", "cosine"):
             raise ValueError(f"unknown decay {self.decay!r}: expected constant or cosine")
-        if self.precision not in ("no", "bf16", "fp16", "auto"):
+        if self.precision not in get_args(Precision):
             raise ValueError(f"unknown precision {self.precision!r}: expected no, bf16, fp16 or auto")
 
 

@@ -9,17 +9,21 @@ from __future__ import annotations
 
 import functools
 import time
+from typing import Literal
 
 import torch
 from torch import nn
 
-__all__ = ["best_precision", "wished"]
+__all__ = ["Precision", "best_precision", "wished"]
+
+Precision = Literal["no", "bf16", "fp16", "auto"]
+"""What a run is trained in; `auto` is settled where it begins."""
 
 GAIN = 1.1
 """How much faster bf16 has to be: what it gains otherwise is less than what it rounds."""
 
 
-def best_precision(device: torch.device) -> tuple[str, str]:
+def best_precision(device: torch.device) -> tuple[Precision, str]:
     """`bf16` or `no`, and why, in words: what trains faster on `device`; the same for the life of the process."""
     if device.type == "cpu":
         return _on_cpu()
@@ -28,7 +32,7 @@ def best_precision(device: torch.device) -> tuple[str, str]:
     return "no", f"this {device.type} device does not say that it computes in bf16"
 
 
-def wished(precision: str) -> str:
+def wished(precision: Precision) -> Precision:
     """What a wish for one becomes: mixed precision where that is quick; fp16, which GPUs scale losses for, on them."""
     if precision == "no" or (precision == "fp16" and torch.cuda.is_available()):
         return precision
@@ -36,7 +40,7 @@ def wished(precision: str) -> str:
 
 
 @functools.cache
-def _on_cpu() -> tuple[str, str]:
+def _on_cpu() -> tuple[Precision, str]:
     full, half = _seconds()
     ratio = full / half
     if ratio >= GAIN:

@@ -221,12 +221,8 @@ def plan(
 
 def _settled(work: Workload, device: torch.device) -> tuple[Workload, str]:
     """The run in the precision that it would be trained in, and what is said of that."""
-    changes, said = {}, ""
-    for name in ("teach", "train"):
-        if (config := getattr(work, name)) is not None:
-            changes[name], text = settled(config, device)
-            said = text or said
-    return replace(work, **changes), said
+    teach, train = ((None, "") if c is None else settled(c, device) for c in (work.teach, work.train))
+    return replace(work, teach=teach[0], train=train[0]), teach[1] or train[1]
 
 
 def stage_costs(work: Workload, count: Count, rates: Mapping[str, Rate], devices: int = 1) -> list[StageCost]:

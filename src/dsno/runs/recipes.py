@@ -37,7 +37,7 @@ from dsno.nets.backbone import net_from_config
 from dsno.nets.iddpm import CIFAR10, IMAGENET64, IDDPMUNet, published_blocks
 from dsno.nets.unet import UNet
 from dsno.outputs import check_apart, writable
-from dsno.precision import wished
+from dsno.precision import Precision, wished
 from dsno.runs.features import train_features
 from dsno.runs.teach import teach
 from dsno.runs.workload import Workload
@@ -280,7 +280,7 @@ class Recipe:
     def _here(self, config: TrainConfig, out: Path | None = None) -> TrainConfig:
         """How to train on this machine, in the precision of what was begun in `out`."""
         places = [] if out is None else [out / "training", *(out / "training").glob("*")]
-        precision = "auto" if any(map(snapshots_in, places)) else wished(config.precision)
+        precision: Precision = "auto" if any(map(snapshots_in, places)) else wished(config.precision)
         return replace(config, seed=self.seed, precision=precision)
 
     def _feature_nets(self, samples: Samples) -> list[str]:
