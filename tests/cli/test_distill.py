@@ -325,7 +325,7 @@ def test_a_failure_is_one_line_and_touches_nothing(command: str, spoil: Spoil, m
             "--method consistency --size 16 --data digits",
             "digits has samples of shape (1, 16, 16), the teacher makes (1, 8, 8)",
         ),
-        ("--method consistency --size 16", "--size resizes images, and runs/trajectories holds trajectories"),
+        ("--method consistency --size 16", "--size is of images, and runs/trajectories holds trajectories"),
         (
             "--method consistency --data classes/trajectories",
             "classes/trajectories holds trajectories of another teacher",

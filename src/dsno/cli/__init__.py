@@ -18,6 +18,7 @@ from dsno.cli.convert import Convert
 from dsno.cli.distill import Distill, with_options
 from dsno.cli.evaluate import Demo, Evaluate
 from dsno.cli.export import Export
+from dsno.cli.features import Features
 from dsno.cli.generate import Generate
 from dsno.cli.methods import Cite, Methods
 from dsno.cli.options import Refused
@@ -48,6 +49,7 @@ VERBS: dict[str, type[Verb]] = {
     "pull": Pull,
     "methods": Methods,
     "distill": Distill,
+    "features": Features,
     "sample": Sample,
     "export": Export,
     "evaluate": Evaluate,

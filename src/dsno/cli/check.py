@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from tyro.conf import Positional
 
 from dsno.checkpoint import write_json
 from dsno.cli.console import say, show_verdict
-from dsno.cli.options import Device, TeacherRef, Variant, device_of, new_file
-from dsno.data.load import load_data
+from dsno.cli.options import AsRead, Device, Reading, TeacherRef, Variant, device_of, new_file
 from dsno.teachers.check.run import check_teacher
 from dsno.teachers.load import load_teacher
 
@@ -35,10 +34,7 @@ class CheckTeacher:
     device: Device = None
     data: str | None = None
     """What it was trained on, as `teach --data`; its own samples by default, which is weaker."""
-    size: int | None = None
-    """Resize the images of --data to this many pixels a side."""
-    range: tuple[float, float] | None = None
-    """LOW HIGH of the numbers in an array of images, 0 1 say, where they leave it open; -1 1 takes them as they are."""
+    reading: AsRead = field(default_factory=Reading)
     dtype: str | None = None
     """Load its network in this dtype: float32, bf16, fp16."""
     levels: int = 12
@@ -59,7 +55,7 @@ class CheckTeacher:
         if self.out is not None:
             new_file(self.out, self.overwrite, self.teacher, self.data)
         teacher = load_teacher(self.teacher, self.dtype, device_of(self.device), variant=self.variant)
-        samples = None if self.data is None else load_data(self.data, size=self.size, range=self.range)
+        samples = None if self.data is None else self.reading.load(self.data)
         x, labels = (None, None) if samples is None else (samples.x, samples.labels)
         if samples is not None and teacher.shape is not None and samples.shape != teacher.shape:
             raise ValueError(f"{self.data} has samples of shape {samples.shape}, the teacher makes {teacher.shape}")

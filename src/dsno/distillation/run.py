@@ -30,15 +30,16 @@ from dsno.data.samples import Samples
 from dsno.denoise import Denoiser, Guided, Prediction
 from dsno.distillation.earlier import begun
 from dsno.distillation.registry import Method, method_named
-from dsno.distillation.regression import LiftOptions
+from dsno.distillation.regression import LiftOptions, has_weight, weights_in
 from dsno.distillation.stages import Given, Options, Stage
 from dsno.engine import training_device
-from dsno.nets.backbone import check_null
+from dsno.nets.backbone import check_null, own_null
 from dsno.nets.features import load_feature_net
 from dsno.outputs import STUDENT, claimed
 from dsno.snapshots import changes_of, settings_of, snapshots_in
 from dsno.students.files import notes_of, save_student
 from dsno.students.flowmap import FlowMap, TwoTime
+from dsno.students.origin import origin_to_note
 from dsno.students.samplers import Student
 from dsno.train import Report, TrainConfig, check_finished, quiet, stage_progress, train
 from dsno.trajectories.manifest import describe
@@ -246,6 +247,7 @@ def run_stages(
                 changes[stage.name] = changed
             student = stage.became(student)
         notes = _notes(method, options, given, config, sources)
+        notes["origin"] = origin_to_note(out, given.teacher, (sources or {}).get("teacher"), given.trajectories)
         if changes:
             notes["changes"] = changes
         save_student(out, student, **notes)
@@ -298,6 +300,8 @@ def _notes(
             "guided": made["teacher"]["class"] == "Guided",
             "trajectories": len(given.trajectories),
         }
+        if has_weight(given.trajectories):
+            notes["guidance"] = weights_in(given.trajectories)
     return notes
 
 
@@ -356,6 +360,7 @@ def _null_label(teacher: Guided) -> int | None:
 
 def _null(teacher: Prediction, options: Options) -> int:
     null = asdict(cast(Any, options)).get("null")
+    null = own_null(teacher) if null is None else null
     if null is None:
         raise ValueError(
             "this teacher does not say which label stands for none: give it "

@@ -177,6 +177,7 @@ class Recipe:
                     student=self.student(solved),
                     resume=True,
                     report=report,
+                    sources={"teacher": str(out / "teacher"), "data": str(out / "trajectories")},
                     weights=self.weights,
                     distance=self.distance,
                     others=self.others,
@@ -301,6 +302,8 @@ class Recipe:
             batch=self.teach_batch,
             kind=self.kind,
             conditional=self.conditional,
+            # Recipes are not guided.
+            drop=0.0,
             clip=self.clip,
             resume=True,
             report=report,

@@ -24,6 +24,10 @@ from dsno.train import Report, TrainConfig, check_finished, quiet, stage_progres
 
 __all__ = ["teach"]
 
+DROP = 0.1
+"""Share of the labels that a teacher is not told, by default: between the 0.1 and 0.2 of Ho & Salimans (2022, arXiv
+2207.12598, table 1), which do not differ by much."""
+
 
 def teach(
     images: Samples,
@@ -38,7 +42,7 @@ def teach(
     overwrite: bool = False,
     report: Report = quiet,
     clip: float | None = None,
-    drop: float = 0.0,
+    drop: float | None = None,
     net: nn.Module | None = None,
     **options: Any,
 ) -> Prediction:
@@ -58,7 +62,7 @@ def teach(
         report: Told of the progress.
         clip: Bound on the teacher's predictions; its training has none.
         drop: Share of the labels that a conditional U-Net is not told, so that it can be guided: its null label is the
-            number of classes.
+            number of classes. A tenth by default; none where a network is given, which may know no such label.
         net: A backbone to train instead of a U-Net.
         options: Further arguments of the `UNet` (`attention`, `patch`, `padding_mode`, ...).
 
@@ -75,6 +79,8 @@ def teach(
         raise ValueError(f"{images.name} has no labels: train an unconditional teacher")
     labels = images.labels if conditional else None
     classes = images.classes if conditional else None
+    if drop is None:
+        drop = DROP if conditional and net is None else 0.0
     torch.manual_seed(config.seed)
     if net is None:
         C, *spatial = images.shape
