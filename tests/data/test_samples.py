@@ -76,8 +76,8 @@ def test_a_split_is_a_partition_and_a_function_of_the_seed() -> None:
 
 def test_the_middle_is_cropped_in_every_direction() -> None:
     x = torch.arange(2 * 5 * 8.0).reshape(1, 2, 5, 8)
-    assert torch.equal(cropped(Samples(x), (4, 2)).x, x[:, :, :4, 3:5])
-    assert torch.equal(cropped(Samples(x), (3,)).x, x[:, :, 1:4, 2:5])
+    assert torch.equal(cropped(Samples(x, None, "here"), (4, 2)).x, x[:, :, :4, 3:5])
+    assert torch.equal(cropped(Samples(x, None, "here"), (3,)).x, x[:, :, 1:4, 2:5])
     for sides in ((6,), (0, 2), (2, 2, 2)):
         with pytest.raises(ValueError, match=r"has samples of \(5, 8\) points: expected 1 to as many"):
-            cropped(Samples(x), sides)
+            cropped(Samples(x, None, "here"), sides)

@@ -71,8 +71,9 @@ def test_without_labels_it_learns_how_images_are_turned(shape: tuple[int, int], 
 @pytest.mark.parametrize(
     "x, message",
     [
-        (torch.rand(4, 1, 6, 8), r"here has images of \(6, 8\), and features need 8x8 or more"),
-        (torch.rand(4, 2, 8, 8), r"here must have shape \(N, C, H, W\) with 1 or 3 channels"),
+        (torch.rand(4, 1, 6, 8), r"are of images \(B, 1, H, W\) of 8x8 or more, got \(4, 1, 6, 8\)"),
+        (torch.rand(4, 1, 8), r"are of images \(B, 1, H, W\) of 8x8 or more, got \(4, 1, 8\)"),
+        (torch.rand(4, 2, 8, 8), "a feature network needs 1 or 3 channels"),
     ],
 )
 def test_what_has_no_features_is_refused_before_anything_is_written(

@@ -62,11 +62,11 @@ class Evaluate:
         teacher = self.teacher or own or find_teacher(folder, self.variant)
         accelerator = launched()
         first = accelerator is None or accelerator.is_main_process
-        read = [self.student, teacher, self.features, self.data]
         data = self.reading.load(self.data)
         features = self.features or self._features(data)
         # An evaluation that is to be replaced is not given for one that cannot be made.
         parts_of(teacher, folder, features, data, self.variant)
+        read = [self.student, teacher, features, self.data]
         with claimed(self.out, EVALUATION, overwrite=self.overwrite, inputs=read), progress() as report:
             results = compare(
                 teacher,

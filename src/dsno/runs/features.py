@@ -17,17 +17,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from dsno.data.samples import Samples, check_images
+from dsno.data.samples import Samples
 from dsno.nets.features import FeatureNet, save_feature_net
 from dsno.outputs import FEATURES, claimed
 from dsno.seeds import generator
 from dsno.train import Report, TrainConfig, quiet, stage_progress, train
 
 __all__ = ["train_features", "turned"]
-
-SMALLEST = 8
-"""Pixels a side that a feature network needs."""
-
 
 TURNS = 4
 """Ways to turn an image, or to mirror it."""
@@ -106,9 +102,6 @@ def train_features(
         ValueError: if they are no images, smaller than 8x8, or `labelled` and without two or more classes; if `out`
             holds a network of other images that is to be resumed.
     """
-    check_images(images.x, images.name)
-    if min(images.shape[1:]) < SMALLEST:
-        raise ValueError(f"{images.name} has images of {images.shape[1:]}, and features need 8x8 or more: enlarge them")
     if labelled and (images.labels is None or images.classes is None or images.classes < 2):
         raise ValueError(
             f"{images.name} has no labels of two classes to train a feature network on: train one that tells how "
@@ -117,6 +110,7 @@ def train_features(
     torch.manual_seed(seed)
     stem, classes = Path(images.name).stem, images.classes if labelled else TURNS
     net = FeatureNet(f"{stem}_{'cnn' if labelled else 'turns'}", images.shape[0], cast(int, classes), width)
+    net.check(images.x)
     config = TrainConfig(steps=steps, lr=2e-3, warmup=50, ema=0.99, checkpoint_every=steps, seed=seed)
     objective = _Classify(images.x, images.labels if labelled else None, 128, seed)
     settings = {"data": images.name, "width": width, "labelled": labelled}

@@ -19,6 +19,7 @@ from dsno.outputs import local_path
 from dsno.students.files import load_student, notes_of
 from dsno.students.samplers import Student
 from dsno.teachers.load import load_teacher
+from dsno.teachers.parts import network_folder
 from dsno.trajectories.manifest import describe
 from dsno.trajectories.sets import TrajectorySet
 
@@ -84,7 +85,7 @@ def origin_of(folder: Path | str) -> Origin:
     note = notes.get("origin", {})
     held, seeds = note.get("teacher", {}), note.get("seeds")
     name = held.get("name") or notes.get("sources", {}).get("teacher")
-    beside = [str(folder / held["beside"])] if "beside" in held else []
+    beside = [os.path.normpath(folder / held["beside"])] if "beside" in held else []
     places = [*beside, held.get("path"), name, str(folder.parent / "teacher")]
     found = tuple(dict.fromkeys(place for place in places if place is not None))
     return Origin(folder, name, found, held.get("sha256"), None if seeds is None else (seeds[0], seeds[1]))
@@ -132,7 +133,11 @@ def open_student(folder: Path | str, teacher: str | None = None, variant: str | 
     known = read_json(config) if config.is_file() else None
     if not isinstance(known, dict) or known.get("type") != "adapter":
         student = load_student(folder)
-        if teacher is not None:
+        if teacher is not None and (Path(teacher) / "model_index.json").is_file():
+            # Whoever decodes latents does not wait for a network that is not asked.
+            channels = read_json(network_folder(Path(teacher)) / CONFIG).get("in_channels", student.shape[0])
+            _check_alike(student, teacher, (channels, *student.shape[1:]))
+        elif teacher is not None:
             check_shape(student, teacher, load_teacher(teacher, variant=variant))
         return student
     return load_student(folder, teacher=load_teacher(teacher or find_teacher(folder, variant), variant=variant))
@@ -144,7 +149,11 @@ def check_shape(student: Student, ref: str, teacher: Prediction) -> None:
     Raises:
         ValueError: if it makes other shapes.
     """
-    if (made := sample_shape(teacher)) != student.shape:
+    _check_alike(student, ref, sample_shape(teacher))
+
+
+def _check_alike(student: Student, ref: str, made: tuple[int, ...]) -> None:
+    if made != student.shape:
         raise ValueError(f"the teacher {ref} makes {made}, and the student {student.shape}: give its own teacher")
 
 
