@@ -32,11 +32,12 @@ def own(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_pictures_of_one_s_own_are_measured(own: Path) -> None:
     evaluate = ("evaluate", "--student", "runs/student", "--data", "pics", *SMALL, "--count", 8, "--out", "e")
     ran = dsno(*evaluate, at=own)
-    made = "`dsno features --data pics --out runs/features`, and give them, --features"
+    made = "`dsno features --data pics --size 16 --crop 12 --out runs/features`, and give them, --features"
     assert ran.code == 2 and f"there are no features of pics to measure in: train them, {made}" in ran.err
     assert not (own / "e").exists()
     ran = dsno("features", "--data", "pics", *SMALL, "--steps", 2, "--width", 4, at=own)
-    assert ran.code == 0 and ran.following == ["evaluate", "--data", "pics", "--features", "runs/features"], ran.said
+    assert ran.code == 0 and ran.following[:3] == ["evaluate", "--student", "runs/student"], ran.said
+    assert ran.following[3:] == ["--data", "pics", *map(str, SMALL), "--features", "runs/features"]
     assert load_feature_net(own / "runs" / "features").name == "pics_turns"
     # Teacher and features are those that its folder notes, and that lie beside it.
     ran = dsno(*evaluate, at=own)
@@ -44,7 +45,7 @@ def test_pictures_of_one_s_own_are_measured(own: Path) -> None:
     assert load_results(own / "e" / "results.json")[0].name == "DSNO"
     page = (own / "e" / "report.html").read_text()
     assert "none of which the student was trained on (its trajectories are of 0 to 15)" in page
-    ran = dsno("features", "--data", "pics", at=own)
+    ran = dsno("features", "--data", "pics", *SMALL, at=own)
     assert ran.code == 2 and "runs/features exists already: pass --resume to continue it or --overwrite" in ran.err
 
 

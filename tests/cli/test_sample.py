@@ -57,6 +57,8 @@ def test_a_guided_student_is_trained_and_told_its_weight(classes: Path) -> None:
     assert dsno(*sample, "a.png", "--guidance", 1, "--label", 3, at=classes).code == 0
     ran = dsno(*sample, "b.png", "--label", 3, at=classes)
     assert ran.code == 2 and "is told a guidance weight: give --guidance" in ran.err
+    ran = dsno(*sample, "b.png", "--guidance", 9, at=classes)
+    assert ran.code == 2 and "was not trained for the guidance weight 9: expected 0." in ran.err
     ran = dsno(*sample, "b.png", "--guidance", 1, "--label", 10, at=classes)
     assert ran.code == 2 and "label 10 is outside the classes of runs/student: expected 0 to 9" in ran.err
     assert (classes / "a.png").is_file() and not (classes / "b.png").exists()

@@ -97,8 +97,8 @@ class Evaluate:
             return found[0]
         free = beside if not beside.exists() else beside.with_name(f"features_{Path(data.name).stem}")
         raise FileNotFoundError(
-            f"there are no features of {data.name} to measure in: train them, `dsno features --data {self.data} --out "
-            f"{free}`, and give them, --features"
+            f"there are no features of {data.name} to measure in: train them, `dsno features "
+            f"{self.reading.command(self.data)} --out {free}`, and give them, --features"
         )
 
 

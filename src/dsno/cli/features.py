@@ -53,4 +53,7 @@ class Features:
             made = train_features(
                 images, self.out, self.steps, self.seed, self.width, report, labelled, self.resume, self.overwrite
             )
-        say(f"features {made.name} in {self.out}", f"dsno evaluate --data {self.data} --features {self.out}")
+        student = self.out.parent / "student"
+        whose = f" --student {student}" if student.is_dir() else ""
+        following = f"dsno evaluate{whose} {self.reading.command(self.data)} --features {self.out}"
+        say(f"features {made.name} in {self.out}", following)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -109,6 +110,14 @@ class Reading:
         """The options that were given, as the command line has them."""
         changed = [f.name for f in dataclasses.fields(self) if getattr(self, f.name) != f.default]
         return [f"--{name.replace('_', '-')}" for name in changed]
+
+    def command(self, source: str) -> str:
+        """The arguments that read `source` again alike, as the command line has them."""
+        words = ["--data", source]
+        for name in self.given():
+            value = getattr(self, name.removeprefix("--").replace("-", "_"))
+            words += [name, *map(str, () if value is True else value if isinstance(value, tuple) else (value,))]
+        return shlex.join(words)
 
 
 AsRead = Annotated[Reading, arg(name="")]
