@@ -94,10 +94,11 @@ def test_outside_the_main_thread_nothing_is_caught(tmp_path: Path) -> None:
 
 
 def one_is_asked(folder: Path) -> None:
+    config = replace(CONFIG, log_every=1, precision="auto")
     with pytest.raises(Interrupted, match="stopped after step 6 of 12"):
-        train(network(), Line((5, 1)), replace(CONFIG, log_every=1), folder / "cut")
-    train(network(), Line(), replace(CONFIG, log_every=1), folder / "cut", resume=True)
-    train(network(), Line(), replace(CONFIG, log_every=1), folder / "whole")
+        train(network(), Line((5, 1)), config, folder / "cut")
+    train(network(), Line(), config, folder / "cut", resume=True)
+    train(network(), Line(), config, folder / "whole")
 
 
 def test_processes_stop_together(tmp_path: Path) -> None:

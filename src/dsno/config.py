@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Literal, cast, get_args
 
 import torch
 
@@ -91,12 +92,16 @@ def settled(config: TrainConfig, device: torch.device, *begun: Path) -> tuple[Tr
     """
     if config.precision != "auto":
         return config, ""
+    # The folders may be those that the first process has just cleared.
+    found, why = agreed(lambda: _found(device, begun))
+    return replace(config, precision=found), f"training in {'fp32' if found == 'no' else found}: {why}"
+
+
+def _found(device: torch.device, begun: Sequence[Path]) -> tuple[Precision, str]:
     held = [read_json(path / STATE)["config"]["precision"] for path in map(latest, begun) if path is not None]
     told = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
     if held:
-        found, why = held[0], "as it was begun"
-    elif told != "no":
-        found, why = told, "as accelerate is configured"
-    else:
-        found, why = agreed(best_precision(device))
-    return replace(config, precision=found), f"training in {'fp32' if found == 'no' else found}: {why}"
+        return held[0], "as it was begun"
+    if told != "no":
+        return cast(Precision, told), "as accelerate is configured"
+    return best_precision(device)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Generator, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -38,14 +38,15 @@ def training_device(model: nn.Module) -> torch.device:
     return torch.device(PartialState(cpu=cpu).device)
 
 
-def agreed(value: T) -> T:
-    """What the first of the processes says, in all of them; every process must call."""
+def agreed(make: Callable[[], T]) -> T:
+    """What the first of the processes makes, in all of them; every process must call."""
     from torch import distributed
 
-    held = [value]
-    if distributed.is_available() and distributed.is_initialized():
-        distributed.broadcast_object_list(held)
-    return held[0]
+    if not (distributed.is_available() and distributed.is_initialized()):
+        return make()
+    held = [make() if distributed.get_rank() == 0 else None]
+    distributed.broadcast_object_list(held)
+    return cast(T, held[0])
 
 
 def is_sharded(accelerator: Any) -> bool:
