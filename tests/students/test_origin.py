@@ -43,7 +43,7 @@ def test_a_student_notes_its_teacher_and_its_seeds(made: Path) -> None:
     origin.check_unseen(13, 100)
     origin.check_unseen(0, 5)
     for first, count in ((0, 6), (12, 1), (7, 2), (0, 100)):
-        with pytest.raises(ValueError, match=r"was trained on those of 5 to 12; take others"):
+        with pytest.raises(ValueError, match=r"was trained on the noises of 5 to 12; take others"):
             origin.check_unseen(first, count)
     Origin(made / "student").check_unseen(0, 100)
 

@@ -52,8 +52,8 @@ class Origin:
         """
         if self.seeds is not None and first < self.seeds[1] and self.seeds[0] < first + count:
             raise ValueError(
-                f"the noises of seeds {first} to {first + count - 1} are held out from nothing: {self.folder} was "
-                f"trained on those of {self.seeds[0]} to {self.seeds[1] - 1}; take others"
+                f"the seeds {first} to {first + count - 1} are not held out: {self.folder} was trained on the noises "
+                f"of {self.seeds[0]} to {self.seeds[1] - 1}; take others"
             )
 
 
