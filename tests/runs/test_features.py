@@ -71,8 +71,8 @@ def test_without_labels_it_learns_how_images_are_turned(shape: tuple[int, int], 
 @pytest.mark.parametrize(
     "x, message",
     [
-        (torch.rand(4, 1, 6, 8), r"are of images \(B, 1, H, W\) of 8x8 or more, got \(4, 1, 6, 8\)"),
-        (torch.rand(4, 1, 8), r"are of images \(B, 1, H, W\) of 8x8 or more, got \(4, 1, 8\)"),
+        (torch.rand(4, 1, 6, 8), r"takes images \(B, 1, H, W\) of 8x8 or more, got \(4, 1, 6, 8\)"),
+        (torch.rand(4, 1, 8), r"takes images \(B, 1, H, W\) of 8x8 or more, got \(4, 1, 8\)"),
         (torch.rand(4, 2, 8, 8), "a feature network needs 1 or 3 channels"),
     ],
 )

@@ -88,8 +88,7 @@ class FeatureNet(nn.Module):
         """
         if x.ndim != 4 or x.shape[1] != self.channels or min(x.shape[2:]) < least:
             raise ValueError(
-                f"the features {self.name} are of images (B, {self.channels}, H, W) of {least}x{least} or more, got "
-                f"{tuple(x.shape)}: train some of these (`dsno features`)"
+                f"{self.name} takes images (B, {self.channels}, H, W) of {least}x{least} or more, got {tuple(x.shape)}"
             )
 
     def forward(self, x: Tensor) -> Tensor:
