@@ -31,7 +31,8 @@ from typing import Any, Literal, Protocol
 import torch
 from torch import Tensor, nn
 
-from dsno.checkpoint import CONFIG, check_keys, check_weights, fill, naming, read_json
+from dsno.borrow import state_of, unwrapped
+from dsno.checkpoint import CONFIG, check_keys, check_weights, check_writable, fill, naming, read_json
 from dsno.engine import accumulating, as_like, is_sharded, local, loss_of, on_device, prepared, tf32, unprepare, whole
 from dsno.outputs import TRAINING, claimed
 from dsno.seeds import mixed
@@ -168,11 +169,12 @@ def train(
         FileExistsError: if `out` has something in it and neither `resume` nor `overwrite` is set.
         FloatingPointError: if the loss is not finite on any process; names the step and the checkpoint kept.
         OSError: if a checkpoint cannot be written; the one before is kept.
-        ValueError: if nothing is to be trained, a checkpoint is damaged or belongs to another model or configuration,
-            or accelerate's configuration contradicts `config` or is of a kind that is not supported.
+        ValueError: if nothing is to be trained or the model cannot be saved, a checkpoint is damaged or belongs to
+            another model or configuration, or accelerate's configuration contradicts `config` or is not supported.
     """
     if not any(p.requires_grad for p in model.parameters()):
         raise ValueError("no parameter of the model has requires_grad set: nothing to train")
+    check_writable(state_of(model), f"the state of a {type(unwrapped(model)).__name__}")
     folder = Path(out)
     accelerator = _accelerator(model, config, folder) if accelerator is None else accelerator
     config = _agreed(config, accelerator)
