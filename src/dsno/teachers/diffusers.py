@@ -94,7 +94,8 @@ def load_diffusers(
         factor = _LATENT_FACTOR if vae is None else _factor(vae.config)
         teacher = _wrapped(model, ref.scheduler, shape, length, factor)
         if dtype is not None:
-            teacher.net.model.to(dtype)
+            # diffusers' own `to` has something to say about it.
+            nn.Module.to(teacher.net.model, dtype)
         return teacher
     folder = local_copy(ref)
     scheduler = load_scheduler(folder)
