@@ -5,7 +5,7 @@ A snapshot is a folder `step-00000500`, of what the run was after so many steps:
 | | |
 |---|---|
 | `model`, `average`, `optimizer` (`.safetensors`) | the weights, their moving averages, Adam's moments as `INDEX.KEY` |
-| `state.json` | the step, the configuration, what else decides the updates, and the `digests` of the three |
+| `state.json` | step, configuration, what else decides the updates, the `digests` of the three, and its own `sha256` |
 
 It appears by rename, complete, before the one before is removed. Names are matched exactly: whatever else lies there, a
 copy called `step-best` among it, is somebody else's and is neither read nor removed.
@@ -24,7 +24,17 @@ from typing import Any
 
 from torch import Tensor
 
-from dsno.checkpoint import digest, read_json, read_tensors, write_atomically, write_json, write_tensors
+from dsno.checkpoint import (
+    SEAL,
+    check_seal,
+    digest,
+    read_json,
+    read_tensors,
+    seal,
+    write_atomically,
+    write_json,
+    write_tensors,
+)
 
 __all__ = [
     "LOG",
@@ -123,7 +133,8 @@ def _read(path: Path) -> Snapshot:
     if state.get("step") != int(path.name.removeprefix("step-")):
         raise ValueError(f"{path / STATE} is of step {state.get('step')}, its folder of another: it was renamed")
     parts = {name: read_tensors(path / f"{name}.safetensors") for name in PARTS}
-    # Version 0.1 noted no digests.
+    # Version 0.1 noted neither.
+    check_seal(state, path / STATE)
     for name, noted in state.get("digests", {}).items():
         if name in parts and digest(parts[name]) != noted:
             raise ValueError(f"{path / name}.safetensors is damaged or of another snapshot: its digest differs")
@@ -164,7 +175,8 @@ def write_snapshot(folder: Path, state: Mapping[str, Any], parts: Mapping[str, M
         for name, tensors in parts.items():
             write_tensors(temporary / f"{name}.safetensors", tensors)
         digests = {name: digest(tensors) for name, tensors in parts.items()}
-        write_json(temporary / STATE, {**state, "digests": digests})
+        said = {**state, "digests": digests}
+        write_json(temporary / STATE, {**said, SEAL: seal(said)})
         if final.is_dir() and not _remove(final):
             raise FileExistsError(f"{final} holds other files: move them away, a checkpoint gets that name")
         temporary.rename(final)
