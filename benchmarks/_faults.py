@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from markdown_it import MarkdownIt
 from torch import Tensor, nn
 
 from dsno import Cosine, Gaussian, Prediction, SolverSampler, grids
@@ -173,6 +174,18 @@ def make_diffusers(folder: Path) -> None:
     diffusers.DDPMPipeline(net, diffusers.DDPMScheduler(50)).save_pretrained(folder)
 
 
+def make_pipeline(folder: Path) -> None:
+    from dsno import DSNOPipeline
+
+    DSNOPipeline.from_student(student_from_teacher(teacher(), [0.5, 0.0])).save_pretrained(folder)
+
+
+def open_pipeline(folder: Path) -> str:
+    from dsno import DSNOPipeline
+
+    return said(DSNOPipeline.from_pretrained(folder).student)
+
+
 def make_remote(folder: Path) -> None:
     make_set(folder / "set")
     push(folder / "set", f"file://{folder}/far")
@@ -186,7 +199,8 @@ def open_remote(folder: Path) -> str:
 
 def open_card(folder: Path) -> str:
     text = card(read_manifest(folder), "file:///far", "unknown")
-    if "<script" in text or "<img" in text:
+    shown = MarkdownIt("commonmark").enable("table").render(text)
+    if "<script" in shown or "<img" in shown:
         Path("marker").mkdir()  # A browser would have run it.
     return text
 
@@ -235,6 +249,7 @@ KINDS: dict[str, Kind] = {
     "pictures": data_kind(write_pictures),
     "zip": data_kind(write_zip, "a.zip"),
     "diffusers": Kind(make_diffusers, open_teacher, False),
+    "pipeline": Kind(make_pipeline, open_pipeline, False),
     "remote": Kind(make_remote, open_remote, True),
     "card": Kind(make_set, open_card, False),
     "edm": Kind(make_edm, lambda folder: said(load_edm(folder / "a.pkl").net), False),

@@ -1,4 +1,4 @@
-"""What `faults.py` does to the folders of `_faults.py`: corruption of every kind, and files that are made to do harm."""
+"""What `faults.py` does to the folders of `_faults.py`: corruption of every kind, and what is made to do harm."""
 
 from __future__ import annotations
 
@@ -534,7 +534,8 @@ def cases(quick: bool) -> list[Case]:
         ("teacher", "config.json"), ("student", "config.json"), ("features", "config.json"),
         ("program", "student.pt2.json"), ("trajectories", "manifest.json"), ("checkpoint", "state.json"),
         ("results", "results.json"), ("zarr", "zarr.json"), ("diffusers", "config.json"),
-        ("diffusers", "scheduler_config.json"),
+        ("diffusers", "scheduler_config.json"), ("diffusers", "model_index.json"), ("pipeline", "config.json"),
+        ("pipeline", "model_index.json"), ("remote", "manifest.json"),
     ):  # fmt: skip
         for name, value in VALUES.items():
             times = range(1 if quick else 2)

@@ -45,7 +45,6 @@ from _faults_kills import HELD, NONSENSE, VERBS, WRITERS, Row, commands, full_di
 from dsno import Cosine, Gaussian, SolverSampler, grids
 from dsno.snapshots import NAME, latest
 from dsno.trajectories.format import check_shard, shard_count
-from dsno.trajectories.sets import TrajectorySet
 from dsno.trajectories.store import store
 
 __all__ = ["KINDS", "Case", "cases", "main", "opening", "options"]

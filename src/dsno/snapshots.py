@@ -18,9 +18,9 @@ import logging
 import re
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from torch import Tensor
 
@@ -35,6 +35,7 @@ from dsno.checkpoint import (
     write_json,
     write_tensors,
 )
+from dsno.outside import Within, check
 
 __all__ = [
     "LOG",
@@ -56,6 +57,19 @@ LOG = "log.jsonl"
 
 STATE, PARTS = "state.json", ("model", "average", "optimizer")
 NAME = re.compile(r"step-(\d{8})")
+
+
+@dataclass
+class _State:
+    """The form of what `state.json` says."""
+
+    step: Annotated[int, Within(0, 10**8)]
+    config: dict[str, Any]
+    settings: dict[str, Any] = field(default_factory=dict)
+    digests: dict[str, str] = field(default_factory=dict)
+    losses: list[float] = field(default_factory=list)
+    changes: list[dict[str, Any]] = field(default_factory=list)
+    scaler: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -127,11 +141,9 @@ def _read(path: Path) -> Snapshot:
         FileNotFoundError, ValueError: if it is not; names the file.
     """
     state = read_json(path / STATE)
-    config = state.get("config") if isinstance(state, dict) else None
-    if not isinstance(config, dict) or not isinstance(state.get("settings", {}), dict):
-        raise ValueError(f"{path / STATE} is damaged: it does not say how the run was configured")
-    if state.get("step") != int(path.name.removeprefix("step-")):
-        raise ValueError(f"{path / STATE} is of step {state.get('step')}, its folder of another: it was renamed")
+    check(state, _State, f"{path / STATE}: ")
+    if state["step"] != int(path.name.removeprefix("step-")):
+        raise ValueError(f"{path / STATE} is of step {state['step']}, its folder of another: it was renamed")
     parts = {name: read_tensors(path / f"{name}.safetensors") for name in PARTS}
     # Version 0.1 noted neither.
     check_seal(state, path / STATE)
