@@ -18,7 +18,7 @@ import os
 import threading
 import types
 import typing
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence, Sized
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -175,13 +175,14 @@ def check(value: Any, form: Any, where: str) -> None:
     """
     origin, arguments = typing.get_origin(form), typing.get_args(form)
     if origin is Annotated:
-        inner = arguments[0]
-        if not _is_a(value, inner, typing.get_origin(inner), typing.get_args(inner)):
+        inner, *bounds = arguments
+        # Before what is inside is looked at, which may be millions.
+        sized = not isinstance(value, Sized) or all(b.admits(value) for b in bounds if isinstance(b, Length))
+        if not sized or not _is_a(value, inner, typing.get_origin(inner), typing.get_args(inner)):
             raise ValueError(f"{where} must be {_words(form)}, got {_shown(value)}")
         check(value, inner, where)
-        for bound in arguments[1:]:
-            if isinstance(bound, Within | Length) and value is not None and not bound.admits(value):
-                raise ValueError(f"{where} must be {_words(form)}, got {_shown(value)}")
+        if value is not None and not all(b.admits(value) for b in bounds if isinstance(b, Within)):
+            raise ValueError(f"{where} must be {_words(form)}, got {_shown(value)}")
         return
     if origin in (Union, types.UnionType):
         _check_any(value, form, where)
