@@ -188,9 +188,9 @@ def on_disk(verb: str, folder: Path) -> list[Row]:
         return full_disk(verb, disk)
 
 
-def accidents(quick: bool, scratch: Path) -> list[Row]:
+def accidents(quick: bool, scratch: Path, times: int = 13) -> list[Row]:
     """All that happens to commands, two at a time."""
-    times, seed = (1, 0) if quick else (13, 0)
+    times, seed = 1 if quick else times, 0
     names = list(NONSENSE)
     asked: list[Callable[[], list[Row]]] = [
         *(lambda verb=verb: kills(verb, times, seed, scratch) for verb in VERBS),
