@@ -1,13 +1,15 @@
 """What commands do when they are killed, beside another one in their folder, on a full disk, and asked for nonsense.
 
 Each function gives rows `{"kind": ..., "case": ..., "outcome": ...}`. An outcome is `held` where nothing was lost and
-whatever failed said so in one line; else one of the bad ones of `faults.py`, with what happened. The commands are real
-ones, in processes of their own, on the digits and the teacher that ships.
+whatever failed said so in one line; else one of the bad ones of `faults.py`, with what happened. The commands are the
+command line's, on the digits and the teacher that ships, in processes of their own: of a server that has imported it
+already, or where what is done falls into the seconds of that, started afresh.
 """
 
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import random
 import resource
@@ -15,12 +17,16 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
+import warnings
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from _faults import make_set
 
+from dsno.cli import main
 from dsno.snapshots import latest
 
 __all__ = ["HELD", "Row", "commands", "full_disk", "interrupts", "kills", "two_runs"]
@@ -29,7 +35,7 @@ Row = dict[str, str]
 
 HELD = "held"
 
-SECONDS = 120.0
+SECONDS = 300.0
 """A command that takes longer hangs."""
 
 MEMORY = 24 * 2**30
@@ -58,7 +64,7 @@ def kills(verb: str, count: int, seed: int, folder: Path) -> list[Row]:
     _finished(_started(verb, whole))
     longest = time.monotonic() - began
 
-    def step(name: str, stop: Callable[[subprocess.Popen[str]], object]) -> bool:
+    def step(name: str, stop: Callable[[Command], object]) -> bool:
         """Go on until `stop` has ended it; whether it came to its end before."""
         before = _made(cut)
         process = _started(verb, cut, "--resume")
@@ -76,33 +82,30 @@ def kills(verb: str, count: int, seed: int, folder: Path) -> list[Row]:
         return code == 0
 
     for n in range(count):
-        # Importing takes the first third or more.
-        moment, writes = draw.uniform(longest / 3, longest), draw.randrange(1, 5)
+        moment, writes = draw.uniform(0, longest), draw.randrange(1, 5)
         step(f"kill {n + 1}", _killing(cut, writes) if n % 2 else lambda process, at=moment: _kill(process, at))
     while not step("resumed to its end", lambda process: None):
         pass
     return rows
 
 
-def _kill(process: subprocess.Popen[str], after: float) -> None:
-    try:
-        process.wait(after)
-    except subprocess.TimeoutExpired:
-        process.send_signal(signal.SIGKILL)
+def _kill(process: Command, after: float) -> None:
+    process.wait(after)
+    process.send(signal.SIGKILL)
 
 
-def _killing(folder: Path, writes: int) -> Callable[[subprocess.Popen[str]], object]:
+def _killing(folder: Path, writes: int) -> Callable[[Command], object]:
     """Kill a process while it writes to a folder, as soon as it has begun that many files."""
 
-    def stop(process: subprocess.Popen[str]) -> None:
+    def stop(process: Command) -> None:
         seen: set[Path] = {*folder.rglob(".*.tmp")}
         left, end = writes, time.monotonic() + SECONDS
-        while left and process.poll() is None and time.monotonic() < end:
-            # Below what is not written to, a temporary name appears for a few milliseconds.
+        # A temporary name is there for a few milliseconds.
+        while left and not process.wait(0.0005) and time.monotonic() < end:
             new = {path for path in _temporary(folder) if path not in seen}
             seen |= new
             left = max(left - len(new), 0)
-        process.send_signal(signal.SIGKILL)
+        process.send(signal.SIGKILL)
 
     return stop
 
@@ -150,16 +153,16 @@ def two_runs(verb: str, folder: Path) -> list[Row]:
     out = folder / f"two-{verb}"
     first, rows = _started(verb, out), []
     end = time.monotonic() + SECONDS
-    while not (out / ".lock").exists() and first.poll() is None and time.monotonic() < end:
-        time.sleep(0.02)
-    first.send_signal(signal.SIGSTOP)
+    while not (out / ".lock").exists() and not first.wait(0.01) and time.monotonic() < end:
+        pass
+    first.send(signal.SIGSTOP)
     for how in ((), ("--resume",), ("--overwrite",)):
         code, said = _finished(_started(verb, out, *how))
         outcome = _judged(code, said, 2)
         if outcome == HELD and not ("another run is writing" in said or "already" in said):
             outcome = f"tracebacks: it does not say why: {_last(said)}"
         rows.append(_row("two runs", f"{verb} {' '.join(how)} beside one that runs".replace("  ", " "), outcome))
-    first.send_signal(signal.SIGCONT)
+    first.send(signal.SIGCONT)
     code, said = _finished(first)
     return [*rows, _row("two runs", f"{verb}, the first of both", _judged(code, said, 0))]
 
@@ -215,17 +218,17 @@ def interrupts(count: int, seed: int, folder: Path) -> list[Row]:
     """Ctrl-C at moments of the start, and readers that leave."""
     rows, draw = [], random.Random(seed)
     for n in range(count):
-        process = _started("generate", folder / f"stopped-{n}")
+        process = _fresh(*GENERATE, "--out", str(folder / f"stopped-{n}"))
         time.sleep(delay := draw.uniform(0.05, 6))
         process.send_signal(signal.SIGINT)
-        code, said = _finished(process)
+        code, said = _said(process)
         ended = code in (-signal.SIGINT, 130, 0) and "Traceback" not in said
         rows.append(_row("interrupts", f"Ctrl-C after {delay:.1f} s", HELD if ended else _judged(code, said, 130)))
     for command in (("--help",), ("generate", "--help"), ("distill", "--help"), ("methods",)):
-        process = _run(*command, out=subprocess.PIPE)
+        process = _fresh(*command, out=subprocess.PIPE)
         assert process.stdout is not None
         process.stdout.close()
-        code, said = _finished(process)
+        code, said = _said(process)
         # rich ends with 1, and says nothing.
         ended = code in (0, 1, 141, -signal.SIGPIPE) and "Traceback" not in said and "BrokenPipe" not in said
         rows.append(_row("interrupts", f"{' '.join(command)} | true", HELD if ended else _judged(code, said, 141)))
@@ -297,28 +300,75 @@ def _last(said: str) -> str:
     return f"{(said.strip().splitlines() or ['nothing'])[-1]:.200}"
 
 
-def _run(*command: str, out: int = subprocess.DEVNULL, most: int | None = None) -> subprocess.Popen[str]:
+@dataclass
+class Command:
+    """A command under way, and the file that holds what it says on stderr."""
+
+    process: multiprocessing.process.BaseProcess
+    said: Path
+
+    def wait(self, seconds: float) -> bool:
+        """Wait so long for its end; whether it came."""
+        self.process.join(seconds)
+        return self.process.exitcode is not None
+
+    def send(self, number: int) -> None:
+        """Send it a signal, if it is still there."""
+        if self.process.pid is not None and self.process.exitcode is None:
+            os.kill(self.process.pid, number)
+
+
+def _limited(most: int | None = None) -> None:
+    """Bound the memory of this process, and its files to that many bytes each."""
+    resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    if most is not None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (most, most))
+
+
+def _command(arguments: Sequence[str], said: Path, most: int | None) -> None:
+    """The command line, in a process that has imported it."""
+    for path, number in ((os.devnull, 1), (said, 2)):
+        os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT), number)
+    warnings.simplefilter("ignore")
+    _limited(most)
+    sys.argv = ["dsno", *arguments]
+    main()
+
+
+def _run(*command: str, most: int | None = None) -> Command:
     """Start a command whose files may have at most that many bytes each."""
-
-    def limits() -> None:
-        resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
-        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-        if most is not None:
-            resource.setrlimit(resource.RLIMIT_FSIZE, (most, most))
-
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    arguments = [sys.executable, "-W", "ignore", "-m", "dsno.cli", *command]
-    return subprocess.Popen(
-        arguments, stdout=out, stderr=subprocess.PIPE, text=True, env=environment, preexec_fn=limits
-    )
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["dsno.cli", "accelerate", "diffusers", __name__])
+    handle, said = tempfile.mkstemp(".said")
+    os.close(handle)
+    process = context.Process(target=_command, args=(command, Path(said), most))
+    process.start()
+    return Command(process, Path(said))
 
 
-def _started(verb: str, out: Path, *more: str) -> subprocess.Popen[str]:
+def _started(verb: str, out: Path, *more: str) -> Command:
     return _run(*VERBS[verb], "--out", str(out), *more)
 
 
-def _finished(process: subprocess.Popen[str]) -> tuple[int | None, str]:
+def _finished(command: Command) -> tuple[int | None, str]:
     """Exit code, None of one that hangs, and what was said on stderr."""
+    ended = command.wait(SECONDS)
+    command.send(signal.SIGKILL)
+    command.process.join()
+    said = command.said.read_text()
+    command.said.unlink()
+    return command.process.exitcode if ended else None, said
+
+
+def _fresh(*command: str, out: int = subprocess.DEVNULL) -> subprocess.Popen[str]:
+    """Start a command that has its imports before it."""
+    arguments = [sys.executable, "-W", "ignore", "-m", "dsno.cli", *command]
+    return subprocess.Popen(arguments, stdout=out, stderr=subprocess.PIPE, text=True, preexec_fn=_limited)
+
+
+def _said(process: subprocess.Popen[str]) -> tuple[int | None, str]:
+    """As `_finished`."""
     try:
         _, said = process.communicate(timeout=SECONDS)
     except subprocess.TimeoutExpired:

@@ -6,7 +6,7 @@ Claim: nothing of a file is executed, nothing that has a checksum is accepted wh
 takes all memory, every error is one line that names the file, and no checkpoint is lost; one case of any of these
 refutes it. Three kinds of cases:
 
-- files: a copy of a small folder, damaged by a seed or made to do harm, and opened in a process of its own, with 20
+- files: a copy of a small folder, damaged by a seed or made to do harm, and opened in a process of its own, with 60
   seconds and 3 GB more than the library takes. A file of another's format, which has no checksum, may be accepted;
 - commands: killed (also inside of a write) and resumed until they are at their end, which must be that of one that was
   not interrupted; beside another one in their folder; on a full disk; interrupted while they start; asked for nonsense;
@@ -49,7 +49,7 @@ from dsno.trajectories.store import store
 
 __all__ = ["KINDS", "Case", "cases", "main", "opening", "options"]
 
-SECONDS, MEMORY, PROCESSES = 20.0, 3 * 2**30, 2
+SECONDS, MEMORY, PROCESSES = 60.0, 3 * 2**30, 2
 
 GOOD = ("refused", "harmless", HELD)
 
@@ -188,7 +188,7 @@ def on_disk(verb: str, folder: Path) -> list[Row]:
         return full_disk(verb, disk)
 
 
-def accidents(quick: bool, scratch: Path, times: int = 13) -> list[Row]:
+def accidents(quick: bool, scratch: Path, times: int = 12) -> list[Row]:
     """All that happens to commands, two at a time."""
     times, seed = 1 if quick else times, 0
     names = list(NONSENSE)
@@ -275,7 +275,7 @@ def main(given: Sequence[str] | None = None) -> None:
         "faults",
         f"{len(rows)} cases by the seed of their names, {PROCESSES} at a time; files each opened in a process of its "
         f"own, with {SECONDS:g} s and {MEMORY / 2**30:g} GB more than the library takes, harmless: opened as before "
-        "the damage, or without a checksum as another whole; commands as processes, with 120 s and 24 GB of addresses",
+        "the damage, or without a checksum as another whole; commands as processes, with 300 s and 24 GB of addresses",
         judged(numbers),
         **numbers,
         failures=failures,
