@@ -41,9 +41,9 @@ SECONDS = 300.0
 MEMORY = 24 * 2**30
 """Address space of a command; torch alone takes several GB of it."""
 
-TRAIN = ("--train.steps", "60", "--train.checkpoint-every", "5", "--train.log-every", "4", "--batch", "16")
+TRAIN = ("--train.steps", "40", "--train.checkpoint-every", "5", "--train.log-every", "4", "--batch", "16")
 
-GENERATE = ("generate", "--teacher", "digits", "--count", "2000", "--steps", "8", "--grid", "uniform", "--shard", "100")
+GENERATE = ("generate", "--teacher", "digits", "--count", "600", "--steps", "8", "--grid", "uniform", "--shard", "50")
 DISTILL = ("distill", "--teacher", "digits", "--data", "digits", "--method", "consistency", *TRAIN)
 TEACH = ("teach", "--data", "digits", "--channels", "8", "16", *TRAIN)
 VERBS = {"generate": GENERATE, "distill": DISTILL, "teach": TEACH}
@@ -185,7 +185,7 @@ def full_disk(verb: str, disk: Path, spare: Sequence[int] = (0, 20_000, 150_000)
 
     Arguments:
         verb: One of `WRITERS`.
-        disk: A folder of a file system of its own, of a few MB (`mount -t tmpfs -o size=4m tmpfs DISK`); it is emptied.
+        disk: A folder of a file system of its own, of a few MB (`mount -t tmpfs -o size=16m tmpfs DISK`); it is emptied.
             Of another, files may have that many bytes each instead (`RLIMIT_FSIZE`).
         spare: Bytes that are left.
     """
