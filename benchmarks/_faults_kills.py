@@ -185,7 +185,7 @@ def full_disk(verb: str, disk: Path, spare: Sequence[int] = (0, 20_000, 150_000)
 
     Arguments:
         verb: One of `WRITERS`.
-        disk: A folder of a file system of its own, of a few MB (`mount -t tmpfs -o size=16m tmpfs DISK`); it is emptied.
+        disk: A folder of a file system of its own, of 16 MB (`mount -t tmpfs -o size=16m tmpfs DISK`); it is emptied.
             Of another, files may have that many bytes each instead (`RLIMIT_FSIZE`).
         spare: Bytes that are left.
     """
