@@ -98,7 +98,7 @@ def load_diffusers(
         teacher = _wrapped(model, ref.scheduler, shape, length, factor)
         if dtype is not None:
             # diffusers' own `to` has something to say about it.
-            nn.Module.to(teacher.net.model, dtype)
+            nn.Module.to(cast(nn.Module, teacher.net.model), dtype)
         return teacher
     folder = local_copy(ref)
     scheduler = load_scheduler(folder)
