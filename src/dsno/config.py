@@ -11,10 +11,9 @@ from typing import Literal, cast, get_args
 
 import torch
 
-from dsno.checkpoint import read_json
 from dsno.engine import agreed
 from dsno.precision import Precision, best_precision
-from dsno.snapshots import STATE, latest
+from dsno.snapshots import config_of, latest
 
 __all__ = ["TrainConfig", "learning_rate", "settled"]
 
@@ -98,10 +97,11 @@ def settled(config: TrainConfig, device: torch.device, *begun: Path) -> tuple[Tr
 
 
 def _found(device: torch.device, begun: Sequence[Path]) -> tuple[Precision, str]:
-    held = [read_json(path / STATE)["config"]["precision"] for path in map(latest, begun) if path is not None]
+    held = [config_of(path).get("precision") for path in map(latest, begun) if path is not None]
     told = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
-    if held:
-        return held[0], "as it was begun"
+    for precision in get_args(Precision):
+        if precision in held:
+            return precision, "as it was begun"
     if told != "no":
         return cast(Precision, told), "as accelerate is configured"
     return best_precision(device)

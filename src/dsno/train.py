@@ -30,14 +30,17 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from dsno.checkpoint import CONFIG, check_weights, fill, naming, read_json
+from dsno.borrow import state_of, unwrapped
+from dsno.checkpoint import CONFIG, check_weights, check_writable, fill, naming, read_json
 from dsno.config import TrainConfig, learning_rate, settled
 from dsno.engine import (
     accumulating,
     as_like,
     is_sharded,
     local,
+    loss_of,
     on_device,
+    prepared,
     tf32,
     training_device,
     unprepare,
@@ -117,11 +120,12 @@ def train(
         Interrupted: at Ctrl-C or SIGTERM to any process, behind a checkpoint of the step that was under way; a second
             one is not waited for.
         OSError: if a checkpoint cannot be written; the one before is kept.
-        ValueError: if nothing is to be trained, a checkpoint is damaged or belongs to another model or configuration,
-            or accelerate's configuration contradicts `config` or is of a kind that is not supported.
+        ValueError: if nothing is to be trained or the model cannot be saved, a checkpoint is damaged or belongs to
+            another model or configuration, or accelerate's configuration contradicts `config` or is not supported.
     """
     if not any(p.requires_grad for p in model.parameters()):
         raise ValueError("no parameter of the model has requires_grad set: nothing to train")
+    check_writable(state_of(model), f"the state of a {type(unwrapped(model)).__name__}")
     folder = Path(out)
     if accelerator is None:
         config, said = settled(config, training_device(model), *[folder] * resume)
@@ -192,7 +196,7 @@ class _Run:
     Attributes:
         start: The first step to take: 0, or the one behind the checkpoint.
         model: What is trained: the caller's module, or a copy of it whose parameters are sharded.
-        wrapped: The same as accelerate wraps it, which the objective calls.
+        wrapped: The same as accelerate wraps it, for `loss_of`.
         trained: Its parameters that are trained, by name.
         average: Their moving averages.
     """
@@ -220,7 +224,7 @@ class _Run:
         if config.compile:
             self.model.compile()
         optimizer = torch.optim.Adam([p for p in self.model.parameters() if p.requires_grad], lr=config.lr)
-        self.wrapped, self.optimizer = accelerator.prepare(self.model.train(), optimizer)
+        self.wrapped, self.optimizer = prepared(accelerator, self.model.train(), optimizer)
         # Sharding replaces the parameters, so they are looked up behind it.
         self.trained = {n: p for n, p in self.model.named_parameters() if p.requires_grad}
         self.average = {n: p.detach().float().clone() for n, p in self.trained.items()}
@@ -256,7 +260,7 @@ class _Run:
             batch = next(batches)
             with accelerator.accumulate(self.wrapped):
                 with accelerator.autocast():
-                    loss = objective(self.wrapped, batch)
+                    loss = loss_of(self.wrapped, objective, batch)
                 accelerator.backward(loss)
                 total += loss.detach() / config.accumulate
                 if config.clip is not None and accelerator.sync_gradients:

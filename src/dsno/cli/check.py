@@ -11,6 +11,7 @@ from tyro.conf import Positional
 from dsno.checkpoint import write_json
 from dsno.cli.console import say, show_verdict
 from dsno.cli.options import AsRead, Device, Reading, TeacherRef, Variant, device_of, new_file
+from dsno.nets.backbone import check_null
 from dsno.teachers.check.run import check_teacher
 from dsno.teachers.load import load_teacher
 
@@ -35,6 +36,8 @@ class CheckTeacher:
     data: str | None = None
     """What it was trained on, as `teach --data`; its own samples by default, which is weaker."""
     reading: AsRead = field(default_factory=Reading)
+    null: int | None = None
+    """The label that stands for no class, which is not drawn."""
     dtype: str | None = None
     """Load its network in this dtype: float32, bf16, fp16."""
     levels: int = 12
@@ -55,6 +58,8 @@ class CheckTeacher:
         if self.out is not None:
             new_file(self.out, self.overwrite, self.teacher, self.data)
         teacher = load_teacher(self.teacher, self.dtype, device_of(self.device), variant=self.variant)
+        if self.null is not None:
+            check_null(teacher, self.null, self.teacher)
         samples = None if self.data is None else self.reading.load(self.data)
         x, labels = (None, None) if samples is None else (samples.x, samples.labels)
         if samples is not None and teacher.shape is not None and samples.shape != teacher.shape:
@@ -62,7 +67,7 @@ class CheckTeacher:
         if labels is not None and teacher.classes is not None and int(labels.max()) >= teacher.classes:
             raise ValueError(f"{self.data} has labels up to {int(labels.max())}, the teacher {teacher.classes} classes")
         cond = labels if teacher.classes else None
-        verdict = check_teacher(teacher, x, cond, self.seed, self.levels, self.rows, self.patience)
+        verdict = check_teacher(teacher, x, cond, self.seed, self.levels, self.rows, self.patience, self.null)
         if self.out is not None:
             write_json(self.out, verdict.to_dict())
         show_verdict(verdict)
