@@ -48,3 +48,22 @@ def test_accelerate_s_configuration_comes_first(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "fp16")
     config, said = settled(CONFIG, CPU)
     assert config.precision == "fp16" and said == "training in fp16: as accelerate is configured"
+
+
+def test_beside_an_accelerator_of_one_s_own_nothing_is_open(tmp_path: Path) -> None:
+    from accelerate import Accelerator
+    from accelerate.state import AcceleratorState
+
+    # What accelerate has kept of the run before.
+    AcceleratorState._reset_state()
+    train(network(), Line(), CONFIG, tmp_path, accelerator=Accelerator(cpu=True))
+    assert precision_in(tmp_path) == "no"
+
+
+def test_what_cannot_be_read_of_a_run_decides_nothing(tmp_path: Path) -> None:
+    train(network(), Line(), replace(CONFIG, precision="no"), tmp_path)
+    found = latest(tmp_path)
+    assert found is not None
+    for text in ("", "[]", '{"config": 1}', '{"config": {"precision": ["no"]}}'):
+        (found / "state.json").write_text(text)
+        assert settled(CONFIG, CPU, tmp_path) == settled(CONFIG, CPU)

@@ -419,7 +419,8 @@ def _agreed(config: TrainConfig, accelerator: Any) -> TrainConfig:
     given, precision = accelerator.gradient_accumulation_steps, accelerator.mixed_precision
     for name, own, default, found in (
         ("accumulate", config.accumulate, 1, given),
-        ("precision", config.precision, "no", precision),
+        # Beside an accelerator of one's own nothing is open.
+        ("precision", "no" if config.precision == "auto" else config.precision, "no", precision),
     ):
         # An accelerator of one's own can be told the accumulation, not another precision.
         if own not in (default, found) and (name == "precision" or found != default):

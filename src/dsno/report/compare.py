@@ -194,7 +194,9 @@ def parts_of(
     net, solved, learned = load_feature_net(features), load_teacher(teacher, variant=variant), load_student(student)
     shape = images.shape
     if learned.shape != shape:
-        raise ValueError(f"the student makes {learned.shape}, {images.name} has {shape}: choose its own data")
+        raise ValueError(
+            f"the student makes {learned.shape}, {images.name} has {shape}: choose its own data (`--data`)"
+        )
     check_shape(learned, str(teacher), solved)
     check_images(images.x, images.name)
     net.check(images.x)
