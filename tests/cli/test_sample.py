@@ -7,7 +7,10 @@ import pytest
 import torch
 
 from dsno.checkpoint import read_json, read_tensors
-from dsno.students.files import load_student
+from dsno.students.files import load_student, save_student
+from dsno.students.operator import student_from_teacher
+from dsno.students.origin import origin_to_note
+from dsno.teachers.load import load_teacher
 from refusals import Spoil, edit, refusals, refuses
 from shell import dsno
 
@@ -98,3 +101,21 @@ def without_student(here: Path) -> None:
 )
 def test_a_failure_is_one_line_and_touches_nothing(command: str, spoil: Spoil, message: str, here: Path) -> None:
     refuses(command, spoil, message, at=here)
+
+
+def test_a_latent_student_s_prompts_and_pictures_are_its_teacher_s(tmp_path: Path) -> None:
+    pytest.importorskip("diffusers")
+    from pipelines import write_pipelines
+
+    teacher = write_pipelines(tmp_path)["sd"]
+    student = student_from_teacher(load_teacher(teacher), (0.5, 0.0))
+    save_student(tmp_path / "student", student, origin=origin_to_note(tmp_path / "student", None, str(teacher), None))
+    (tmp_path / "prompts.txt").write_text("a cat\ntwo owls\n")
+    sample = ("sample", "--student", "student", "--prompts", "prompts.txt", "--count", 4, "--device", "cpu", "--out")
+    assert dsno(*sample, "found.png", at=tmp_path).code == 0
+    assert dsno(*sample, "given.png", "--teacher", teacher, at=tmp_path).code == 0
+    assert (tmp_path / "found.png").read_bytes() == (tmp_path / "given.png").read_bytes()
+    shutil.rmtree(teacher)
+    ran = dsno(*sample, "none.png", at=tmp_path)
+    assert ran.code == 2 and "--prompts needs --teacher, whose text encoder reads them" in ran.err
+    assert not (tmp_path / "none.png").exists()

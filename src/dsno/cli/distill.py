@@ -53,7 +53,7 @@ class Distill:
     """Rows per step; 256 of methods that train on trajectories, 64 of others."""
     train: Training = field(default_factory=lambda: Training(steps=4000, lr=1e-3))
     resume: bool = False
-    """Continue from the last checkpoint in --out; --train.lr and --train.clip may differ."""
+    """Continue from the last checkpoint in --out, as Ctrl-C leaves one; --train.lr and --train.clip may differ."""
     overwrite: bool = False
     """Throw away the student in --out."""
     options: Annotated[object, tyro.conf.Suppress] = None

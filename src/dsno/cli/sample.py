@@ -106,32 +106,35 @@ class Sample:
         if self.count < 1:
             raise ValueError(f"count must be at least 1, got {self.count}")
         new_file(self.out, self.overwrite, self.student, self.teacher, self.draft, self.prompts)
-        latents = self._decoder()
         samples, said, following = self._of_student() if self.exact is None else self._of_teacher(self.exact)
-        png = image_grid((samples if latents is None else latents.decode(samples)).clamp(-1, 1))
+        png = image_grid(samples.clamp(-1, 1))
         write_atomically(self.out, lambda path: path.write_bytes(png))
         say(f"{said}: {self.out}", following)
 
-    def _decoder(self) -> Latents | None:
+    def _decoder(self, ref: str | None) -> Latents | None:
         """What makes pictures of the samples, if they are latents of a diffusers model."""
-        ref = self._teacher() if self.exact is None else self.teacher
-        local = ref is not None and (Path(ref).is_dir() or is_hub_id(ref))
-        return load_decoder(ref, variant=self.variant) if local else None
+        known = ref is not None and (Path(ref).is_dir() or is_hub_id(ref))
+        return load_decoder(ref, variant=self.variant) if known else None
 
-    def _teacher(self) -> str | None:
-        """The teacher that was given, or else that the student's folder notes, where it is there and of diffusers."""
+    def _teacher(self, student: Student) -> str | None:
+        """The teacher that was given, or else the one of diffusers that the student's folder notes: one that is here,
+        or, of samples that are no pictures and need it, one on the Hub."""
         if self.teacher is not None or self.student is None or not self.student.is_dir():
             return self.teacher
-        origin = origin_of(self.student)
-        return next((p for p in origin.places if (Path(p) / "model_index.json").is_file()), None)
+        far = self.prompts is not None or student.shape[0] not in (1, 3)
+        for place in origin_of(self.student).places:
+            if (Path(place) / "model_index.json").is_file() or (far and not Path(place).exists() and is_hub_id(place)):
+                return place
+        return None
 
     def _of_student(self) -> tuple[Tensor, str, str]:
-        """A student's samples, on the host, what is said of them, and the next command."""
+        """A student's samples as pictures, on the host, what is said of them, and the next command."""
         for name in (*OPTIONS, "draft", "eta", "limit", "steps", "null"):
             if getattr(self, name) is not None:
                 raise ValueError(f"--{name} is an option of exact samplers: say which, --exact taa for example")
         device, folder = device_of(self.device), self.student or shipped() / "student"
         student = open_student(folder, self.teacher, self.variant).to(device)
+        latents = self._decoder(self._teacher(student))
         sampler = sampler_of(student, self.passes, fresh=self.fresh)
         seeds = seed_range(self.seed, self.count)
         cond = map_cond(lambda c: c.to(device), self._cond(student, seeds, folder))
@@ -140,6 +143,7 @@ class Sample:
         made = sampler(z, cond, seeds)
         samples = made.sample.cpu()
         seconds = time.perf_counter() - began
+        samples = samples if latents is None else latents.decode(samples)
         passes = "one pass" if made.rounds == 1 else f"{made.rounds} passes"
         return samples, f"{self.count} samples in {passes}, {seconds:.2f} s", self._following(folder, cond)
 
@@ -158,7 +162,7 @@ class Sample:
             raise ValueError(f"{folder} {wanted}")
         cond: dict[str, Tensor] = {}
         if self.prompts is not None:
-            if (teacher := self._teacher()) is None:
+            if (teacher := self._teacher(student)) is None:
                 raise ValueError("--prompts needs --teacher, whose text encoder reads them")
             cond |= prompts_by_seed(teacher, self.prompts, self.variant)(seeds)
         if K is not None:
@@ -181,7 +185,7 @@ class Sample:
         return "dsno evaluate" if self.student is None else f"dsno evaluate --student {folder}"
 
     def _of_teacher(self, name: str) -> tuple[Tensor, str, str]:
-        """The teacher's samples by an exact sampler, on the host, what is said of them, and the next command."""
+        """The teacher's samples by an exact sampler, as `_of_student` has them."""
         for option in ("student", "passes"):
             if getattr(self, option) is not None:
                 raise ValueError(
@@ -197,7 +201,7 @@ class Sample:
                 "a receding draft needs a student: give the folder of one with inner starts, --draft FOLDER"
             )
         ref = self.teacher or (str(shipped() / "teacher") if drafted is None else find_teacher(drafted, self.variant))
-        teacher = load_teacher(ref, None, device, variant=self.variant)
+        teacher, latents = load_teacher(ref, None, device, variant=self.variant), self._decoder(self.teacher)
         weights = () if self.guidance is None else (self.guidance,)
         denoiser: Denoiser = under_guidance(ref, teacher, weights, self.prompts is not None, self.null, self.variant)
         if self.limit is not None or device.type != "cpu":
@@ -220,5 +224,6 @@ class Sample:
                 self.verify,
                 report,
             )
+        samples = solved.samples if latents is None else latents.decode(solved.samples)
         said = f"{solved}\n{self.count} samples, {solved.seconds:.2f} s"
-        return solved.samples, said, "dsno sample   (the student's, in one pass)"
+        return samples, said, "dsno sample   (the student's, in one pass)"

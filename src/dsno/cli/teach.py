@@ -53,7 +53,8 @@ class Teach:
     """Images per step."""
     train: Training = field(default_factory=lambda: Training(steps=5000, lr=1e-3, warmup=200))
     resume: bool = False
-    """Continue from the last checkpoint in --out; --train.lr and --train.clip may differ, --train.steps grow."""
+    """Continue from the last checkpoint in --out, as Ctrl-C leaves one; --train.lr and --train.clip may differ,
+    --train.steps grow."""
     overwrite: bool = False
     """Throw away the teacher in --out."""
 
