@@ -45,16 +45,16 @@ class Teach:
     conditional: bool = False
     """Train on the labels too; words become classes in sorted order, noted in the config.json of --out."""
     null: bool = True
-    """With --conditional, learn a label that stands for no class, too: the number behind the last one, which guidance
-    (`generate --guidance`) needs."""
+    """With --conditional, learn a label that stands for no class, too, as `generate --guidance` needs: the number
+    behind the last class."""
     drop: float = 0.1
     """With --null, the share of the labels that become it."""
     batch: int = 128
     """Images per step."""
     train: Training = field(default_factory=lambda: Training(steps=5000, lr=1e-3, warmup=200))
     resume: bool = False
-    """Continue from the last checkpoint in --out, as Ctrl-C leaves one; --train.lr and --train.clip may differ,
-    --train.steps grow."""
+    """Continue from the last checkpoint in --out, as Ctrl-C leaves one; --train.lr and --train.clip may
+    differ, --train.steps grow."""
     overwrite: bool = False
     """Throw away the teacher in --out."""
 
