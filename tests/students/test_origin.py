@@ -111,3 +111,20 @@ def test_the_checksum_is_that_of_the_weights_under_guidance(tmp_path: Path) -> N
     assert sha_of(lambda x, t, cond=None: x) is None
     note = origin_to_note(tmp_path, None, "org/name", None)
     assert note == {"teacher": {"name": "org/name", "sha256": None}}
+
+
+def test_code_that_a_note_names_is_not_run(tmp_path: Path) -> None:
+    (tmp_path / "theirs.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\nteacher = None\n")
+    for name in (f"{tmp_path / 'theirs.py'}:teacher", "os.path:abspath"):
+        note = {"teacher": {"name": name, "path": name, "sha256": None}}
+        save_student(tmp_path / "student", student_from_teacher(teacher(), (0.5, 0.0)), origin=note)
+        with pytest.raises(FileNotFoundError, match="is code, which is run if you name it: give it, --teacher"):
+            find_teacher(tmp_path / "student")
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize("origin", [[], {"teacher": 1}, {"teacher": {"path": []}}, {"seeds": [1]}, {"seeds": ["a", 2]}])
+def test_notes_of_another_form_are_refused(origin: object, tmp_path: Path) -> None:
+    save_student(tmp_path, student_from_teacher(teacher(), (0.5, 0.0)), origin=origin)
+    with pytest.raises(ValueError, match=r"the notes of .* must be "):
+        origin_of(tmp_path)

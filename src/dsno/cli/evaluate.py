@@ -54,9 +54,10 @@ class Evaluate:
         student = load_student(folder)
         if student.classes or student.guided:
             told = " and ".join(["a class"] * bool(student.classes) + ["a guidance weight"] * student.guided)
+            weight = " --guidance W" * student.guided
             raise ValueError(
                 f"{folder} is told {told}, and evaluate measures unconditional students: look at its samples (`dsno "
-                f"sample --student {folder}`), or call dsno.measure.evaluate.evaluate with a condition (`cond`)"
+                f"sample --student {folder}{weight}`), or call dsno.measure.evaluate.evaluate with a condition (`cond`)"
             )
         own = str(shipped() / "teacher") if self.student is None else None
         teacher = self.teacher or own or find_teacher(folder, self.variant)

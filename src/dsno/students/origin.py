@@ -2,20 +2,24 @@
 
 A teacher is noted as it was named, by where it lay on that machine and seen from the student's folder, and by the
 checksum of its weights. So it is found where both were moved together, or the student alone, and another one that took
-its place is not taken for it.
+its place is not taken for it. A note may be anybody's: a teacher that is code is run where the user names it, never
+because a student does.
 """
 
 from __future__ import annotations
 
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from dsno.checkpoint import CONFIG, read_json
 from dsno.denoise import Denoiser, Prediction
+from dsno.hub import is_hub_id
 from dsno.nets.backbone import sample_shape
-from dsno.outputs import local_path
+from dsno.outputs import BUILT_IN, local_path
+from dsno.outside import Length, check
 from dsno.students.files import load_student, notes_of
 from dsno.students.samplers import Student
 from dsno.teachers.load import load_teacher
@@ -24,6 +28,33 @@ from dsno.trajectories.manifest import describe
 from dsno.trajectories.sets import TrajectorySet
 
 __all__ = ["Origin", "check_shape", "find_teacher", "open_student", "origin_of", "origin_to_note", "sha_of"]
+
+
+@dataclass
+class _Teacher:
+    name: str | None = None
+    path: str | None = None
+    beside: str | None = None
+    sha256: str | None = None
+
+
+@dataclass
+class _Origin:
+    teacher: _Teacher | None = None
+    seeds: Annotated[list[int], Length(2, 2)] | None = None
+
+
+@dataclass
+class _Sources:
+    teacher: str | None = None
+
+
+@dataclass
+class _Notes:
+    """What is read of the notes of a student, which may be anybody's."""
+
+    origin: _Origin
+    sources: _Sources
 
 
 @dataclass(frozen=True)
@@ -80,13 +111,15 @@ def origin_of(folder: Path | str) -> Origin:
 
     Raises:
         FileNotFoundError: if there is no such folder.
+        ValueError: if its notes are of another form.
     """
     folder, notes = Path(folder), notes_of(folder)
-    note = notes.get("origin", {})
-    held, seeds = note.get("teacher", {}), note.get("seeds")
-    name = held.get("name") or notes.get("sources", {}).get("teacher")
-    beside = [os.path.normpath(folder / held["beside"])] if "beside" in held else []
-    places = [*beside, held.get("path"), name, str(folder.parent / "teacher")]
+    note, sources = notes.get("origin", {}), notes.get("sources", {})
+    check({"origin": note, "sources": sources}, _Notes, f"the notes of {folder}: ")
+    held, seeds = note.get("teacher") or {}, note.get("seeds")
+    name, beside = held.get("name") or sources.get("teacher"), held.get("beside")
+    near = None if beside is None else os.path.normpath(folder / beside)
+    places = [near, held.get("path"), name, str(folder.parent / "teacher")]
     found = tuple(dict.fromkeys(place for place in places if place is not None))
     return Origin(folder, name, found, held.get("sha256"), None if seeds is None else (seeds[0], seeds[1]))
 
@@ -100,7 +133,7 @@ def find_teacher(folder: Path | str, variant: str | None = None) -> str:
     origin = origin_of(folder)
     other = ""
     for place in origin.places:
-        if Path(place).is_dir() and not any((Path(place) / name).is_file() for name in (CONFIG, "model_index.json")):
+        if not _is_data(place):
             continue
         try:
             teacher = load_teacher(place, variant=variant)
@@ -119,7 +152,17 @@ def find_teacher(folder: Path | str, variant: str | None = None) -> str:
             f"{other} has other weights than the teacher that {folder} was made from: give that one, --teacher"
         )
     named = "its folder does not say which" if origin.teacher is None else f"{origin.teacher} is not there any more"
+    if origin.teacher is not None and re.search(r"[^/\\]:[A-Za-z_]", origin.teacher):
+        named = f"{origin.teacher} is code, which is run if you name it"
     raise FileNotFoundError(f"the teacher of {folder} is needed, and {named}: give it, --teacher")
+
+
+def _is_data(place: str) -> bool:
+    """Whether what a note names is a folder of a model, a file, or a name, and not code."""
+    path = Path(place)
+    if path.is_dir():
+        return any((path / name).is_file() for name in (CONFIG, "model_index.json"))
+    return path.is_file() or place in BUILT_IN or is_hub_id(place)
 
 
 def open_student(folder: Path | str, teacher: str | None = None, variant: str | None = None) -> Student:
