@@ -12,8 +12,7 @@ from dsno.nets.features import made_of
 from dsno.outputs import claimed, writable
 from dsno.report.compare import EVALUATION, compare, parts_of
 from dsno.runs.shipped import shipped
-from dsno.students.files import load_student
-from dsno.students.origin import find_teacher
+from dsno.students.origin import find_teacher, open_student
 
 __all__ = ["Demo", "Evaluate"]
 
@@ -51,7 +50,7 @@ class Evaluate:
 
     def run(self) -> None:
         folder = self.student or shipped() / "student"
-        student = load_student(folder)
+        student = open_student(folder, variant=self.variant)
         if student.classes or student.guided:
             told = " and ".join(["a class"] * bool(student.classes) + ["a guidance weight"] * student.guided)
             weight = " --guidance W" * student.guided

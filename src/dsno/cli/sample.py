@@ -26,7 +26,7 @@ from dsno.report.pictures import image_grid
 from dsno.runs.shipped import shipped
 from dsno.seeds import noise, seed_range
 from dsno.solvers.chain import Chain
-from dsno.students.files import load_student, null_label, trained_for
+from dsno.students.files import null_label, trained_for
 from dsno.students.origin import find_teacher, open_student, origin_of
 from dsno.students.samplers import Student, sampler_of
 from dsno.teachers.latents import Latents, load_decoder
@@ -195,7 +195,7 @@ class Sample:
         options = own_options(name, {option: getattr(self, option) for option in OPTIONS})
         if self.draft is not None:
             drafted = None if self.draft == "shipped" else Path(self.draft)
-            options["draft"] = load_student(drafted or shipped() / "student").to(device)
+            options["draft"] = open_student(drafted or shipped() / "student", variant=self.variant).to(device)
         elif kind is Receding:
             raise ValueError(
                 "a receding draft needs a student: give the folder of one with inner starts, --draft FOLDER"

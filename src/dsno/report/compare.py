@@ -32,9 +32,8 @@ from dsno.solvers.fine import fine_solution
 from dsno.solvers.first_order import DDIM
 from dsno.solvers.multistep import DPMSolverPP, UniPC
 from dsno.solvers.run import SolverSampler
-from dsno.students.files import load_student
 from dsno.students.operator import TrajectoryStudent
-from dsno.students.origin import Origin, check_shape, origin_of, sha_of
+from dsno.students.origin import Origin, check_shape, open_student, origin_of, sha_of
 from dsno.students.samplers import OnePass, Student, sampler_of
 from dsno.teachers.load import load_teacher
 from dsno.train import Report, quiet
@@ -191,7 +190,8 @@ def parts_of(
         FileNotFoundError: if a folder is not complete.
         ValueError: if they are not all of one shape.
     """
-    net, solved, learned = load_feature_net(features), load_teacher(teacher, variant=variant), load_student(student)
+    net, solved = load_feature_net(features), load_teacher(teacher, variant=variant)
+    learned = open_student(student, variant=variant)
     shape = images.shape
     if learned.shape != shape:
         raise ValueError(
