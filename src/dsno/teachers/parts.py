@@ -215,5 +215,5 @@ def _without_weights(where: str, names: Collection[str], stem: str, variant: str
     ways += ["leave the variant out"] if None in found else []
     ways = ways or ["save the model with save_pretrained(..., safe_serialization=True); pickled weights are not read"]
     name = f"{stem}.{variant}" if variant else stem
-    held = ", ".join(sorted(names)) or "nothing"
+    held = ", ".join([*sorted(names)[:6], *["..."] * (len(names) > 6)]) or "nothing"
     return f"{where} has no weights {name}.safetensors (it has {held}): {', or '.join(ways)}"

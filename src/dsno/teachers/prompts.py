@@ -128,8 +128,10 @@ def _text_pipeline(ref: Path | str, variant: str | None) -> Any:
     if name not in _ENCODE:
         raise ValueError(f"unknown text pipeline {name}: expected one of {', '.join(_ENCODE)}")
     texts = [p for p in index if p.startswith(("text_encoder", "tokenizer")) and index[p] != [None, None]]
-    for part in (p for p in texts if p.startswith("text_encoder")):
-        with_weights(ref, part, "model", variant, plain=True)
+    encoders = [p for p in texts if p.startswith("text_encoder")]
+    found = {with_weights(ref, part, "model", variant, plain=True)[1] for part in encoders}
+    # diffusers asks for a file of a variant that it is told of; which part has it, it finds itself.
+    variant = variant if variant in found else None
     folder = local_copy(ref, ["*.json", *(f"{p}/{f}" for p in texts for f in ("*.txt", "*.model"))])
     # A component that was saved as none has to be named as such.
     absent: dict[str, Any] = {p: None for p, made in index.items() if isinstance(made, list) and p not in texts}

@@ -155,11 +155,13 @@ def _with_prediction_type(config: Mapping[str, Any]) -> dict[str, Any]:
     """What a configuration states, with `predict_epsilon: false` of old files as the `prediction_type` that it means.
 
     Raises:
-        ValueError: if it states another one, too.
+        ValueError: if it states another one, too, or is neither true nor false.
     """
     unstated = {*config.get("_use_default_values", ()), "_use_default_values"}
     stated = {k: v for k, v in config.items() if k not in unstated}
-    if stated.pop("predict_epsilon", None) is not False:
+    if (epsilon := stated.pop("predict_epsilon", None)) not in (None, True, False):
+        raise ValueError(f"the scheduler says predict_epsilon = {epsilon!r}: expected true or false")
+    if epsilon is None or epsilon:
         return stated
     if _KINDS.get(kind := stated.setdefault("prediction_type", "sample")) != "x0":
         raise ValueError(
