@@ -94,8 +94,7 @@ def load_diffusers(
         factor = _LATENT_FACTOR if vae is None else _factor(vae.config)
         teacher = _wrapped(model, ref.scheduler, shape, length, factor)
         if dtype is not None:
-            # diffusers' own `to` has something to say about it.
-            nn.Module.to(teacher.net.model, dtype)
+            teacher.net.model.to(dtype)
         return teacher
     folder = local_copy(ref)
     scheduler = load_scheduler(folder)
