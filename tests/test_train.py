@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
-from dsno.checkpoint import digest, read_json, read_tensors, write_json, write_tensors
+from dsno.checkpoint import digest, read_json, read_tensors, seal, write_json, write_tensors
 from dsno.snapshots import changes_of, latest
 from dsno.train import TrainConfig, learning_rate, quiet, stage_progress, train
 
@@ -161,9 +161,9 @@ def test_a_run_that_diverged_goes_on_with_another_rate_which_is_noted(tmp_path: 
 
 
 def broken_moments(path: Path, how: str) -> None:
-    """Damage a checkpoint as version 0.1 wrote it, which has no digests."""
+    """Damage a checkpoint as version 0.1 wrote it, which has no digests and no seal."""
     state, moments = read_json(path / "state.json"), read_tensors(path / "optimizer.safetensors")
-    write_json(path / "state.json", {key: value for key, value in state.items() if key != "digests"})
+    write_json(path / "state.json", {key: state[key] for key in ("step", "config", "settings")})
     name = "0.exp_avg"
     changed = {
         "shape": {**moments, name: torch.zeros(1)},
@@ -613,7 +613,8 @@ def test_a_checkpoint_records_its_configuration(tmp_path: Path) -> None:
         name: digest(read_tensors(tmp_path / "step-00000020" / f"{name}.safetensors"))
         for name in ("model", "average", "optimizer")
     }
-    assert read_json(tmp_path / "step-00000020" / "state.json") == {"step": 20, **described, "digests": digests}
+    said = {"step": 20, **described, "digests": digests}
+    assert read_json(tmp_path / "step-00000020" / "state.json") == {**said, "sha256": seal(said)}
 
 
 def test_a_stage_reports_its_loss(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

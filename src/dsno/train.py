@@ -440,7 +440,7 @@ def _begun(snapshot: Snapshot, described: dict[str, Any]) -> tuple[int, list[dic
             raise ValueError(f"{path} was trained with {key} = {known.get(key)}, now {value}: resume alike")
     if snapshot.step > config["steps"]:
         raise ValueError(f"{path} is behind the {config['steps']} steps of this run: ask for {snapshot.step} or more")
-    changed = {key: [held[key], config[key]] for key in ("lr", "clip") if held.get(key) != config[key]}
+    changed = {key: [held.get(key), config[key]] for key in ("lr", "clip") if held.get(key) != config[key]}
     changes = list(snapshot.state.get("changes", []))
     return snapshot.step, [*changes, {"step": snapshot.step, **changed}] if changed else changes
 
