@@ -30,7 +30,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from dsno.borrow import state_of, unwrapped
+from dsno.borrow import parameters_of, state_of, unwrapped, without_wrappers
 from dsno.checkpoint import CONFIG, check_weights, check_writable, fill, naming, read_json
 from dsno.config import TrainConfig, learning_rate, settled
 from dsno.engine import (
@@ -129,7 +129,8 @@ def train(
     folder = Path(out)
     if accelerator is None:
         config, said = settled(config, training_device(model), *[folder] * resume)
-        log.info("%s", said)
+        if said:
+            log.info("%s", said)
         accelerator = _accelerator(model, config, folder)
     config = _agreed(config, accelerator)
     with claimed(folder, TRAINING, resume, overwrite):
@@ -226,7 +227,7 @@ class _Run:
         optimizer = torch.optim.Adam([p for p in self.model.parameters() if p.requires_grad], lr=config.lr)
         self.wrapped, self.optimizer = prepared(accelerator, self.model.train(), optimizer)
         # Sharding replaces the parameters, so they are looked up behind it.
-        self.trained = {n: p for n, p in self.model.named_parameters() if p.requires_grad}
+        self.trained = {n: p for n, p in parameters_of(self.model).items() if p.requires_grad}
         self.average = {n: p.detach().float().clone() for n, p in self.trained.items()}
         # A line of the log is the mean since the line before, which a checkpoint may lie behind.
         self.losses: list[Tensor] = []
@@ -299,7 +300,7 @@ class _Run:
         if self.config.channels_last:
             model.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
         with torch.no_grad():
-            own = dict(model.named_parameters())
+            own = parameters_of(model)
             for name, value in average.items():
                 own[name].copy_(value)
         return model.eval()
@@ -338,7 +339,7 @@ class _Run:
             for i, held in self.optimizer.state_dict()["state"].items()
             for key, value in held.items()
         }
-        held = {"model": self.model.state_dict(), "average": self.average, "optimizer": moments}
+        held = {"model": state_of(self.model), "average": self.average, "optimizer": moments}
         main = self.accelerator.is_main_process
         files = {name: whole(tensors, keep=main) for name, tensors in held.items()}
         if main:
@@ -358,7 +359,7 @@ class _Run:
         Raises:
             ValueError: if average or moments are not those of the model; names the file.
         """
-        source, saved = snapshot.path / "average.safetensors", snapshot.parts["average"]
+        source, saved = snapshot.path / "average.safetensors", without_wrappers(snapshot.parts["average"], self.average)
         check_weights(self.average, saved, source)
         for name, value in saved.items():
             self.average[name].copy_(as_like(self.average[name], value))
