@@ -576,7 +576,7 @@ def test_the_learning_rate(tmp_path: Path) -> None:
         ({"accumulate": 0}, "accumulate must be at least 1"),
         ({"warmup": -1}, "warmup must be at least 0, got -1"),
         ({"halve_at": (5, -1)}, r"halve_at are steps from 0 on, got \(5, -1\)"),
-        ({"precision": "fp32"}, "unknown precision 'fp32': expected no, bf16 or fp16"),
+        ({"precision": "fp32"}, "unknown precision 'fp32': expected no, bf16, fp16 or auto"),
         ({"lr": 0.0}, "lr must be positive"),
         ({"lr": float("nan")}, "lr must be positive and finite, got nan"),
         ({"clip": float("inf")}, "clip must be positive and finite, got inf"),

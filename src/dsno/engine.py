@@ -9,14 +9,17 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Generator, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+T = TypeVar("T")
+
 __all__ = [
     "accumulating",
+    "agreed",
     "as_like",
     "is_sharded",
     "local",
@@ -25,9 +28,29 @@ __all__ = [
     "on_device",
     "prepared",
     "tf32",
+    "training_device",
     "unprepare",
     "whole",
 ]
+
+
+def training_device(model: nn.Module) -> torch.device:
+    """Where accelerate is going to train a model."""
+    from accelerate import PartialState
+
+    cpu = next(model.parameters()).device.type == "cpu" and not torch.cuda.is_available()
+    return torch.device(PartialState(cpu=cpu).device)
+
+
+def agreed(make: Callable[[], T]) -> T:
+    """What the first of the processes makes, in all of them; every process must call."""
+    from torch import distributed
+
+    if not (distributed.is_available() and distributed.is_initialized()):
+        return make()
+    held = [make() if distributed.get_rank() == 0 else None]
+    distributed.broadcast_object_list(held)
+    return cast(T, held[0])
 
 
 def is_sharded(accelerator: Any) -> bool:

@@ -26,6 +26,7 @@ from dsno.listing import entries
 from dsno.snapshots import LOG, files_of, settings_of, snapshots_in
 
 __all__ = [
+    "BUILT_IN",
     "FEATURES",
     "MODEL",
     "STUDENT",

@@ -26,6 +26,7 @@ from torch import Tensor
 
 from dsno.checkpoint import (
     SEAL,
+    check_keys,
     check_seal,
     digest,
     read_json,
@@ -41,6 +42,8 @@ __all__ = [
     "LOG",
     "Snapshot",
     "changes_of",
+    "config_of",
+    "continued",
     "files_of",
     "latest",
     "newest",
@@ -155,14 +158,45 @@ def _read(path: Path) -> Snapshot:
     return Snapshot(path, state, parts)
 
 
+def continued(snapshot: Snapshot, described: dict[str, Any]) -> tuple[int, list[dict[str, Any]]]:
+    """The step of a snapshot, after checking that it is of this run; and what was changed at resumes, this included.
+
+    Raises:
+        ValueError: if it is of another run, or behind the end of this one.
+    """
+    held, config, path = snapshot.state["config"], described["config"], snapshot.path
+    check_keys(held, list(config), f"{path / 'state.json'}")
+    # The length of the run and what is printed may change between pieces, and what a divergence asks to change; what
+    # else decides the updates may not.
+    decisive = ("warmup", "decay", "halve_at", "ema", "accumulate", "precision", "seed")
+    known = snapshot.state.get("settings", {}) | held
+    for key, value in (described["settings"] | {key: config[key] for key in decisive}).items():
+        if known.get(key) != value:
+            raise ValueError(f"{path} was trained with {key} = {known.get(key)}, now {value}: resume alike")
+    if snapshot.step > config["steps"]:
+        raise ValueError(f"{path} is behind the {config['steps']} steps of this run: ask for {snapshot.step} or more")
+    changed = {key: [held.get(key), config[key]] for key in ("lr", "clip") if held.get(key) != config[key]}
+    changes = list(snapshot.state.get("changes", []))
+    return snapshot.step, [*changes, {"step": snapshot.step, **changed}] if changed else changes
+
+
 def settings_of(path: Path) -> dict[str, Any]:
     """The settings that a snapshot names; none of one whose state cannot be read."""
+    return _part_of(path, "settings")
+
+
+def config_of(path: Path) -> dict[str, Any]:
+    """How the run of a snapshot was configured; nothing of one whose state cannot be read."""
+    return _part_of(path, "config")
+
+
+def _part_of(path: Path, name: str) -> dict[str, Any]:
     try:
         state = read_json(path / STATE)
     except (ValueError, FileNotFoundError):
         return {}
-    settings = state.get("settings") if isinstance(state, dict) else None
-    return settings if isinstance(settings, dict) else {}
+    part = state.get(name) if isinstance(state, dict) else None
+    return part if isinstance(part, dict) else {}
 
 
 def changes_of(folder: Path) -> list[dict[str, Any]]:

@@ -21,22 +21,35 @@ import contextlib
 import copy
 import json
 import logging
-import math
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from dsno.borrow import parameters_of, state_of, unwrapped, without_wrappers
-from dsno.checkpoint import CONFIG, check_keys, check_weights, check_writable, fill, naming, read_json
-from dsno.engine import accumulating, as_like, is_sharded, local, loss_of, on_device, prepared, tf32, unprepare, whole
+from dsno.checkpoint import CONFIG, check_weights, check_writable, fill, naming, read_json
+from dsno.config import TrainConfig, learning_rate, settled
+from dsno.engine import (
+    accumulating,
+    as_like,
+    is_sharded,
+    local,
+    loss_of,
+    on_device,
+    prepared,
+    tf32,
+    training_device,
+    unprepare,
+    whole,
+)
+from dsno.interrupt import Interrupted, Stop
 from dsno.outputs import TRAINING, claimed
 from dsno.seeds import mixed
-from dsno.snapshots import LOG, Snapshot, latest, newest, rewind, snapshots_in, write_snapshot
+from dsno.snapshots import LOG, Snapshot, continued, latest, newest, rewind, snapshots_in, write_snapshot
 
 __all__ = [
     "Objective",
@@ -69,70 +82,6 @@ class Objective(Protocol):
 
     def __call__(self, model: nn.Module, batch: dict[str, Any], /) -> Tensor:
         """The loss of a batch, a scalar: its mean over the batch's rows."""
-
-
-@dataclass(frozen=True)
-class TrainConfig:
-    """How to train."""
-
-    steps: int = 4000
-    """Optimiser steps."""
-    lr: float = 2e-4
-    """Peak learning rate of Adam."""
-    warmup: int = 100
-    """Steps of linear warm-up."""
-    decay: Literal["constant", "cosine"] = "cosine"
-    """What the learning rate does after the warm-up; cosine goes to zero."""
-    halve_at: tuple[int, ...] = ()
-    """Steps from which the learning rate is halved, each once more."""
-    ema: float = 0.999
-    """Decay of the moving average that is saved."""
-    clip: float | None = 1.0
-    """Largest gradient norm, or None."""
-    accumulate: int = 1
-    """Batches per optimiser step; 1 leaves it to accelerate's configuration."""
-    precision: Literal["no", "bf16", "fp16"] = "no"
-    """Mixed precision; `no` leaves it to accelerate's configuration. float32 products use TF32 on GPUs that have it."""
-    compile: bool = False
-    """Compile the model with `torch.compile`: minutes at the start, faster steps."""
-    channels_last: bool = False
-    """Keep images and the weights of their convolutions channels last, which tensor cores prefer."""
-    seed: int = 0
-    """Determines dropout; the objective has its own."""
-    checkpoint_every: int = 500
-    """Steps between checkpoints."""
-    log_every: int = 50
-    """Steps between log lines."""
-    tracker: str | None = None
-    """A tracker of accelerate's (`tensorboard`, `wandb`, ...), or None."""
-
-    def __post_init__(self) -> None:
-        least = {"steps": 1, "accumulate": 1, "checkpoint_every": 1, "log_every": 1, "warmup": 0, "seed": 0}
-        for name, bound in least.items():
-            if getattr(self, name) < bound:
-                raise ValueError(f"{name} must be at least {bound}, got {getattr(self, name)}")
-        if min(self.halve_at, default=0) < 0:
-            raise ValueError(f"halve_at are steps from 0 on, got {self.halve_at}")
-        for name in ("lr", "clip"):
-            if getattr(self, name) is not None and not 0 < getattr(self, name) < math.inf:
-                raise ValueError(f"{name} must be positive and finite, got {getattr(self, name)}")
-        if not 0 <= self.ema < 1:
-            raise ValueError(f"ema must be in [0, 1), got {self.ema}")
-        if self.decay not in ("constant", "cosine"):
-            raise ValueError(f"unknown decay {self.decay!r}: expected constant or cosine")
-        if self.precision not in ("no", "bf16", "fp16"):
-            raise ValueError(f"unknown precision {self.precision!r}: expected no, bf16 or fp16")
-
-
-def learning_rate(config: TrainConfig, step: int) -> float:
-    """The rate of step `step` (from 0): linear warm-up, then constant or a half cosine to zero, and halvings."""
-    if step < config.warmup:
-        return config.lr * (step + 1) / config.warmup
-    lr = config.lr * 0.5 ** sum(step >= milestone for milestone in config.halve_at)
-    if config.decay == "constant":
-        return lr
-    progress = (step - config.warmup) / max(config.steps - config.warmup, 1)
-    return lr * 0.5 * (1 + math.cos(math.pi * progress))
 
 
 def train(
@@ -168,6 +117,8 @@ def train(
         BlockingIOError: if another run is writing to `out`.
         FileExistsError: if `out` has something in it and neither `resume` nor `overwrite` is set.
         FloatingPointError: if the loss is not finite on any process; names the step and the checkpoint kept.
+        Interrupted: at Ctrl-C or SIGTERM to any process, behind a checkpoint of the step that was under way; a second
+            one is not waited for.
         OSError: if a checkpoint cannot be written; the one before is kept.
         ValueError: if nothing is to be trained or the model cannot be saved, a checkpoint is damaged or belongs to
             another model or configuration, or accelerate's configuration contradicts `config` or is not supported.
@@ -176,15 +127,27 @@ def train(
         raise ValueError("no parameter of the model has requires_grad set: nothing to train")
     check_writable(state_of(model), f"the state of a {type(unwrapped(model)).__name__}")
     folder = Path(out)
-    accelerator = _accelerator(model, config, folder) if accelerator is None else accelerator
+    if accelerator is None:
+        config, said = settled(config, training_device(model), *[folder] * resume)
+        if said:
+            log.info("%s", said)
+        accelerator = _accelerator(model, config, folder)
     config = _agreed(config, accelerator)
     with claimed(folder, TRAINING, resume, overwrite):
         accelerator.wait_for_everyone()
         run = _Run(model, config, folder, accelerator, settings or {}, resume)
-        with accumulating(accelerator, config.accumulate), tf32(), contextlib.closing(run.batches(objective)) as source:
+        with (
+            accumulating(accelerator, config.accumulate),
+            tf32(),
+            contextlib.closing(run.batches(objective)) as source,
+            Stop() as stop,
+        ):
             for step in range(run.start, config.steps):
                 run.step(step, objective, source)
-                run.account(step + 1, progress)
+                asked = stop.asked()
+                run.account(step + 1, progress, save=asked > 0)
+                if asked:
+                    raise Interrupted(f"stopped after step {step + 1} of {config.steps}, saved in {folder}", asked)
         return run.finish(model)
 
 
@@ -252,7 +215,7 @@ class _Run:
         # As a checkpoint says it, where a tuple is a list.
         self.described = json.loads(json.dumps({"config": asdict(config), "settings": dict(settings)}))
         snapshot = newest(folder) if resume else None
-        self.start, self.changes = (0, []) if snapshot is None else _begun(snapshot, self.described)
+        self.start, self.changes = (0, []) if snapshot is None else continued(snapshot, self.described)
         unprepare(model)
         self.model = copy.deepcopy(model) if is_sharded(accelerator) else model
         if snapshot is not None:
@@ -313,10 +276,10 @@ class _Run:
             now = [local(p).float() for p in self.trained.values()]
             torch._foreach_lerp_([local(v) for v in self.average.values()], now, 1 - beta)
 
-    def account(self, done: int, progress: Progress | None) -> None:
+    def account(self, done: int, progress: Progress | None, save: bool = False) -> None:
         """What is due when `done` steps are: look at the losses, write a line of the log, save a checkpoint."""
         config, last = self.config, done == self.config.steps
-        log_now, save_now = last or done % config.log_every == 0, last or done % config.checkpoint_every == 0
+        log_now, save_now = last or done % config.log_every == 0, last or save or done % config.checkpoint_every == 0
         # Reading the losses back stalls a GPU, so there they are read where they are needed; on the CPU it is free.
         if log_now or save_now or self.accelerator.device.type == "cpu":
             losses = self._mean_losses(done)
@@ -423,28 +386,6 @@ class _Run:
         self.losses = list(torch.tensor(snapshot.state.get("losses", []), device=self.accelerator.device))
 
 
-def _begun(snapshot: Snapshot, described: dict[str, Any]) -> tuple[int, list[dict[str, Any]]]:
-    """The step of a checkpoint, after checking that it is of this run; and what was changed at resumes, this included.
-
-    Raises:
-        ValueError: if it is of another run, or behind the end of this one.
-    """
-    held, config, path = snapshot.state["config"], described["config"], snapshot.path
-    check_keys(held, list(config), f"{path / 'state.json'}")
-    # The length of the run and what is printed may change between pieces, and what a divergence asks to change; what
-    # else decides the updates may not.
-    decisive = ("warmup", "decay", "halve_at", "ema", "accumulate", "precision", "seed")
-    known = snapshot.state.get("settings", {}) | held
-    for key, value in (described["settings"] | {key: config[key] for key in decisive}).items():
-        if known.get(key) != value:
-            raise ValueError(f"{path} was trained with {key} = {known.get(key)}, now {value}: resume alike")
-    if snapshot.step > config["steps"]:
-        raise ValueError(f"{path} is behind the {config['steps']} steps of this run: ask for {snapshot.step} or more")
-    changed = {key: [held.get(key), config[key]] for key in ("lr", "clip") if held.get(key) != config[key]}
-    changes = list(snapshot.state.get("changes", []))
-    return snapshot.step, [*changes, {"step": snapshot.step, **changed}] if changed else changes
-
-
 def _diverged(what: str, folder: Path) -> FloatingPointError:
     kept = latest(folder) or "none (none was due yet)"
     return FloatingPointError(
@@ -463,7 +404,7 @@ def _accelerator(model: nn.Module, config: TrainConfig, folder: Path) -> Any:
     # One precision per process is all its state knows; a run of another one starts afresh.
     AcceleratorState._reset_state()
     return Accelerator(
-        cpu=next(model.parameters()).device.type == "cpu" and not torch.cuda.is_available(),
+        cpu=training_device(model).type == "cpu",
         mixed_precision=None if config.precision == "no" else config.precision,
         log_with=config.tracker,
         project_dir=str(folder),
@@ -479,7 +420,8 @@ def _agreed(config: TrainConfig, accelerator: Any) -> TrainConfig:
     given, precision = accelerator.gradient_accumulation_steps, accelerator.mixed_precision
     for name, own, default, found in (
         ("accumulate", config.accumulate, 1, given),
-        ("precision", config.precision, "no", precision),
+        # Beside an accelerator of one's own nothing is open.
+        ("precision", "no" if config.precision == "auto" else config.precision, "no", precision),
     ):
         # An accelerator of one's own can be told the accumulation, not another precision.
         if own not in (default, found) and (name == "precision" or found != default):

@@ -41,7 +41,7 @@ def guided(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("guided")
     torch.manual_seed(0)
     assert dsno("teach", "--conditional", "--channels", 8, 16, *QUICK, at=root).code == 0
-    weights = ("--guidance", 0, 3, "--null", 9, "--count", 32, "--steps", 6, "--batch", 8)
+    weights = ("--guidance", 0, 3, "--count", 32, "--steps", 6, "--batch", 8)
     assert dsno("generate", *weights, at=root).code == 0
     assert dsno("distill", "--train-only", "temporal", *QUICK, at=root).code == 0
     return root

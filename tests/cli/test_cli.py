@@ -1,12 +1,14 @@
 """The whole command line: every verb teaches, leads to the next one, and is told apart from what is none."""
 
 import os
+import re
 import shlex
 import shutil
 import signal
 import subprocess
 import sys
 import textwrap
+import threading
 import time
 from functools import partial
 from pathlib import Path
@@ -134,7 +136,7 @@ def test_an_impossible_option_says_what_is_possible(tmp_path: Path) -> None:
 
 
 def test_an_interrupt_says_how_to_go_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def interrupted(*arguments: object) -> None:
+    def interrupted(*arguments: object, **options: object) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr("dsno.cli.teach.teach", interrupted)
@@ -142,6 +144,29 @@ def test_an_interrupt_says_how_to_go_on(tmp_path: Path, monkeypatch: pytest.Monk
     assert ran.code == 130 and ran.err.strip().splitlines() == [
         "dsno: stopped; run the same command again, with --resume where it has one"
     ]
+
+
+@pytest.mark.parametrize("verb, number", [("teach", signal.SIGTERM), ("distill", signal.SIGINT)])
+def test_training_that_is_asked_to_stop_saves_and_says_how_to_go_on(verb: str, number: int, runs: Path) -> None:
+    out = runs / "stopped"
+    command = f"{verb} --batch 16 --train.steps 9000 --train.log-every 2 --out stopped"
+    command += " --channels 4 8" if verb == "teach" else " --others 0.5"
+
+    def ask() -> None:
+        while not [*out.glob("training/**/log.jsonl")]:
+            time.sleep(0.01)
+        os.kill(os.getpid(), number)
+
+    asking = threading.Thread(target=ask)
+    asking.start()
+    ran = dsno(*command.split(), "--overwrite", at=runs)
+    asking.join()
+    assert ran.code == 128 + number
+    said = ran.err.splitlines()[-1]
+    assert re.fullmatch(
+        rf"dsno: stopped after step \d+ of 9000, saved in stopped/.*; to go on: dsno {command} --resume", said
+    )
+    assert not (out / "config.json").exists() and len([*out.glob("training/**/state.json")]) == 1
 
 
 # What may be overwritten
@@ -174,6 +199,9 @@ QUICKLY = shlex.join(map(str, QUICK))
     ),
     (f"distill --out runs --resume {QUICKLY}", others, "runs/teacher is read, and lies in runs, which is"),
     (f"distill --out runs/trajectories --overwrite {QUICKLY}", None, "is read, and is runs/trajectories"),
+    (f"distill --out runs/teacher --overwrite {QUICKLY}", None, "runs/teacher is read, and is runs/teacher"),
+    ("evaluate --student runs/student --out runs/teacher --overwrite", None, "runs/teacher is read, and is runs/"),
+    ("evaluate --student runs/student --out runs/features --overwrite", None, "runs/features is read, and is runs/"),
     (f"distill --out runs/features --overwrite {QUICKLY}", None, "runs/features holds a features, not a student"),
     (f"distill --resume --overwrite {QUICKLY}", None, "resume continues what is there and overwrite throws it away"),
     (f"distill --method knowledge --resume {QUICKLY}", None, "runs/student holds a run of operator, not of knowledge"),

@@ -20,7 +20,7 @@ def test_labels_and_weights_are_drawn_by_seed_and_recorded(classes: Path) -> Non
     label, weight = rows["cond"]["label"], rows["cond"]["weight"]
     assert label.dtype == torch.int64 and 0 <= int(label.min()) < int(label.max()) <= 9
     assert 0 <= float(weight.min()) < float(weight.max()) <= 3 and len(weight.unique()) == 32
-    command = ("generate", "--guidance", 0, 3, "--null", 9, "--steps", 6, "--batch", 3)
+    command = ("generate", "--guidance", 0, 3, "--steps", 6, "--batch", 3)
     assert dsno(*command, "--first-seed", 5, "--count", 7, "--out", "part", at=classes).code == 0
     part = TrajectorySet(classes / "part").__getitems__(list(range(7)))["cond"]
     assert torch.equal(part["label"], label[5:12]) and torch.equal(part["weight"], weight[5:12])
@@ -45,7 +45,7 @@ def test_labels_are_one_or_those_of_a_file(classes: Path) -> None:
         ("--labels 10", "label 10 is outside the classes of runs/teacher: expected 0 to 9"),
         ("--labels -1", "label -1 is outside the classes of runs/teacher: expected 0 to 9"),
         ("--labels none.txt", "--labels none.txt: expected `uniform`, a label, or a file"),
-        ("--guidance 1", "does not say which label stands for none: give it, --null 10"),
+        ("--guidance 1 --null 11", "the null label 11 is outside the labels of runs/teacher: expected 0 to 10"),
     ],
 )
 def test_a_wrong_condition_is_one_line_and_nothing_is_written(command: str, message: str, classes: Path) -> None:
@@ -129,5 +129,7 @@ def test_what_stands_for_no_condition_has_the_conditions_form() -> None:
     assert isinstance(free, Guided) and free.weight is None
     assert {name: int(absent) for name, absent in free.null.items()} == {"label": 10}
     assert torch.equal(null_of("it", told, 7), torch.tensor(7))
+    assert torch.equal(null_of("it", told, None), torch.tensor(10))
+    told = Prediction(UNet(1, 8, (4, 8), attention=(), classes=10), Cosine(), "v", classes=10)
     with pytest.raises(ValueError, match="it does not say which label stands for none: give it, --null 10, if"):
         null_of("it", told, None)

@@ -3,10 +3,11 @@
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
-from dsno.cli.options import device_of, launched, new_file
+from dsno.cli.options import Reading, device_of, launched, new_file
 from shell import dsno
 
 
@@ -99,3 +100,31 @@ def test_every_verb_that_takes_a_teacher_takes_a_variant_of_it(command: str, fp1
     assert "take the variant fp16" in " ".join(failed.err.replace("│", " ").split())
     if command.startswith(("convert", "generate")):
         assert dsno(*command.split(), "--variant", "fp16", at=tmp_path).code == 0
+
+
+# How data are read
+
+
+def test_what_was_given_is_said_again_alike() -> None:
+    reading = Reading(size=8, range=(0.0, 1.0), crop=(4, 6), channels_last=True)
+    assert reading.given() == ["--size", "--crop", "--range", "--channels-last"]
+    words = "--data 'a b' --size 8 --crop 4 6 --range 0.0 1.0 --channels-last"
+    assert reading.command("a b") == words and Reading().command("digits") == "--data digits"
+
+
+def test_an_array_is_read_as_it_is_said_to_be(tmp_path: Path) -> None:
+    physical = np.random.default_rng(0).normal(280, 10, (6, 9, 8, 4)).astype(np.float32)
+    np.savez(tmp_path / "fields.npz", coarse=physical[:, ::2], fine=physical)
+    read = Reading(key="fine", scale="std", channels_last=True, crop=(8,)).load(str(tmp_path / "fields.npz"))
+    assert read.shape == (4, 8, 8) and abs(float(read.x.mean())) < 0.1 and float(read.x.std()) == pytest.approx(1, 0.1)
+    torch.testing.assert_close(
+        read.restore(read.x), torch.from_numpy(physical[:, :8]).movedim(-1, 1), rtol=1e-4, atol=0
+    )
+    with pytest.raises(ValueError, match="--channels-first and --channels-last exclude each other"):
+        Reading(channels_first=True, channels_last=True).load("digits")
+
+
+@pytest.mark.parametrize("verb", ["teach", "distill", "features", "evaluate", "check-teacher"])
+def test_every_verb_that_reads_data_takes_how(verb: str, tmp_path: Path) -> None:
+    said = dsno(verb, "--help", at=tmp_path).out
+    assert all(option in said for option in ("--size", "--crop", "--range", "--scale", "--key", "--channels-last"))

@@ -7,7 +7,10 @@ import pytest
 import torch
 
 from dsno.checkpoint import read_json, read_tensors
-from dsno.students.files import load_student
+from dsno.students.files import load_student, save_student
+from dsno.students.operator import student_from_teacher
+from dsno.students.origin import origin_to_note
+from dsno.teachers.load import load_teacher
 from refusals import Spoil, edit, refusals, refuses
 from shell import dsno
 
@@ -57,6 +60,8 @@ def test_a_guided_student_is_trained_and_told_its_weight(classes: Path) -> None:
     assert dsno(*sample, "a.png", "--guidance", 1, "--label", 3, at=classes).code == 0
     ran = dsno(*sample, "b.png", "--label", 3, at=classes)
     assert ran.code == 2 and "is told a guidance weight: give --guidance" in ran.err
+    ran = dsno(*sample, "b.png", "--guidance", 9, at=classes)
+    assert ran.code == 2 and "was not trained for the guidance weight 9: expected 0." in ran.err
     ran = dsno(*sample, "b.png", "--guidance", 1, "--label", 10, at=classes)
     assert ran.code == 2 and "label 10 is outside the classes of runs/student: expected 0 to 9" in ran.err
     assert (classes / "a.png").is_file() and not (classes / "b.png").exists()
@@ -96,3 +101,21 @@ def without_student(here: Path) -> None:
 )
 def test_a_failure_is_one_line_and_touches_nothing(command: str, spoil: Spoil, message: str, here: Path) -> None:
     refuses(command, spoil, message, at=here)
+
+
+def test_a_latent_student_s_prompts_and_pictures_are_its_teacher_s(tmp_path: Path) -> None:
+    pytest.importorskip("diffusers")
+    from pipelines import write_pipelines
+
+    teacher = write_pipelines(tmp_path)["sd"]
+    student = student_from_teacher(load_teacher(teacher), (0.5, 0.0))
+    save_student(tmp_path / "student", student, origin=origin_to_note(tmp_path / "student", None, str(teacher), None))
+    (tmp_path / "prompts.txt").write_text("a cat\ntwo owls\n")
+    sample = ("sample", "--student", "student", "--prompts", "prompts.txt", "--count", 4, "--device", "cpu", "--out")
+    assert dsno(*sample, "found.png", at=tmp_path).code == 0
+    assert dsno(*sample, "given.png", "--teacher", teacher, at=tmp_path).code == 0
+    assert (tmp_path / "found.png").read_bytes() == (tmp_path / "given.png").read_bytes()
+    shutil.rmtree(teacher)
+    ran = dsno(*sample, "none.png", at=tmp_path)
+    assert ran.code == 2 and "--prompts needs --teacher, whose text encoder reads them" in ran.err
+    assert not (tmp_path / "none.png").exists()

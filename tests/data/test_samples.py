@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from dsno.data.samples import Affine, Samples, check_images, check_samples, resized, split, to_uint8, to_unit
+from dsno.data.samples import Affine, Samples, check_images, check_samples, cropped, resized, split, to_uint8, to_unit
 
 
 def test_pixels_survive_the_way_to_floats_and_back() -> None:
@@ -72,3 +72,12 @@ def test_a_split_is_a_partition_and_a_function_of_the_seed() -> None:
     for fraction in (0.0, 0.001, 1.0, 2.0, -0.5):
         with pytest.raises(ValueError, match="leaves one side empty"):
             split(samples, fraction)
+
+
+def test_the_middle_is_cropped_in_every_direction() -> None:
+    x = torch.arange(2 * 5 * 8.0).reshape(1, 2, 5, 8)
+    assert torch.equal(cropped(Samples(x, None, "here"), (4, 2)).x, x[:, :, :4, 3:5])
+    assert torch.equal(cropped(Samples(x, None, "here"), (3,)).x, x[:, :, 1:4, 2:5])
+    for sides in ((6,), (0, 2), (2, 2, 2)):
+        with pytest.raises(ValueError, match=r"has samples of \(5, 8\) points: expected 1 to as many"):
+            cropped(Samples(x, None, "here"), sides)

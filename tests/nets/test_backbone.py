@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from dsno.denoise import Prediction
-from dsno.nets.backbone import NETS, Backbone, check_null, example, net_from_config
+from dsno.nets.backbone import NETS, Backbone, check_null, example, net_from_config, own_null
 from dsno.nets.diffusers import DiffusersNet
 from dsno.nets.iddpm import IDDPMUNet
 from dsno.nets.unet import UNet
@@ -110,3 +110,12 @@ def test_a_null_label_is_one_that_the_network_knows(make: Any, labels: int) -> N
             check_null(teacher, null, "it")
     # Of a network that does not say how far its labels go only the sign is known.
     assert check_null(Prediction(nn.Identity(), Cosine(), "v"), 1000) == 1000
+
+
+def test_a_network_knows_its_null_label_where_it_is_behind_the_last_class() -> None:
+    def told(**options: int | bool) -> Prediction:
+        net = UNet(1, 8, (4, 8), attention=(), **options)  # type: ignore[arg-type]
+        return Prediction(net, Cosine(), "v", classes=net.classes)
+
+    assert own_null(told(classes=7, null=True)) == 7
+    assert own_null(told(classes=7)) is None and own_null(told()) is None

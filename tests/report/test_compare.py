@@ -18,6 +18,8 @@ from dsno.schedule import Cosine
 from dsno.students.files import save_student
 from dsno.students.flowmap import flow_map_from_teacher
 from dsno.students.operator import student_from_teacher
+from dsno.students.origin import sha_of
+from dsno.teachers.load import load_teacher
 from dsno.teachers.native import save_teacher
 from pages import Page
 
@@ -91,3 +93,36 @@ def test_compare_refuses_other_data(folders: Path, tmp_path: Path) -> None:
     np.save(tmp_path / "x.npy", np.random.default_rng(0).integers(0, 255, (9, 16, 16), dtype=np.uint8))
     with pytest.raises(ValueError, match=r"makes \(1, 8, 8\), x.npy has \(1, 16, 16\)"):
         compare(folders / "teacher", folders / "student", folders / "features", str(tmp_path / "x.npy"), 8)
+
+
+def test_the_noises_are_those_that_the_student_has_not_seen(folders: Path, tmp_path: Path) -> None:
+    teacher = load_teacher(folders / "teacher")
+    note = {"teacher": {"sha256": sha_of(teacher)}, "seeds": [40, 60]}
+    save_student(tmp_path / "student", student_from_teacher(teacher, quadratic(2)[1:]), origin=note)
+    parts = folders / "teacher", tmp_path / "student", folders / "features"
+    few = {"ddim": (1,), "multistep": (), "fine_steps": 4, "repeats": 0}
+    said: list[str] = []
+    with pytest.raises(ValueError, match=r"seeds 53 to 60 are not held out: .* trained on the noises of 40 to 59"):
+        compare(*parts, "digits", 8, first_seed=53, report=lambda *line: said.append(line[3]), **few)
+    assert said == []
+    compare(*parts, "digits", 8, page=tmp_path / "page.html", first_seed=60, **few)
+    words = Page((tmp_path / "page.html").read_text()).words
+    text = "of seeds 60 to 67, none of which the student was trained on (its trajectories are of 40 to 59)"
+    assert any(text in word for word in words)
+
+
+def test_another_teacher_is_said_and_one_of_another_shape_refused(
+    folders: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    teacher = load_teacher(folders / "teacher")
+    save_student(
+        tmp_path / "student", student_from_teacher(teacher, quadratic(2)[1:]), origin={"teacher": {"sha256": "other"}}
+    )
+    few = {"ddim": (1,), "multistep": (), "fine_steps": 4, "repeats": 0}
+    compare(folders / "teacher", tmp_path / "student", folders / "features", "digits", 8, **few)
+    assert f"{folders / 'teacher'} is not the teacher that {tmp_path / 'student'} was made from" in caplog.text
+    save_teacher(tmp_path / "wide", Prediction(UNet(1, 16, (8, 8)), Cosine(), "v"))
+    with pytest.raises(
+        ValueError, match=r"wide makes \(1, 16, 16\), and the student \(1, 8, 8\): give its own teacher"
+    ):
+        compare(tmp_path / "wide", tmp_path / "student", folders / "features", "digits", 8, **few)

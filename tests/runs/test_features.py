@@ -8,7 +8,7 @@ import torch
 from dsno.checkpoint import read_json
 from dsno.data.samples import Samples
 from dsno.nets.features import load_feature_net
-from dsno.runs.features import _Classify, train_features
+from dsno.runs.features import _Classify, train_features, turned
 
 
 def stripes() -> Samples:
@@ -49,5 +49,36 @@ def test_batches_are_the_images_shifted_by_up_to_a_pixel_and_shared_among_ranks(
 
 
 def test_features_need_labels(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="here has no labels to train a feature network on"):
-        train_features(Samples(torch.zeros(4, 1, 8, 8), None, "here"), tmp_path)
+    with pytest.raises(ValueError, match="here has no labels of two classes to train a feature network on"):
+        train_features(Samples(torch.rand(4, 1, 8, 8), None, "here"), tmp_path)
+
+
+@pytest.mark.parametrize("shape", [(8, 8), (8, 12)])
+def test_without_labels_it_learns_how_images_are_turned(shape: tuple[int, int], tmp_path: Path) -> None:
+    # One corner is bright: where it is tells the turn.
+    x = 0.1 * torch.randn(64, 1, *shape)
+    x[:, :, :4, :4] += 1
+    ways = turned(x[:4], torch.arange(4))
+    assert len({tuple((way[0] > 0.5).nonzero().float().mean(0).tolist()) for way in ways}) == 4
+    assert torch.equal(ways[0], x[0])
+    net = train_features(Samples(x, None, "corner"), tmp_path, steps=40, width=4, labelled=False)
+    assert net.name == "corner_turns" and net.config["classes"] == 4
+    assert read_json(tmp_path / "config.json")["notes"]["training_accuracy"] > 0.9
+    with pytest.raises(ValueError, match="was trained with labelled = False, now True: resume alike"):
+        train_features(Samples(x, torch.arange(64) % 4, "corner"), tmp_path, steps=40, width=4)
+
+
+@pytest.mark.parametrize(
+    "x, message",
+    [
+        (torch.rand(4, 1, 6, 8), r"takes images \(B, 1, H, W\) of 8x8 or more, got \(4, 1, 6, 8\)"),
+        (torch.rand(4, 1, 8), r"takes images \(B, 1, H, W\) of 8x8 or more, got \(4, 1, 8\)"),
+        (torch.rand(4, 2, 8, 8), "a feature network needs 1 or 3 channels"),
+    ],
+)
+def test_what_has_no_features_is_refused_before_anything_is_written(
+    x: torch.Tensor, message: str, tmp_path: Path
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        train_features(Samples(x, None, "here"), tmp_path / "out", labelled=False)
+    assert not (tmp_path / "out").exists()

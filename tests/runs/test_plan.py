@@ -10,6 +10,7 @@ import torch
 from dsno.cost import timed
 from dsno.denoise import Prediction
 from dsno.nets.unet import UNet
+from dsno.precision import best_precision
 from dsno.runs.bench import Rate
 from dsno.runs.counts import Count
 from dsno.runs.plan import Estimate, StageCost, plan, stage_costs
@@ -155,3 +156,16 @@ def test_planning_touches_neither_the_teacher_nor_the_random_state() -> None:
 def test_what_cannot_be_planned_is_refused() -> None:
     with pytest.raises(ValueError, match="must be positive"):
         plan(Workload("small", small), budget_hours=0)
+
+
+def test_a_plan_is_in_the_precision_that_the_run_would_take() -> None:
+    best, why = best_precision(torch.device("cpu"))
+    made = plan(Workload("small", small, train=TrainConfig(precision="auto")), **QUICK)  # type: ignore[arg-type]
+    said = f"training in {'fp32' if best == 'no' else best}: {why}"
+    assert made.precision == said and said in str(made) and made.to_dict()["precision"] == said
+    half, full = (plan(Workload("small", small, train=TrainConfig(precision=p)), **QUICK) for p in ("bf16", "no"))  # type: ignore[arg-type]
+    assert half.precision == full.precision == ""
+    memory = {"bf16": half, "no": full}[best]
+    assert of(made, "distill").memory == of(memory, "distill").memory
+    wish = RECIPES["imagenet64"].workload()
+    assert wish.train is not None and wish.train.precision == ("fp16" if torch.cuda.is_available() else "auto")

@@ -8,17 +8,23 @@ import pytest
 import torch
 
 from dsno.checkpoint import read_json
+from dsno.config import settled
+from dsno.data.load import load_data
 from dsno.data.samples import Samples
 from dsno.distillation.run import distill
 from dsno.grids import quadratic
 from dsno.nets.features import load_feature_net
+from dsno.precision import best_precision, wished
 from dsno.runs.counts import teacher_to_count
 from dsno.runs.recipes import RECIPES, Recipe
 from dsno.schedule import Cosine
 from dsno.seeds import noise
+from dsno.snapshots import latest
 from dsno.students.files import load_student
 from dsno.students.operator import student_from_teacher
+from dsno.students.origin import find_teacher
 from dsno.teachers.load import load_teacher
+from dsno.train import quiet
 from dsno.trajectories.sets import TrajectorySet
 from pretend import stop_at
 
@@ -35,6 +41,7 @@ TINY = replace(
     distill=replace(Recipe().distill, steps=5, **SMALL),
     distill_batch=16,
 )
+SAMPLES = load_data("digits")
 STAGES = ["features", "loss_features", "teacher", "trajectories", "student"]
 
 
@@ -69,6 +76,12 @@ def test_a_recipe_runs_from_nothing(whole: Path) -> None:
     data.check_teacher(teacher)
     # What is optimised is not what is measured.
     assert load_feature_net(whole / "features").config != load_feature_net(whole / "loss_features").config
+    # bf16 was a wish, and the machine says whether it is granted.
+    held = [
+        read_json(whole / name / "config.json")["notes"]["training"]["precision"] for name in ("teacher", "student")
+    ]
+    assert TINY.teach.precision == "bf16" and held == [best_precision(torch.device("cpu"))[0]] * 2
+    assert find_teacher(whole / "student") == str(whole / "teacher")
     timings = read_json(whole / "timings.json")
     assert list(timings) == STAGES and all(seconds > 0 for seconds in timings.values())
 
@@ -94,6 +107,22 @@ def test_an_interrupted_run_goes_on_bit_for_bit(stage: str, step: int, whole: Pa
     for name in STAGES:
         for path in (whole / name).glob("*.safetensors"):
             assert path.read_bytes() == (out / name / path.name).read_bytes()
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU decides otherwise")
+@pytest.mark.parametrize("begun", ["no", "bf16"])
+def test_a_stage_keeps_the_precision_that_it_was_begun_in(begun: str, tmp_path: Path) -> None:
+    given = replace(TINY, teach=replace(TINY.teach, precision=begun))
+    with pytest.raises(KeyboardInterrupt):
+        given._teach(SAMPLES, tmp_path / "teacher", stop_at("teach", 3))
+    config = given._here(given.teach, tmp_path / "teacher")
+    assert config.precision == "auto" and given._here(given.teach).precision == wished(given.teach.precision)
+    state = latest(tmp_path / "teacher" / "training")
+    assert state is not None
+    held = settled(config, torch.device("cpu"), tmp_path / "teacher" / "training")[0].precision
+    assert held == read_json(state / "state.json")["config"]["precision"]
+    given._teach(SAMPLES, tmp_path / "teacher", quiet)
+    assert read_json(tmp_path / "teacher" / "config.json")["notes"]["training"]["precision"] == held
 
 
 def test_a_lost_stage_is_made_again(whole: Path, tmp_path: Path) -> None:

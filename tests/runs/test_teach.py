@@ -12,9 +12,12 @@ from dsno.data.load import load_data
 from dsno.data.samples import Samples
 from dsno.denoise import Guided
 from dsno.distillation.denoising import Denoising
+from dsno.nets.backbone import own_null
+from dsno.nets.unet import UNet
 from dsno.runs.teach import teach
 from dsno.schedule import Cosine
 from dsno.seeds import noise
+from dsno.teachers.load import load_teacher
 from dsno.teachers.native import class_names
 from dsno.train import TrainConfig
 from pretend import stop_at
@@ -125,3 +128,12 @@ def test_a_teacher_that_sometimes_is_not_told_can_be_guided(tmp_path: Path) -> N
     assert 230 < int((drawn == 10).sum()) < 370
     with pytest.raises(ValueError, match="labels can only be dropped where there are labels"):
         teach(DIGITS, tmp_path / "u", (8, 16), config, 16, drop=0.5)
+
+
+def test_a_conditional_teacher_learns_what_stands_for_no_class_unless_told_otherwise(tmp_path: Path) -> None:
+    config = replace(TEACH, steps=1)
+    for name, options, null in (("by", {}, 10), ("not", {"drop": 0.0}, None), ("un", {"conditional": False}, None)):
+        teacher = teach(DIGITS, tmp_path / name, (8, 8), config, 16, **{"conditional": True, **options})
+        assert own_null(teacher) == own_null(load_teacher(tmp_path / name)) == null
+    net = UNet(1, 8, (8, 8), classes=10)
+    assert own_null(teach(DIGITS, tmp_path / "given", config=config, batch=16, conditional=True, net=net)) is None

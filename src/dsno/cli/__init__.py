@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
+import shlex
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import tyro
 
 from dsno.cli.check import CheckTeacher
+from dsno.cli.console import speaks
 from dsno.cli.convert import Convert
 from dsno.cli.distill import Distill, with_options
 from dsno.cli.evaluate import Demo, Evaluate
 from dsno.cli.export import Export
+from dsno.cli.features import Features
 from dsno.cli.generate import Generate
 from dsno.cli.methods import Cite, Methods
 from dsno.cli.options import Refused
@@ -23,6 +27,7 @@ from dsno.cli.reproduce import Reproduce
 from dsno.cli.sample import Sample
 from dsno.cli.share import Pull, Push
 from dsno.cli.teach import Teach
+from dsno.interrupt import Interrupted
 
 __all__ = ["VERBS", "Verb", "main"]
 
@@ -44,6 +49,7 @@ VERBS: dict[str, type[Verb]] = {
     "pull": Pull,
     "methods": Methods,
     "distill": Distill,
+    "features": Features,
     "sample": Sample,
     "export": Export,
     "evaluate": Evaluate,
@@ -75,11 +81,22 @@ def main() -> None:
     except (ValueError, OSError, FloatingPointError, ImportError, Refused) as error:
         print("dsno:", *str(error).splitlines(), file=sys.stderr)
         sys.exit(2)
+    except Interrupted as stopped:
+        if speaks():
+            print(f"\ndsno: {stopped}; to go on: {_again(sys.argv[1:])}", file=sys.stderr)
+        sys.exit(128 + stopped.signal)
     except KeyboardInterrupt:
         print("\ndsno: stopped; run the same command again, with --resume where it has one", file=sys.stderr)
         sys.exit(130)
     if code:
         sys.exit(code)
+
+
+def _again(arguments: Sequence[str]) -> str:
+    """The command that goes on with what was stopped."""
+    kept = [argument for argument in arguments if argument != "--overwrite"]
+    resumes = any(field.name == "resume" for field in dataclasses.fields(VERBS[kept[0]]))  # type: ignore[arg-type]
+    return shlex.join(["dsno", *kept, *["--resume"] * (resumes and "--resume" not in kept)])
 
 
 def _titled(verb: type[Verb]) -> Callable[[], Verb]:

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from tyro.conf import Positional
 
 from dsno.checkpoint import write_json
 from dsno.cli.console import say, show_verdict
-from dsno.cli.options import Device, TeacherRef, Variant, device_of, new_file
-from dsno.data.load import load_data
+from dsno.cli.options import AsRead, Device, Reading, TeacherRef, Variant, device_of, new_file
 from dsno.nets.backbone import check_null
 from dsno.teachers.check.run import check_teacher
 from dsno.teachers.load import load_teacher
@@ -36,10 +35,7 @@ class CheckTeacher:
     device: Device = None
     data: str | None = None
     """What it was trained on, as `teach --data`; its own samples by default, which is weaker."""
-    size: int | None = None
-    """Resize the images of --data to this many pixels a side."""
-    range: tuple[float, float] | None = None
-    """LOW HIGH of the numbers in an array of images, 0 1 say, where they leave it open; -1 1 takes them as they are."""
+    reading: AsRead = field(default_factory=Reading)
     null: int | None = None
     """The label that stands for no class, which is not drawn."""
     dtype: str | None = None
@@ -64,7 +60,7 @@ class CheckTeacher:
         teacher = load_teacher(self.teacher, self.dtype, device_of(self.device), variant=self.variant)
         if self.null is not None:
             check_null(teacher, self.null, self.teacher)
-        samples = None if self.data is None else load_data(self.data, size=self.size, range=self.range)
+        samples = None if self.data is None else self.reading.load(self.data)
         x, labels = (None, None) if samples is None else (samples.x, samples.labels)
         if samples is not None and teacher.shape is not None and samples.shape != teacher.shape:
             raise ValueError(f"{self.data} has samples of shape {samples.shape}, the teacher makes {teacher.shape}")

@@ -18,7 +18,7 @@ from dsno.condition import Cond
 from dsno.data.arrays import load_numpy
 from dsno.denoise import Guided, Prediction
 from dsno.listing import read_text
-from dsno.nets.backbone import check_null
+from dsno.nets.backbone import check_null, own_null
 from dsno.nets.diffusers import DiffusersNet
 from dsno.teachers.prompts import encode_prompts, null_cond
 from dsno.trajectories.labels import Label, uniform_labels, uniform_weights
@@ -147,7 +147,7 @@ def under_guidance(
 
 
 def null_of(ref: str, teacher: Prediction, null: int | None, variant: str | None = None) -> Cond:
-    """What stands for no condition: the given label, or what a diffusers model says of itself.
+    """What stands for no condition: the given label, or what the network knows, or a diffusers model says of itself.
 
     Raises:
         ValueError: if neither says, or the label is outside those of the teacher.
@@ -156,6 +156,8 @@ def null_of(ref: str, teacher: Prediction, null: int | None, variant: str | None
         return torch.tensor(check_null(teacher, null, ref))
     if isinstance(unwrapped(teacher.net), DiffusersNet):
         return null_cond(ref, variant)
+    if (known := own_null(teacher)) is not None:
+        return torch.tensor(known)
     raise ValueError(
         f"{ref} does not say which label stands for none: give it, --null {teacher.classes or 0}, if the network was "
         "trained with one"

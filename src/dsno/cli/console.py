@@ -18,7 +18,7 @@ from dsno.runs.plan import Estimate
 from dsno.teachers.check.verdict import Verdict
 from dsno.train import Report
 
-__all__ = ["progress", "say", "show", "show_estimate", "show_methods", "show_options", "show_verdict"]
+__all__ = ["progress", "say", "show", "show_estimate", "show_methods", "show_options", "show_verdict", "speaks"]
 
 SILENCE = 10.0
 """Seconds between two lines about a stage where there are no bars."""
@@ -28,11 +28,11 @@ COLOURS = {"ok": "green", "warning": "yellow", "failure": "bold red"}
 
 def say(done: str, after: str) -> None:
     """Print what was done, and the command that comes next."""
-    if _speaks():
+    if speaks():
         print(f"{done}\nnext: {after}")
 
 
-def _speaks() -> bool:
+def speaks() -> bool:
     """Whether this is the first of the processes that `accelerate launch` started."""
     return os.environ.get("RANK", "0") == "0"
 
@@ -40,7 +40,7 @@ def _speaks() -> bool:
 @contextmanager
 def progress() -> Iterator[Report]:
     """Progress bars, one per stage, with rate and estimate; plain lines where the output is not a terminal."""
-    console = Console(stderr=True, quiet=not _speaks(), soft_wrap=True)
+    console = Console(stderr=True, quiet=not speaks(), soft_wrap=True)
     bar = Progress(
         TextColumn("{task.description:<10}"),
         BarColumn(),
@@ -121,6 +121,8 @@ def show_estimate(estimate: Estimate) -> None:
         console.print("")
         console.print(_words(estimate.choices()))
     console.print("")
+    if estimate.precision:
+        console.print(Text(estimate.precision))
     console.print(Text(estimate.summary, "green" if estimate.fits else "bold red"))
 
 

@@ -12,7 +12,7 @@ import tyro
 
 from dsno.cli.conditions import null_of, under_guidance
 from dsno.cli.console import progress, say
-from dsno.cli.options import Training, Variant
+from dsno.cli.options import AsRead, Reading, Training, Variant
 from dsno.distillation.registry import METHODS, method_named
 from dsno.outputs import check_apart, check_request
 
@@ -48,15 +48,12 @@ class Distill:
     """Folder for the student."""
     method: Literal[tuple(METHODS)] = "operator"  # type: ignore[valid-type]
     """How to train it, and so what it needs and how many passes it makes: `dsno methods`."""
-    size: int | None = None
-    """Resize the images of --data to this many pixels a side."""
-    range: tuple[float, float] | None = None
-    """LOW HIGH of the numbers in an array of images, 0 1 say, where they leave it open; -1 1 takes them as they are."""
+    reading: AsRead = field(default_factory=Reading)
     batch: int | None = None
     """Rows per step; 256 of methods that train on trajectories, 64 of others."""
     train: Training = field(default_factory=lambda: Training(steps=4000, lr=1e-3))
     resume: bool = False
-    """Continue from the last checkpoint in --out; --train.lr and --train.clip may differ."""
+    """Continue from the last checkpoint in --out, as Ctrl-C leaves one; --train.lr and --train.clip may differ."""
     overwrite: bool = False
     """Throw away the student in --out."""
     options: Annotated[object, tyro.conf.Suppress] = None
@@ -76,9 +73,8 @@ class Distill:
         method.check_data(solved is not None, self.data)
         teacher = load_teacher(self.teacher, variant=self.variant)
         data = self._samples(teacher) if solved is None else solved
-        for option, given in (("--size resizes", self.size), ("--range is of", self.range)):
-            if solved is not None and given is not None:
-                raise ValueError(f"{option} images, and {self.data} holds trajectories: leave it out")
+        if solved is not None and (given := self.reading.given()):
+            raise ValueError(f"{given[0]} is of images, and {self.data} holds trajectories: leave it out")
         denoiser = self._guided(method, options, teacher, solved)
         with progress() as report:
             distill(
@@ -129,12 +125,11 @@ class Distill:
         Raises:
             ValueError: if they do not fit the teacher.
         """
-        from dsno.data.load import load_data
         from dsno.nets.backbone import sample_shape
         from dsno.teachers.native import class_names
 
         try:
-            images = load_data(self.data, size=self.size, range=self.range)
+            images = self.reading.load(self.data)
         except FileNotFoundError as error:
             raise FileNotFoundError(
                 f"{self.method} needs clean samples: {error}; or trajectories of the teacher, whose ends are samples "

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from dsno.cli.console import progress, say, show
-from dsno.cli.options import Variant, launched
-from dsno.data.load import load_data
+from dsno.cli.options import AsRead, Reading, Variant, launched
+from dsno.data.samples import Samples
+from dsno.nets.features import made_of
 from dsno.outputs import claimed, writable
-from dsno.report.compare import EVALUATION, compare
+from dsno.report.compare import EVALUATION, compare, parts_of
 from dsno.runs.shipped import shipped
-from dsno.students.files import load_student
+from dsno.students.origin import find_teacher, open_student
 
 __all__ = ["Demo", "Evaluate"]
 
@@ -29,16 +30,13 @@ class Evaluate:
     student: Path | None = None
     """Folder of the student; the shipped one by default."""
     teacher: str | None = None
-    """Its teacher, as `generate --teacher` takes it; the shipped one by default."""
+    """Its teacher, as `generate --teacher` takes it; the one that its folder notes by default."""
     variant: Variant = None
     features: Path | None = None
-    """Folder of the feature network; the shipped one by default."""
+    """Folder of the feature network, which `dsno features` trains; the one beside the student, if it is of --data."""
     data: str = "digits"
     """Image set to compare with."""
-    size: int | None = None
-    """Resize its images to this many pixels a side."""
-    range: tuple[float, float] | None = None
-    """LOW HIGH of the numbers in an array of images, 0 1 say, where they leave it open; -1 1 takes them as they are."""
+    reading: AsRead = field(default_factory=Reading)
     count: int = 2048
     """Held-out noises."""
     passes: tuple[int, ...] = ()
@@ -52,22 +50,28 @@ class Evaluate:
 
     def run(self) -> None:
         folder = self.student or shipped() / "student"
-        student = load_student(folder)
+        student = open_student(folder, variant=self.variant)
         if student.classes or student.guided:
             told = " and ".join(["a class"] * bool(student.classes) + ["a guidance weight"] * student.guided)
+            weight = " --guidance W" * student.guided
             raise ValueError(
                 f"{folder} is told {told}, and evaluate measures unconditional students: look at its samples (`dsno "
-                f"sample --student {folder}`), or call dsno.measure.evaluate.evaluate with a condition (`cond`)"
+                f"sample --student {folder}{weight}`), or call dsno.measure.evaluate.evaluate with a condition (`cond`)"
             )
+        own = str(shipped() / "teacher") if self.student is None else None
+        teacher = self.teacher or own or find_teacher(folder, self.variant)
         accelerator = launched()
         first = accelerator is None or accelerator.is_main_process
-        read = [self.student, self.teacher, self.features, self.data]
-        data = load_data(self.data, size=self.size, range=self.range)
+        data = self.reading.load(self.data)
+        features = self.features or self._features(data)
+        # An evaluation that is to be replaced is not given for one that cannot be made.
+        parts_of(teacher, folder, features, data, self.variant)
+        read = [self.student, teacher, features, self.data]
         with claimed(self.out, EVALUATION, overwrite=self.overwrite, inputs=read), progress() as report:
             results = compare(
-                self.teacher or shipped() / "teacher",
+                teacher,
                 folder,
-                self.features or shipped() / "features",
+                features,
                 data,
                 self.count,
                 self.out,
@@ -80,6 +84,22 @@ class Evaluate:
         if first:
             show(results)
             print(f"numbers in {self.out / 'results.json'}, pictures in {self.out / 'report.html'}")
+
+    def _features(self, data: Samples) -> Path:
+        """The feature network beside the student, or the one that ships with the package, of the data.
+
+        Raises:
+            FileNotFoundError: if neither is of the data; says how to make one.
+        """
+        beside = (self.student or shipped() / "student").parent / "features"
+        found = [folder for folder in (beside, shipped() / "features") if made_of(folder) == data.name]
+        if found:
+            return found[0]
+        free = beside if not beside.exists() else beside.with_name(f"features_{Path(data.name).stem}")
+        raise FileNotFoundError(
+            f"there are no features of {data.name} to measure in: train them, `dsno features "
+            f"{self.reading.command(self.data)} --out {free}`, and give them, --features"
+        )
 
 
 @dataclass(frozen=True)

@@ -7,9 +7,9 @@ from pathlib import Path
 
 from dsno.app.export import export_onnx, export_program
 from dsno.cli.console import say
-from dsno.cli.options import new_file
+from dsno.cli.options import Variant, new_file
 from dsno.runs.shipped import shipped
-from dsno.students.files import load_student
+from dsno.students.origin import open_student
 
 __all__ = ["Export"]
 
@@ -32,6 +32,9 @@ class Export:
 
     student: Path | None = None
     """Folder of the student; the digits student that ships with the package by default."""
+    teacher: str | None = None
+    """Its teacher, of a student that is an adapter of one; the one that its folder notes by default."""
+    variant: Variant = None
     out: Path = Path("student.onnx")
     """The file: .onnx, or .pt2 for torch.export; NAME.onnx.json beside it says what it takes."""
     batch: int = 2
@@ -48,7 +51,8 @@ class Export:
             raise ValueError(f"{self.out} is neither .onnx nor .pt2: the name says what is written")
         if self.batch < 1:
             raise ValueError(f"batch must be at least 1, got {self.batch}")
-        new_file(self.out, self.overwrite, self.student)
-        student = load_student(self.student or shipped() / "student")
+        new_file(self.out, self.overwrite, self.student, self.teacher)
+        student = open_student(self.student or shipped() / "student", self.teacher, self.variant)
         WRITERS[self.out.suffix](student, self.out, self.batch, dynamic=self.dynamic, tolerance=self.tolerance)
-        say(f"sampler in {self.out}, described in {self.out}.json", "dsno sample")
+        own = "" if self.student is None else f" --student {self.student}"
+        say(f"sampler in {self.out}, described in {self.out}.json", f"dsno sample{own}")

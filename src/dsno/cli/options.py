@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import torch
 from tyro.conf import arg
@@ -14,7 +16,21 @@ from dsno.outputs import check_apart, writable
 from dsno.teachers.load import check_dtype
 from dsno.train import TrainConfig
 
-__all__ = ["Device", "Refused", "TeacherRef", "Training", "Variant", "device_of", "launched", "new_file"]
+if TYPE_CHECKING:
+    from dsno.data.samples import Samples
+
+__all__ = [
+    "AsRead",
+    "Device",
+    "Reading",
+    "Refused",
+    "TeacherRef",
+    "Training",
+    "Variant",
+    "device_of",
+    "launched",
+    "new_file",
+]
 
 TeacherRef = Annotated[
     str,
@@ -45,6 +61,67 @@ class Training(TrainConfig):
             super().__post_init__()
         except ValueError as error:
             raise Refused(f"--train.{error}") from None
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How image sets and arrays are read."""
+
+    size: int | None = None
+    """Resize images to this many pixels a side."""
+    crop: tuple[int, ...] = ()
+    """Take the middle of each sample, so many points in each direction; one number is that of all."""
+    range: tuple[float, float] | None = None
+    """LOW HIGH of the numbers in an array of images, 0 1 say, where they leave it open; -1 1 takes them as they are."""
+    scale: Literal["range", "std"] | None = None
+    """Standardise each channel: its range to [-1, 1], or to mean 0 and standard deviation 1."""
+    key: str | None = None
+    """Which array of an .npz or .zarr file, or which column of a dataset, where there are several."""
+    channels_first: bool = False
+    """An array has its channels first, (N, C, *spatial)."""
+    channels_last: bool = False
+    """An array has its channels last, (N, *spatial, C)."""
+    channels_none: bool = False
+    """An array has no channels, (N, *spatial)."""
+
+    def load(self, source: str) -> Samples:
+        """The data set.
+
+        Raises:
+            FileNotFoundError, ValueError, ...: as `load_data` does; also for two places of the channels.
+        """
+        from dsno.data.load import Channels, load_data
+
+        places: tuple[Channels, ...] = ("first", "last", "none")
+        named = [place for place in places if getattr(self, f"channels_{place}")]
+        if len(named) > 1:
+            raise ValueError(f"--channels-{named[0]} and --channels-{named[1]} exclude each other: leave one out")
+        return load_data(
+            source,
+            channels=named[0] if named else None,
+            scale=self.scale,
+            size=self.size,
+            key=self.key,
+            range=self.range,
+            crop=self.crop or None,
+        )
+
+    def given(self) -> list[str]:
+        """The options that were given, as the command line has them."""
+        changed = [f.name for f in dataclasses.fields(self) if getattr(self, f.name) != f.default]
+        return [f"--{name.replace('_', '-')}" for name in changed]
+
+    def command(self, source: str) -> str:
+        """The arguments that read `source` again alike, as the command line has them."""
+        words = ["--data", source]
+        for name in self.given():
+            value = getattr(self, name.removeprefix("--").replace("-", "_"))
+            words += [name, *map(str, () if value is True else value if isinstance(value, tuple) else (value,))]
+        return shlex.join(words)
+
+
+AsRead = Annotated[Reading, arg(name="")]
+"""Options of a verb that reads data, `--size` and the like."""
 
 
 def device_of(name: str | None) -> torch.device:

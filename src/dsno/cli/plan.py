@@ -56,8 +56,8 @@ class Plan:
     """As `distill --others`."""
     where: Literal["every", "low", "mid", "none"] | None = None
     """As `distill --where`."""
-    precision: Literal["no", "bf16", "fp16"] | None = None
-    """Of the student's training."""
+    precision: Literal["no", "bf16", "fp16", "auto"] | None = None
+    """Of the student's training; `auto`, as recipes have it, is what is quicker here."""
     shape: tuple[int, ...] = ()
     """Shape of a sample, for a recipe whose data are not at hand."""
     device: str | None = None

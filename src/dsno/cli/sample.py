@@ -19,15 +19,17 @@ from dsno.cli.options import Device, Variant, device_of, new_file
 from dsno.condition import Cond, map_cond
 from dsno.denoise import Denoiser
 from dsno.grids import uniform
+from dsno.hub import is_hub_id
 from dsno.nets.backbone import sample_shape
 from dsno.parallel import EXACT, Receding, Replicas, Speculative
 from dsno.report.pictures import image_grid
 from dsno.runs.shipped import shipped
 from dsno.seeds import noise, seed_range
 from dsno.solvers.chain import Chain
-from dsno.students.files import load_student, null_label, trained_for
+from dsno.students.files import null_label, trained_for
+from dsno.students.origin import find_teacher, open_student, origin_of
 from dsno.students.samplers import Student, sampler_of
-from dsno.teachers.latents import load_decoder
+from dsno.teachers.latents import Latents, load_decoder
 from dsno.teachers.load import load_teacher
 from dsno.trajectories.labels import uniform_labels
 
@@ -64,7 +66,8 @@ class Sample:
     prompts: Path | None = None
     """Text file of a text-to-image student's prompts, one a line, taken by turns; needs --teacher."""
     teacher: str | None = None
-    """The teacher: solved by --exact; of a student, a diffusers model that encodes --prompts and decodes latents."""
+    """The teacher: solved by --exact; of a student, a diffusers model that encodes --prompts and decodes latents, by
+    default the one that its folder notes."""
     variant: Variant = None
     exact: Literal["picard", "taa", "srds", "speculative", "receding"] | None = None
     """Solve --teacher's chain of --steps exactly instead, in parallel rounds; the shipped teacher by default."""
@@ -104,18 +107,34 @@ class Sample:
             raise ValueError(f"count must be at least 1, got {self.count}")
         new_file(self.out, self.overwrite, self.student, self.teacher, self.draft, self.prompts)
         samples, said, following = self._of_student() if self.exact is None else self._of_teacher(self.exact)
-        latents = None if self.teacher is None else load_decoder(self.teacher, variant=self.variant)
-        png = image_grid((samples if latents is None else latents.decode(samples)).clamp(-1, 1))
+        png = image_grid(samples.clamp(-1, 1))
         write_atomically(self.out, lambda path: path.write_bytes(png))
         say(f"{said}: {self.out}", following)
 
+    def _decoder(self, ref: str | None) -> Latents | None:
+        """What makes pictures of the samples, if they are latents of a diffusers model."""
+        known = ref is not None and (Path(ref).is_dir() or is_hub_id(ref))
+        return load_decoder(ref, variant=self.variant) if known else None
+
+    def _teacher(self, student: Student) -> str | None:
+        """The teacher that was given, or else the one of diffusers that the student's folder notes: one that is here,
+        or, of samples that are no pictures and need it, one on the Hub."""
+        if self.teacher is not None or self.student is None or not self.student.is_dir():
+            return self.teacher
+        far = self.prompts is not None or student.shape[0] not in (1, 3)
+        for place in origin_of(self.student).places:
+            if (Path(place) / "model_index.json").is_file() or (far and not Path(place).exists() and is_hub_id(place)):
+                return place
+        return None
+
     def _of_student(self) -> tuple[Tensor, str, str]:
-        """A student's samples, on the host, what is said of them, and the next command."""
+        """A student's samples as pictures, on the host, what is said of them, and the next command."""
         for name in (*OPTIONS, "draft", "eta", "limit", "steps", "null"):
             if getattr(self, name) is not None:
                 raise ValueError(f"--{name} is an option of exact samplers: say which, --exact taa for example")
         device, folder = device_of(self.device), self.student or shipped() / "student"
-        student = load_student(folder).to(device)
+        student = open_student(folder, self.teacher, self.variant).to(device)
+        latents = self._decoder(self._teacher(student))
         sampler = sampler_of(student, self.passes, fresh=self.fresh)
         seeds = seed_range(self.seed, self.count)
         cond = map_cond(lambda c: c.to(device), self._cond(student, seeds, folder))
@@ -124,6 +143,7 @@ class Sample:
         made = sampler(z, cond, seeds)
         samples = made.sample.cpu()
         seconds = time.perf_counter() - began
+        samples = samples if latents is None else latents.decode(samples)
         passes = "one pass" if made.rounds == 1 else f"{made.rounds} passes"
         return samples, f"{self.count} samples in {passes}, {seconds:.2f} s", self._following(folder, cond)
 
@@ -142,9 +162,9 @@ class Sample:
             raise ValueError(f"{folder} {wanted}")
         cond: dict[str, Tensor] = {}
         if self.prompts is not None:
-            if self.teacher is None:
+            if (teacher := self._teacher(student)) is None:
                 raise ValueError("--prompts needs --teacher, whose text encoder reads them")
-            cond |= prompts_by_seed(self.teacher, self.prompts, self.variant)(seeds)
+            cond |= prompts_by_seed(teacher, self.prompts, self.variant)(seeds)
         if K is not None:
             drawn = uniform_labels(K, null_label(folder))
             cond["label"] = drawn(seeds) if self.label is None else torch.full_like(seeds, self.label)
@@ -162,28 +182,26 @@ class Sample:
         # What is told a class or a weight is not measured by `evaluate`.
         if cond is not None:
             return f"dsno cite {folder}"
-        parts = {name: folder.parent / name for name in ("teacher", "features")} | {"student": folder}
-        options = [f"--{name} {path}" for name, path in parts.items() if self.student is not None and path.is_dir()]
-        return " ".join(["dsno evaluate", *options])
+        return "dsno evaluate" if self.student is None else f"dsno evaluate --student {folder}"
 
     def _of_teacher(self, name: str) -> tuple[Tensor, str, str]:
-        """The teacher's samples by an exact sampler, on the host, what is said of them, and the next command."""
+        """The teacher's samples by an exact sampler, as `_of_student` has them."""
         for option in ("student", "passes"):
             if getattr(self, option) is not None:
                 raise ValueError(
                     f"--{option} is of a student's own samples: leave out --exact, or give the student as --draft"
                 )
-        kind, device = EXACT[name], device_of(self.device)
+        kind, device, drafted = EXACT[name], device_of(self.device), None
         options = own_options(name, {option: getattr(self, option) for option in OPTIONS})
         if self.draft is not None:
-            folder = shipped() / "student" if self.draft == "shipped" else Path(self.draft)
-            options["draft"] = load_student(folder).to(device)
+            drafted = None if self.draft == "shipped" else Path(self.draft)
+            options["draft"] = open_student(drafted or shipped() / "student", variant=self.variant).to(device)
         elif kind is Receding:
             raise ValueError(
                 "a receding draft needs a student: give the folder of one with inner starts, --draft FOLDER"
             )
-        ref = self.teacher or str(shipped() / "teacher")
-        teacher = load_teacher(ref, None, device, variant=self.variant)
+        ref = self.teacher or (str(shipped() / "teacher") if drafted is None else find_teacher(drafted, self.variant))
+        teacher, latents = load_teacher(ref, None, device, variant=self.variant), self._decoder(self.teacher)
         weights = () if self.guidance is None else (self.guidance,)
         denoiser: Denoiser = under_guidance(ref, teacher, weights, self.prompts is not None, self.null, self.variant)
         if self.limit is not None or device.type != "cpu":
@@ -206,5 +224,6 @@ class Sample:
                 self.verify,
                 report,
             )
+        samples = solved.samples if latents is None else latents.decode(solved.samples)
         said = f"{solved}\n{self.count} samples, {solved.seconds:.2f} s"
-        return solved.samples, said, "dsno sample   (the student's, in one pass)"
+        return samples, said, "dsno sample   (the student's, in one pass)"

@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 from dsno.cli.console import progress, say
-from dsno.cli.options import Training
-from dsno.data.load import load_data
+from dsno.cli.options import AsRead, Reading, Training
 from dsno.outputs import check_apart, check_request
 from dsno.runs.teach import teach
 from dsno.schedule import Cosine, RectifiedFlow, Schedule, linear_beta
@@ -34,8 +33,7 @@ class Teach:
 
     data: str = "digits"
     """Image set: digits, a folder or .zip of PNG or JPEG files, an .npy or .npz array, or an idx file."""
-    range: tuple[float, float] | None = None
-    """LOW HIGH of the numbers in an array of images, 0 1 say, where they leave it open; -1 1 takes them as they are."""
+    reading: AsRead = field(default_factory=Reading)
     out: Path = Path("runs/teacher")
     """Folder for the teacher."""
     channels: tuple[int, ...] = (32, 64)
@@ -46,18 +44,24 @@ class Teach:
     """Noise schedule: the paper's cosine, rectified flow, or DDPM's linear beta."""
     conditional: bool = False
     """Train on the labels too; words become classes in sorted order, noted in the config.json of --out."""
+    null: bool = True
+    """With --conditional, learn a label that stands for no class, too, as `generate --guidance` needs: the number
+    behind the last class."""
+    drop: float = 0.1
+    """With --null, the share of the labels that become it."""
     batch: int = 128
     """Images per step."""
     train: Training = field(default_factory=lambda: Training(steps=5000, lr=1e-3, warmup=200))
     resume: bool = False
-    """Continue from the last checkpoint in --out; --train.lr and --train.clip may differ, --train.steps grow."""
+    """Continue from the last checkpoint in --out, as Ctrl-C leaves one; --train.lr and --train.clip may
+    differ, --train.steps grow."""
     overwrite: bool = False
     """Throw away the teacher in --out."""
 
     def run(self) -> None:
         check_apart(self.out, self.data)
         check_request(self.resume, self.overwrite)
-        images = load_data(self.data, range=self.range)
+        images = self.reading.load(self.data)
         with progress() as report:
             teach(
                 images,
@@ -71,5 +75,6 @@ class Teach:
                 self.resume,
                 self.overwrite,
                 report,
+                drop=self.drop if self.conditional and self.null else 0.0,
             )
         say(f"teacher in {self.out}", f"dsno generate --teacher {self.out}")

@@ -17,6 +17,7 @@ taken as they are, or on request standardised by an affine map per channel, kept
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal
@@ -37,7 +38,7 @@ from dsno.data.files import (
 from dsno.data.folders import read_folder, read_zip
 from dsno.data.hub import SAVED, read_dataset
 from dsno.data.pictures import Background, over_background
-from dsno.data.samples import PIXELS, Affine, Samples, check_samples, finite_range, resized
+from dsno.data.samples import PIXELS, Affine, Samples, check_samples, cropped, finite_range, resized
 
 __all__ = ["Channels", "Scale", "load_data"]
 
@@ -57,6 +58,7 @@ def load_data(
     key: str | None = None,
     background: Background = 255,
     range: tuple[float, float] | None = None,
+    crop: Sequence[int] | None = None,
 ) -> Samples:
     """Load a data set of any form of the table above.
 
@@ -70,6 +72,8 @@ def load_data(
         background: What shows through transparent pixels: a grey level or (r, g, b), 0..255; white by default.
         range: The range that the numbers of an array are in, (0, 1) say, which becomes [-1, 1]; what overshoots it a
             little, as filters do, is clipped. (-1, 1) takes them as they are. Needed where the numbers leave it open.
+        crop: Take the middle of each sample, so many points in each direction (one number is that of all), behind
+            `size`.
 
     Raises:
         FileNotFoundError: if `source` is none of the known forms, or the Hub has no such dataset.
@@ -97,6 +101,8 @@ def load_data(
     samples = Samples(x, labels, name, units, names)
     if size is not None:
         samples = resized(samples, size)
+    if crop is not None:
+        samples = cropped(samples, crop)
     if scale is not None:
         samples = _standardised(samples, scale)
     samples = replace(samples, x=samples.x.float())
@@ -192,7 +198,7 @@ def _guess(shape: tuple[int, ...], name: str) -> Channels:
         )
     raise ValueError(
         f"{name} has shape {shape}, which does not tell where the channels are: load it with channels='first', 'last' "
-        "or 'none'"
+        "or 'none' (`--channels-first`, `--channels-last` or `--channels-none`)"
     )
 
 

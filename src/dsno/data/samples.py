@@ -10,6 +10,7 @@ $$ \text{physical} = \text{shift} + \text{scale} \cdot x. $$
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -21,6 +22,7 @@ __all__ = [
     "Samples",
     "check_images",
     "check_samples",
+    "cropped",
     "finite_range",
     "resized",
     "split",
@@ -187,6 +189,25 @@ def resized(samples: Samples, size: int) -> Samples:
         return samples
     low = float(samples.x.min())
     return replace(samples, x=torch.cat([to_square(part, size, low) for part in samples.x.split(4096)]))
+
+
+def cropped(samples: Samples, sides: Sequence[int]) -> Samples:
+    """The middle of each sample, of `sides` points in each direction; one number is that of all directions.
+
+    Raises:
+        ValueError: for another number of directions, or more points than there are.
+    """
+    spatial = samples.shape[1:]
+    sides = [*sides] * len(spatial) if len(sides) == 1 else sides
+    if len(sides) != len(spatial) or any(not 1 <= w <= n for w, n in zip(sides, spatial, strict=False)):
+        raise ValueError(
+            f"crop is {tuple(sides)}, and {samples.name} has samples of {spatial} points: expected 1 to as many in "
+            "each direction"
+        )
+    x = samples.x
+    for dim, (w, n) in enumerate(zip(sides, spatial, strict=True), 2):
+        x = x.narrow(dim, (n - w) // 2, w)
+    return replace(samples, x=x.contiguous())
 
 
 def to_square(x: Tensor, size: int, low: float) -> Tensor:

@@ -299,6 +299,18 @@ def has_weight(data: TrajectorySet) -> bool:
     return "weight" in (data.manifest["cond"] or ())
 
 
+def weights_in(data: TrajectorySet) -> list[float]:
+    """The range of the guidance weights of trajectories, LOW HIGH: of the first shard, rounded outwards.
+
+    To a hundredth of their largest power of ten, since the ends of the range that they were drawn from are not among
+    them, and are what is meant.
+    """
+    weight = data.told("weight").double()
+    low, high = float(weight.min()), float(weight.max())
+    unit = 10.0 ** (math.floor(math.log10(high)) - 2) if high > 0 else 1.0
+    return [math.floor(low / unit) * unit, math.ceil(high / unit) * unit]
+
+
 def frames_of(data: TrajectorySet, times: Sequence[float]) -> TrajectorySet:
     """The trajectories at some of their times, in the stored order; at all where none is named.
 

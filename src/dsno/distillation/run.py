@@ -25,18 +25,21 @@ from torch import Tensor, nn
 
 from dsno.checkpoint import CONFIG, tensor_sha
 from dsno.condition import Cond, named
+from dsno.config import settled
 from dsno.data.samples import Samples
 from dsno.denoise import Denoiser, Guided, Prediction
 from dsno.distillation.earlier import begun
 from dsno.distillation.registry import Method, method_named
-from dsno.distillation.regression import LiftOptions
+from dsno.distillation.regression import LiftOptions, has_weight, weights_in
 from dsno.distillation.stages import Given, Options, Stage
-from dsno.nets.backbone import check_null
+from dsno.engine import training_device
+from dsno.nets.backbone import check_null, own_null
 from dsno.nets.features import load_feature_net
 from dsno.outputs import STUDENT, claimed
 from dsno.snapshots import changes_of, settings_of, snapshots_in
 from dsno.students.files import notes_of, save_student
 from dsno.students.flowmap import FlowMap, TwoTime
+from dsno.students.origin import origin_to_note
 from dsno.students.samplers import Student
 from dsno.train import Report, TrainConfig, check_finished, quiet, stage_progress, train
 from dsno.trajectories.manifest import describe
@@ -218,7 +221,11 @@ def run_stages(
         if resume:
             _check_begun(out, method, stages, given, config)
         if isinstance(given.teacher, nn.Module):
-            given.teacher.to(_training_device(student))
+            given.teacher.to(training_device(student))
+        begun_in = [out / "training", *(out / "training" / stage.name for stage in stages)]
+        config, said = settled(config, training_device(student), *begun_in)
+        if said:
+            report(stages[0].name, 0, stages[0].steps, said)
         changes: dict[str, Any] = {}
         for n, stage in enumerate(stages):
             # What a stage adds to the student starts from the seed, whichever stages ran in this process.
@@ -240,6 +247,7 @@ def run_stages(
                 changes[stage.name] = changed
             student = stage.became(student)
         notes = _notes(method, options, given, config, sources)
+        notes["origin"] = origin_to_note(out, given.teacher, (sources or {}).get("teacher"), given.trajectories)
         if changes:
             notes["changes"] = changes
         save_student(out, student, **notes)
@@ -292,6 +300,8 @@ def _notes(
             "guided": made["teacher"]["class"] == "Guided",
             "trajectories": len(given.trajectories),
         }
+        if has_weight(given.trajectories):
+            notes["guidance"] = weights_in(given.trajectories)
     return notes
 
 
@@ -350,17 +360,10 @@ def _null_label(teacher: Guided) -> int | None:
 
 def _null(teacher: Prediction, options: Options) -> int:
     null = asdict(cast(Any, options)).get("null")
+    null = own_null(teacher) if null is None else null
     if null is None:
         raise ValueError(
             "this teacher does not say which label stands for none: give it "
             f"(`--null {teacher.classes or 0}`), if the network was trained with one"
         )
     return check_null(teacher, int(null))
-
-
-def _training_device(model: nn.Module) -> torch.device:
-    """Where `train` is going to train it: what a loss calls beside the model has to be there, too."""
-    from accelerate import PartialState
-
-    cpu = next(model.parameters()).device.type == "cpu" and not torch.cuda.is_available()
-    return torch.device(PartialState(cpu=cpu).device)

@@ -20,7 +20,7 @@ from dsno.checkpoint import build
 from dsno.condition import Cond
 from dsno.denoise import Prediction
 
-__all__ = ["NETS", "Backbone", "Labelled", "check_null", "example", "net_from_config", "sample_shape"]
+__all__ = ["NETS", "Backbone", "Labelled", "check_null", "example", "net_from_config", "own_null", "sample_shape"]
 
 NETS: dict[str, str] = {
     "UNet": "dsno.nets.unet:UNet",
@@ -85,6 +85,13 @@ def check_null(teacher: Prediction, null: int, ref: str = "the teacher") -> int:
         expected = "0 or more" if known is None else f"0 to {known - 1}"
         raise ValueError(f"the null label {null} is outside the labels of {ref}: expected {expected}")
     return null
+
+
+def own_null(teacher: Prediction) -> int | None:
+    """The label that stands for no class, where the network knows one behind the last class; else None."""
+    net = unwrapped(teacher.net)
+    count = net.label_count if isinstance(net, Labelled) else None
+    return teacher.classes if count is not None and teacher.classes is not None and count > teacher.classes else None
 
 
 def net_from_config(config: Mapping[str, Any]) -> nn.Module:

@@ -14,9 +14,9 @@ from typing import Any
 import torch.nn.functional as nnf
 from torch import Tensor, nn
 
-from dsno.checkpoint import build, load_model, save_model
+from dsno.checkpoint import CONFIG, build, load_model, read_json, save_model
 
-__all__ = ["FeatureNet", "load_feature_net", "save_feature_net"]
+__all__ = ["FeatureNet", "load_feature_net", "made_of", "save_feature_net"]
 
 
 class FeatureNet(nn.Module):
@@ -63,7 +63,7 @@ class FeatureNet(nn.Module):
         Raises:
             ValueError: for another number of channels, or images smaller than 8x8.
         """
-        self._check(x, 8)
+        self.check(x)
         return nnf.silu(self.penultimate(nnf.adaptive_avg_pool2d(self.maps(x)[-1], 2).flatten(1)))
 
     def maps(self, x: Tensor) -> list[Tensor]:
@@ -74,13 +74,18 @@ class FeatureNet(nn.Module):
         Raises:
             ValueError: for another number of channels, or smaller images.
         """
-        self._check(x, 4)
+        self.check(x, 4)
         maps: list[Tensor] = []
         for conv, norm in zip(self.convs, self.norms, strict=True):
             maps.append(x := nnf.silu(norm(conv(nnf.avg_pool2d(x, 2) if maps else x))))
         return maps
 
-    def _check(self, x: Tensor, least: int) -> None:
+    def check(self, x: Tensor, least: int = 8) -> None:
+        """Make sure that there are features of images `x`.
+
+        Raises:
+            ValueError: for another number of channels, or images smaller than `least` pixels a side.
+        """
         if x.ndim != 4 or x.shape[1] != self.channels or min(x.shape[2:]) < least:
             raise ValueError(
                 f"{self.name} takes images (B, {self.channels}, H, W) of {least}x{least} or more, got {tuple(x.shape)}"
@@ -94,6 +99,14 @@ class FeatureNet(nn.Module):
 def save_feature_net(folder: Path | str, net: FeatureNet, **notes: object) -> Path:
     """Write `config.json` and `model.safetensors`; `notes` (data, accuracy) go into the former."""
     return save_model(folder, {"type": "features", "net": net.config, "notes": notes}, net)
+
+
+def made_of(folder: Path | str) -> str | None:
+    """The name of the data that a feature network was trained on, as its folder notes it; None if there is none."""
+    file = Path(folder) / CONFIG
+    config = read_json(file) if file.is_file() else None
+    notes = config.get("notes") if isinstance(config, dict) and config.get("type") == "features" else None
+    return notes.get("data") if isinstance(notes, dict) else None
 
 
 def load_feature_net(folder: Path | str) -> FeatureNet:

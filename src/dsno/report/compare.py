@@ -8,6 +8,7 @@ what equal laws get, since a Fréchet distance is not 0 there.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,12 +18,12 @@ from torch import Tensor
 
 from dsno.cost import flops
 from dsno.data.load import load_data
-from dsno.data.samples import Samples
+from dsno.data.samples import Samples, check_images
 from dsno.denoise import Prediction
 from dsno.grids import uniform
 from dsno.measure.evaluate import Reference, evaluate, halves, measure
 from dsno.measure.results import RESULTS, Result, load_results, save_results
-from dsno.nets.features import load_feature_net
+from dsno.nets.features import FeatureNet, load_feature_net
 from dsno.outputs import Kind, check_apart
 from dsno.report.page import Picture, Section, html_report, is_report
 from dsno.report.pictures import Against, image_grid, interpolation, quality_against_cost, slerp, trajectory_strips
@@ -31,14 +32,16 @@ from dsno.solvers.fine import fine_solution
 from dsno.solvers.first_order import DDIM
 from dsno.solvers.multistep import DPMSolverPP, UniPC
 from dsno.solvers.run import SolverSampler
-from dsno.students.files import load_student
 from dsno.students.operator import TrajectoryStudent
+from dsno.students.origin import Origin, check_shape, open_student, origin_of, sha_of
 from dsno.students.samplers import OnePass, Student, sampler_of
 from dsno.teachers.load import load_teacher
 from dsno.train import Report, quiet
 from dsno.trajectory import Sampler
 
-__all__ = ["EVALUATION", "HELD_OUT", "compare"]
+__all__ = ["EVALUATION", "HELD_OUT", "compare", "parts_of"]
+
+log = logging.getLogger(__name__)
 
 REPORT = "report.html"
 
@@ -114,8 +117,9 @@ def compare(
     Raises:
         FileExistsError: if `out` holds one of the folders, or files of these names that are of no evaluation.
         FileNotFoundError: if a folder is not complete.
-        ValueError: if the student makes other shapes than the data has or other passes than are asked for, or `count`
-            or half of the data are too few for precision and recall.
+        ValueError: if student, teacher, data and feature network are of different shapes, the student makes other
+            passes than are asked for or was trained on one of the noises, or `count` or half of the data are too few
+            for precision and recall.
     """
     if out is not None:
         check_apart(out, teacher, student, features, "" if isinstance(data, Samples) else data)
@@ -123,11 +127,12 @@ def compare(
     for path in written if page is None else [*written[:1], Path(page)]:
         if path.exists() and not _is_ours(path):
             raise FileExistsError(f"{path} is of no evaluation: move it away, or choose another output")
-    images, net = data if isinstance(data, Samples) else load_data(data), load_feature_net(features)
-    solved, learned = load_teacher(teacher, variant=variant), load_student(student).eval()
-    shape = images.shape
-    if learned.shape != shape:
-        raise ValueError(f"the student makes {learned.shape}, {images.name} has {shape}: choose its own data")
+    images = data if isinstance(data, Samples) else load_data(data)
+    solved, learned, net = parts_of(teacher, student, features, images, variant)
+    shape, origin = images.shape, origin_of(student)
+    origin.check_unseen(first_seed, count)
+    if origin.sha not in (None, sha_of(solved)):
+        log.warning("%s is not the teacher that %s was made from: its weights are others", teacher, student)
     device = torch.device("cpu") if accelerator is None else accelerator.device
     for model in (solved, learned, net):
         model.to(device)
@@ -170,10 +175,42 @@ def compare(
             page or Path(out or ".") / REPORT,
             f"{'Few passes' if passes else 'One pass'} beside its teacher: {images.name}",
             _sections(results, solved, learned, z, fine, fine_steps, family),
-            f"{count} noises the student was not trained on, the same for every sampler; quality against {len(images)} "
-            f"images in the features of {net.name}.",
+            f"{count} noises {_held_out(origin, first_seed, count)}, the same for every sampler; quality against "
+            f"{len(images)} images in the features of {net.name}.",
         )
     return results
+
+
+def parts_of(
+    teacher: Path | str, student: Path | str, features: Path | str, images: Samples, variant: str | None = None
+) -> tuple[Prediction, Student, FeatureNet]:
+    """Teacher, student and feature network of a comparison on `images`, loaded.
+
+    Raises:
+        FileNotFoundError: if a folder is not complete.
+        ValueError: if they are not all of one shape.
+    """
+    net, solved = load_feature_net(features), load_teacher(teacher, variant=variant)
+    learned = open_student(student, variant=variant)
+    shape = images.shape
+    if learned.shape != shape:
+        raise ValueError(
+            f"the student makes {learned.shape}, {images.name} has {shape}: choose its own data (`--data`)"
+        )
+    check_shape(learned, str(teacher), solved)
+    check_images(images.x, images.name)
+    net.check(images.x)
+    return solved, learned.eval(), net
+
+
+def _held_out(origin: Origin, first: int, count: int) -> str:
+    """What is known of the noises of these seeds: whether the student has seen them."""
+    own = f"of seeds {first} to {first + count - 1}"
+    if origin.seeds is None:
+        return own
+    return f"{own}, none of which the student was trained on (its trajectories are of {origin.seeds[0]} to " + (
+        f"{origin.seeds[1] - 1})"
+    )
 
 
 def _passes(student: Student, family: str, passes: Sequence[int], fresh: bool) -> dict[str, Sampler]:

@@ -24,6 +24,7 @@ from typing import Any
 
 import torch
 
+from dsno.config import settled
 from dsno.denoise import Prediction
 from dsno.runs.bench import BACKWARD, Rate, measure_rates
 from dsno.runs.counts import Count, count_run, count_student, teacher_to_count
@@ -79,6 +80,7 @@ class Estimate:
         stages: What each stage costs.
         alternatives: What would make the run cheaper, those that fit the budget first.
         budget_hours: What the run may take, or None.
+        precision: What it would be trained in, where the run leaves that open, and why, in words.
     """
 
     name: str
@@ -88,6 +90,7 @@ class Estimate:
     stages: tuple[StageCost, ...]
     alternatives: tuple[Alternative, ...]
     budget_hours: float | None = None
+    precision: str = ""
 
     @property
     def hours(self) -> float:
@@ -129,6 +132,7 @@ class Estimate:
             "flop_per_sample": self.per_sample,
             "budget_hours": self.budget_hours,
             "fits": self.fits,
+            "precision": self.precision,
             "stages": [asdict(s) for s in self.stages],
             "options": [asdict(a) for a in self.alternatives],
         }
@@ -160,7 +164,7 @@ class Estimate:
         for a in self.alternatives:
             fits = " (fits)" if a.fits and self.budget_hours is not None else ""
             lines.append(f"  {a.change}: {_hours(a.hours)}{fits}")
-        return "\n".join([*lines, self.summary])
+        return "\n".join([*lines, *filter(None, [self.precision]), self.summary])
 
 
 def _hours(hours: float) -> str:
@@ -202,6 +206,7 @@ def plan(
     if device is None:
         device = torch.accelerator.current_accelerator() or "cpu" if torch.accelerator.is_available() else "cpu"
     where = torch.device(device)
+    work, said = _settled(work, where)
     teacher = teacher_to_count(work)
     count = count_run(work, teacher)
     with torch.random.fork_rng():
@@ -209,7 +214,15 @@ def plan(
     stages = stage_costs(work, count, rates, devices)
     alternatives = _alternatives(work, teacher, count, _Prices(rates, devices, budget_hours))
     name = f"{devices} x {where}" if devices > 1 else str(where)
-    return Estimate(work.name, name, count.evaluation, count.sample, tuple(stages), tuple(alternatives), budget_hours)
+    return Estimate(
+        work.name, name, count.evaluation, count.sample, tuple(stages), tuple(alternatives), budget_hours, said
+    )
+
+
+def _settled(work: Workload, device: torch.device) -> tuple[Workload, str]:
+    """The run in the precision that it would be trained in, and what is said of that."""
+    teach, train = ((None, "") if c is None else settled(c, device) for c in (work.teach, work.train))
+    return replace(work, teach=teach[0], train=train[0]), teach[1] or train[1]
 
 
 def stage_costs(work: Workload, count: Count, rates: Mapping[str, Rate], devices: int = 1) -> list[StageCost]:

@@ -2,6 +2,8 @@
 
 A recipe is a dataclass: its fields are the whole configuration, and running it twice is running it once. Every stage
 has a folder of its own and is skipped when that folder is complete; an interrupted stage continues where it stopped.
+The one thing that a recipe wishes and the machine decides is a mixed precision (`dsno.precision`); a stage keeps the
+one that it was begun in.
 
 | folder | what is made there |
 |---|---|
@@ -35,10 +37,12 @@ from dsno.nets.backbone import net_from_config
 from dsno.nets.iddpm import CIFAR10, IMAGENET64, IDDPMUNet, published_blocks
 from dsno.nets.unet import UNet
 from dsno.outputs import check_apart, writable
+from dsno.precision import Precision, wished
 from dsno.runs.features import train_features
 from dsno.runs.teach import teach
 from dsno.runs.workload import Workload
 from dsno.schedule import Cosine
+from dsno.snapshots import snapshots_in
 from dsno.students.blocks import Told, Where
 from dsno.students.operator import Target, TrajectoryStudent, student_from_teacher
 from dsno.students.temporal import Activation, Init
@@ -170,11 +174,12 @@ class Recipe:
                     solved,
                     trajectories,
                     out / "student",
-                    config=replace(self.distill, seed=self.seed),
+                    config=self._here(self.distill, out / "student"),
                     batch=self.distill_batch,
                     student=self.student(solved),
                     resume=True,
                     report=report,
+                    sources={"teacher": str(out / "teacher"), "data": str(out / "trajectories")},
                     weights=self.weights,
                     distance=self.distance,
                     others=self.others,
@@ -268,12 +273,18 @@ class Recipe:
             self.solver_steps,
             targets=(self.target,),
             student=self._student_options(),
-            train=self.distill,
+            train=self._here(self.distill),
             train_batch=self.distill_batch,
             others=self.others,
-            teach=self.teach,
+            teach=self._here(self.teach),
             teach_batch=self.teach_batch,
         )
+
+    def _here(self, config: TrainConfig, out: Path | None = None) -> TrainConfig:
+        """How to train on this machine, in the precision of what was begun in `out`."""
+        places = [] if out is None else [out / "training", *(out / "training").glob("*")]
+        precision: Precision = "auto" if any(map(snapshots_in, places)) else wished(config.precision)
+        return replace(config, seed=self.seed, precision=precision)
 
     def _feature_nets(self, samples: Samples) -> list[str]:
         """The folders of the feature networks that the run needs."""
@@ -289,10 +300,12 @@ class Recipe:
         teach(
             samples,
             out,
-            config=replace(self.teach, seed=self.seed),
+            config=self._here(self.teach, out),
             batch=self.teach_batch,
             kind=self.kind,
             conditional=self.conditional,
+            # Recipes are not guided.
+            drop=0.0,
             clip=self.clip,
             resume=True,
             report=report,

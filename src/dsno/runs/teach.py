@@ -9,10 +9,12 @@ from typing import Any
 import torch
 from torch import nn
 
+from dsno.config import settled
 from dsno.data.classes import said_of_gaps
 from dsno.data.samples import Samples, check_samples
 from dsno.denoise import Kind, Prediction
 from dsno.distillation.denoising import Denoising
+from dsno.engine import training_device
 from dsno.nets.unet import UNet
 from dsno.outputs import TEACHER, claimed
 from dsno.schedule import Cosine, Schedule
@@ -21,6 +23,10 @@ from dsno.teachers.native import CLASS_NAMES, save_teacher
 from dsno.train import Report, TrainConfig, check_finished, quiet, stage_progress, train
 
 __all__ = ["teach"]
+
+DROP = 0.1
+"""Share of the labels that a teacher is not told, by default: between the 0.1 and 0.2 of Ho & Salimans (2022, arXiv
+2207.12598, table 1), which do not differ by much."""
 
 
 def teach(
@@ -36,7 +42,7 @@ def teach(
     overwrite: bool = False,
     report: Report = quiet,
     clip: float | None = None,
-    drop: float = 0.0,
+    drop: float | None = None,
     net: nn.Module | None = None,
     **options: Any,
 ) -> Prediction:
@@ -56,7 +62,7 @@ def teach(
         report: Told of the progress.
         clip: Bound on the teacher's predictions; its training has none.
         drop: Share of the labels that a conditional U-Net is not told, so that it can be guided: its null label is the
-            number of classes.
+            number of classes. A tenth by default; none where a network is given, which may know no such label.
         net: A backbone to train instead of a U-Net.
         options: Further arguments of the `UNet` (`attention`, `patch`, `padding_mode`, ...).
 
@@ -73,6 +79,8 @@ def teach(
         raise ValueError(f"{images.name} has no labels: train an unconditional teacher")
     labels = images.labels if conditional else None
     classes = images.classes if conditional else None
+    if drop is None:
+        drop = DROP if conditional and net is None else 0.0
     torch.manual_seed(config.seed)
     if net is None:
         C, *spatial = images.shape
@@ -98,6 +106,9 @@ def teach(
             check_finished(out, config, config.steps)
         if labels is not None and classes is not None and (gaps := said_of_gaps(labels, classes)):
             report("teach", 0, config.steps, gaps)
+        config, said = settled(config, training_device(net), training)
+        if said:
+            report("teach", 0, config.steps, said)
         progress = stage_progress("teach", report)
         # What was to be overwritten is gone.
         train(net, objective, config, training, resume=True, progress=progress, settings=settings)

@@ -113,8 +113,9 @@ def trained_for(ref: Path | str) -> tuple[float, float]:
         FileNotFoundError: if there is no such folder or file.
     """
     notes = notes_of(ref)
-    # Version 0.1 noted options beside the rest.
-    low, high = notes.get("options", notes).get("guidance", (0.0, math.inf))
+    # Of its options, or of its trajectories; version 0.1 noted options beside the rest.
+    noted = notes.get("options", {}).get("guidance", notes.get("guidance"))
+    low, high = (0.0, math.inf) if noted is None else noted
     return low, high
 
 

@@ -214,6 +214,14 @@ class TrajectorySet(Dataset[dict[str, Any]]):
                 self._refuse(name, rows, index)
         return nested(batch)
 
+    def told(self, name: str) -> Tensor:
+        """What the rows of the first shard are told under a name, (B, ...).
+
+        Raises:
+            KeyError: if they are told nothing of it.
+        """
+        return self._shard(0)[f"cond.{name}"][: len(self)]
+
     def _refuse(self, name: str, rows: Tensor, index: Tensor) -> NoReturn:
         """Say in which file and row the first number is that is not finite.
 
