@@ -1,0 +1,117 @@
+"""What a solver's step costs beside the network, against diffusers' schedulers and their own loop.
+
+    python benchmarks/steps.py
+
+The network is one product, so what is timed is everything else: coefficients, times, conversion of the prediction,
+the past. A teacher with a table of betas (as every model of diffusers has), 3x32x32, batch 1, float32, one thread;
+DDIM, DPM-Solver++ and UniPC of order 2 on the same number of steps. Claim: at most 0.7 of diffusers' time for each. A
+larger ratio refutes it. Each ratio is the median over repeats in which both sides alternate, each on a fresh
+schedule, so that nothing is remembered from another run; grids and `set_timesteps` are part of it.
+
+Writes benchmarks/results/steps.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from _common import Claim, alternating, claim, parse, parser, write
+from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, UniPCMultistepScheduler
+from torch import Tensor, nn
+
+from dsno import DDIM, Cosine, DPMSolverPP, Prediction, UniPC, grids, solve
+from dsno.schedule import Schedule, linear_beta
+from dsno.solvers.step import Step
+
+PAIRS: dict[str, tuple[Step, Any]] = {
+    "DDIM": (DDIM(), DDIMScheduler),
+    "DPM-Solver++(2M)": (DPMSolverPP(2), DPMSolverMultistepScheduler),
+    "UniPC(2)": (UniPC(2), UniPCMultistepScheduler),
+}
+BOUND = 0.7
+
+
+class Product(nn.Module):
+    """The cheapest network: a multiple of the state."""
+
+    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+        return 0.1 * x
+
+
+def ours(step: Step, schedule: Callable[[], Schedule], x: Tensor, steps: int) -> Callable[[], Tensor]:
+    def run() -> Tensor:
+        made = schedule()
+        denoiser = Prediction(NET, made, "eps", time=lambda t: 1000 * t - 1)
+        with torch.no_grad():
+            return solve(denoiser, made, x, grids.uniform(steps), step).sample
+
+    return run
+
+
+def theirs(scheduler: Any, x: Tensor, steps: int) -> Callable[[], Tensor]:
+    def run() -> Tensor:
+        made = scheduler(
+            beta_schedule="linear", beta_start=1e-4, beta_end=0.02, prediction_type="epsilon", timestep_spacing="trailing"
+        )
+        made.set_timesteps(steps)
+        state = x
+        with torch.no_grad():
+            for k in made.timesteps:
+                state = made.step(NET(made.scale_model_input(state, k), k), k, state).prev_sample
+        return state
+
+    return run
+
+
+NET = Product()
+
+
+def seconds(a: Callable[[], object], b: Callable[[], object], steps: int, repeats: int) -> dict[str, float]:
+    """Microseconds a step of both, and the median of their ratios."""
+    pairs = list(alternating(a, b, repeats=repeats))
+    return {
+        "ours": 1e6 * statistics.median(x for x, _ in pairs) / steps,
+        "theirs": 1e6 * statistics.median(y for _, y in pairs) / steps,
+        "ratio": statistics.median(x / y for x, y in pairs),
+    }
+
+
+def judged(numbers: Mapping[str, Any]) -> list[Claim]:
+    """Every solver's ratio on a table of betas."""
+    return [claim(f"{name}, a step over diffusers'", n["ratio"], BOUND, "<=") for name, n in numbers["table"].items()]
+
+
+def options() -> argparse.ArgumentParser:
+    return parser(__file__, __doc__)
+
+
+def main(given: Sequence[str] | None = None) -> None:
+    arguments = parse(options(), given)
+    torch.set_num_threads(1)
+    steps, repeats = (3, 1) if arguments.quick else (50, 31)
+    x = torch.randn(1, 3, 32, 32)
+    numbers = {
+        "table": {
+            name: seconds(ours(step, linear_beta, x, steps), theirs(scheduler, x, steps), steps, repeats)
+            for name, (step, scheduler) in PAIRS.items()
+        },
+        "closed form": {
+            name: seconds(ours(step, Cosine, x, steps), ours(step, linear_beta, x, steps), steps, repeats)
+            for name, (step, _) in PAIRS.items()
+        },
+    }
+    write(
+        arguments,
+        "steps",
+        f"one thread; batch 1, 3x32x32; {steps} steps; medians of {repeats} alternating repeats; microseconds a step",
+        judged(numbers),
+        **numbers,
+    )
+
+
+if __name__ == "__main__":
+    main()
