@@ -5,8 +5,8 @@
 The network is one product, so what is timed is everything else: coefficients, times, conversion of the prediction,
 the past. A teacher with a table of betas (as every model of diffusers has), 3x32x32, batch 1, float32, one thread;
 DDIM, DPM-Solver++ and UniPC of order 2 on the same number of steps. Claim: at most 0.7 of diffusers' time for each. A
-larger ratio refutes it. Each ratio is the median over repeats in which both sides alternate, each on a fresh
-schedule, so that nothing is remembered from another run; grids and `set_timesteps` are part of it.
+larger ratio refutes it. Each ratio is the median over repeats in which both sides alternate; our schedule is
+made anew for each, so that nothing is remembered from another run; the grid and `set_timesteps` are part of it.
 
 Writes benchmarks/results/steps.json.
 """
@@ -23,8 +23,9 @@ from _common import Claim, alternating, claim, parse, parser, write
 from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, UniPCMultistepScheduler
 from torch import Tensor, nn
 
-from dsno import DDIM, Cosine, DPMSolverPP, Prediction, UniPC, grids, solve
+from dsno import DDIM, Cosine, DPMSolverPP, Prediction, UniPC, grids
 from dsno.schedule import Schedule, linear_beta
+from dsno.solvers.run import solve
 from dsno.solvers.step import Step
 
 PAIRS: dict[str, tuple[Step, Any]] = {
@@ -53,10 +54,11 @@ def ours(step: Step, schedule: Callable[[], Schedule], x: Tensor, steps: int) ->
 
 
 def theirs(scheduler: Any, x: Tensor, steps: int) -> Callable[[], Tensor]:
+    made = scheduler(
+        beta_schedule="linear", beta_start=1e-4, beta_end=0.02, prediction_type="epsilon", timestep_spacing="trailing"
+    )
+
     def run() -> Tensor:
-        made = scheduler(
-            beta_schedule="linear", beta_start=1e-4, beta_end=0.02, prediction_type="epsilon", timestep_spacing="trailing"
-        )
         made.set_timesteps(steps)
         state = x
         with torch.no_grad():

@@ -23,6 +23,7 @@ import inspect
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -38,6 +39,10 @@ __all__ = [
     "linear_beta",
     "schedule_from_config",
 ]
+
+
+REMEMBERED = 10_000
+"""Times whose level a schedule remembers."""
 
 
 class Schedule(ABC):
@@ -88,8 +93,19 @@ class Schedule(ABC):
 
     def at(self, t: float) -> tuple[float, float]:
         r"""$(\alpha_t, \sigma_t)$ as Python floats computed in float64, so that coefficients never touch the device."""
-        alpha_t, sigma_t = self(torch.tensor(t, dtype=torch.float64))
-        return float(alpha_t), float(sigma_t)
+        found = self._levels.get(t)
+        if found is None:
+            alpha_t, sigma_t = self(torch.tensor(t, dtype=torch.float64))
+            found = float(alpha_t), float(sigma_t)
+            if len(self._levels) >= REMEMBERED:
+                self._levels.clear()
+            self._levels[t] = found
+        return found
+
+    @cached_property
+    def _levels(self) -> dict[float, tuple[float, float]]:
+        """What `at` has said: the steps of a grid ask for the same few times over and over."""
+        return {}
 
     def slope(self, t: float) -> tuple[float, float]:
         r"""$(\dot\alpha_t, \dot\sigma_t)$ as Python floats computed in float64."""
@@ -268,10 +284,22 @@ class Tabulated(Schedule):
     def _segment(self, t: Tensor) -> tuple[Tensor, Tensor]:
         """$B(t)$ and its slope."""
         K = len(self.B) - 1
-        B = self.B.to(device=t.device, dtype=t.dtype)
-        k = (t.detach() * K).floor().long().clamp(0, K - 1)
-        rise = B[k + 1] - B[k]
+        B, rises = self._table(t)
+        k = (t.detach() * K).long().clamp(0, K - 1)
+        rise = rises[k]
         return B[k] + rise * (t * K - k), rise * K
+
+    def _table(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        """$B$ at the knots and its rise from each to the next, where `t` is and in its dtype."""
+        key = t.device, t.dtype
+        if key not in self._tables:
+            B = self.B.to(device=t.device, dtype=t.dtype)
+            self._tables[key] = B, B[1:] - B[:-1]
+        return self._tables[key]
+
+    @cached_property
+    def _tables(self) -> dict[tuple[torch.device, torch.dtype], tuple[Tensor, Tensor]]:
+        return {}
 
     def __call__(self, t: Tensor) -> tuple[Tensor, Tensor]:
         B, _ = self._segment(t)
