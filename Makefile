@@ -4,11 +4,12 @@ BIN := .venv/bin
 READY := .venv/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint docs weights clean
+.PHONY: help demo test faults lint docs weights clean
 
 help:
 	@echo "make demo   noise to images in one forward pass, with a report"
 	@echo "make test   the test suite (ARGS='-k solve' selects)"
+	@echo "make faults  damaged and crafted files by the hundred, each opened in a process of its own"
 	@echo "make lint   style, types and the import contract"
 	@echo "make weights  the shipped weights, from nothing (25 minutes)"
 	@echo "make docs   the documentation, in site/"
@@ -20,6 +21,9 @@ demo: $(READY)
 # One thread per worker: two workers with all cores each are slower than either alone.
 test: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 $(ARGS)
+
+faults: $(READY)
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/faults.py
 
 lint: $(READY)
 	$(BIN)/ruff check .

@@ -290,8 +290,8 @@ def options_of(entry: Entry, bench: Bench) -> Options:
         "derivative": entry.derivative or None,
         "features": features,
     }
-    known = {*method.names}
-    return method.configured(**{name: value for name, value in asked.items() if value is not None and name in known})
+    kept = {name: value for name, value in asked.items() if value is not None and name in method.names}
+    return method.configured(**kept)
 
 
 def stages_of(

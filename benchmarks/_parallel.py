@@ -84,8 +84,13 @@ SPECULATIVE: dict[str, dict[str, bool]] = {
     "speculative, x0 frozen": {"reuse": False},
     "speculative, x0 frozen, two calls": {"reuse": False, "refresh": True},
 }
-LINEAR = {"D held": 1e-3, "data_std 0.5": 0.5, "eps held": 1e3}
-"""Standard deviations of the data in ParaTAA's linear part: almost 0 holds D between rounds, a large one the noise."""
+LINEAR: dict[str, dict[str, Any]] = {
+    "D held": {"data_std": 1e-3},
+    "data_std 0.5": {"data_std": 0.5},
+    "eps held": {"data_std": 1e3},
+    "eps held, noise repeated": {"data_std": 1e3, "repeat_noise": True},
+}
+"""ParaTAA's linear part: data of almost no spread hold D between rounds, wide data the noise; the last is published."""
 
 
 def mixture(d: int) -> GaussianMixture:
@@ -123,9 +128,11 @@ def fixed_points(size: Mixtures, teacher: GaussianMixture, z: Tensor, seeds: Ten
         chain = Chain(Cosine(), uniform(steps), eta)
         reference = sequential(chain, teacher, z, seeds)
         methods: dict[str, Exact] = {"Picard": Picard(teacher, chain, tolerance=1e-4)}
-        for name, std in LINEAR.items():
+        if eta:
+            methods["Picard, noise repeated"] = Picard(teacher, chain, tolerance=1e-4, repeat_noise=True)
+        for name, linear in LINEAR.items():
             for m in (1, 2, 3):
-                sampler = ParaTAA(teacher, chain, memory=m, data_std=std, tolerance=1e-4)
+                sampler = ParaTAA(teacher, chain, memory=m, tolerance=1e-4, **linear)
                 methods[f"order N, m = {m}, {name}"] = sampler
         methods["order 8, m = 2, data_std 0.5"] = ParaTAA(teacher, chain, order=8, tolerance=1e-4)
         for name, sampler in methods.items():

@@ -112,6 +112,16 @@ def digits(record: Record) -> str:
     return rows(["student", "M", "MFLOP a sample", "network images", "Fréchet", "path error", "seeds"], body)
 
 
+def halves(record: Record) -> str:
+    """Parts of the real data against each other, and what their law says of a table's counts."""
+    body = [
+        [f"two parts of {r['count']:,}", *(deviating(r[name], 2) for name in ("frechet", "precision", "recall"))]
+        for r in record["rows"]
+    ]
+    expected = [f"{record['samples']:,} against all, from the first row", f"{record['expected']:.2f}", "-", "-"]
+    return rows(["real images", "Fréchet", "precision", "recall"], [*body, expected])
+
+
 def parallel(record: Record) -> str:
     """Exact samplers on mixtures."""
     body = []
@@ -353,6 +363,7 @@ TABLES: dict[str, Callable[[Record], str]] = {
     **{f"claims {path.stem}": claims for path in sorted(RESULTS.glob("*.json"))},
     **dict.fromkeys(("recipe", "fashion"), recipe),
     **dict.fromkeys(("digits", "ablation"), digits),
+    "halves": halves,
     "parallel": parallel,
     **dict.fromkeys(("parallel_digits", "parallel_fashion"), path_errors),
     "law parallel_digits": law,

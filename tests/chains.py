@@ -46,6 +46,7 @@ METHODS: dict[str, Callable[..., Exact]] = {
     "k=3, m=3, window": lambda D, c, **o: ParaTAA(D, c, order=3, memory=3, window=6, **o),
     "D held": lambda D, c, **o: ParaTAA(D, c, data_std=1e-3, **o),
     "eps held": lambda D, c, **o: ParaTAA(D, c, data_std=1e3, **o),
+    "published": lambda D, c, **o: ParaTAA(D, c, data_std=1e3, repeat_noise=True, **o),
 }
 
 

@@ -1,6 +1,7 @@
-"""What tests pretend to have: another process, results that nobody measured."""
+"""What tests pretend to have: another process, somebody at the keyboard, results that nobody measured."""
 
 import re
+from collections.abc import Callable
 
 import torch
 
@@ -16,6 +17,16 @@ class Rank:
         self.process_index, self.num_processes = rank, world
 
     def wait_for_everyone(self) -> None: ...
+
+
+def stop_at(stage: str, step: int) -> Callable[[str, int, int, str], None]:
+    """A report at which whoever watches interrupts the run: after so many steps of a stage."""
+
+    def report(name: str, done: int, total: int, text: str) -> None:
+        if (name, done) == (stage, step):
+            raise KeyboardInterrupt
+
+    return report
 
 
 def result(name: str, rounds: int, frechet: float, error: float | None = 0.1, **protocol: object) -> Result:

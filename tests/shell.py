@@ -11,12 +11,20 @@ import pytest
 
 from dsno import cli
 
+QUICK = ("--batch", 16, "--train.steps", 6, "--train.warmup", 0, "--train.log-every", 2)
+"""Options that end a training soon."""
+
 
 @dataclass(frozen=True)
 class Ran:
     code: int | str | None
     out: str
     err: str
+
+    @property
+    def said(self) -> str:
+        """All that was printed."""
+        return self.err + self.out
 
     @property
     def following(self) -> list[str]:

@@ -1,10 +1,13 @@
 """A folder holds a whole model or says what is missing."""
 
+import errno
 import hashlib
 import json
 import os
 import stat
 import struct
+import time
+from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
 
@@ -18,11 +21,11 @@ from dsno.checkpoint import (
     digest,
     fill,
     load_model,
-    prepare_folder,
     raw_bytes,
     read_json,
     read_tensors,
     save_model,
+    seal,
     tensor_sha,
     version_of,
     write_atomically,
@@ -69,7 +72,7 @@ def test_what_cannot_be_read_is_named(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("")
     with pytest.raises(FileNotFoundError, match=r"has no config.json \(it has notes.txt\)"):
         read_json(tmp_path / "config.json")
-    for content in (b"{", b"\xff\xfe\x00", b""):
+    for content in (b"{", b"\xff\xfe\x00", b"", b"[" * 50_000 + b"]" * 50_000, b"[" * 99 + b"]" * 99):
         (tmp_path / "config.json").write_bytes(content)
         with pytest.raises(ValueError, match="not valid JSON"):
             read_json(tmp_path / "config.json")
@@ -130,34 +133,92 @@ def test_a_model_comes_back_from_its_folder(tmp_path: Path) -> None:
         load_model(tmp_path / "a" / "b", "line", make)
 
 
-def test_an_output_folder_with_something_in_it_is_not_touched(tmp_path: Path) -> None:
-    out = prepare_folder(tmp_path / "a" / "out")
-    assert list(out.iterdir()) == []
-    (out / "result").write_text("precious")
-    with pytest.raises(FileExistsError, match="exists already: pass --resume to continue it or --overwrite"):
-        prepare_folder(out)
-    prepare_folder(out, resume=True)
-    assert (out / "result").exists()
-    prepare_folder(out, overwrite=True)
-    assert list(out.iterdir()) == []
+def test_a_model_does_not_take_the_place_of_another_kind(tmp_path: Path) -> None:
+    net = nn.Linear(2, 3)
+    save_model(tmp_path, {"type": "student"}, net)
+    save_model(tmp_path, {"type": "flow map"}, net)
+    with pytest.raises(FileExistsError, match="holds a flow map, not a teacher: choose another folder"):
+        save_model(tmp_path, {"type": "teacher"}, net)
+    (tmp_path / "config.json").write_text('{"_class_name": "UNet2DModel"}')
+    with pytest.raises(FileExistsError, match="holds a foreign model, not a student"):
+        save_model(tmp_path, {"type": "student"}, net)
+    assert "UNet2DModel" in (tmp_path / "config.json").read_text()
 
 
-def test_the_working_directory_is_not_overwritten(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "inside").mkdir()
-    monkeypatch.chdir(tmp_path / "inside")
-    for path in (".", "..", tmp_path):
-        (tmp_path / "inside" / "result").write_text("precious")
-        with pytest.raises(FileExistsError, match="holds the working directory"):
-            prepare_folder(path, overwrite=True)
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_what_cannot_be_written_is_named(tmp_path: Path) -> None:
+    def fill_the_disk(path: Path) -> None:
+        with Path("/dev/full").open("w", buffering=1) as file:
+            file.write("x\n")
+
+    with pytest.raises(OSError, match=r"cannot write .*a\.json \(No space left on device\): make room") as caught:
+        write_atomically(tmp_path / "a.json", fill_the_disk)
+    assert caught.value.errno == errno.ENOSPC and list(tmp_path.iterdir()) == []
 
 
-def test_a_folder_that_cannot_be_written_is_an_error_before_any_work(tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("")
-    with pytest.raises(FileExistsError, match="is a file: expected a folder"):
-        prepare_folder(tmp_path / "file")
-    # A path through a file: even root cannot write there.
-    with pytest.raises(PermissionError, match=r"cannot write to .*: choose another output folder"):
-        prepare_folder(tmp_path / "file" / "out")
+# What was changed
+
+
+def line(config: dict[str, int]) -> tuple[nn.Linear, nn.Linear]:
+    made = nn.Linear(2, config["out"])
+    return made, made
+
+
+def flip(path: Path, place: int) -> None:
+    data = bytearray(path.read_bytes())
+    data[place] ^= 1
+    path.write_bytes(bytes(data))
+
+
+def note(path: Path, place: int) -> None:
+    write_json(path, {**read_json(path), "notes": {"guidance": [0, 9]}})
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "place"),
+    [("model.safetensors", flip, -1), ("model.safetensors", flip, -20), ("config.json", note, 0)],
+)
+def test_a_model_that_was_changed_is_refused_unless_that_is_meant(
+    name: str, change: Callable[[Path, int], None], place: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save_model(tmp_path, {"type": "line", "out": 3, "notes": {}}, nn.Linear(2, 3))
+    load_model(tmp_path, "line", line)
+    change(tmp_path / name, place)
+    with pytest.raises(ValueError, match=r"was changed after it was written .*unchecked=True, or set DSNO_UNCHECKED=1"):
+        load_model(tmp_path, "line", line)
+    assert load_model(tmp_path, "line", line, unchecked=True).out_features == 3
+    monkeypatch.setenv("DSNO_UNCHECKED", "1")
+    load_model(tmp_path, "line", line)
+
+
+def test_what_was_never_sealed_opens(tmp_path: Path) -> None:
+    save_model(tmp_path, {"type": "line", "out": 3}, nn.Linear(2, 3))
+    config = read_json(tmp_path / "config.json")
+    assert config.pop("sha256") == seal(config, tmp_path / "model.safetensors")
+    write_json(tmp_path / "config.json", {**config, "notes": {"more": 1}})
+    load_model(tmp_path, "line", line)
+
+
+def test_a_network_is_that_of_the_weights_before_it_takes_memory(tmp_path: Path) -> None:
+    save_model(tmp_path, {"type": "line"}, nn.Linear(2, 3))
+
+    def of(*layers: int) -> Callable[[dict[str, object]], tuple[nn.Module, nn.Module]]:
+        def make(config: dict[str, object]) -> tuple[nn.Module, nn.Module]:
+            made = nn.Sequential(*(nn.Linear(n, n) for n in layers))
+            return made, made
+
+        return make
+
+    with pytest.raises(
+        ValueError, match=r"holds another architecture than its configuration says: 0\.weight is missing"
+    ):
+        load_model(tmp_path, "line", of(10**8))
+    began = time.perf_counter()
+    with pytest.raises(ValueError, match=r"config\.json describes a network of more than the 2 weights"):
+        load_model(tmp_path, "line", lambda config: of(*[1] * 10**5)(config))
+    assert time.perf_counter() - began < 5
+    with pytest.raises(ValueError, match=r"config\.json describes no network \(RuntimeError: .*negative"):
+        load_model(tmp_path, "line", of(-3))
 
 
 # Fingerprints

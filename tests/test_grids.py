@@ -63,6 +63,21 @@ def test_every_grid_goes_from_noise_to_data(schedule: Schedule, name: str, steps
     assert (grid[0], grid[-1]) == (1, 0) and (grid.diff() < 0).all()
 
 
+@pytest.mark.parametrize("steps", [1, 2, 7])
+def test_a_schedule_that_begins_noisier_than_a_grid_ends_gives_it_its_own_end(steps: int) -> None:
+    for schedule in (Cosine(-12, 12), Cosine(-8, 8)):  # Karras' least level, 0.002, is a log-SNR of 12.4.
+        grid = karras(schedule, steps)
+        assert len(grid) == steps + 1 and (grid[0], grid[-1]) == (1, 0)
+        alpha_t, sigma_t = schedule(grid[1:])
+        high, low = (float(sigma / alpha) ** (1 / 7) for alpha, sigma in map(schedule.at, (1.0, 0.0)))
+        levels = torch.linspace(min(high, 80 ** (1 / 7)), low, steps + 1, dtype=torch.float64)[1:] ** 7
+        torch.testing.assert_close(sigma_t / alpha_t, levels, **EXACT)
+    log_snr = Cosine(-8, 8).log_snr(log_snr_uniform(Cosine(-8, 8), steps))
+    torch.testing.assert_close(log_snr, torch.linspace(-8, 8, steps + 1, dtype=torch.float64), rtol=1e-9, atol=1e-9)
+    # One that reaches further has a last step below the range, as most schedules have an infinite one.
+    assert float(Cosine(-12, 12).log_snr(log_snr_uniform(Cosine(-12, 12), 8)[-2])) == pytest.approx(10)
+
+
 @pytest.mark.parametrize("steps", [8, 20, 64])
 def test_a_grid_can_be_led_through_given_times(steps: int) -> None:
     frames = quadratic(4)[1:]

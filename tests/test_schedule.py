@@ -40,6 +40,12 @@ def test_time_clamps_log_snrs_out_of_range(schedule: Schedule) -> None:
     assert schedule.time(f64(-1e3, 1e3)).tolist() == pytest.approx([1, 0], abs=1e-12)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_pure_noise_and_clean_data_are_at_the_ends(schedule: Schedule, dtype: torch.dtype) -> None:
+    assert schedule.time(torch.tensor([-torch.inf, torch.inf], dtype=dtype)).tolist() == [1, 0]
+    assert VPLinear(2, 2).time(torch.tensor([-torch.inf, torch.inf], dtype=dtype)).tolist() == [1, 0]
+
+
 def test_the_phase_is_the_share_of_the_angle(schedule: Schedule) -> None:
     t = torch.linspace(0, 1, 997, dtype=torch.float64)
     alpha, sigma = schedule(t)

@@ -15,8 +15,9 @@ import torch
 from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
-from dsno.checkpoint import read_json, read_tensors
-from dsno.train import TrainConfig, latest, learning_rate, prepare_run, quiet, stage_progress, train
+from dsno.checkpoint import digest, read_json, read_tensors, write_json, write_tensors
+from dsno.snapshots import changes_of, latest
+from dsno.train import TrainConfig, learning_rate, quiet, stage_progress, train
 
 CONFIG = TrainConfig(steps=20, lr=1e-2, warmup=3, ema=0.9, checkpoint_every=5, log_every=1)
 
@@ -129,6 +130,58 @@ def test_a_killed_run_goes_on_bit_for_bit(tmp_path: Path) -> None:
     assert not (tmp_path / "cut" / ".step-00000015.tmp").exists()
 
 
+@pytest.mark.parametrize("last, log_every", [(12, 4), (11, 8), (17, 8)])
+def test_the_log_of_a_resumed_run_is_that_of_an_uninterrupted_one(last: int, log_every: int, tmp_path: Path) -> None:
+    config = replace(CONFIG, log_every=log_every)
+    train(network(), Reverse(), config, tmp_path / "whole")
+
+    class Stops(Reverse):
+        def __call__(self, model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
+            if batch["step"] == last:
+                raise KeyboardInterrupt
+            return super().__call__(model, batch)
+
+    with pytest.raises(KeyboardInterrupt):
+        train(network(), Stops(), config, tmp_path / "cut")
+    with (tmp_path / "cut" / "log.jsonl").open("ab") as file:
+        file.write(b'[]\n{"step": "x"}\n\xff\xfe\n{"step": 10, "lo')
+    train(network(), Reverse(), config, tmp_path / "cut", resume=True)
+    assert losses(tmp_path / "cut") == losses(tmp_path / "whole")
+
+
+def test_a_run_that_diverged_goes_on_with_another_rate_which_is_noted(tmp_path: Path) -> None:
+    with pytest.raises(FloatingPointError, match="lower learning rate"):
+        train(network(), Diverges(12), CONFIG, tmp_path)
+    train(network(), Reverse(), replace(CONFIG, lr=1e-3, clip=0.5, steps=15), tmp_path, resume=True)
+    train(network(), Reverse(), replace(CONFIG, lr=1e-4, clip=0.5), tmp_path, resume=True)
+    first = {"step": 10, "lr": [0.01, 0.001], "clip": [1.0, 0.5]}
+    assert changes_of(tmp_path) == [first, {"step": 15, "lr": [0.001, 0.0001]}]
+    assert [step for step, _ in losses(tmp_path)] == [*range(1, 21)]
+
+
+def broken_moments(path: Path, how: str) -> None:
+    """Damage a checkpoint as version 0.1 wrote it, which has no digests."""
+    state, moments = read_json(path / "state.json"), read_tensors(path / "optimizer.safetensors")
+    write_json(path / "state.json", {key: value for key, value in state.items() if key != "digests"})
+    name = "0.exp_avg"
+    changed = {
+        "shape": {**moments, name: torch.zeros(1)},
+        "missing": {key: value for key, value in moments.items() if key != name},
+        "foreign": {**moments, "99.exp_avg": torch.zeros(1)},
+        "unnamed": {**moments, "moment": torch.zeros(1)},
+        "empty": {},
+    }
+    write_tensors(path / "optimizer.safetensors", changed[how])
+
+
+@pytest.mark.parametrize("how", ["shape", "missing", "foreign", "unnamed", "empty"])
+def test_moments_that_are_not_of_the_model_are_refused_by_name(how: str, tmp_path: Path) -> None:
+    train(network(), Reverse(), replace(CONFIG, steps=5), tmp_path)
+    broken_moments(tmp_path / "step-00000005", how)
+    with pytest.raises(ValueError, match=r"step-00000005/optimizer\.safetensors (holds|is damaged)"):
+        train(network(), Reverse(), CONFIG, tmp_path, resume=True)
+
+
 def test_a_finished_run_is_not_run_again(tmp_path: Path) -> None:
     first = train(network(), Reverse(), CONFIG, tmp_path)
     again = train(network(), Reverse(), CONFIG, tmp_path, resume=True, progress=stop_at(21, KeyboardInterrupt))
@@ -147,8 +200,10 @@ def test_resuming_from_nothing_starts(tmp_path: Path) -> None:
 
 def test_what_decides_the_updates_may_not_change(tmp_path: Path) -> None:
     train(network(), Reverse(), replace(CONFIG, steps=5), tmp_path)
-    with pytest.raises(ValueError, match=r"was trained with lr = 0\.01, now 0\.1: resume alike"):
-        train(network(), Reverse(), replace(CONFIG, lr=0.1), tmp_path, resume=True)
+    with pytest.raises(ValueError, match=r"was trained with ema = 0\.9, now 0\.5: resume alike"):
+        train(network(), Reverse(), replace(CONFIG, ema=0.5), tmp_path, resume=True)
+    with pytest.raises(ValueError, match=r"step-00000005 is behind the 3 steps of this run: ask for 5 or more"):
+        train(network(), Reverse(), replace(CONFIG, steps=3), tmp_path, resume=True)
     with pytest.raises(ValueError, match="holds another architecture"):
         train(nn.Linear(4, 4), Reverse(), CONFIG, tmp_path, resume=True)
     settings = {"kind": "v", "widths": (4, 4)}
@@ -479,7 +534,13 @@ def test_the_learning_rate(tmp_path: Path) -> None:
         ({"steps": 0}, "steps must be at least 1, got 0"),
         ({"seed": -1}, "seed must be at least 0, got -1"),
         ({"accumulate": 0}, "accumulate must be at least 1"),
+        ({"warmup": -1}, "warmup must be at least 0, got -1"),
+        ({"halve_at": (5, -1)}, r"halve_at are steps from 0 on, got \(5, -1\)"),
+        ({"precision": "fp32"}, "unknown precision 'fp32': expected no, bf16 or fp16"),
         ({"lr": 0.0}, "lr must be positive"),
+        ({"lr": float("nan")}, "lr must be positive and finite, got nan"),
+        ({"clip": float("inf")}, "clip must be positive and finite, got inf"),
+        ({"ema": float("nan")}, r"ema must be in \[0, 1\), got nan"),
         ({"clip": -1.0}, "clip must be positive"),
         ({"ema": 1.0}, r"ema must be in \[0, 1\)"),
         ({"decay": "linear"}, "unknown decay 'linear': expected constant or cosine"),
@@ -508,7 +569,11 @@ def test_a_folder_that_cannot_be_written_is_an_error_before_any_work(tmp_path: P
 def test_a_checkpoint_records_its_configuration(tmp_path: Path) -> None:
     train(network(), Reverse(), CONFIG, tmp_path)
     described = {"config": {**asdict(CONFIG), "halve_at": []}, "settings": {}}
-    assert read_json(tmp_path / "step-00000020" / "state.json") == {"step": 20, **described}
+    digests = {
+        name: digest(read_tensors(tmp_path / "step-00000020" / f"{name}.safetensors"))
+        for name in ("model", "average", "optimizer")
+    }
+    assert read_json(tmp_path / "step-00000020" / "state.json") == {"step": 20, **described, "digests": digests}
 
 
 def test_a_stage_reports_its_loss(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -518,19 +583,6 @@ def test_a_stage_reports_its_loss(tmp_path: Path, caplog: pytest.LogCaptureFixtu
     with caplog.at_level("DEBUG", "dsno.train"):
         quiet(*told[-1])
     assert caplog.messages == [f"teach 20/20 {told[-1][3]}"]
-
-
-def test_the_first_process_makes_a_run_ready(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "out").mkdir()
-    (tmp_path / "out" / "result").write_text("precious")
-    monkeypatch.setenv("RANK", "1")
-    prepare_run(tmp_path / "out", resume=False, overwrite=True)
-    assert (tmp_path / "out" / "result").exists()
-    monkeypatch.setenv("RANK", "0")
-    with pytest.raises(FileExistsError, match="exists already"):
-        prepare_run(tmp_path / "out", resume=False, overwrite=False)
-    prepare_run(tmp_path / "out", resume=False, overwrite=True)
-    assert not (tmp_path / "out" / "result").exists()
 
 
 def test_a_tracker_of_accelerates_writes(tmp_path: Path) -> None:

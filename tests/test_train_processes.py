@@ -2,7 +2,9 @@
 
 import json
 import os
+import random
 import signal
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from itertools import islice
@@ -20,7 +22,7 @@ from dsno.distillation.regression import TrajectoryDistillation
 from dsno.train import TrainConfig, train
 from dsno.trajectories.sets import TrajectorySet
 from dsno.trajectories.store import store
-from processes import SHAPE, TIMES, launch, network, spawn, student, succeed
+from processes import GROUP, SHAPE, TIMES, forked, launch, network, spawn, student, succeed
 
 CONFIG = TrainConfig(steps=8, lr=1e-3, warmup=2, ema=0.9, checkpoint_every=3, log_every=1)
 BATCH = 8
@@ -253,3 +255,48 @@ def test_under_the_launcher(data: Path, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     distil(tmp_path / "one", data, CONFIG, {})
     same(tmp_path / "one", out, atol=1e-7)
+
+
+# Killed wherever a file is touched
+
+
+def killed(out: Path, moment: int) -> None:
+    """Train in `out`, whatever is there, and kill this process when it touches the folder for the `moment`-th time."""
+    torch.set_num_threads(1)
+    touched = 0
+
+    def kill(event: str, arguments: tuple[object, ...]) -> None:
+        nonlocal touched
+        if event in ("open", "os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.scandir"):
+            touched += str(out) in str(arguments[0])
+            if touched == moment:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+    sys.addaudithook(kill)
+    small(out)
+
+
+def small(out: Path) -> Tensor:
+    denoising = Denoising(torch.randn(16, 1, 8, 8, generator=torch.Generator().manual_seed(0)), Cosine(), "v", batch=4)
+    net = network().float()
+    return parameters(train(net, denoising, replace(CONFIG, steps=4, checkpoint_every=1), out, resume=True))
+
+
+def parameters(net: nn.Module) -> Tensor:
+    return torch.cat([p.detach().flatten() for p in net.parameters()])
+
+
+@pytest.mark.skipif(os.name != "posix", reason="kill -9")
+def test_killed_anywhere_it_goes_on_to_the_same_bits(tmp_path: Path) -> None:
+    whole, draw = small(tmp_path / "whole"), random.Random(7)
+    for _ in range(3):
+        process = forked(GROUP).Process(target=killed, args=(tmp_path / "cut", draw.randrange(5, 90)))
+        process.start()
+        process.join(120)
+        assert process.exitcode == -signal.SIGKILL
+    assert torch.equal(small(tmp_path / "cut"), whole)
+    found = []
+    for run in (tmp_path / "whole", tmp_path / "cut"):
+        logged = [json.loads(line)["loss"] for line in (run / "log.jsonl").read_text().splitlines()]
+        found.append((logged, sorted(str(p.relative_to(run)) for p in run.rglob("*"))))
+    assert found[0] == found[1]

@@ -4,8 +4,16 @@ What a user needs from a pretrained model to a measured, exported student is her
 torch and nothing else that is heavy, and what needs more is imported when it is first asked for.
 """
 
+import signal
+import sys
 from importlib import import_module
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+_program = sys.argv[0] if sys.argv else ""
+if Path(_program).name in ("dsno", "dsno.exe") or (_program == "-m" and {"dsno", "dsno.cli"} & {*sys.orig_argv}):
+    # The command, which imports for seconds: until `cli.main` has words for an interrupt, it just ends.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 from dsno.cost import Meter
 from dsno.denoise import Denoiser, Guided, Prediction

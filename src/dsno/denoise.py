@@ -33,6 +33,7 @@ from typing import Literal, Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
+from dsno.borrow import state_of
 from dsno.condition import Cond, map_cond, named, rows_like, unnamed
 from dsno.schedule import Schedule
 
@@ -297,7 +298,7 @@ def tensors_of(denoiser: Denoiser) -> dict[str, Tensor]:
     """The weights of a denoiser: its state dict if it is a module, else those and the tensors among its attributes."""
     state = {} if isinstance(denoiser, nn.Module) else dict(getattr(denoiser, "__dict__", {}))
     for prefix, module in modules_of(denoiser).items():
-        state |= module.state_dict(prefix=prefix)
+        state |= {f"{prefix}{name}": value for name, value in state_of(module).items()}
     return {k: v for k, v in state.items() if isinstance(v, Tensor)}
 
 

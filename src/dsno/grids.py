@@ -48,14 +48,16 @@ def even(schedule: Schedule, steps: int) -> Tensor:
 def log_snr_uniform(schedule: Schedule, steps: int, log_snr_max: float = 10.0, log_snr_min: float = -10.0) -> Tensor:
     r"""Equal steps of $\ell$ between $t = 1$ and `log_snr_max`, then one last step to $t = 0$ (`steps` + 1 times).
 
-    The log-SNR is infinite at one end of most schedules, so the range is clipped to `[log_snr_min, log_snr_max]`.
+    The log-SNR is infinite at one end of most schedules, so the range is clipped to `[log_snr_min, log_snr_max]`. On a
+    schedule whose data end lies inside it, at $\ell_0$, the steps are equal all the way: the last of them ends there.
 
     Raises:
         ValueError: for no steps, or a range that the schedule does not have.
     """
-    start = max(log_snr_min, float(schedule.log_snr(torch.tensor(1.0, dtype=torch.float64))))
-    inner = schedule.time(torch.linspace(start, log_snr_max, _positive(steps), dtype=torch.float64))
-    return _closed(inner)
+    last, start = schedule.log_snr(torch.tensor([0.0, 1.0], dtype=torch.float64)).tolist()
+    start, within = max(log_snr_min, start), log_snr_max < last
+    count = _positive(steps) + (not within)
+    return _closed(schedule.time(torch.linspace(start, min(log_snr_max, last), count, dtype=torch.float64)), within)
 
 
 def karras(
@@ -67,7 +69,8 @@ def karras(
            \sigma_{\max}^{1/\rho} + \tfrac{n}{N-1} \big( \sigma_{\min}^{1/\rho} - \sigma_{\max}^{1/\rho} \big)
        \Big)^\rho, \qquad n = 0, \dots, N - 1 $$
 
-    A schedule that ends at a lower level than `sigma_max` has its own.
+    A schedule that ends at a lower level than `sigma_max` has its own. One that begins at a higher level than
+    `sigma_min` has its own, too, and all N steps are equal: the last of them ends there, at $t = 0$.
 
     Raises:
         ValueError: for no steps, or levels that the schedule does not have.
@@ -76,9 +79,12 @@ def karras(
     """
     alpha, sigma_end = schedule.at(1.0)
     sigma_max = min(sigma_max, sigma_end / alpha) if alpha > 0 else sigma_max
-    ramp = torch.linspace(0, 1, _positive(steps), dtype=torch.float64)
+    alpha, sigma_first = schedule.at(0.0)
+    within = sigma_first / alpha < sigma_min
+    sigma_min = max(sigma_min, sigma_first / alpha)
+    ramp = torch.linspace(0, 1, _positive(steps) + (not within), dtype=torch.float64)
     sigma = (sigma_max ** (1 / rho) + ramp * (sigma_min ** (1 / rho) - sigma_max ** (1 / rho))) ** rho
-    return _closed(schedule.time(-2 * sigma.log()))
+    return _closed(schedule.time(-2 * sigma.log()), within)
 
 
 GRIDS: dict[str, Callable[[Schedule, int], Tensor]] = {
@@ -141,12 +147,12 @@ def find_times(times: Tensor, wanted: Sequence[float] | Tensor, where: str) -> l
     return sorted(found)
 
 
-def _closed(inner: Tensor) -> Tensor:
-    """A grid from all its times but the last."""
+def _closed(times: Tensor, within: bool) -> Tensor:
+    """A grid from all its times; from all but the last where they end `within` the schedule's range, above the data."""
     # The first time is the noise itself and the last the data, whatever range the inner times were clipped to.
-    inner = inner.clone()
-    inner[0] = 1.0
-    return check_grid(torch.cat([inner, torch.zeros(1, dtype=torch.float64)]))
+    times = torch.cat([times, times.new_zeros(1)]) if within else times.clone()
+    times[0], times[-1] = 1.0, 0.0
+    return check_grid(times)
 
 
 def _positive(steps: int) -> int:

@@ -20,7 +20,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
 
-__all__ = ["SECONDS", "ask_hub", "first_line", "is_hub_id", "local_copy", "reaching", "remote_error"]
+__all__ = ["SECONDS", "ask_hub", "file_names", "first_line", "is_hub_id", "local_copy", "reaching", "remote_error"]
 
 SECONDS = 5.0
 """How long a remote store is waited for when it is asked whether it has something."""
@@ -153,6 +153,22 @@ def local_copy(ref: Path | str, patterns: Sequence[str] = ("*.json",)) -> Path:
         name, revision=revision or None, allow_patterns=list(patterns), etag_timeout=SECONDS
     )
     return Path(fetched)
+
+
+def file_names(ref: Path | str) -> list[str]:
+    """The names of the files in a folder, or in a model of the Hub as `local_copy` takes it; none if nobody answers."""
+    if Path(ref).exists():
+        return sorted(p.relative_to(ref).as_posix() for p in Path(ref).rglob("*") if p.is_file())
+    import huggingface_hub
+
+    name, _, revision = str(ref).partition("@")
+    try:
+        listed = huggingface_hub.HfApi().model_info(name, revision=revision or None, timeout=SECONDS).siblings
+    except Exception as error:
+        if remote_error(error) is None and not isinstance(error, OSError):
+            raise
+        return []
+    return sorted(file.rfilename for file in listed or ())
 
 
 def _cached(name: str, revision: str, patterns: Sequence[str], problem: str) -> Path:

@@ -13,6 +13,7 @@ from typing import Any
 
 from dsno.checkpoint import CONFIG, read_json, version_of
 from dsno.distillation.registry import METHODS
+from dsno.listing import entries
 from dsno.measure.results import RESULTS
 from dsno.trajectories.manifest import MANIFEST
 
@@ -366,7 +367,7 @@ def used_by(folder: Path | str) -> list[str]:
         )
     found = _used(folder)
     if found is None:
-        parts = [used for path in sorted(folder.iterdir()) if path.is_dir() and (used := _used(path)) is not None]
+        parts = [used for path in entries(folder) if path.is_dir() and (used := _used(path)) is not None]
         if not parts:
             raise ValueError(
                 f"{folder} holds no student, flow map, trajectories, teacher or results, and neither does a folder in "

@@ -28,6 +28,8 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from dsno.outside import check_arguments
+
 __all__ = [
     "SCHEDULES",
     "VE",
@@ -62,7 +64,10 @@ class Schedule(ABC):
 
     @abstractmethod
     def time(self, log_snr: Tensor) -> Tensor:
-        r"""Invert $\ell_t$: the time in $[0, 1]$ of a log-SNR, of its shape; beyond the range the nearer end."""
+        r"""Invert $\ell_t$: the time in $[0, 1]$ of a log-SNR, of its shape; beyond the range the nearer end.
+
+        The limits belong to it: pure noise, $\ell = -\infty$, is at $t = 1$, clean data, $\ell = \infty$, at $t = 0$.
+        """
 
     @property
     @abstractmethod
@@ -244,7 +249,8 @@ class VPLinear(Schedule):
 
     def time(self, log_snr: Tensor) -> Tensor:
         # The root of the quadratic in the form that subtracts nothing: exact near t = 0, and for a constant beta.
-        B = torch.nn.functional.softplus(-log_snr)
+        # Pure noise, at B = inf, lies beyond t = 1 as all above B(1) does; inf / inf would say nothing.
+        B = torch.nn.functional.softplus(-log_snr).clamp(max=self.beta_min + self.beta_max)
         root = torch.sqrt(self.beta_min**2 + 2 * (self.beta_max - self.beta_min) * B)
         return (2 * B / (self.beta_min + root)).clamp(0, 1)
 
@@ -340,7 +346,7 @@ def schedule_from_config(config: dict[str, object]) -> Schedule:
     """Rebuild a schedule from its `config`.
 
     Raises:
-        ValueError: if the name or a key is unknown, or one is missing.
+        ValueError: if the name or a key is unknown, one is missing, or a value is of another type.
     """
     arguments = dict(config)
     name = str(arguments.pop("name", None))
@@ -351,4 +357,5 @@ def schedule_from_config(config: dict[str, object]) -> Schedule:
         signature.bind(**arguments)
     except TypeError as error:
         raise ValueError(f"the schedule {name} has {', '.join(signature.parameters) or 'no keys'}: {error}") from None
+    check_arguments(SCHEDULES[name], arguments, f"the schedule {name}")
     return SCHEDULES[name](**arguments)

@@ -22,8 +22,6 @@ import copy
 import json
 import logging
 import math
-import os
-import shutil
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
@@ -33,33 +31,27 @@ from typing import Any, Literal, Protocol
 import torch
 from torch import Tensor, nn
 
-from dsno.checkpoint import (
-    check_keys,
-    check_weights,
-    fill,
-    prepare_folder,
-    read_json,
-    read_tensors,
-    write_atomically,
-    write_json,
-    write_tensors,
-)
+from dsno.checkpoint import CONFIG, check_keys, check_weights, fill, naming, read_json
 from dsno.engine import accumulating, as_like, is_sharded, local, on_device, tf32, unprepare, whole
+from dsno.outputs import TRAINING, claimed
 from dsno.seeds import mixed
+from dsno.snapshots import LOG, Snapshot, latest, newest, rewind, snapshots_in, write_snapshot
 
 __all__ = [
     "Objective",
     "Report",
     "TrainConfig",
-    "latest",
+    "check_finished",
     "learning_rate",
-    "prepare_run",
     "quiet",
     "stage_progress",
     "train",
 ]
 
 log = logging.getLogger(__name__)
+
+ADAM = ("step", "exp_avg", "exp_avg_sq")
+"""What Adam holds of a parameter."""
 
 Progress = Callable[[int, int, dict[str, float]], object]
 """Told of every log line: `progress(step, steps, numbers)` with the numbers `loss`, `lr` and `steps_per_second`."""
@@ -114,18 +106,21 @@ class TrainConfig:
     """A tracker of accelerate's (`tensorboard`, `wandb`, ...), or None."""
 
     def __post_init__(self) -> None:
-        for name in ("steps", "accumulate", "checkpoint_every", "log_every"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        least = {"steps": 1, "accumulate": 1, "checkpoint_every": 1, "log_every": 1, "warmup": 0, "seed": 0}
+        for name, bound in least.items():
+            if getattr(self, name) < bound:
+                raise ValueError(f"{name} must be at least {bound}, got {getattr(self, name)}")
+        if min(self.halve_at, default=0) < 0:
+            raise ValueError(f"halve_at are steps from 0 on, got {self.halve_at}")
         for name in ("lr", "clip"):
-            if getattr(self, name) is not None and not getattr(self, name) > 0:
-                raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
-        if self.seed < 0:
-            raise ValueError(f"seed must be at least 0, got {self.seed}")
+            if getattr(self, name) is not None and not 0 < getattr(self, name) < math.inf:
+                raise ValueError(f"{name} must be positive and finite, got {getattr(self, name)}")
         if not 0 <= self.ema < 1:
             raise ValueError(f"ema must be in [0, 1), got {self.ema}")
         if self.decay not in ("constant", "cosine"):
             raise ValueError(f"unknown decay {self.decay!r}: expected constant or cosine")
+        if self.precision not in ("no", "bf16", "fp16"):
+            raise ValueError(f"unknown precision {self.precision!r}: expected no, bf16 or fp16")
 
 
 def learning_rate(config: TrainConfig, step: int) -> float:
@@ -160,48 +155,62 @@ def train(
         objective: Batches and loss.
         config: How.
         out: Folder for checkpoints and `log.jsonl`; the last good checkpoint is kept.
-        resume: Continue from the last checkpoint in `out`, if there is one.
-        overwrite: Throw away what is in `out`.
+        resume: Continue from the last checkpoint in `out`, if there is one: with the configuration it was written with,
+            but for the learning rate and the clipping, which may be changed and are then noted in the checkpoints, and
+            the number of steps, which may grow.
+        overwrite: Throw away what an earlier run wrote to `out`.
         accelerator: An `accelerate.Accelerator`; made from `config` and accelerate's own configuration by default.
         progress: Called as `progress(step, steps, numbers)` at every log line, on the main process.
         settings: What else decides the updates, JSON-able: a checkpoint of other settings is not continued.
 
     Raises:
+        BlockingIOError: if another run is writing to `out`.
         FileExistsError: if `out` has something in it and neither `resume` nor `overwrite` is set.
         FloatingPointError: if the loss is not finite on any process; names the step and the checkpoint kept.
-        ValueError: if nothing is to be trained, a checkpoint belongs to another model or configuration, or accelerate's
-            configuration contradicts `config` or is of a kind that is not supported.
+        OSError: if a checkpoint cannot be written; the one before is kept.
+        ValueError: if nothing is to be trained, a checkpoint is damaged or belongs to another model or configuration,
+            or accelerate's configuration contradicts `config` or is of a kind that is not supported.
     """
     if not any(p.requires_grad for p in model.parameters()):
         raise ValueError("no parameter of the model has requires_grad set: nothing to train")
     folder = Path(out)
     accelerator = _accelerator(model, config, folder) if accelerator is None else accelerator
     config = _agreed(config, accelerator)
-    if accelerator.is_main_process:
-        prepare_folder(folder, resume, overwrite)
-    accelerator.wait_for_everyone()
-    run = _Run(model, config, folder, accelerator, settings or {}, resume)
-    with accumulating(accelerator, config.accumulate), tf32(), contextlib.closing(run.batches(objective)) as batches:
-        for step in range(run.start, config.steps):
-            run.step(step, objective, batches)
-            run.account(step + 1, progress)
-    return run.finish(model)
+    with claimed(folder, TRAINING, resume, overwrite):
+        accelerator.wait_for_everyone()
+        run = _Run(model, config, folder, accelerator, settings or {}, resume)
+        with accumulating(accelerator, config.accumulate), tf32(), contextlib.closing(run.batches(objective)) as source:
+            for step in range(run.start, config.steps):
+                run.step(step, objective, source)
+                run.account(step + 1, progress)
+        return run.finish(model)
 
 
 # What the stages of a longer run share
 
 
-def prepare_run(out: Path | str, resume: bool, overwrite: bool) -> None:
-    """Make the folder of a model ready whose training is written below it.
-
-    Of several processes the first does this, and the others wait for it in `train`.
+def check_finished(out: Path, config: TrainConfig, steps: int) -> None:
+    """Refuse to resume a model in `out` that is complete, if that would replace it by another or misstate its making.
 
     Raises:
-        FileExistsError: if `out` has something in it and neither `resume` nor `overwrite` is set.
-        PermissionError: if it cannot be written to.
+        ValueError: if it was trained by checkpoints that are not there, or `config` has another learning rate or
+            clipping and no more `steps`.
     """
-    if os.environ.get("RANK", "0") == "0":
-        prepare_folder(out, resume, overwrite)
+    if not (out / CONFIG).is_file():
+        return
+    places = [out / "training", *(out / "training").glob("*")]
+    if not any(snapshots_in(place) for place in places):
+        raise ValueError(
+            f"{out} holds a finished model and no checkpoint to go on from: choose another folder, or overwrite it"
+        )
+    notes = read_json(out / CONFIG).get("notes", {})
+    held = notes.get("training", {})
+    if steps <= notes.get("steps", held.get("steps", 0)):
+        for key, value in (("lr", config.lr), ("clip", config.clip)):
+            if held.get(key, value) != value:
+                raise ValueError(
+                    f"{out} is complete, trained with {key} = {held[key]}, now {value}: resume alike, or for more steps"
+                )
 
 
 def quiet(stage: str, done: int, total: int, text: str) -> None:
@@ -240,12 +249,12 @@ class _Run:
         self.config, self.folder, self.accelerator = config, folder, accelerator
         # As a checkpoint says it, where a tuple is a list.
         self.described = json.loads(json.dumps({"config": asdict(config), "settings": dict(settings)}))
-        checkpoint = latest(folder) if resume else None
-        self.start = 0 if checkpoint is None else _step_of(checkpoint, self.described)
+        snapshot = newest(folder) if resume else None
+        self.start, self.changes = (0, []) if snapshot is None else _begun(snapshot, self.described)
         unprepare(model)
         self.model = copy.deepcopy(model) if is_sharded(accelerator) else model
-        if checkpoint is not None:
-            fill(self.model, read_tensors(checkpoint / "model.safetensors"), checkpoint)
+        if snapshot is not None:
+            fill(self.model, snapshot.parts["model"], snapshot.path)
         if config.channels_last:
             self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         if config.compile:
@@ -255,16 +264,17 @@ class _Run:
         # Sharding replaces the parameters, so they are looked up behind it.
         self.trained = {n: p for n, p in self.model.named_parameters() if p.requires_grad}
         self.average = {n: p.detach().float().clone() for n, p in self.trained.items()}
-        if checkpoint is not None:
-            self._restore(checkpoint)
-            log.info("resumed from %s", checkpoint)
+        # A line of the log is the mean since the line before, which a checkpoint may lie behind.
+        self.losses: list[Tensor] = []
+        if snapshot is not None:
+            self._restore(snapshot)
+            log.info("resumed from %s", snapshot.path)
         if accelerator.is_main_process:
-            _rewind(folder / "log.jsonl", self.start)
+            rewind(folder / LOG, self.start)
         if config.tracker:
             # Trackers take plain values only.
             plain = {k: str(v) if isinstance(v, tuple) else v for k, v in asdict(config).items()}
             accelerator.init_trackers("dsno", config=plain)
-        self.losses: list[Tensor] = []
         self.began = time.perf_counter()
 
     def batches(self, objective: Objective) -> Generator[dict[str, Any]]:
@@ -305,13 +315,13 @@ class _Run:
         """What is due when `done` steps are: look at the losses, write a line of the log, save a checkpoint."""
         config, last = self.config, done == self.config.steps
         log_now, save_now = last or done % config.log_every == 0, last or done % config.checkpoint_every == 0
-        # Reading the loss back stalls a GPU, so there it is read where it is needed; on the CPU it is free.
+        # Reading the losses back stalls a GPU, so there they are read where they are needed; on the CPU it is free.
         if log_now or save_now or self.accelerator.device.type == "cpu":
-            loss = self._mean_loss(done)
+            losses = self._mean_losses(done)
         if log_now:
-            self._log(done, loss, progress)
+            self._log(done, float(losses.mean()), progress)
         if save_now:
-            self._save(done)
+            self._save(done, [] if log_now else losses.tolist())
 
     def finish(self, model: nn.Module) -> nn.Module:
         """The caller's `model` with the averaged weights, as it was before accelerate."""
@@ -330,29 +340,33 @@ class _Run:
                 own[name].copy_(value)
         return model.eval()
 
-    def _mean_loss(self, done: int) -> float:
-        """The mean of the losses since the last log line, over all processes, so that they also stop together."""
+    def _mean_losses(self, done: int) -> Tensor:
+        """The losses since the last log line, each the mean over all processes, so that they also stop together."""
         values = self.accelerator.reduce(torch.stack(self.losses).float(), "mean").cpu()
         if len(bad := (~torch.isfinite(values)).nonzero()):
             step, loss = done - len(values) + int(bad[0]), float(values[bad[0]])
             raise _diverged(f"the loss of step {step} is {loss}", self.folder)
-        return float(values.mean())
+        return values
 
     def _log(self, done: int, loss: float, progress: Progress | None) -> None:
         self.losses.clear()
         pace = (done - self.start) / (time.perf_counter() - self.began)
         numbers = {"loss": loss, "lr": learning_rate(self.config, done - 1), "steps_per_second": pace}
         if self.accelerator.is_main_process:
-            with (self.folder / "log.jsonl").open("a") as file:
+            with naming(self.folder / LOG), (self.folder / LOG).open("a", encoding="utf-8") as file:
                 file.write(json.dumps({"step": done, **numbers}) + "\n")
             self.accelerator.log(numbers, step=done)
             if progress is not None:
                 progress(done, self.config.steps, numbers)
 
-    def _save(self, done: int) -> None:
+    def _save(self, done: int, losses: list[float]) -> None:
         """Write a checkpoint and remove the one before; every process must call, the main one writes."""
         self._check_average(done)
         state: dict[str, Any] = {"step": done, **self.described}
+        if losses:
+            state["losses"] = losses
+        if self.changes:
+            state["changes"] = self.changes
         if self.accelerator.scaler is not None:
             state["scaler"] = self.accelerator.scaler.state_dict()
         moments = {
@@ -364,7 +378,7 @@ class _Run:
         main = self.accelerator.is_main_process
         files = {name: whole(tensors, keep=main) for name, tensors in held.items()}
         if main:
-            _write_checkpoint(self.folder, state, files)
+            write_snapshot(self.folder, state, files)
         self.accelerator.wait_for_everyone()
 
     def _check_average(self, done: int) -> None:
@@ -374,73 +388,66 @@ class _Run:
             name = list(self.average)[int(bad[0])]
             raise _diverged(f"the weights {name} are not finite after step {done - 1}", self.folder)
 
-    def _restore(self, checkpoint: Path) -> None:
-        """Put back what a checkpoint holds beside the weights: their average, Adam's moments and the loss scale."""
-        saved = read_tensors(checkpoint / "average.safetensors")
-        check_weights(self.average, saved, checkpoint / "average.safetensors")
+    def _restore(self, snapshot: Snapshot) -> None:
+        """Put back what a checkpoint holds beside the weights: their average, Adam's moments, the loss scale, losses.
+
+        Raises:
+            ValueError: if average or moments are not those of the model; names the file.
+        """
+        source, saved = snapshot.path / "average.safetensors", snapshot.parts["average"]
+        check_weights(self.average, saved, source)
         for name, value in saved.items():
             self.average[name].copy_(as_like(self.average[name], value))
         like = list(self.trained.values())
         moments: dict[int, dict[str, Tensor]] = {}
-        for name, value in read_tensors(checkpoint / "optimizer.safetensors").items():
-            index, key = name.split(".", 1)
-            held = value.reshape(()) if key == "step" else as_like(like[int(index)], value)
+        for name, value in snapshot.parts["optimizer"].items():
+            index, _, key = name.partition(".")
+            of = like[int(index)] if index.isdecimal() and int(index) < len(like) else None
+            if of is None or key not in ADAM or value.shape != ((1,) if key == "step" else of.shape):
+                shape = tuple(value.shape)
+                raise ValueError(
+                    f"{snapshot.path / 'optimizer.safetensors'} holds {name} of shape {shape}, which is no moment of "
+                    "this model: it is damaged, or of another run"
+                )
+            held = value.reshape(()) if key == "step" else as_like(of, value)
             moments.setdefault(int(index), {})[key] = held
+        if lacking := [f"{i}.{key}" for i, held in moments.items() for key in ADAM if key not in held]:
+            raise ValueError(f"{snapshot.path / 'optimizer.safetensors'} is damaged: it lacks {lacking[0]}")
         groups = self.optimizer.state_dict()["param_groups"]
         self.optimizer.load_state_dict({"state": moments, "param_groups": groups})
-        scale = read_json(checkpoint / "state.json").get("scaler")
+        scale = snapshot.state.get("scaler")
         if self.accelerator.scaler is not None and scale:
             self.accelerator.scaler.load_state_dict(scale)
+        self.losses = list(torch.tensor(snapshot.state.get("losses", []), device=self.accelerator.device))
 
 
-# Files
+def _begun(snapshot: Snapshot, described: dict[str, Any]) -> tuple[int, list[dict[str, Any]]]:
+    """The step of a checkpoint, after checking that it is of this run; and what was changed at resumes, this included.
 
-
-def latest(folder: Path) -> Path | None:
-    """The last checkpoint in a folder that `train` wrote to, or None."""
-    found = sorted(folder.glob("step-*"))
-    return found[-1] if found else None
-
-
-def _step_of(checkpoint: Path, described: dict[str, Any]) -> int:
-    """The step of a checkpoint, after checking that it is of this run."""
-    state = read_json(checkpoint / "state.json")
-    check_keys(state["config"], list(described["config"]), f"{checkpoint / 'state.json'}")
-    # The length of the run and what is printed may change between pieces; what decides the updates may not.
-    decisive = ("lr", "warmup", "decay", "halve_at", "ema", "clip", "accumulate", "precision", "seed")
-    held = state.get("settings", {}) | state["config"]
-    for key, value in (described["settings"] | {key: described["config"][key] for key in decisive}).items():
-        if held.get(key) != value:
-            raise ValueError(f"{checkpoint} was trained with {key} = {held.get(key)}, now {value}: resume alike")
-    return int(state["step"])
-
-
-def _write_checkpoint(folder: Path, state: dict[str, Any], files: Mapping[str, Mapping[str, Tensor]]) -> None:
-    final = folder / f"step-{state['step']:08d}"
-    temporary = folder / f".{final.name}.tmp"
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir()
-    for name, tensors in files.items():
-        write_tensors(temporary / f"{name}.safetensors", tensors)
-    write_json(temporary / "state.json", state)
-    shutil.rmtree(final, ignore_errors=True)
-    temporary.rename(final)
-    for old in sorted(folder.glob("step-*"))[:-1]:
-        shutil.rmtree(old)
-
-
-def _rewind(path: Path, step: int) -> None:
-    """Drop the log lines of steps that will be taken again, and one that a kill cut short."""
-    if path.exists():
-        lines = [line for line in path.read_text().splitlines(keepends=True) if line.endswith("}\n")]
-        kept = [line for line in lines if json.loads(line)["step"] <= step]
-        write_atomically(path, lambda p: p.write_text("".join(kept)))
+    Raises:
+        ValueError: if it is of another run, or behind the end of this one.
+    """
+    held, config, path = snapshot.state["config"], described["config"], snapshot.path
+    check_keys(held, list(config), f"{path / 'state.json'}")
+    # The length of the run and what is printed may change between pieces, and what a divergence asks to change; what
+    # else decides the updates may not.
+    decisive = ("warmup", "decay", "halve_at", "ema", "accumulate", "precision", "seed")
+    known = snapshot.state.get("settings", {}) | held
+    for key, value in (described["settings"] | {key: config[key] for key in decisive}).items():
+        if known.get(key) != value:
+            raise ValueError(f"{path} was trained with {key} = {known.get(key)}, now {value}: resume alike")
+    if snapshot.step > config["steps"]:
+        raise ValueError(f"{path} is behind the {config['steps']} steps of this run: ask for {snapshot.step} or more")
+    changed = {key: [held[key], config[key]] for key in ("lr", "clip") if held.get(key) != config[key]}
+    changes = list(snapshot.state.get("changes", []))
+    return snapshot.step, [*changes, {"step": snapshot.step, **changed}] if changed else changes
 
 
 def _diverged(what: str, folder: Path) -> FloatingPointError:
     kept = latest(folder) or "none (none was due yet)"
     return FloatingPointError(
-        f"{what}: lower the learning rate or clip the gradients; the last good checkpoint is {kept}"
+        f"{what}: resume with a lower learning rate (lr) or gradients clipped to less (clip); the last good checkpoint "
+        f"is {kept}"
     )
 
 

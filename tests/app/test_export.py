@@ -1,6 +1,7 @@
 """What is exported is the student's sampler, or it is not written."""
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -8,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from dsno.app.export import CUDAGraphSampler, export_onnx, export_program, load_program
-from dsno.checkpoint import version_of
+from dsno.checkpoint import temporary_name, version_of
 from dsno.denoise import Prediction
 from dsno.nets.unet import UNet
 from dsno.schedule import VE, Cosine
@@ -54,7 +55,7 @@ def own() -> TrajectoryStudent:
 def test_a_program_is_the_sampler_for_any_batch(tmp_path: Path) -> None:
     made = student()
     path = export_program(made, tmp_path / "deep" / "sampler.pt2")
-    assert sorted(p.name for p in path.parent.iterdir()) == ["sampler.json", "sampler.pt2"]
+    assert sorted(p.name for p in path.parent.iterdir()) == ["sampler.pt2", "sampler.pt2.json"]
     loaded = load_program(path)
     for rows in (1, 4, 7):
         z, cond = torch.randn(rows, 1, 4, 4), condition(rows)
@@ -84,13 +85,17 @@ def test_onnx_is_the_sampler(tmp_path: Path) -> None:
     onnxruntime = pytest.importorskip("onnxruntime")
     pytest.importorskip("onnxscript")
     made = student()
+    others = {tmp_path / name: f'{{"mine": "{name}"}}' for name in ("sampler.json", "sampler.pt2.json")}
+    for other, text in others.items():
+        other.write_text(text)
     path = export_onnx(made, tmp_path / "sampler.onnx")
-    assert sorted(p.suffix for p in tmp_path.iterdir())[-2:] == [".json", ".onnx"]
+    assert sorted(p.name for p in tmp_path.iterdir())[1:3] == ["sampler.onnx", "sampler.onnx.json"]
+    assert {other: other.read_text() for other in others} == others
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     z, cond = torch.randn(5, 1, 4, 4), condition(5)
     (x,) = session.run(["x"], {"z": z.numpy(), **{name: c.numpy() for name, c in cond.items()}})
     torch.testing.assert_close(torch.from_numpy(x), made.sample(z, cond), rtol=1e-4, atol=1e-4)
-    assert json.loads(path.with_suffix(".json").read_text())["inputs"] == ["z", "label", "weight"]
+    assert json.loads(path.with_name("sampler.onnx.json").read_text())["inputs"] == ["z", "label", "weight"]
 
 
 def test_what_differs_is_not_written(tmp_path: Path) -> None:
@@ -100,7 +105,7 @@ def test_what_differs_is_not_written(tmp_path: Path) -> None:
 
 
 def test_what_is_no_program_is_explained(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match=r"no sampler\.json"):
+    with pytest.raises(FileNotFoundError, match=r"no sampler\.pt2\.json"):
         load_program(tmp_path / "sampler.pt2")
     (tmp_path / "sampler.json").write_text('{"format": "onnx"}')
     with pytest.raises(ValueError, match="describes no torch.export program"):
@@ -108,6 +113,47 @@ def test_what_is_no_program_is_explained(tmp_path: Path) -> None:
     (tmp_path / "sampler.json").write_text('{"format": "torch.export"}')
     with pytest.raises(FileNotFoundError, match="export it again"):
         load_program(tmp_path / "sampler.pt2")
+
+
+def test_a_description_of_something_else_is_kept(tmp_path: Path) -> None:
+    beside = tmp_path / "sampler.pt2.json"
+    for text in ('{"mine": 1}', '{"format": "mine"}', "[]", "{"):
+        beside.write_text(text)
+        for export in (export_program, export_onnx):
+            path = tmp_path / "sampler.pt2"
+            with pytest.raises(FileExistsError, match=r"sampler\.pt2\.json describes no export and would be replaced"):
+                export(own(), path, cond=torch.randn(1, 2))
+        assert beside.read_text() == text and not path.exists()
+
+
+def test_programs_of_version_0_1_are_described_by_their_stem(tmp_path: Path) -> None:
+    path = export_program(own(), tmp_path / "own.pt2", cond=torch.randn(1, 2), dynamic=False)
+    (tmp_path / "own.pt2.json").rename(tmp_path / "own.json")
+    assert load_program(path).metadata["format"] == "torch.export"
+
+
+def test_what_a_killed_export_left_is_swept_by_the_next(tmp_path: Path) -> None:
+    left = [tmp_path / temporary_name(name) for name in ("own.pt2", "other.pt2")]
+    for folder in left:
+        folder.mkdir()
+        (folder / "weights").write_text("")
+    export_program(own(), tmp_path / "own.pt2", cond=torch.randn(1, 2), dynamic=False)
+    assert sorted(p.name for p in tmp_path.iterdir()) == sorted([left[1].name, "own.pt2", "own.pt2.json"])
+
+
+@pytest.mark.skipif(os.name != "posix", reason="limits of posix")
+def test_a_full_disk_is_an_error_that_names_the_file(tmp_path: Path) -> None:
+    import resource
+
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1024, limits[1]))
+    try:
+        # torch's own writer would end the process here.
+        with pytest.raises(OSError, match=r"cannot write .*own\.pt2 \(File too large\)"):
+            export_program(own(), tmp_path / "own.pt2", cond=torch.randn(1, 2), dynamic=False)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_users_module_with_a_condition_of_its_own(tmp_path: Path) -> None:

@@ -264,6 +264,12 @@ def test_missing_files_are_named(folder: Path, tmp_path: Path) -> None:
         DSNOPipeline.from_pretrained(tmp_path / "student")
 
 
+def test_litter_beside_the_weights_is_none(pipe: DSNOPipeline, folder: Path) -> None:
+    for name in ("._diffusion_pytorch_model.safetensors", "._config.json", ".DS_Store"):
+        (folder / "student" / name).write_bytes(b"\x00\x05\x16\x07")
+    assert torch.equal(images(DSNOPipeline.from_pretrained(folder)), images(pipe))
+
+
 def test_a_pickle_is_not_looked_for(folder: Path) -> None:
     made = DSNOModel.from_pretrained(folder / "student")
     (folder / "student" / WEIGHTS).unlink()

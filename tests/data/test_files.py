@@ -139,9 +139,22 @@ def test_a_missing_package_names_its_extra(monkeypatch: pytest.MonkeyPatch, tmp_
             load_data(source)
 
 
+def test_labels_of_arrays_are_classes(tmp_path: Path) -> None:
+    np.savez(tmp_path / "a.npz", x=PIXELS, labels=np.array(["dog", "cat", "dog", "cat", "ape"]))
+    samples = load_data(tmp_path / "a.npz")
+    assert samples.labels.tolist() == [2, 1, 2, 1, 0] and samples.names == ("ape", "cat", "dog")
+    np.savez(tmp_path / "a.npz", x=PIXELS, name=np.array(["b/1", "a/1", "b/2", "a/2", "b/3"]))
+    samples = load_data(tmp_path / "a.npz")
+    assert samples.labels.tolist() == [1, 0, 1, 0, 1] and samples.names == ("a", "b")
+    for labels in ([0, np.nan, 1, 2, 0], [0, 0.5, 1, 2, 0], [0, -1, 1, 2, 0]):
+        np.savez(tmp_path / "a.npz", x=PIXELS, labels=np.array(labels))
+        with pytest.raises(ValueError, match=r"a\.npz, row 1 has (no|the) label"):
+            load_data(tmp_path / "a.npz")
+
+
 def test_nothing_is_unpickled(tmp_path: Path) -> None:
     np.save(tmp_path / "a.npy", np.array([{"code": 1}], dtype=object), allow_pickle=True)
-    with pytest.raises(ValueError, match="allow_pickle=False"):
+    with pytest.raises(ValueError, match="holds Python objects, which could run code"):
         load_data(str(tmp_path / "a.npy"))
 
 

@@ -10,7 +10,7 @@ from PIL import Image
 
 from arrays import COLOURS, NUMBERS, PIXELS
 from dsno.data.load import load_data
-from dsno.data.samples import to_uint8
+from dsno.data.samples import Samples, to_uint8
 from local_hub import serving
 
 
@@ -67,6 +67,53 @@ def test_parquet_files_of_arrays(datasets, tmp_path: Path) -> None:
     (folder / "train.parquet").write_bytes(b"neither")
     with pytest.raises(ValueError, match="cannot be read as a dataset"):
         load_data(folder / "train.parquet")
+
+
+def test_pictures_of_a_table_are_decoded_here_whatever_it_was_saved_as(datasets, tmp_path: Path) -> None:
+    pictures = [Image.fromarray(p) for p in COLOURS]
+    plain = datasets.Features({"image": datasets.Image()})
+    made = {
+        "undecoded": datasets.Dataset.from_dict({"image": pictures}, features=plain).cast_column(
+            "image", datasets.Image(decode=False)
+        ),
+        "formatted": datasets.Dataset.from_dict({"image": pictures}, features=plain).with_format("torch"),
+    }
+    for name, table in made.items():
+        table.save_to_disk(tmp_path / name)
+        assert np.array_equal(to_uint8(load_data(tmp_path / name).x).numpy(), COLOURS.transpose(0, 3, 1, 2))
+    for name, row, message in (
+        ("missing", None, "missing, row 5 has no picture in the column 'image': leave the row out"),
+        ("damaged", {"bytes": b"abc", "path": None}, "damaged, row 5 is damaged or not a picture .of no known format"),
+    ):
+        datasets.Dataset.from_dict({"image": [*pictures, row]}, features=plain).save_to_disk(tmp_path / name)
+        with pytest.raises(ValueError, match=message):
+            load_data(tmp_path / name)
+    numbers = datasets.Dataset.from_dict({"signal": [[0.0, 1.0], None]})
+    numbers.save_to_disk(tmp_path / "signals")
+    with pytest.raises(ValueError, match="signals, row 1 has no sample in the column 'signal'"):
+        load_data(tmp_path / "signals")
+
+
+def test_labels_of_a_table_are_classes_with_their_names(datasets, tmp_path: Path) -> None:
+    def labels(values: list[object], feature: object) -> Samples:
+        features = datasets.Features({"image": datasets.Image(), "label": feature})
+        table = datasets.Dataset.from_dict({"image": [Image.fromarray(p) for p in COLOURS], "label": values}, features)
+        table.with_format("numpy").save_to_disk(tmp_path / "a")
+        return load_data(tmp_path / "a")
+
+    words = labels(["dog", "cat", "dog", "ape", "cat"], datasets.Value("string"))
+    assert words.labels.tolist() == [2, 1, 2, 0, 1] and words.names == ("ape", "cat", "dog")
+    # The classes of the table, not only those that it has rows of.
+    named = labels([0, 1, 1, 0, 1], datasets.ClassLabel(names=["x", "y", "z"]))
+    assert named.names == ("x", "y", "z") and named.classes == 3
+    for values, feature, message in (
+        ([0, None, 1, 1, 0], datasets.ClassLabel(names=["x", "y"]), "a, row 1 has no label"),
+        ([-1] * 5, datasets.ClassLabel(names=["x", "y"]), "a, row 0 has the label -1, which is no class"),
+        ([0, 0.5, 1, 1, 0], datasets.Value("float32"), r"a, row 1 has the label 0\.5, which is no class"),
+        ([[0, 1]] * 5, datasets.List(datasets.Value("int64")), r"a, row 0 has the label \[0, 1\], which is no class"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            labels(values, feature)
 
 
 @pytest.mark.parametrize("offline", [False, True])

@@ -99,7 +99,10 @@ def test_pixels_can_be_standardised_too(tmp_path: Path) -> None:
         (np.zeros((5, 1, 6, 6, 6, 6), np.uint8), r"expected \(N, \*spatial\), .* one to three spatial directions"),
         (PIXELS.astype(np.float32), r"values in \[.*\] with standard deviation 7.*, expected about 1: load it with"),
         (PIXELS.astype(np.int64), r"expected about 1: load it with scale='std'"),
-        (PIXELS.astype(np.float32) / 255, r"numbers in \[0, 1\], expected \[-1, 1\] .*: store 2 \* x - 1, or uint8"),
+        (
+            PIXELS.astype(np.float32) / 255,
+            r"numbers in \[0, 1\], expected \[-1, 1\] .* range=\(0, 1\) \(--range 0 1\).*uint8",
+        ),
         (np.full((5, 6, 6), np.nan), "not finite"),
         (PIXELS.astype(np.complex64), "holds complex64, expected real numbers"),
         (np.array([["a"] * 3] * 4), "expected real numbers"),
@@ -123,6 +126,52 @@ def test_unusable_arrays_are_refused(array: np.ndarray, message: str, tmp_path: 
 def test_unusable_options_are_refused(options: dict[str, object], message: str, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=message):
         load_data(saved(np.ones((5, 6)), tmp_path), **options)
+
+
+UNIT = PIXELS / 255
+
+
+@pytest.mark.parametrize(
+    "array, found",
+    [
+        (np.where(UNIT.max() == UNIT, 1.0000001, UNIT), r"\[.*, 1\], 0\.\d+ of them outside \[0, 1\]"),
+        (UNIT * 1.2 - 0.1 * (UNIT < 0.1), r"of them outside \[0, 1\], .*range=\(0, 1\)"),
+        (
+            np.where(np.arange(180).reshape(5, 6, 6) == 7, 255, np.arange(180).reshape(5, 6, 6) % 3),
+            r"\[0, 255\].*--range 0 255",
+        ),
+    ],
+    ids=["rounding", "a filter", "mostly dark bytes"],
+)
+def test_numbers_near_the_border_are_not_guessed(array: np.ndarray, found: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=f"has numbers in {found}"):
+        load_data(saved(array, tmp_path))
+    as_they_are = load_data(tmp_path / "a.npy", range=(-1, 1)) if abs(array).max() < 1.5 else None
+    assert as_they_are is None or np.allclose(as_they_are.x[:, 0].numpy(), array.clip(-1, 1), atol=1e-6)
+
+
+def test_a_range_that_is_stated_becomes_that_of_images(tmp_path: Path) -> None:
+    overshooting = np.concatenate([UNIT, np.full((1, 6, 6), -0.04), np.full((1, 6, 6), 1.07)])
+    samples = load_data(saved(overshooting, tmp_path), range=(0, 1))
+    assert np.allclose(samples.x[:5, 0].numpy(), 2 * UNIT - 1, atol=1e-6)
+    assert bool((samples.x[5] == -1).all()) and bool((samples.x[6] == 1).all())
+    assert np.allclose(samples.restore(samples.x)[:5, 0].numpy(), UNIT, atol=1e-6)
+    pixels = load_data(saved(PIXELS.astype(np.float32), tmp_path), range=(0, 255))
+    assert torch.allclose(pixels.x, load_data(saved(PIXELS, tmp_path)).x, atol=1e-6)
+    for options, message in (
+        ({"range": (0, 1)}, r"numbers in \[.*\], and not in the range that was stated, \(0, 1\)"),
+        ({"range": (1, 0)}, r"range=\(1, 0\) is no range: expected \(least, largest\)"),
+        ({"range": (0, 1), "scale": "std"}, "range=.* and scale='std' exclude each other"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            load_data(tmp_path / "a.npy", **options)
+    with pytest.raises(ValueError, match="says what the numbers of an array mean, and digits has pictures"):
+        load_data("digits", range=(0, 1))
+
+
+def test_signals_that_swing_around_zero_need_no_range(tmp_path: Path) -> None:
+    for numbers in (NUMBERS[:, :, 0, 0], NUMBERS[:, :, 0, 0].clip(-1, 1), abs(NUMBERS[:, :, 0, 0]) * 2):
+        assert load_data(saved(numbers, tmp_path), channels="first").x.shape == (7, 2, 10)
 
 
 def test_labels_must_match(tmp_path: Path) -> None:

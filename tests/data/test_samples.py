@@ -43,6 +43,21 @@ def test_what_looks_at_pixels_asks_for_more_than_training() -> None:
         check_images(x.expand(1, 2, 8, 8))
 
 
+def test_labels_of_samples_are_classes() -> None:
+    x = torch.zeros(2, 1, 4)
+    assert Samples(x, torch.tensor([0, 2]), "here").classes == 3 and Samples(x, None, "here").classes is None
+    assert Samples(x, torch.tensor([0, 1]), "here", names=("a", "b", "c")).classes == 3
+    for labels, message in (
+        (torch.tensor([-1, -1]), "here has labels down to -1, which are no classes"),
+        (torch.tensor([0.0, 1.0]), "here has labels of torch.float32, which are no classes"),
+        (torch.tensor([0]), r"here has 2 samples but labels of shape \(1,\)"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            Samples(x, labels, "here")
+    with pytest.raises(ValueError, match="here has labels up to 1, and names? of 1"):
+        Samples(x, torch.tensor([0, 1]), "here", names=("a",))
+
+
 def test_a_split_is_a_partition_and_a_function_of_the_seed() -> None:
     samples = Samples(torch.arange(50.0).reshape(50, 1, 1), torch.arange(50), "here", Affine((1.0,), (2.0,)))
     train, held = split(samples, 0.2, seed=3)

@@ -212,6 +212,33 @@ def test_shortcut_steps_are_powers_of_two_on_their_grid_and_made_of_ddim_at_last
         assert made is error
 
 
+@pytest.mark.parametrize("schedule", SCHEDULES, ids=repr)
+def test_at_the_default_span_shortcut_leaves_of_the_exact_map_the_error_of_two_ddim_steps(schedule: Schedule) -> None:
+    r"""Two DDIM steps over an angle delta are off by (delta^2 / 4) |dD / d theta| / sin theta along the flow, and so is
+    the velocity by (delta / 4) |dD / d theta| / sin theta, of a Gaussian (delta / 4) s^2 |z| / v^(3 / 2)."""
+    X, teacher = exact(schedule), Gaussian(schedule, MEAN, STD)
+    torch.manual_seed(0)
+    data = MEAN + STD * torch.randn(4096, 3, dtype=D64)
+    objective = FlowMapMatching(data, teacher, schedule, "shortcut", batch=4096)
+    batch = {k: v.double() for k, v in next(objective.batches(0)).items()}
+    t, s = batch["t"], batch["s"]
+    alpha, sigma = (c[:, None] for c in schedule(t))
+    x = alpha * batch["x0"] + sigma * batch["eps"]
+    with torch.no_grad():
+        rows = objective.residual(X, x, t, s, None).square().mean(1)
+        assert torch.allclose(objective(X, batch), rows.mean())
+    length = schedule.phase(t) - schedule.phase(s)
+    short = (length > 0) & (length < 1.5 / 64)
+    # One level in seven, of the three quarters that move. What is longer, and what rests, is exact.
+    assert float(short.double().mean()) == pytest.approx(0.75 / 7, rel=0.1) and float(rows[~short].max()) < 1e-18
+    v = alpha**2 * STD**2 + sigma**2
+    z = (x - alpha * MEAN) / v.sqrt()
+    delta, v = math.pi / 2 / 64, v / (alpha**2 + sigma**2)
+    expected = (delta / 4 * STD**2 * z / v**1.5).square().mean(1)
+    assert float(rows.mean()) == pytest.approx(float(expected[short].sum() / len(rows)), rel=0.05)
+    assert 5e-6 < float(rows.mean()) < 5e-5
+
+
 @pytest.mark.parametrize("wrong", [0.02, 0.1])
 def test_residuals_bound_the_distance_of_the_samples(wrong: float) -> None:
     """Eulerian: E |X_{1->0}(x_1) - flow|^2 <= int E |residual(t, 0)|^2 dt, by the derivative of X_{t->0}(x_t) in t.

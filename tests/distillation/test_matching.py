@@ -132,7 +132,8 @@ def test_the_gradient_is_that_of_the_divergence(schedule: Schedule, level: float
     objective = Matching(NoAnchor(schedule), teacher, anchor=0.0)
     (g,) = torch.autograd.grad(objective(Pair(student, Normal(schedule, m.detach(), k.detach())), batch), student.x)
     alpha_t, sigma_t = (c[:, None] for c in schedule(t))
-    normaliser = (student.x - teacher(alpha_t * student.x + sigma_t * batch["eps"], t)).abs().mean(1, keepdim=True)
+    # At one level the sines cancel.
+    normaliser = (student.x - teacher(alpha_t * student.x + sigma_t * batch["eps"], t)).abs().mean()
     g = (g * g.numel() * normaliser * alpha_t**2 / sigma_t**2).detach()
     alpha, sigma = alpha_t[0], sigma_t[0]
     laws = [
@@ -142,6 +143,37 @@ def test_the_gradient_is_that_of_the_divergence(schedule: Schedule, level: float
     expected = torch.autograd.grad(divergence, (m, k))
     assert torch.allclose(g.mean(0), expected[0], atol=1e-10)
     assert torch.allclose((g * z).mean(0), expected[1], atol=1e-10)
+
+
+@pytest.mark.parametrize("d", [1, 2, 8])
+def test_the_mean_gradient_points_where_the_divergences_does_in_any_dimension(d: int) -> None:
+    """A normaliser of each sample's own, as in the papers, makes the scale of this student grow and not shrink."""
+    schedule, g = Cosine(), torch.Generator().manual_seed(0)
+    m, k = (torch.full((d,), value, dtype=D64) for value in (0.5, 1.2))
+    # A grid of quantiles of (z, eps) in each coordinate, in another order.
+    q = torch.special.ndtri((torch.arange(64, dtype=D64) + 0.5) / 64)
+    grid = torch.cartesian_prod(q, q)
+    z, eps = torch.stack([grid[torch.randperm(len(grid), generator=g)] for _ in range(d)], 1).unbind(2)
+    t = schedule.from_phase(torch.full((len(z),), 0.9, dtype=D64))
+    teacher = Gaussian(schedule, torch.zeros(d, dtype=D64), 1.0)
+    pair = pair_of(schedule, m, k)
+    loss = Matching(NoAnchor(schedule), teacher, anchor=0.0)(pair, {"noise": z, "eps": eps, "t": t, "frames": (-1,)})
+    found = torch.cat(torch.autograd.grad(loss, [*pair.student.parameters()]))
+
+    alpha, sigma = schedule.at(float(t[0]))
+    m_, k_ = m.clone().requires_grad_(), k.clone().requires_grad_()
+    made = torch.distributions.Normal(alpha * m_, (alpha**2 * k_**2 + sigma**2).sqrt())
+    divergence = torch.distributions.kl_divergence(made, torch.distributions.Normal(0.0, math.hypot(alpha, sigma)))
+    expected = torch.cat(torch.autograd.grad(divergence.sum(), (m_, k_)))
+    assert bool((found * expected > 0).all())
+    assert torch.allclose(found / found.norm(), expected / expected.norm(), rtol=0.05)
+
+    with torch.no_grad():
+        x = m + k * z
+        x_t = alpha * x + sigma * eps
+        D, D_G = teacher(x_t, t), pair.fake(x_t, t)
+        own = (D_G - D) / (x - D).abs().mean(1, keepdim=True)
+        assert float((own * z).mean()) < 0 < float(((D_G - D) * z).mean())
 
 
 # With networks and trajectories.

@@ -23,7 +23,7 @@ from dsno.schedule import Cosine
 from dsno.students.flowmap import flow_map_from_teacher
 from dsno.students.operator import TrajectoryStudent
 from dsno.train import TrainConfig
-from dsno.trajectories.sets import TrajectorySet, samples_of
+from dsno.trajectories.sets import TrajectorySet
 
 CONFIG = TrainConfig(lr=1e-3, warmup=2, checkpoint_every=50)
 
@@ -68,14 +68,6 @@ def test_a_student_of_one_frame_learns_the_last_of_those_stored(
     (stage,) = METHODS["knowledge"].stages(student, drawn_on, METHODS["knowledge"].options())
     batch = next(stage.make(student)[1].batches(0))
     assert torch.equal(batch["x0"][:, 0], drawn_on.samples[batch["seeds"]])
-
-
-def test_samples_are_the_ends_of_trajectories_with_their_labels(trajectories: TrajectorySet) -> None:
-    x, labels = samples_of(trajectories)
-    rows = trajectories.__getitems__(list(range(32)))
-    assert torch.equal(x, rows["x0"][:, -1]) and labels is not None and torch.equal(labels, rows["cond"])
-    with pytest.raises(ValueError, match=r"ends at t = 0.5, where there is noise left: its ends are no samples"):
-        samples_of(TrajectorySet(trajectories.folder, [0.5]))
 
 
 class Halved(torch.autograd.Function):

@@ -54,7 +54,7 @@ def test_frame_weights() -> None:
     assert shares(RectifiedFlow(), [0.5, 0.0], "snr5") == pytest.approx([1 / 6, 5 / 6])
     for name in ("snr", "snr5", "snr2.5", "uniform", "last"):
         assert sum(shares(Cosine(), times, name)) == pytest.approx(1)
-    for name in ("snr0.5", "snrx", "min", ""):
+    for name in ("snr0.5", "snrx", "snrinf", "snrnan", "snr1e400", "min", ""):
         with pytest.raises(ValueError, match="unknown frame weighting"):
             shares(Cosine(), times, name)
 

@@ -2,6 +2,7 @@
 
 import copy
 import itertools
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ from dsno.train import Objective, TrainConfig, train
 from dsno.trajectories.generate import generate
 from dsno.trajectories.labels import uniform_labels
 from dsno.trajectories.sets import TrajectorySet, samples_of
+from pretend import stop_at
 
 CONFIG = TrainConfig(lr=1e-3, warmup=2, checkpoint_every=50)
 
@@ -394,3 +396,69 @@ def test_a_teacher_is_guided_as_its_trajectories_were(
     assert isinstance(found, Guided) and found.weight == 1.5
     data.check_teacher(found)
     assert run.guided_as(trajectories, teacher) is teacher
+
+
+# What a folder holds already
+
+
+def test_a_student_is_resumed_by_what_began_it(
+    teacher: Prediction, trajectories: TrajectorySet, tmp_path: Path
+) -> None:
+    out, config = tmp_path / "out", TrainConfig(lr=1e-3, steps=6, warmup=0)
+
+    def again(method: str = "progressive", changed: TrainConfig = config, **options: Any) -> Student:
+        return distill(teacher, trajectories, out, method, changed, batch=4, resume=True, **options)
+
+    first = again(passes=2)
+    before = {path: path.read_bytes() for path in sorted(out.rglob("*")) if path.is_file()}
+    for method, options, message in (
+        ("knowledge", {}, "holds a run of progressive, not of knowledge: a run is resumed by the method that began it"),
+        ("progressive", {"passes": 1}, "is a stage that progressive does not have|was trained with options.passes"),
+        (
+            "progressive",
+            {"passes": 2, "start": 8},
+            "is a stage that progressive|was trained with options.start",
+        ),
+    ):
+        with pytest.raises(ValueError, match=message):
+            again(method, **options)
+    with pytest.raises(ValueError, match=r"is complete, trained with lr = 0\.001, now 0\.1: resume alike"):
+        again(changed=replace(config, lr=0.1), passes=2)
+    assert {path: path.read_bytes() for path in sorted(out.rglob("*")) if path.is_file()} == before
+    assert same(first, again(passes=2))
+    for place in (out / "training").iterdir():
+        shutil.rmtree(place)
+    with pytest.raises(ValueError, match="holds a finished model and no checkpoint to go on from"):
+        again(passes=2)
+
+
+def test_a_rate_that_was_changed_after_a_divergence_is_noted(
+    teacher: Prediction, trajectories: TrajectorySet, tmp_path: Path
+) -> None:
+    config = TrainConfig(lr=1e-3, steps=6, warmup=0, checkpoint_every=2, log_every=1)
+
+    def run_on(lr: float, stop: int) -> Student:
+        report = stop_at("consistency", stop)
+        return distill(
+            teacher, trajectories, tmp_path, "consistency", replace(config, lr=lr), batch=4, resume=True, report=report
+        )
+
+    with pytest.raises(KeyboardInterrupt):
+        run_on(1e-3, 3)
+    run_on(1e-4, 99)
+    notes = notes_of(tmp_path)
+    assert notes["training"]["lr"] == 1e-4 and notes["changes"] == {"consistency": [{"step": 2, "lr": [1e-3, 1e-4]}]}
+
+
+def test_an_output_that_holds_what_is_read_is_refused(
+    teacher: Prediction, trajectories: TrajectorySet, tmp_path: Path
+) -> None:
+    (tmp_path / "teacher").mkdir()
+    where = Path(trajectories.source)
+    for out, sources in ((where, {}), (where.parent, {}), (tmp_path, {"teacher": str(tmp_path / "teacher")})):
+        for how in ({"overwrite": True}, {"resume": True}):
+            with pytest.raises(FileExistsError, match="is read, and (is|lies in) .* choose another output"):
+                distill(teacher, trajectories, out, "consistency", CONFIG, batch=4, sources=sources, **how)
+    assert len(TrajectorySet(where)) == len(trajectories)
+    with pytest.raises(ValueError, match="batch must be at least 1, got 0"):
+        distill(teacher, trajectories, tmp_path / "out", batch=0)

@@ -9,12 +9,13 @@ from torch import Tensor, nn
 
 from dsno.checkpoint import tensor_sha
 from dsno.grids import uniform
-from dsno.measure.evaluate import Reference, evaluate, measure
+from dsno.measure.evaluate import Reference, evaluate, halves, measure
 from dsno.measure.features import as_extractor
-from dsno.measure.results import Result
+from dsno.measure.metrics import diversity, frechet_distance, precision_recall
+from dsno.measure.results import Cost, Result
 from dsno.nets.features import FeatureNet
 from dsno.schedule import Cosine, RectifiedFlow
-from dsno.seeds import noise, seed_range
+from dsno.seeds import generator, noise, seed_range
 from dsno.solvers.fine import fine_solution
 from dsno.solvers.first_order import Ancestral
 from dsno.solvers.heun import Heun
@@ -69,6 +70,27 @@ def test_more_steps_are_nearer_to_the_path(results: list[Result]) -> None:
     assert many.path_error < 0.1
     assert many.quality.frechet < two.quality.frechet
     assert many.quality.diversity > two.quality.diversity
+
+
+def test_a_part_of_the_reference_against_the_rest_is_the_floor(reference: Tensor, net: FeatureNet) -> None:
+    whole = Reference.of(reference, net)
+    few, half = halves(whole, net, 5), halves(reference, net, 10**6)
+    N = len(reference)  # of the set, not of the samples
+    assert (few.name, half.name) == ("real, other half", f"real, other half ({N // 2} images)")
+    assert (few.protocol.count, few.protocol.reference_count) == (5, N - 5)
+    assert (half.protocol.count, half.protocol.reference_count) == (N // 2, N - N // 2)
+    assert few.cost == Cost() and halves(whole, net, 5) == few
+    # The mean over splits of the features: what is measured and what it is measured against make the set.
+    found = []
+    for draw in range(8):
+        order = torch.randperm(N, generator=generator(draw))
+        fake, rest = whole.features[order[:5]], whole.features[order[5:]]
+        found.append((frechet_distance(fake, rest), *precision_recall(fake, rest), diversity(fake, rest)))
+    q = few.quality
+    expected = torch.tensor(found, dtype=torch.float64).mean(0).tolist()
+    assert [q.frechet, q.precision, q.recall, q.diversity] == pytest.approx(expected) and q.frechet > 0
+    with pytest.raises(ValueError, match="half of the reference set must be more than k = 3 images, the set has 7"):
+        halves(reference[:7], net, 4)
 
 
 def test_cost_is_what_the_sampler_says(results: list[Result]) -> None:

@@ -52,6 +52,15 @@ def test_frechet_distance_survives_fewer_samples_than_dimensions() -> None:
     assert math.isfinite(frechet_distance(fake, real))
 
 
+@pytest.mark.parametrize(("N", "expected"), [(2048, 1.08), (8192, 0.27)])
+def test_frechet_distance_of_one_law_is_not_zero_but_its_bias(N: int, expected: float) -> None:
+    fake, real = torch.randn(2, N, 64, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    # To first order in 1 / N.
+    formula = 2 / N * (64 + 64 * 65 / 4)
+    assert frechet_distance(fake, real) == pytest.approx(formula, rel=0.08)
+    assert formula == pytest.approx(expected, abs=0.005)
+
+
 # Kernel distance
 
 
@@ -111,6 +120,18 @@ def test_precision_and_recall_by_hand() -> None:
     precision, recall = precision_recall(fake, real, k=1)
     assert precision == 3 / 4
     assert recall == 3 / 3
+
+
+def test_a_tie_is_inside() -> None:
+    real = torch.tensor([[0.0], [0.0], [1.0], [1.0]])  # radii for k = 1: all 0
+    fake = torch.tensor([[0.0], [0.0], [0.5], [1.0]])  # radii: 0, 0, 0.5, 0.5
+    # All fakes but 0.5 are reals; with "less than" instead it were none of them, and of the reals the ones alone.
+    assert precision_recall(fake, real, k=1) == (3 / 4, 1.0)
+    # Copies in any order, of a size at which equal rows get distances of 1e-6 by round-off.
+    x, g = 10 * gaussian(50, D=64), torch.Generator().manual_seed(0)
+    copies = [x.repeat(n, 1)[torch.randperm(50 * n, generator=g)] for n in (4, 5)]
+    assert precision_recall(*copies) == (1.0, 1.0)
+    assert precision_recall(copies[0] + 1e-3, copies[1]) == (0.0, 0.0)
 
 
 def test_precision_and_recall_in_blocks_are_those_in_one() -> None:

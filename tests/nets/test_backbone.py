@@ -8,8 +8,12 @@ import pytest
 import torch
 from torch import nn
 
-from dsno.nets.backbone import NETS, Backbone, example, net_from_config
+from dsno.denoise import Prediction
+from dsno.nets.backbone import NETS, Backbone, check_null, example, net_from_config
+from dsno.nets.diffusers import DiffusersNet
+from dsno.nets.iddpm import IDDPMUNet
 from dsno.nets.unet import UNet
+from dsno.schedule import Cosine
 
 
 @pytest.mark.parametrize("name", NETS)
@@ -57,3 +61,51 @@ def test_an_example_is_what_the_network_is_told(classes: int | None, tokens: dic
             "pooled": (3, 2),
             "label": (3,),
         }
+
+
+DIT = {
+    "num_attention_heads": 1,
+    "attention_head_dim": 4,
+    "in_channels": 1,
+    "num_layers": 1,
+    "sample_size": 4,
+    "norm_num_groups": 1,
+}
+UNET_2D = {
+    "sample_size": 4,
+    "in_channels": 1,
+    "out_channels": 1,
+    "block_out_channels": [4],
+    "norm_num_groups": 1,
+    "layers_per_block": 1,
+    "down_block_types": ["DownBlock2D"],
+    "up_block_types": ["UpBlock2D"],
+}
+
+
+@pytest.mark.parametrize(
+    "make, labels",
+    [
+        (lambda: UNet(1, 4, (4,), attention=(), classes=3), 3),
+        (lambda: UNet(1, 4, (4,), attention=(), classes=3, null=True), 4),
+        # Guidance of diffusers' U-Net takes one of its classes, DiT's has a label behind them.
+        (lambda: DiffusersNet("UNet2DModel", {**UNET_2D, "num_class_embeds": 3}), 3),
+        (lambda: DiffusersNet("DiTTransformer2DModel", {**DIT, "num_embeds_ada_norm": 3}), 4),
+        (lambda: IDDPMUNet(image_size=8, channels=4, mults=(1, 1), attention=(), blocks=1, head_dim=4, classes=3), 3),
+    ],
+)
+def test_a_null_label_is_one_that_the_network_knows(make: Any, labels: int) -> None:
+    net = make()
+    assert net.label_count == labels
+    teacher = Prediction(net, Cosine(), "v")
+    assert check_null(teacher, labels - 1) == labels - 1
+    arguments = example(net, torch.zeros(1))
+    label = torch.tensor([labels - 1])
+    assert net(arguments[0], arguments[1], label).isfinite().all()
+    with pytest.raises(IndexError):
+        net(arguments[0], arguments[1], label + 1)
+    for null in (labels, -1):
+        with pytest.raises(ValueError, match=f"the null label {null} is outside the labels of it: expected 0 to"):
+            check_null(teacher, null, "it")
+    # Of a network that does not say how far its labels go only the sign is known.
+    assert check_null(Prediction(nn.Identity(), Cosine(), "v"), 1000) == 1000

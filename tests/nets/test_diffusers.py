@@ -35,6 +35,18 @@ def test_time_is_told_in_the_networks_units(unit: Any, expected: list[float]) ->
     torch.testing.assert_close(found, wanted.log() / 4 if unit == "edm" else wanted)
 
 
+def test_times_between_training_steps_are_told_as_fractions() -> None:
+    net = DiffusersNet("UNet2DModel", UNET, steps=1000)
+    whole = net.time((torch.arange(1000) + 1).float() / 1000)
+    assert torch.equal(whole, torch.arange(1000).float())
+    torch.testing.assert_close(net.time(torch.tensor([0.0, 0.5005])), torch.tensor([0.0, 499.5]))
+    slope = torch.func.grad(lambda t: net.time(t))(torch.tensor(0.5))
+    assert float(slope) == 1000
+    # An embedding with one row for each training step has no fractions.
+    learned = DiffusersNet("UNet2DModel", dict(UNET, time_embedding_type="learned", num_train_timesteps=50), steps=50)
+    assert learned.time(torch.tensor([0.0, 0.31, 1.0])).tolist() == [0, 14, 49]
+
+
 @pytest.mark.parametrize(
     "name, settings, classes, tokens",
     [

@@ -8,9 +8,9 @@ from torch import nn
 from torch.nn import functional as F
 
 from dsno.nets.edm import Block, DhariwalUNet, Fourier, Positional, SongUNet
+from nvlabs import NCSNPP, answer
 
 SMALL = dict(img_resolution=8, in_channels=3, out_channels=3, model_channels=8, num_blocks=1, attn_resolutions=[4])
-NCSNPP = dict(embedding_type="fourier", channel_mult_noise=2, encoder_type="residual", resample_filter=[1, 3, 3, 1])
 MAKE = {
     "ddpm++": lambda **more: SongUNet(**SMALL, **more),
     "ncsn++": lambda **more: SongUNet(**SMALL, **NCSNPP, **more),
@@ -82,3 +82,57 @@ def test_a_network_is_told_noise_and_class_row_by_row(kind: str) -> None:
 def test_an_unknown_type_is_refused(key: str) -> None:
     with pytest.raises(ValueError, match=f"unknown {key} 'dense': expected one of"):
         SongUNet(**{**SMALL, key: "dense"})
+
+
+# The architectures: numbers that NVlabs' own code gave for these weights, input and arguments.
+
+PINNED = [
+    (SongUNet, dict(channel_mult=[1, 2]), 189347, [0.37257, 0.3058, -0.1762, 0.31355, 0.16658, -0.0988, 0.16509]),
+    (
+        SongUNet,
+        dict(channel_mult=[1, 2], label_dim=4, augment_dim=9, **NCSNPP),
+        191267,
+        [0.52294, 0.25047, -0.19494, 0.3729, 0.30399, -0.25914, 0.22601],
+    ),
+    (
+        SongUNet,
+        dict(channel_mult=[1, 2, 2], encoder_type="skip", decoder_type="skip", resample_filter=[1, 3, 3, 1]),
+        319753,
+        [0.15369, -0.18497, -0.61239, -0.06889, -0.1468, -0.25629, 0.24863],
+    ),
+    (
+        DhariwalUNet,
+        dict(channel_mult=[1, 4], out_channels=6, label_dim=4),
+        642182,
+        [0.29901, 0.22811, -0.07554, 0.45965, -0.08919, -0.26915, 0.1705],
+    ),
+]
+
+
+@pytest.mark.parametrize("make, arguments, parameters, numbers", PINNED)
+def test_architectures_answer_as_the_original_code_did(make, arguments: dict, parameters: int, numbers: list) -> None:
+    net = make(**{**SMALL, "model_channels": 16, **arguments})
+    assert sum(p.numel() for p in net.parameters()) == parameters
+    label = torch.eye(4)[[0, 2]] if "label_dim" in arguments else None
+    assert answer(net, label) == pytest.approx(numbers, rel=1e-4, abs=2e-5)
+
+
+CIFAR = dict(img_resolution=32, in_channels=3, out_channels=3, channel_mult=[2, 2, 2], augment_dim=9)
+
+
+@pytest.mark.parametrize(
+    "make, arguments, parameters",
+    [  # What the original classes count.
+        (SongUNet, CIFAR, 55_733_891),
+        (SongUNet, dict(CIFAR, label_dim=10), 55_735_299),
+        (SongUNet, dict(CIFAR, **NCSNPP), 56_397_827),
+        (SongUNet, dict(CIFAR, img_resolution=64, channel_mult=[1, 2, 2, 2]), 61_805_571),
+        (DhariwalUNet, dict(img_resolution=64, in_channels=3, out_channels=3, label_dim=1000), 295_899_267),
+        (DhariwalUNet, dict(img_resolution=64, in_channels=3, out_channels=6, label_dim=1000), 295_904_454),
+    ],
+    ids=["ddpmpp", "ddpmpp-cond", "ncsnpp", "ffhq", "adm", "adm-iddpm"],
+)
+def test_published_configurations_have_the_published_sizes(make, arguments: dict, parameters: int) -> None:
+    with torch.device("meta"):
+        net = make(**arguments)
+    assert sum(p.numel() for p in net.parameters()) == parameters

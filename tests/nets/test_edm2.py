@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from dsno.nets.edm2 import MagnitudeBlock, MagnitudeConv, MagnitudeFourier, MagnitudeUNet, _blend, _join, _silu, _unit
+from nvlabs import SMALL, answer
 
 
 def magnitude(x: Tensor) -> float:
@@ -76,3 +77,52 @@ def test_a_new_network_answers_zero_and_then_row_by_row() -> None:
     for other in (net(x, noise + 1, label), net(x, noise, label.flip(1)), net(x, noise)):
         assert magnitude(other - out) > 1e-3
     assert math.isclose(magnitude(net(x, noise, label)), magnitude(out))
+
+
+# The architecture: numbers that NVlabs' own code gave for these weights, input and arguments.
+
+
+@pytest.mark.parametrize(
+    "arguments, parameters, numbers",
+    [
+        (
+            dict(channel_mult=[1, 2], channels_per_head=8),
+            181243,
+            [0.68495, -2.1874, 2.1418, 0.0894, 13.32301, -4.7561, 4.47079],
+        ),
+        (
+            dict(
+                channel_mult=[1, 2],
+                label_dim=4,
+                channels_per_head=16,
+                channel_mult_noise=2,
+                channel_mult_emb=3,
+                label_balance=0.3,
+                concat_balance=0.4,
+                res_balance=0.4,
+                attn_balance=0.2,
+                clip_act=1.5,
+                resample_filter=[1, 3, 3, 1],
+            ),
+            186555,
+            [0.399, -0.82124, 0.13336, -1.41857, 2.10338, -0.87908, 1.21618],
+        ),
+    ],
+)
+def test_the_architecture_answers_as_the_original_code_did(arguments: dict, parameters: int, numbers: list) -> None:
+    net = MagnitudeUNet(**{**SMALL, "img_channels": 3, **arguments})
+    assert sum(p.numel() for p in net.parameters()) == parameters
+    label = torch.eye(4)[[0, 2]] if "label_dim" in arguments else None
+    assert answer(net, label) == pytest.approx(numbers, rel=1e-4, abs=2e-5)
+
+
+@pytest.mark.parametrize(
+    # What the original class counts; the preconditioner adds the 128 of its uncertainty.
+    "channels, parameters",
+    [(128, 124_713_125), (192, 280_212_709), (448, 1_523_164_645)],
+    ids=["xs", "s", "xxl"],
+)
+def test_published_configurations_have_the_published_sizes(channels: int, parameters: int) -> None:
+    with torch.device("meta"):
+        net = MagnitudeUNet(img_resolution=64, img_channels=4, label_dim=1000, model_channels=channels)
+    assert sum(p.numel() for p in net.parameters()) == parameters

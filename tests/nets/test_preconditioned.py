@@ -1,5 +1,6 @@
 """An architecture is told the noise and the class as it was in training."""
 
+import copy
 import math
 from typing import Any
 
@@ -7,8 +8,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+import nvlabs
 from dsno.nets.backbone import Backbone, example, net_from_config
 from dsno.nets.preconditioned import PreconditionedUNet, iddpm_schedule, iddpm_sigmas
+from dsno.students.lift import lift
+from nvlabs import TEACHERS, made, settle
 
 SONG = dict(
     type="SongUNet", img_resolution=8, in_channels=2, out_channels=2, model_channels=8, channel_mult=[1], num_blocks=1
@@ -102,6 +106,8 @@ def test_it_is_rebuilt_from_its_configuration(config: dict[str, Any]) -> None:
     "options, message",
     [
         (dict(net=dict(SONG, type="VNet")), "unknown architecture 'VNet': expected one of SongUNet, DhariwalUNet"),
+        (dict(net=dict(SONG, model_chanels=8)), "model_chanels.*did you mean.*model_channels"),
+        (dict(net=dict(SONG, encoder_type="dense")), "encoder_type must be one of 'standard', .*got 'dense'"),
         (dict(net=SONG, precond="ddpm"), "unknown precond 'ddpm': expected edm, vp, ve or iddpm"),
         (dict(net=SONG, sigma_min=90.0), "sigma_min must be positive and below sigma_max, got 90.0 and 80.0"),
     ],
@@ -109,3 +115,92 @@ def test_it_is_rebuilt_from_its_configuration(config: dict[str, Any]) -> None:
 def test_what_it_cannot_be_is_refused(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         PreconditionedUNet(**options)
+
+
+def test_iddpm_steps_are_told_by_their_number_and_times_between_by_the_nearest() -> None:
+    net = made("iddpm")[1]
+    t = torch.arange(1, 1001) / 1000
+    assert net.noise_label(t).tolist() == list(range(1000))
+    assert net.noise_label(t - 1e-4).tolist() == list(range(1000))
+    assert net.noise_label(torch.zeros(1)).tolist() == [0]
+
+
+@pytest.mark.parametrize("name", ["edm-song", "ve", "edm2"])
+def test_half_precision_keeps_the_noise_embedding(name: str) -> None:
+    net = made(name)[1]
+    x, t = torch.randn(4, *net.shape), torch.tensor([0.01, 0.1, 0.5, 1.0])
+    with torch.no_grad():
+        wanted = net(x, t)
+        half = copy.deepcopy(net).to(torch.bfloat16)(x.bfloat16(), t)
+    assert half.dtype == torch.bfloat16
+    assert float((half.float() - wanted).norm() / wanted.norm()) < 0.05
+
+
+def test_frequencies_survive_a_cast_to_half() -> None:
+    net = made("ve")[1]
+    before = net.model.map_noise.freqs.clone()
+    assert torch.equal(net.half().model.map_noise.freqs, before)
+    assert net.double().model.map_noise.freqs.dtype == torch.float64
+
+
+def test_no_condition_is_the_label_behind_the_last() -> None:
+    net = made("edm2")[1]
+    x, t = torch.randn(3, *net.shape), torch.full((3,), 0.1)
+    with torch.no_grad():
+        told = net(x, t, torch.tensor([1, 4, 2]))
+        torch.testing.assert_close(told[1], net(x, t)[1])
+        torch.testing.assert_close(net(x, t, {"label": torch.tensor([1, 4, 2])}), told)
+        assert float((told[0] - net(x, t)[0]).norm() / told[0].norm()) > 0.01
+
+
+@pytest.mark.parametrize(
+    "name, label, message",
+    [
+        ("edm2", [0, 5], "label 5 is not a class: expected 0 to 3, or 4 for none"),
+        ("edm2", [-1, 0], "label -1 is not a class"),
+        ("edm2", [0], "integers of shape \\(2,\\), got torch.int64 of shape \\(1,\\)"),
+        ("edm2", [0.0, 1.0], "integers of shape \\(2,\\), got torch.float32"),
+        ("vp", [0, 1], "knows no classes"),
+    ],
+)
+def test_wrong_labels_say_what_is_wrong(name: str, label: list, message: str) -> None:
+    net = made(name)[1]
+    with pytest.raises(ValueError, match=message):
+        net(torch.randn(2, *net.shape), torch.rand(2), torch.tensor(label))
+
+
+@pytest.mark.parametrize("told", ["output", "input"])
+@pytest.mark.parametrize("once", [False, True])
+@pytest.mark.parametrize("name", ["edm-song", "ve", "iddpm", "edm2", "skip"])
+def test_lifted_backbones_are_the_backbone_frame_by_frame(name: str, once: bool, told: str) -> None:
+    if name == "skip":
+        skip = dict(nvlabs.SONG, encoder_type="skip", decoder_type="skip", channel_mult=[1, 2, 2])
+        net = settle(PreconditionedUNet(skip))
+    else:
+        net = made(name)[1]
+    x, weight = torch.randn(2, *net.shape), {"weight": torch.tensor([0.5, 3.0])}
+    label = {} if net.classes is None else {"label": torch.tensor([0, 2])}
+    times, start = torch.tensor([0.9, 0.3, 0.0]), torch.tensor(1.0)
+    lifted = lift(
+        copy.deepcopy(net), example(net, x), net.blocks, 3, 2, where="mid", once=once, told=told, guidance=net.embedding
+    )
+    layers = lifted.temporal_layers()
+    assert layers and all("4x4" in n or "2x2" in n for n in layers)
+    with torch.no_grad():
+        frames = lifted(x, times, label | weight, start)
+        last = lifted(x, times, label | weight, start, select=[2])
+        assert torch.allclose(last[:, 0], frames[:, 2], atol=1e-5)
+        for m, t in enumerate(times):
+            if once and told == "output":
+                break  # The first blocks are told the start: another function, on purpose.
+            time = (start if told == "input" else t).expand(2)
+            wanted = net(x, time, label or None)
+            torch.testing.assert_close(frames[:, m], wanted, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", TEACHERS)
+def test_every_parameter_takes_part(name: str) -> None:
+    # Distributed training stops at a parameter that has no gradient.
+    net = made(name)[1].train()
+    net(torch.randn(1, *net.shape), torch.rand(1)).sum().backward()
+    assert [n for n, p in net.named_parameters() if p.grad is None] == []

@@ -157,6 +157,26 @@ def test_shapes_that_cannot_be(options: dict[str, object], message: str) -> None
         UNet(**options)  # type: ignore[arg-type]
 
 
+def test_an_image_that_cannot_be_halved_is_refused() -> None:
+    with pytest.raises(ValueError, match="cannot be halved 2 times"):
+        UNet(1, 6, (8, 8, 8))
+
+
+def test_a_conditional_unet_asks_for_labels() -> None:
+    with pytest.raises(ValueError, match="pass labels"):
+        UNet(1, 8, (8, 16), classes=5)(torch.randn(3, 1, 8, 8), torch.ones(3))
+
+
+def test_a_fresh_unet_predicts_zero() -> None:
+    assert UNet(1, 8, (8, 16))(torch.randn(3, 1, 8, 8), torch.ones(3)).abs().max() == 0
+
+
+@pytest.mark.parametrize("channels", [(6, 10), (18, 34), (32, 48)])
+def test_any_width(channels: tuple[int, ...]) -> None:
+    x = torch.randn(3, 1, 8, 8)
+    assert UNet(1, 8, channels, attention=())(x, torch.ones(3)).shape == x.shape
+
+
 def test_shipped_weights_are_read_as_before() -> None:
     teacher, student = load_native(shipped() / "teacher"), load_student(shipped() / "student")
     assert teacher.net.config["image_size"] == 8 and teacher.net.shape == (1, 8, 8)

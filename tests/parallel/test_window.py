@@ -87,3 +87,13 @@ def test_the_first_guess_follows_the_recursion(name: str) -> None:
         y = gain[n] * y + system.step(zero, zero, n, every)
         assert torch.equal(sweep.x[:, n + 1], y)
     assert sweep.held
+    # As published it is the noise, at every state.
+    assert torch.equal(first_guess(system, x, None, gain, True).x, x[:, None].expand_as(sweep.x))
+
+
+@pytest.mark.parametrize("sampler", [Picard, ParaTAA])
+def test_a_first_guess_is_given_once(sampler: Callable[..., Exact]) -> None:
+    chain = CHAINS["ddim"]
+    x, _ = problem(chain, 2)
+    with pytest.raises(ValueError, match="repeat_noise and draft are two first guesses"):
+        sampler(mixture(2), chain, draft=chain.run(mixture(2), x), repeat_noise=True)

@@ -8,10 +8,12 @@ import torch
 
 from dsno.denoise import Prediction
 from dsno.grids import quadratic
-from dsno.measure.results import load_results
+from dsno.measure.results import load_results, save_results
+from dsno.measure.table import BIAS
 from dsno.nets.features import FeatureNet, save_feature_net
 from dsno.nets.unet import UNet
-from dsno.report.compare import compare
+from dsno.report.compare import EVALUATION, compare
+from dsno.report.page import html_report
 from dsno.schedule import Cosine
 from dsno.students.files import save_student
 from dsno.students.flowmap import flow_map_from_teacher
@@ -39,12 +41,32 @@ def test_compare_writes_numbers_and_a_report(folders: Path, tmp_path: Path) -> N
     results = compare(*parts, "digits", 8, tmp_path / "out", lambda *line: said.append(line), **few)
     assert load_results(tmp_path / "out" / "results.json") == results
     assert results[0].name == "DSNO" and results[0].cost.rounds == 1 and results[0].path_error > 0
-    assert {r.family for r in results} == {"DSNO", "DDIM", "DPM-Solver++", "UniPC", "teacher, fine"}
-    assert len({r.protocol.fine_sha for r in results[:-1]}) == 1
+    assert {r.family for r in results} == {"DSNO", "DDIM", "DPM-Solver++", "UniPC", "teacher, fine", "real, other half"}
+    assert len({r.protocol.fine_sha for r in results[:-2]}) == 1
+    assert (results[-1].protocol.count, results[-1].protocol.reference_count) == (8, 1789)
     page = Page((tmp_path / "out" / "report.html").read_text())
     assert page.open == [] and len(page.loads) == 9 and "Trajectories" in page.words
     assert [line[:3] for line in said] == [("evaluate", n, 9) for n in range(10)]
-    assert [line[3] for line in said[1:-1]] == [r.name for r in results[:-1]] and said[-1][3] == "done"
+    assert [line[3] for line in said[1:-1]] == [r.name for r in results[:-2]] and said[-1][3] == "done"
+    assert BIAS in page.words and "real, other half" in page.words
+
+
+def test_files_of_others_and_inputs_are_not_replaced(folders: Path, tmp_path: Path) -> None:
+    parts = folders / "teacher", folders / "student", folders / "features"
+    for name, text in (("results.json", '{"mine": 1}'), ("report.html", "<p>mine</p>")):
+        (tmp_path / name).write_text(text)
+        with pytest.raises(FileExistsError, match=f"{name} is of no evaluation: move it away"):
+            compare(*parts, "digits", 8, tmp_path)
+        assert (tmp_path / name).read_text() == text
+        (tmp_path / name).unlink()
+    with pytest.raises(FileExistsError, match="page.html is of no evaluation"):
+        (tmp_path / "page.html").write_text("mine")
+        compare(*parts, "digits", 8, page=tmp_path / "page.html")
+    with pytest.raises(FileExistsError, match="teacher is read, and lies in"):
+        compare(*parts, "digits", 8, folders)
+    written = html_report(tmp_path / "report.html", "One", [])
+    save_results([], tmp_path / "results.json")
+    assert EVALUATION.own(tmp_path) == [tmp_path / "results.json", written]
 
 
 def test_a_flow_map_is_compared_at_several_passes(folders: Path, tmp_path: Path) -> None:
@@ -56,6 +78,7 @@ def test_a_flow_map_is_compared_at_several_passes(folders: Path, tmp_path: Path)
         ("flow map-3", "flow map", 3),
         ("DDIM-1", "DDIM", 1),
         ("teacher, fine", "teacher, fine", 0),
+        ("real, other half", "real, other half", 0),
     ]
     # An untrained flow map is its teacher's DDIM.
     assert results[0].path_error == pytest.approx(results[2].path_error, rel=1e-4)

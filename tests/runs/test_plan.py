@@ -9,10 +9,9 @@ import torch
 
 from dsno.cost import timed
 from dsno.denoise import Prediction
-from dsno.nets.iddpm import CIFAR10, IDDPMUNet
 from dsno.nets.unet import UNet
 from dsno.runs.bench import Rate
-from dsno.runs.counts import count_run, saved_bytes, teacher_to_count
+from dsno.runs.counts import Count
 from dsno.runs.plan import Estimate, StageCost, plan, stage_costs
 from dsno.runs.recipes import RECIPES
 from dsno.runs.workload import Workload
@@ -32,25 +31,8 @@ def of(made: Estimate, stage: str) -> StageCost:
     return next(s for s in made.stages if s.name == stage)
 
 
-def test_the_published_run_is_the_paper_s() -> None:
-    work = Workload(
-        "cifar10",
-        lambda: Prediction(IDDPMUNet(**CIFAR10), Cosine(), "x0"),
-        count=1_024_000,
-        solver="ddim",
-        steps=512,
-        student=PUBLISHED,
-        train=TrainConfig(steps=400_000),
-    )
-    teacher = teacher_to_count(work)
-    assert next(teacher.parameters()).is_meta
-    count = count_run(work, teacher)
-    # 35.8 GFLOP as published; its two convolutions of doubled images, 1024 and 256 pixels, take four ninths here.
-    spared = 5 / 9 * 2 * 9 * 256**2 * (1024 + 256)
-    assert count.evaluation + spared == pytest.approx(35.8e9, rel=2e-3)
-    # Four such and the mixing: 153 GFLOP with a complex product in four real ones and an FFT; ours takes three and
-    # none.
-    assert count.sample + 4 * spared == pytest.approx(153e9, rel=0.04) and count.sample > 4 * count.evaluation
+def test_the_published_run_is_the_paper_s(published: tuple[Workload, Count]) -> None:
+    work, count = published
     rates = dict.fromkeys(("generate", "distill"), Rate(1e-12, "1 TFLOP/s"))
     generate, distill = stage_costs(work, count, rates, 8)
     assert generate.evaluations == 524_288_000 and generate.flop == pytest.approx(1.9e19, rel=0.04)
@@ -102,12 +84,6 @@ def test_the_bytes_are_those_of_a_set(classes: int | None, targets: tuple[str, .
     assert told.evaluations == 300 * 6
 
 
-def test_evaluations_count_heun_twice_and_guidance_again() -> None:
-    work = Workload("small", small, count=10, steps=8)
-    assert [replace(work, solver=s).evaluations for s in ("ddim", "dpm2", "heun")] == [8, 8, 15]
-    assert replace(work, guided=True).evaluations == 16
-
-
 def test_hours_follow_from_a_call_that_was_timed() -> None:
     work = Workload("small", small, count=100_000, batch=32, train=TrainConfig(steps=1000), train_batch=16)
     made = plan(work, seconds=2, device="cpu")
@@ -143,13 +119,6 @@ def test_memory_grows_with_the_batch_and_is_that_of_the_tensors() -> None:
     for stage, fixed in (("generate", weights), ("distill", 5 * weights)):
         a, b = (of(m, stage).memory for m in made)
         assert a > fixed and 1.2 < b / a <= 2
-    # What autograd keeps of one row, counted on tensors with memory.
-    teacher = small()
-    x, t = torch.zeros(1, 1, 8, 8), torch.full((1,), 0.5)
-    real = saved_bytes(teacher, lambda: teacher(x, t))
-    with torch.device("meta"):
-        meta = small()
-    assert saved_bytes(meta, lambda: meta(x.to("meta"), t.to("meta"))) == pytest.approx(real, rel=0.02)
 
 
 def test_a_budget_is_met_by_the_options_that_say_so() -> None:
@@ -184,19 +153,5 @@ def test_planning_touches_neither_the_teacher_nor_the_random_state() -> None:
 
 
 def test_what_cannot_be_planned_is_refused() -> None:
-    for change, message in (
-        ({"batch": 0}, "batch must be"),
-        ({"solver": "rk9"}, "unknown solver"),
-        ({"times": ()}, "1 or more"),
-    ):
-        with pytest.raises(ValueError, match=message):
-            Workload("small", small, **change)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="must be positive"):
         plan(Workload("small", small), budget_hours=0)
-
-
-@pytest.mark.parametrize("name, layers", [("cifar10", 22), ("imagenet64", 29)])
-def test_a_plan_counts_the_student_that_the_recipe_would_train(name: str, layers: int) -> None:
-    work = RECIPES[name].workload()
-    student = work.student_of(teacher_to_count(work))
-    assert len(student.net.temporal_layers()) == layers and student.net.told == "output" and not student.net.once

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from dsno.grids import uniform
-from dsno.schedule import Schedule
+from dsno.schedule import Cosine, Schedule
 from dsno.solvers.first_order import DDIM
 from dsno.solvers.multistep import DPMSolverPP, UniPC, _unipc_weights
 from dsno.solvers.run import initial_state, solve
@@ -22,6 +22,7 @@ from solving import MEAN, MEANS, SMOOTH, STD, order, order_on_the_gaussian, stat
     [
         (DPMSolverPP(1), 0.9, 1.1),
         (DPMSolverPP(2), 1.8, 2.2),
+        (DPMSolverPP(3), 2.75, 3.25),
         (UniPC(1), 1.8, 2.2),  # the corrector adds an order to every state it has seen
         (UniPC(2), 2.5, 3.2),
         (UniPC(3), 3.0, 4.2),
@@ -35,7 +36,7 @@ def test_order_of_convergence(name: str, step: Step, low: float, high: float) ->
 
 @pytest.mark.parametrize("name", SMOOTH)
 def test_third_order_multistep_is_of_third_order_once_started(name: str) -> None:
-    # One first-order step at the start already costs O(h^2), so the past is given: two exact evaluations.
+    # Whatever the first steps are: the past is given, two exact evaluations.
     schedule = SMOOTH[name]
     teacher = Gaussian(schedule, MEAN, STD)
     x = max(schedule.at(0.9)[1], 1) * states()
@@ -53,6 +54,41 @@ def test_third_order_multistep_is_of_third_order_once_started(name: str) -> None
         return float((y - path[-1]).abs().max())
 
     assert 2.75 < order(error, (64, 128)) < 3.25
+
+
+def test_the_first_step_of_order_3_is_corrected_below_1_alone_at_no_evaluation() -> None:
+    schedule, x = Cosine(), states()
+    teacher = Gaussian(schedule, MEAN, STD)
+
+    def D(x_t: Tensor, t: float) -> Tensor:
+        return teacher(x_t, torch.tensor(t, dtype=torch.float64))
+
+    def second(order: int, start: float) -> Tensor:
+        """The state that the second step starts from: its past says it."""
+        y, past = DPMSolverPP(order)(D, schedule, x, start, 0.8, (), None)
+        return DPMSolverPP(order)(D, schedule, y, 0.8, 0.7, past, None)[1][0].x
+
+    (alpha_s, sigma_s), (alpha_t, sigma_t) = schedule.at(0.8), schedule.at(0.9)
+    first = DDIM()(D, schedule, x, 0.9, 0.8, (), None)[0]
+    ratio, mean = sigma_s / sigma_t, (D(x, 0.9) + D(first, 0.8)) / 2
+    assert torch.equal(second(2, 0.9), first)
+    assert torch.allclose(second(3, 0.9), ratio * x + (alpha_s - ratio * alpha_t) * mean, rtol=0, atol=1e-14)
+    assert torch.equal(second(3, 1.0), DDIM()(D, schedule, x, 1.0, 0.8, (), None)[0])
+    for start in (0.9, 1.0):
+        assert solve(teacher, schedule, x, uniform(7, start), DPMSolverPP(3)).nfe == 7
+
+
+@pytest.mark.parametrize(("start", "end", "low", "high"), [(1.0, 0.1, 1.9, 3.2), (0.6, 0.0, 1.4, 2.2)])
+@pytest.mark.parametrize("name", SMOOTH)
+def test_to_an_end_of_the_path_order_3_is_less(name: str, start: float, end: float, low: float, high: float) -> None:
+    schedule = SMOOTH[name]
+    teacher, x = Gaussian(schedule, MEAN, STD), max(schedule.at(start)[1], 1) * states()
+
+    def error(N: int) -> float:
+        made = solve(teacher, schedule, x, uniform(N, start, end), DPMSolverPP(3)).sample
+        return float((made - teacher.flow(x, start, end)).square().mean().sqrt())
+
+    assert low < order(error, (64, 128)) < high
 
 
 def test_first_order_dpm_solver_is_ddim(schedule: Schedule) -> None:

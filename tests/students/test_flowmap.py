@@ -8,7 +8,7 @@ from dsno.denoise import KINDS, Prediction, convert, x0_from
 from dsno.grids import uniform
 from dsno.nets.unet import UNet
 from dsno.schedule import VE, Cosine, Schedule
-from dsno.solvers.run import SolverSampler
+from dsno.solvers.run import SolverSampler, initial_state
 from dsno.students.flowmap import FlowMap, flow_map_from_teacher
 from dsno.students.samplers import FlowMapSampler
 from dsno.teachers.closed import Gaussian
@@ -59,6 +59,18 @@ def test_backwards_nothing_is_divided_by_the_noise_that_is_not_there(kind: str) 
     for t in (0.0, 1e-5):
         low, high = (FlowMap(Frozen(F), Cosine(), kind)(v, t, 0.5) for v in (x, x.double()))
         assert torch.allclose(low.double(), high, atol=1e-5)
+
+
+@pytest.mark.parametrize("schedule", [*SCHEDULES, VE(5.0)], ids=repr)
+@pytest.mark.parametrize("kind", KINDS)
+def test_one_pass_is_the_step_from_noise_to_data_and_keeps_its_graph(kind: str, schedule: Schedule) -> None:
+    F, z = torch.randn(4, 3, dtype=D64, requires_grad=True), torch.randn(4, 3, dtype=D64)
+    X = FlowMap(Frozen(F), schedule, kind, 0.7)
+    x = X.one_pass(z)
+    assert torch.allclose(x, X(initial_state(schedule, z), 1.0, 0.0)) and torch.allclose(x, X.sample(z))
+    a, b, c = X.affine
+    assert torch.allclose(x, a * z + b * F) and c > 0
+    assert torch.allclose(torch.autograd.grad(x.sum(), F)[0], torch.full_like(F, b))
 
 
 def test_the_semigroup_defect_is_zero_for_the_flow_alone() -> None:

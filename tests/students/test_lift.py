@@ -404,25 +404,3 @@ def test_a_refused_lift_leaves_the_backbone_as_it_was(options: dict, message: st
 def test_a_frame_that_does_not_exist_cannot_be_selected(x: Tensor) -> None:
     with pytest.raises(IndexError):
         lifted()(x, TIMES, select=[4])
-
-
-# The U-Net itself
-
-
-def test_an_image_that_cannot_be_halved_is_refused() -> None:
-    with pytest.raises(ValueError, match="cannot be halved 2 times"):
-        UNet(1, 6, (8, 8, 8))
-
-
-def test_a_conditional_unet_asks_for_labels(x: Tensor) -> None:
-    with pytest.raises(ValueError, match="pass labels"):
-        unet(classes=5)(x, torch.ones(3))
-
-
-def test_a_fresh_unet_predicts_zero(x: Tensor) -> None:
-    assert UNet(1, 8, (8, 16))(x, torch.ones(3)).abs().max() == 0
-
-
-@pytest.mark.parametrize("channels", [(6, 10), (18, 34), (32, 48)])
-def test_any_width(channels: tuple[int, ...], x: Tensor) -> None:
-    assert UNet(1, 8, channels, attention=())(x, torch.ones(3)).shape == x.shape

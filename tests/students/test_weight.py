@@ -6,7 +6,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from dsno.condition import split_weight
 from dsno.denoise import Guided, Prediction
 from dsno.grids import uniform
 from dsno.nets.unet import UNet
@@ -74,14 +73,6 @@ def test_at_the_start_it_adds_nothing_and_learns_from_the_first_step() -> None:
     assert [tuple(e.shape) for e in out] == [(2, 4), (2, 6)] and not any(e.any() for e in out)
     sum(e.sum() for e in out).backward()
     assert all(head.weight.grad.abs().max() > 0 for head in embedding.heads)
-
-
-def test_the_weight_is_not_told_to_the_backbone() -> None:
-    label, w = torch.tensor([1, 0]), torch.tensor([0.5, 2.0])
-    assert split_weight({"label": label, "weight": w}, True) == (w, {"label": label})
-    assert split_weight({"": label, "weight": w}, True) == (w, label)
-    assert split_weight({"weight": w}, True) == (w, None)
-    assert split_weight(label, False) == (None, label) and split_weight(None, False) == (None, None)
 
 
 def test_a_missing_or_superfluous_weight_is_an_error() -> None:

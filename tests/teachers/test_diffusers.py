@@ -1,484 +1,35 @@
 """A diffusers model is the same model here: its x0 at every training step, and its pipeline's images.
 
-All models are tiny and random, written by `save_pretrained` of the real pipelines and read back from the disk. Where
-only the coefficients are compared, both sides compute in float64: alpha goes down to 1e-6 here, and divides what
-float32 rounds.
+All models are tiny and random, written by `save_pretrained` of the real pipelines and read back from the disk.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from dsno.denoise import Guided, Prediction, Threshold, expand_like
+from dsno.denoise import Guided, Prediction, tensors_of
 from dsno.grids import uniform
 from dsno.nets.backbone import Backbone, example, net_from_config
 from dsno.nets.diffusers import DiffusersNet
-from dsno.schedule import VE, RectifiedFlow, Tabulated
-from dsno.solvers.first_order import DDIM, Ancestral
-from dsno.solvers.multistep import DPMSolverPP
+from dsno.schedule import RectifiedFlow, Tabulated
+from dsno.solvers.first_order import Ancestral
 from dsno.solvers.run import solve
-from dsno.solvers.step import Step
 from dsno.teachers.diffusers import load_diffusers, wrap_diffusers
 from dsno.teachers.latents import Latents, load_decoder
+from dsno.teachers.load import load_teacher
 from dsno.teachers.native import load_native, save_teacher
 from dsno.teachers.prompts import encode_prompts, null_cond
-from dsno.teachers.schedulers import SCHEDULERS, grid_from_scheduler, load_scheduler, read_convention
-
-diffusers = pytest.importorskip("diffusers")
-transformers = pytest.importorskip("transformers")
-diffusers.utils.logging.set_verbosity_error()
-transformers.utils.logging.set_verbosity_error()
+from dsno.teachers.schedulers import grid_from_scheduler, load_scheduler
+from pipelines import BETAS, N, diffusers, images, make_text_unet, make_unet, noise, ours, pipeline_images
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
-
-K, N = 50, 7
-BETAS = {"num_train_timesteps": K, "beta_start": 0.002, "beta_end": 0.25}
-
-
-def make_unet(**settings: Any) -> Any:
-    torch.manual_seed(1)
-    return diffusers.UNet2DModel(
-        **{
-            "sample_size": 8,
-            "in_channels": 3,
-            "out_channels": 3,
-            "layers_per_block": 1,
-            "block_out_channels": (8, 16),
-            "norm_num_groups": 4,
-            "down_block_types": ("DownBlock2D", "AttnDownBlock2D"),
-            "attention_head_dim": 8,
-            "up_block_types": ("AttnUpBlock2D", "UpBlock2D"),
-            **settings,
-        }
-    ).eval()
-
-
-def make_text_unet(**settings: Any) -> Any:
-    torch.manual_seed(2)
-    return diffusers.UNet2DConditionModel(
-        **{
-            "sample_size": 8,
-            "in_channels": 4,
-            "out_channels": 4,
-            "layers_per_block": 1,
-            "block_out_channels": (8, 16),
-            "norm_num_groups": 4,
-            "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D"),
-            "attention_head_dim": 4,
-            "up_block_types": ("CrossAttnUpBlock2D", "UpBlock2D"),
-            "cross_attention_dim": 16,
-            **settings,
-        }
-    ).eval()
-
-
-def make_dit() -> Any:
-    torch.manual_seed(3)
-    model = diffusers.DiTTransformer2DModel(
-        num_attention_heads=2,
-        attention_head_dim=8,
-        in_channels=4,
-        out_channels=8,
-        num_layers=2,
-        sample_size=8,
-        patch_size=2,
-        norm_num_groups=4,
-        num_embeds_ada_norm=1000,
-    )
-    return model.eval()
-
-
-def make_sd3() -> Any:
-    torch.manual_seed(4)
-    return diffusers.SD3Transformer2DModel(
-        sample_size=8,
-        patch_size=2,
-        in_channels=4,
-        out_channels=4,
-        num_layers=2,
-        attention_head_dim=8,
-        num_attention_heads=2,
-        joint_attention_dim=32,
-        caption_projection_dim=16,
-        pooled_projection_dim=32,
-        pos_embed_max_size=8,
-    ).eval()
-
-
-def make_vae(**settings: Any) -> Any:
-    torch.manual_seed(5)
-    return diffusers.AutoencoderKL(
-        block_out_channels=(8,),
-        latent_channels=4,
-        norm_num_groups=4,
-        layers_per_block=1,
-        sample_size=8,
-        down_block_types=("DownEncoderBlock2D",),
-        up_block_types=("UpDecoderBlock2D",),
-        scaling_factor=0.3,
-        **settings,
-    ).eval()
-
-
-def make_tokenizer(folder: Path) -> Any:
-    letters = "abcdefghijklmnopqrstuvwxyz"
-    words = [*letters, *(letter + "</w>" for letter in letters), "<|startoftext|>", "<|endoftext|>"]
-    folder.mkdir(exist_ok=True)
-    (folder / "vocab.json").write_text(json.dumps({word: i for i, word in enumerate(words)}))
-    (folder / "merges.txt").write_text("#version: 0.2\n")
-    return transformers.CLIPTokenizer.from_pretrained(folder, model_max_length=12)
-
-
-def make_text_encoder(seed: int = 6, projection: bool = False) -> Any:
-    torch.manual_seed(seed)
-    config = transformers.CLIPTextConfig(
-        vocab_size=54,
-        hidden_size=16,
-        intermediate_size=16,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        max_position_embeddings=12,
-        projection_dim=16,
-        bos_token_id=52,
-        eos_token_id=53,
-        pad_token_id=53,
-    )
-    return (transformers.CLIPTextModelWithProjection if projection else transformers.CLIPTextModel)(config).eval()
-
-
-@pytest.fixture(scope="module")
-def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """The folders of real pipelines, by name."""
-    out = tmp_path_factory.mktemp("pipelines")
-    tokenizer = make_tokenizer(out / "words")
-    ddim = diffusers.DDIMScheduler
-    latent = {**BETAS, "beta_schedule": "scaled_linear", "clip_sample": False, "set_alpha_to_one": False}
-    clip = make_text_encoder(), make_text_encoder(7, True), make_text_encoder(8, True)
-    pipelines = {
-        "ddpm": diffusers.DDPMPipeline(make_unet(), diffusers.DDPMScheduler(**BETAS)),
-        "ddim": diffusers.DDIMPipeline(make_unet(), ddim(**BETAS, clip_sample=False)),
-        "dit": diffusers.DiTPipeline(make_dit(), make_vae(), ddim(**{**latent, "set_alpha_to_one": True})),
-        "sd": diffusers.StableDiffusionPipeline(
-            make_vae(), clip[0], tokenizer, make_text_unet(), ddim(**latent, steps_offset=1), None, None, None, False
-        ),
-        "sd3": diffusers.StableDiffusion3Pipeline(
-            make_sd3(),
-            diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0),
-            make_vae(shift_factor=0.1),
-            clip[1],
-            tokenizer,
-            clip[2],
-            tokenizer,
-            None,
-            None,
-        ),
-    }
-    for name, pipeline in pipelines.items():
-        pipeline.save_pretrained(out / name)
-    return {name: out / name for name in pipelines}
-
-
-def images(x: Tensor) -> Tensor:
-    return (x / 2 + 0.5).clamp(0, 1)
-
-
-def pipeline_images(folder: Path, **arguments: Any) -> Tensor:
-    """What the pipeline itself makes from the seed 0, (B, C, H, W)."""
-    index = json.loads((folder / "model_index.json").read_text())
-    absent = {name: None for name, made in index.items() if made == [None, None]}
-    pipe = diffusers.DiffusionPipeline.from_pretrained(folder, **absent)
-    pipe.set_progress_bar_config(disable=True)
-    made = pipe(generator=torch.Generator().manual_seed(0), output_type="np", **arguments).images
-    return torch.as_tensor(made).permute(0, 3, 1, 2)
-
-
-def noise(*shape: int) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(0))
-
-
-@torch.no_grad()
-def ours(teacher: Any, schedule: Any, z: Tensor, grid: Tensor, cond: Any = None, step: Step | None = None) -> Tensor:
-    # The pipelines start at z itself, not at sigma z.
-    return solve(teacher, schedule, z, grid, step, cond).x[:, -1]
-
-
-# The denoiser of every scheduler
-
-
-def stepped(scheduler: Any, raw: Tensor, x: Tensor, k: int) -> Tensor:
-    """`pred_original_sample` of schedulers that keep x_t itself."""
-    return scheduler.step(raw, k, x).pred_original_sample
-
-
-def stepped_scaled(scheduler: Any, raw: Tensor, x: Tensor, k: int) -> Tensor:
-    """Of schedulers that keep x_t / alpha_t."""
-    scheduler._step_index, scheduler.dt, scheduler.is_scale_input_called = None, None, True
-    t = torch.tensor(float(k))
-    return scheduler.step(raw, t, x / scheduler.alphas_cumprod[k].sqrt()).pred_original_sample
-
-
-def converted(scheduler: Any, raw: Tensor, x: Tensor, k: int) -> Tensor:
-    """Of multistep solvers, whose `step` does not say."""
-    scheduler._step_index = int((scheduler.timesteps == k).nonzero())
-    return scheduler.convert_model_output(raw, sample=x)
-
-
-TRAILING = {**BETAS, "timestep_spacing": "trailing"}
-CASES: dict[str, tuple[str, dict[str, Any], Callable[..., Tensor]]] = {
-    "ddpm-eps-clip": ("DDPMScheduler", BETAS, stepped),
-    "ddpm-v-cosine": (
-        "DDPMScheduler",
-        {**BETAS, "beta_schedule": "squaredcos_cap_v2", "prediction_type": "v_prediction", "clip_sample": False},
-        stepped,
-    ),
-    "ddpm-x0-sigmoid": (
-        "DDPMScheduler",
-        {**BETAS, "beta_schedule": "sigmoid", "prediction_type": "sample", "clip_sample_range": 0.1},
-        stepped,
-    ),
-    "ddpm-eps-cosine": (
-        "DDPMScheduler",
-        {**BETAS, "beta_schedule": "squaredcos_cap_v2", "clip_sample": False},
-        stepped,
-    ),
-    "ddpm-trained-betas": (
-        "DDPMScheduler",
-        {"num_train_timesteps": K, "clip_sample": False, "trained_betas": torch.linspace(0.01, 0.3, K).tolist()},
-        stepped,
-    ),
-    "ddim-thresholding": (
-        "DDIMScheduler",
-        {
-            **BETAS,
-            "beta_schedule": "scaled_linear",
-            "thresholding": True,
-            "dynamic_thresholding_ratio": 0.9,
-            "sample_max_value": 1.7,
-        },
-        stepped,
-    ),
-    "ddim-zero-snr": (
-        "DDIMScheduler",
-        {**BETAS, "rescale_betas_zero_snr": True, "prediction_type": "v_prediction", "clip_sample": False},
-        stepped,
-    ),
-    "dpm-eps": ("DPMSolverMultistepScheduler", TRAILING, converted),
-    "dpm-threshold": (
-        "DPMSolverMultistepScheduler",
-        {**TRAILING, "thresholding": True, "sample_max_value": 2.0},
-        converted,
-    ),
-    "unipc-v": ("UniPCMultistepScheduler", {**TRAILING, "prediction_type": "v_prediction"}, converted),
-    "euler-eps": ("EulerDiscreteScheduler", TRAILING, stepped_scaled),
-    "euler-v": ("EulerDiscreteScheduler", {**TRAILING, "prediction_type": "v_prediction"}, stepped_scaled),
-    "euler-ancestral": ("EulerAncestralDiscreteScheduler", TRAILING, stepped_scaled),
-    "heun-clip": ("HeunDiscreteScheduler", {**TRAILING, "clip_sample": True}, stepped_scaled),
-    "lms": ("LMSDiscreteScheduler", TRAILING, stepped_scaled),
-}
-
-
-@pytest.mark.parametrize("case", CASES)
-def test_x0_is_the_schedulers_at_every_training_step(case: str) -> None:
-    name, config, reference = CASES[case]
-    scheduler = getattr(diffusers, name)(**config)
-    unet = make_unet().double()
-    teacher = wrap_diffusers(unet, scheduler)
-    scheduler.set_timesteps(K)
-    scheduler.alphas_cumprod = scheduler.alphas_cumprod.double()
-    k = torch.arange(K)
-    t = (k.double() + 1) / K
-    alpha_t, sigma_t = (expand_like(c, torch.ones(1, 1, 1, 1)).double() for c in teacher.schedule(t))
-    x = alpha_t * 0.5 + sigma_t * torch.randn(K, 3, 8, 8, dtype=torch.float64)
-    with torch.no_grad():
-        raw, got = unet(x, k).sample, teacher(x, t)
-    want = torch.cat([reference(scheduler, raw[i : i + 1], x[i : i + 1], i) for i in range(K)])
-    # DDPM and DDIM read their table in float64 like ours; the others keep float32 copies of sigma, which alpha divides.
-    loose = 1.0 if reference is stepped else (1 / alpha_t).clamp_min(1)
-    assert ((got - want).abs() / loose).max() < 1e-5
-    assert got.std() > 0.05
-
-
-@pytest.mark.parametrize("clip", [False, True])
-def test_x0_in_float32_differs_by_rounding_only(clip: bool) -> None:
-    # What float32 loses is a few 1e-7 of x_t, and x0 = (x_t - sigma eps) / alpha divides it: compared times alpha.
-    scheduler = diffusers.DDIMScheduler(**{**BETAS, "beta_schedule": "squaredcos_cap_v2", "clip_sample": clip})
-    unet = make_unet()
-    teacher = wrap_diffusers(unet, scheduler)
-    scheduler.set_timesteps(K)
-    k, x = torch.arange(K), torch.randn(K, 3, 8, 8)
-    t = (k.float() + 1) / K
-    with torch.no_grad():
-        raw, got = unet(x, k).sample, teacher(x, t)
-    want = torch.cat([stepped(scheduler, raw[i : i + 1], x[i : i + 1], i) for i in range(K)])
-    alpha_t, _ = teacher.schedule(t)
-    assert ((got - want) * expand_like(alpha_t, x)).abs().max() < 1e-5
-
-
-@pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
-@pytest.mark.parametrize("name", ["EDMEulerScheduler", "EDMDPMSolverMultistepScheduler"])
-def test_edm_schedulers_are_edm(name: str, prediction: str) -> None:
-    scheduler = getattr(diffusers, name)(
-        num_train_timesteps=K, prediction_type=prediction, sigma_data=0.4, sigma_max=20.0
-    )
-    unet = make_unet()
-    teacher = wrap_diffusers(unet, scheduler)
-    assert teacher.schedule == VE(20.0)
-    assert (teacher.kind, teacher.data_std) == ("edm", 0.4)
-    for sigma in (0.002, 0.3, 20.0):
-        x = 0.4 * torch.randn(2, 3, 8, 8) + sigma * torch.randn(2, 3, 8, 8)
-        level = torch.tensor(sigma)
-        with torch.no_grad():
-            raw = unet(scheduler.precondition_inputs(x, level), scheduler.precondition_noise(level)).sample
-            got = teacher(x, level / 20)
-        torch.testing.assert_close(got, scheduler.precondition_outputs(x, raw, level), rtol=1e-5, atol=1e-5)
-    grid = grid_from_scheduler(scheduler, 5)
-    scheduler.set_timesteps(5)
-    torch.testing.assert_close(20 * grid.float(), scheduler.sigmas, rtol=1e-6, atol=0)
-    assert teacher(x, torch.zeros(2)).isfinite().all()
-
-
-@pytest.mark.parametrize(
-    "name", ["FlowMatchEulerDiscreteScheduler", "DPMSolverMultistepScheduler", "UniPCMultistepScheduler"]
-)
-def test_flow_schedulers_are_rectified_flow_whatever_their_shift(name: str) -> None:
-    flow: dict[str, Any] = {"shift": 3.0}
-    if not name.startswith("Flow"):
-        flow = {"use_flow_sigmas": True, "prediction_type": "flow_prediction", "flow_shift": 3.0}
-    scheduler = getattr(diffusers, name)(**flow)
-    unet = make_unet()
-    teacher = wrap_diffusers(unet, scheduler)
-    assert teacher.schedule == RectifiedFlow()
-    x, t = torch.randn(5, 3, 8, 8), torch.tensor([0.001, 0.25, 0.5, 0.75, 1.0])
-    with torch.no_grad():
-        want = x - expand_like(t, x) * unet(x, 1000 * t).sample
-        torch.testing.assert_close(teacher(x, t), want, rtol=1e-5, atol=1e-5)
-    scheduler.set_timesteps(6)
-    torch.testing.assert_close(grid_from_scheduler(scheduler, 6).float(), scheduler.sigmas, rtol=1e-6, atol=1e-7)
-
-
-def test_pndm_states_what_ddim_does() -> None:
-    settings = {**BETAS, "beta_schedule": "scaled_linear", "prediction_type": "v_prediction"}
-    pndm = read_convention(diffusers.PNDMScheduler(**settings, skip_prk_steps=True))
-    assert pndm == read_convention(diffusers.DDIMScheduler(**settings, clip_sample=False))
-    grid = grid_from_scheduler(diffusers.PNDMScheduler(**settings, skip_prk_steps=True, steps_offset=1), 5)
-    assert (K * grid - 1).round().int().tolist() == [41, 31, 21, 11, 1, 0]
-
-
-def test_clipping_is_read() -> None:
-    def clip(**settings: Any) -> float | Threshold | None:
-        return read_convention(diffusers.DDIMScheduler(**BETAS, **settings)).clip
-
-    assert clip() == 1.0
-    assert clip(clip_sample=False) is None
-    assert clip(clip_sample_range=3.0) == 3.0
-    assert clip(thresholding=True, sample_max_value=2.5) == Threshold(0.995, 2.5)
-
-
-def test_zero_terminal_snr_is_a_floor_under_the_last_step() -> None:
-    schedule = read_convention(diffusers.DDIMScheduler(**BETAS, rescale_betas_zero_snr=True)).schedule
-    alpha_t, sigma_t = schedule.at(1.0)
-    assert alpha_t == pytest.approx(1e-6)
-    assert sigma_t == pytest.approx(1.0)
-
-
-@pytest.mark.parametrize(
-    ("config", "message"),
-    [
-        ({"_class_name": "ScoreSdeVeScheduler"}, f"unknown scheduler ScoreSdeVeScheduler: .*{', '.join(SCHEDULERS)}"),
-        ({"_class_name": "LCMScheduler"}, "a student and no teacher"),
-        ({"_class_name": "DDIMScheduler", "prediction_type": "noise"}, "unknown prediction_type 'noise'"),
-        ({"_class_name": "FlowMatchEulerDiscreteScheduler", "invert_sigmas": True}, "inverted sigmas"),
-        ({"_class_name": "EulerDiscreteScheduler", "timestep_type": "continuous"}, "continuous"),
-    ],
-)
-def test_schedulers_we_cannot_read_are_refused(config: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        read_convention(config)
-
-
-# Grids
-
-
-def pipeline_loop(unet: Any, scheduler: Any, z: Tensor, steps: int) -> Tensor:
-    """What every diffusers pipeline does between noise and image."""
-    scheduler.set_timesteps(steps)
-    x = z * scheduler.init_noise_sigma
-    for t in scheduler.timesteps:
-        raw = unet(scheduler.scale_model_input(x, t), t).sample
-        x = scheduler.step(raw, t, x).prev_sample
-    return x
-
-
-@pytest.mark.parametrize("last", ["zero", "sigma_min"])
-@pytest.mark.parametrize("spacing", ["leading", "linspace", "trailing"])
-@pytest.mark.parametrize(
-    ("name", "settings", "step"),
-    [
-        ("EulerDiscreteScheduler", {}, DDIM()),
-        ("DPMSolverMultistepScheduler", {"solver_order": 1}, DDIM()),
-        ("DPMSolverMultistepScheduler", {"lower_order_final": False}, DPMSolverPP(2)),
-    ],
-    ids=["euler", "dpm1", "dpm2"],
-)
-def test_grids_of_samplers_with_noise_levels(
-    name: str, settings: dict[str, Any], step: Step, spacing: str, last: str
-) -> None:
-    config = {**BETAS, "prediction_type": "v_prediction", "timestep_spacing": spacing, "final_sigmas_type": last}
-    scheduler, unet, z = getattr(diffusers, name)(**config, **settings), make_unet(), torch.randn(2, 3, 8, 8)
-    # Eight steps: 49 / 7 and 49 / 8 are where Euler's are whole numbers.
-    teacher, grid = wrap_diffusers(unet, scheduler), grid_from_scheduler(scheduler, 8)
-    with torch.no_grad():
-        want = pipeline_loop(unet, scheduler, z, 8)
-    alpha_t, _ = teacher.schedule.at(float(grid[0]))
-    start = z * scheduler.init_noise_sigma * (alpha_t if name.startswith("Euler") else 1.0)
-    got = ours(teacher, teacher.schedule, start, grid, step=step)
-    alpha_s, _ = teacher.schedule.at(float(grid[-1]))
-    torch.testing.assert_close(got / (alpha_s if name.startswith("Euler") else 1.0), want, rtol=0, atol=1e-4)
-
-
-@pytest.mark.parametrize("setting", ["use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas"])
-def test_grids_keep_the_noise_levels_of_other_spacings(setting: str) -> None:
-    scheduler = diffusers.EulerDiscreteScheduler(**BETAS, **{setting: True})
-    grid = grid_from_scheduler(scheduler, 6)
-    scheduler.set_timesteps(6)
-    alpha_t, sigma_t = read_convention(scheduler).schedule(grid)
-    # Snapping to a whole step moves a time by less than 1e-3 of a step.
-    torch.testing.assert_close((sigma_t / alpha_t).float(), scheduler.sigmas, rtol=2e-4, atol=1e-6)
-
-
-def test_grids_of_heun_and_of_dynamic_shifts() -> None:
-    heun = grid_from_scheduler(diffusers.HeunDiscreteScheduler(**BETAS), 5)
-    assert len(heun) == 6
-    flow = diffusers.FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True)
-    grid = grid_from_scheduler(flow, 4, mu=0.5)
-    flow.set_timesteps(4, mu=0.5)
-    torch.testing.assert_close(grid.float(), flow.sigmas, rtol=1e-6, atol=1e-7)
-
-
-def test_grids_end_where_the_scheduler_ends() -> None:
-    def steps(**settings: Any) -> list[int]:
-        grid = grid_from_scheduler(diffusers.DDIMScheduler(**BETAS, **settings), 5)
-        return [round(k) for k in (K * grid - 1).tolist()]
-
-    assert steps() == [40, 30, 20, 10, 0, -1]
-    assert steps(steps_offset=1) == [41, 31, 21, 11, 1, -1]
-    assert steps(steps_offset=1, set_alpha_to_one=False) == [41, 31, 21, 11, 1, 0]
-    # Nothing is left to do between the first training step and itself.
-    assert steps(set_alpha_to_one=False) == [40, 30, 20, 10, 0]
-    assert steps(timestep_spacing="trailing") == [49, 39, 29, 19, 9, -1]
-    assert steps(timestep_spacing="linspace") == [49, 37, 24, 12, 0, -1]
-    with pytest.raises(ValueError, match="at least one step, got 0"):
-        grid_from_scheduler(diffusers.DDIMScheduler(**BETAS), 0)
-    with pytest.raises(ValueError, match="cannot be larger"):
-        grid_from_scheduler(diffusers.DDIMScheduler(**BETAS), 51)
-
 
 # Pipelines
 
@@ -529,21 +80,6 @@ def test_ddim_pipeline(folders: dict[str, Path], tmp_path: Path, case: str, step
     default = pipeline_images(tmp_path, batch_size=2, num_inference_steps=steps)
     last_is_data = steps == 1 and case != "offset"
     assert torch.allclose(images(x), default, atol=1e-4) == (case == "plain" or last_is_data)
-
-
-def test_ddim_steps_shorter_than_its_linspace_says() -> None:
-    # The limit that `grid_from_scheduler` documents: with linspace DDIMScheduler leaves the state at k - K // N.
-    scheduler = diffusers.DDIMScheduler(**BETAS, clip_sample=False, timestep_spacing="linspace")
-    unet, z = make_unet(), torch.randn(1, 3, 8, 8)
-    teacher, grid = wrap_diffusers(unet, scheduler), grid_from_scheduler(scheduler, 5)
-    with torch.no_grad():
-        scheduler.set_timesteps(5)
-        first = scheduler.step(unet(z, 49).sample, 49, z).prev_sample
-        assert scheduler.timesteps.tolist() == [49, 37, 24, 12, 0]
-        shorter = solve(teacher, teacher.schedule, z, [1.0, 40 / K]).x[:, -1]
-        told = solve(teacher, teacher.schedule, z, grid[:2]).x[:, -1]
-    torch.testing.assert_close(first, shorter, rtol=0, atol=1e-5)
-    assert not torch.allclose(first, told, atol=1e-2)
 
 
 @pytest.mark.parametrize("scale", [1.0, 3.0])
@@ -615,48 +151,6 @@ def test_stable_diffusion_xl_network_is_told_its_sizes() -> None:
         wrap_diffusers(unet, diffusers.EulerDiscreteScheduler(**BETAS))
 
 
-# Latents
-
-
-@pytest.mark.parametrize(
-    "settings", [{}, {"shift_factor": 0.2}, {"latents_mean": [1, 2, 3, 4], "latents_std": [4, 3, 2, 1]}]
-)
-def test_latents_are_scaled_and_back(settings: dict[str, Any]) -> None:
-    # Stable Diffusion scales by one factor, its third version shifts as well, some of the XL ones have channels of
-    # their own.
-    vae = make_vae(**settings)
-    latents, images = Latents(vae, rows=2), torch.rand(5, 3, 8, 8) * 2 - 1
-    with torch.no_grad():
-        mean = vae.encode(images).latent_dist.mode()
-        std = torch.tensor(settings.get("latents_std", [1.0] * 4)).reshape(1, 4, 1, 1)
-        shift = torch.tensor(settings.get("latents_mean", [settings.get("shift_factor", 0.0)] * 4)).reshape(1, 4, 1, 1)
-        z = latents.encode(images)
-        torch.testing.assert_close(z, (mean - shift) / std * 0.3, rtol=1e-5, atol=1e-5)
-        torch.testing.assert_close(latents(z), vae.decode(mean).sample.clamp(-1, 1), rtol=1e-4, atol=1e-5)
-    with pytest.raises(ValueError, match="rows=0"):
-        Latents(vae, rows=0)
-
-
-def test_pixel_models_have_no_decoder(folders: dict[str, Path]) -> None:
-    assert load_decoder(folders["ddpm"]) is None
-
-
-def test_a_vector_quantised_autoencoder_is_one(tmp_path: Path) -> None:
-    vq = diffusers.VQModel(
-        block_out_channels=(8,), latent_channels=3, norm_num_groups=4, num_vq_embeddings=16, scaling_factor=0.5
-    )
-    diffusers.LDMPipeline(vq, make_unet(), diffusers.DDIMScheduler(**BETAS, clip_sample=False)).save_pretrained(
-        tmp_path
-    )
-    teacher, decoder = load_diffusers(tmp_path), load_decoder(tmp_path)
-    assert decoder is not None
-    want = pipeline_images(tmp_path, batch_size=2, num_inference_steps=N)
-    z = ours(teacher, teacher.schedule, noise(2, 3, 8, 8), grid_from_scheduler(tmp_path, N))
-    with torch.no_grad():
-        torch.testing.assert_close(images(decoder(z)), want, rtol=0, atol=1e-4)
-        assert decoder.encode(torch.zeros(1, 3, 8, 8)).shape == (1, 3, 8, 8)
-
-
 # The network as a backbone
 
 
@@ -719,18 +213,6 @@ def test_half_precision_networks_take_states_of_any_dtype(
         assert half(x.to(dtype), t, *cond).dtype == dtype
 
 
-def test_times_between_training_steps_are_told_as_fractions() -> None:
-    net = DiffusersNet(make_unet(), steps=1000)
-    whole = net.time((torch.arange(1000) + 1).float() / 1000)
-    assert torch.equal(whole, torch.arange(1000).float())
-    torch.testing.assert_close(net.time(torch.tensor([0.0, 0.5005])), torch.tensor([0.0, 499.5]))
-    slope = torch.func.grad(lambda t: net.time(t))(torch.tensor(0.5))
-    assert float(slope) == 1000
-    # An embedding with one row for each training step has no fractions.
-    learned = DiffusersNet(make_unet(time_embedding_type="learned", num_train_timesteps=K), steps=K)
-    assert learned.time(torch.tensor([0.0, 0.31, 1.0])).tolist() == [0, 14, 49]
-
-
 @pytest.mark.parametrize(
     ("settings", "cond", "classes"),
     [
@@ -782,10 +264,6 @@ def test_networks_we_cannot_read_are_refused(folders: dict[str, Path]) -> None:
     assert wrap_diffusers(make_unet(sample_size=None), scheduler, shape=(3, 16, 8)).shape == (3, 16, 8)
     with pytest.raises(ValueError, match="unconditional"):
         load_diffusers(folders["ddpm"])(torch.zeros(1, 3, 8, 8), torch.ones(1), torch.tensor([1]))
-    with pytest.raises(ValueError, match="name no null label"):
-        null_cond(folders["ddpm"])
-    with pytest.raises(ValueError, match="unknown text pipeline DDPMPipeline"):
-        encode_prompts(folders["ddpm"], "a cat")
     with pytest.raises(ValueError, match="unknown key 'setings' in the configuration of a DiffusersNet"):
         net_from_config({"name": "DiffusersNet", "model": "UNet2DModel", "setings": {}})
 
@@ -803,3 +281,78 @@ def test_a_pipeline_in_memory_is_a_teacher_too(folders: dict[str, Path]) -> None
     assert load_scheduler(pipe).config == load_scheduler(folders["sd"]).config
     with pytest.raises(ValueError, match="a dict has neither a unet nor a transformer"):
         load_diffusers({})
+
+
+# Repositories of one variant
+
+
+def test_a_repository_of_a_variant_alone_is_read_by_its_name(folders: dict[str, Path], tmp_path: Path) -> None:
+    pipe = diffusers.StableDiffusionPipeline.from_pretrained(folders["sd"]).to(torch.float16)
+    pipe.save_pretrained(tmp_path, variant="fp16")
+    says = r"(unet|vae|text_encoder) has no weights \w+.safetensors .*: take the variant fp16 \(variant='fp16', --var"
+    for load in (load_diffusers, load_decoder, null_cond, lambda ref: encode_prompts(ref, "a cat")):
+        with pytest.raises(FileNotFoundError, match=says):
+            load(tmp_path)
+    teacher, decoder = load_diffusers(tmp_path, variant="fp16"), load_decoder(tmp_path, variant="fp16")
+    exact, exact_decoder = load_diffusers(folders["sd"]), load_decoder(folders["sd"])
+    assert decoder is not None and exact_decoder is not None
+    cond = encode_prompts(tmp_path, "a cat", variant="fp16")["text"]
+    torch.testing.assert_close(null_cond(tmp_path, "fp16"), null_cond(folders["sd"]), rtol=0, atol=1e-2)
+    torch.testing.assert_close(cond, encode_prompts(folders["sd"], "a cat")["text"], rtol=0, atol=1e-2)
+    z, t = noise(1, 4, 8, 8), torch.tensor([0.5])
+    assert {p.dtype for p in (*teacher.parameters(), *decoder.parameters())} == {torch.float32}
+    with torch.no_grad():
+        torch.testing.assert_close(teacher(z, t, cond), exact(z, t, cond), rtol=0, atol=1e-2)
+        torch.testing.assert_close(decoder(z), exact_decoder(z), rtol=0, atol=1e-2)
+
+
+def test_weights_of_another_network_are_no_teacher(folders: dict[str, Path], tmp_path: Path) -> None:
+    shutil.copytree(folders["ddpm"], tmp_path / "model")
+    file = tmp_path / "model" / "unet" / "diffusion_pytorch_model.safetensors"
+    save_file({f"_orig_mod.{name}": value for name, value in load_file(file).items()}, file)
+    with pytest.raises(
+        ValueError, match="unet lack conv_in.bias and .* more that a UNet2DModel has: .* .save the module inside"
+    ):
+        load_diffusers(tmp_path / "model")
+
+
+# In memory
+
+
+def test_a_pipeline_in_memory_stays_as_it_is(folders: dict[str, Path]) -> None:
+    pipe = diffusers.DiTPipeline.from_pretrained(folders["dit"])
+    pipe.transformer.train(), pipe.vae.train()
+    dropout = [m for m in pipe.transformer.modules() if type(m).__name__ == "LabelEmbedding"]
+    assert all(m.dropout_prob == 0.1 for m in dropout)
+    shared = load_teacher(pipe)
+    low, decoder = load_teacher(pipe, dtype="bf16"), load_decoder(pipe)
+    assert pipe.transformer.training and pipe.vae.training and all(m.dropout_prob == 0.1 for m in dropout)
+    assert {p.dtype for p in pipe.transformer.parameters()} == {torch.float32}
+    assert all(p.requires_grad for p in pipe.vae.parameters())
+    assert decoder is not None and not decoder.vae.training and not shared.training
+    weights = dict(pipe.transformer.named_parameters())
+    assert all(p.data_ptr() == weights[n].data_ptr() for n, p in shared.net.model.named_parameters())
+    assert {p.dtype for p in low.parameters()} == {torch.bfloat16}
+    assert all(m.dropout_prob == 0 for m in shared.modules() if type(m).__name__ == "LabelEmbedding")
+
+
+def test_compiled_parts_are_taken_as_they_are_inside(folders: dict[str, Path], tmp_path: Path) -> None:
+    pipe = diffusers.StableDiffusionPipeline.from_pretrained(folders["sd"])
+    pipe.unet = torch.compile(pipe.unet, backend="eager")
+    pipe.vae = torch.nn.DataParallel(pipe.vae)
+    teacher, decoder = load_diffusers(pipe), load_decoder(pipe)
+    assert isinstance(decoder, Latents) and teacher.shape == (4, 8, 8)
+    exact, z, t = load_diffusers(folders["sd"]), noise(1, 4, 8, 8), torch.tensor([0.5])
+    cond = torch.zeros(1, 12, 16)
+    with torch.no_grad():
+        assert torch.equal(teacher(z, t, cond), exact(z, t, cond))
+    # Compiled afterwards it is stored, and is a teacher of the same weights, as if it were not.
+    teacher.net.model = torch.compile(teacher.net.model, backend="eager")
+    assert tensors_of(teacher).keys() == tensors_of(exact).keys()
+    save_teacher(tmp_path / "inside", teacher)
+    teacher.net = torch.compile(teacher.net, backend="eager")
+    save_teacher(tmp_path / "around", teacher)
+    for name in ("inside", "around"):
+        again = load_native(tmp_path / name)
+        with torch.no_grad():
+            assert torch.equal(again(z, t, cond), exact(z, t, cond))

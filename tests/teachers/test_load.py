@@ -66,6 +66,16 @@ def test_objects_and_our_own_folders(tmp_path: Path) -> None:
     assert same(dsno.load_teacher(str(tmp_path / "t")), teacher)
 
 
+def test_a_prediction_of_ones_own_stays_as_it_is() -> None:
+    teacher = small().train()
+    low = load_teacher(teacher, dtype="bf16")
+    assert {p.dtype for p in low.parameters()} == {torch.bfloat16}
+    assert {p.dtype for p in teacher.parameters()} == {torch.float32}
+    # Where nothing changes, nothing is copied.
+    here = dict(load_teacher(teacher, device="cpu").named_parameters())
+    assert all(here[name].data_ptr() == p.data_ptr() for name, p in teacher.named_parameters())
+
+
 def test_digits_is_the_teacher_that_ships() -> None:
     assert load_teacher("digits").shape == (1, 8, 8)
 
@@ -323,6 +333,17 @@ def test_no_network_is_an_error_within_seconds(tmp_path: Path, environment: dict
     assert message.startswith("there is no folder org/name here, and the Hub cannot be reached for org/name (")
     assert message.endswith("nor is it in the cache: connect, or give a local folder")
     assert float(seconds) < 5
+
+
+def test_a_variant_on_the_hub_is_fetched_alone_and_a_missing_one_lists_those_there(
+    hub: LocalHub, pipeline: Path
+) -> None:
+    unet = hub.root / "pipeline" / "unet"
+    (unet / "diffusion_pytorch_model.safetensors").rename(unet / "diffusion_pytorch_model.fp16.safetensors")
+    with pytest.raises(FileNotFoundError, match=r"^org/pipeline/unet has no weights .*: take the variant fp16 \(varia"):
+        load_teacher("org/pipeline")
+    assert same(load_teacher("org/pipeline", variant="fp16"), load_teacher(pipeline))
+    assert {name for name in hub.fetched if "safetensors" in name} == {"diffusion_pytorch_model.fp16.safetensors"}
 
 
 def test_bad_names_do_not_wait() -> None:

@@ -11,7 +11,10 @@ from dsno.denoise import Kind, Prediction, Threshold
 from dsno.nets.backbone import sample_shape
 from dsno.nets.unet import UNet
 from dsno.schedule import VE, Cosine, RectifiedFlow, Schedule, linear_beta
+from dsno.students.files import load_student
+from dsno.teachers.load import load_teacher
 from dsno.teachers.native import load_native, save_teacher
+from operators import teacher
 
 
 def small(schedule: Schedule, kind: Kind, clip: float | Threshold | None = None, data_std: float = 1.0) -> Prediction:
@@ -62,3 +65,37 @@ def test_the_shape_is_what_the_teacher_states_else_what_its_backbone_does() -> N
     assert sample_shape(Prediction(net, Cosine(), shape=[1, 8, 8])) == (1, 8, 8)
     with pytest.raises(ValueError, match=r"a Identity does not say what shape it makes: pass shape=\(C, ...\)"):
         sample_shape(Prediction(nn.Identity(), Cosine()))
+
+
+def test_teachers_come_back_and_are_no_students(tmp_path: Path) -> None:
+    source = teacher("v", classes=3)
+    source.clip = 1.5
+    save_teacher(tmp_path, source, steps=3)
+    loaded = load_teacher(tmp_path)
+    x, t, cond = torch.randn(2, 1, 8, 8), torch.rand(2), torch.tensor([0, 2])
+    assert torch.equal(loaded(x, t, cond), source(x, t, cond))
+    assert (loaded.schedule, loaded.kind, loaded.clip) == (source.schedule, "v", 1.5)
+    with pytest.raises(ValueError, match="holds a teacher, expected a student"):
+        load_student(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (lambda c: c.update(kinds="v"), "unknown key 'kinds' in the configuration of a teacher: did you mean 'kind'"),
+        (lambda c: c.pop("net"), "the configuration of a teacher lacks net"),
+        (lambda c: c["net"].update(clases=3), "unknown key 'clases' in .*UNet: did you mean 'classes'"),
+        (lambda c: c.update(kind="w"), "the configuration of a teacher: kind must be one of 'x0', 'eps', .*got 'w'"),
+        (
+            lambda c: c["schedule"].update(log_snr_mx=3),
+            "Cosine has log_snr_min, log_snr_max: got an unexpected .*'log_snr_mx'",
+        ),
+    ],
+)
+def test_a_wrong_configuration_of_a_teacher_is_explained(change, message: str, tmp_path: Path) -> None:
+    save_teacher(tmp_path, teacher())
+    config = read_json(tmp_path / "config.json")
+    change(config)
+    write_json(tmp_path / "config.json", config)
+    with pytest.raises(ValueError, match=message):
+        load_teacher(tmp_path)

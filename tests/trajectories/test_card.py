@@ -8,7 +8,7 @@ import fsspec
 import huggingface_hub
 import pytest
 
-from dsno.trajectories.card import card, human_size
+from dsno.trajectories.card import card, human_size, is_card
 from dsno.trajectories.manifest import read_manifest
 from dsno.trajectories.share import push
 from far import far
@@ -30,12 +30,26 @@ def test_the_card_says_what_the_set_is(made: Path, url: str) -> None:
     assert space["rows"]["seeds"].tolist() == [0, 1, 2]
 
 
+def test_text_of_the_manifest_is_text_in_the_card(made: Path, url: str) -> None:
+    manifest = read_manifest(made)
+    evil = "<img src=x onerror=alert(1)> | `"
+    teacher = {**manifest["teacher"], "class": evil, "description": {evil: evil}}
+    found = card({**manifest, "teacher": teacher, "schedule": {"name": evil}}, url, "unknown")
+    rows = [line for line in found.splitlines() if "onerror" in line]
+    assert len(rows) == 3 and all(line.count("|") == 3 for line in rows)
+    for line in rows:
+        # What is not escaped is code, which ends where it should.
+        assert "<img" not in "".join(line.split("`")[::2]) and line.count("`") in (0, 2)
+    assert is_card(found.encode()) and not is_card(b"mine")
+
+
 def test_a_card_of_ones_own_is_kept(made: Path, url: str, tmp_path: Path) -> None:
     push(made, url)
     fs, root = fsspec.url_to_fs(url, skip_instance_cache=True)
     fs.pipe_file(f"{root}/README.md", b"mine")
-    push(made, url)
-    assert far(url)["README.md"] == b"mine"
+    for overwrite in (False, True):
+        push(made, url, overwrite=overwrite)
+        assert far(url)["README.md"] == b"mine"
     folder = tmp_path / "set"
     shutil.copytree(made, folder)
     (folder / "README.md").write_text("ours")

@@ -125,6 +125,16 @@ def future_manifest(folder: Path) -> None:
     path.write_text(json.dumps({**json.loads(path.read_text()), "format": 9}))
 
 
+def pipe(folder: Path) -> None:
+    (folder / "shard-00001.safetensors").unlink()
+    os.mkfifo(folder / "shard-00001.safetensors")
+
+
+def nest(folder: Path) -> None:
+    deep = b"[" * 50_000
+    (folder / "shard-00001.safetensors").write_bytes(len(deep).to_bytes(8, "little") + deep)
+
+
 DAMAGE: list[tuple[Callable[[Path], None], str]] = [
     (truncate, r"shard-00001\.safetensors is truncated or damaged: expected \d+ bytes, found \d+\. Delete it and call"),
     (empty, r"shard-00001\.safetensors is truncated, damaged or foreign: .*header cannot be read\. Delete it and call"),
@@ -132,6 +142,8 @@ DAMAGE: list[tuple[Callable[[Path], None], str]] = [
     (scramble, r"shard-00001\.safetensors is truncated, damaged or foreign: .*Delete it and call"),
     (swap, r'shard-00001\.safetensors is foreign: .*shard: expected "1", found "0".*Delete it and call'),
     (exchange, r"shard-00001\.safetensors is foreign: __metadata__\.fingerprint: expected .*Delete it and call"),
+    (pipe, r"shard-00001\.safetensors is a pipe or a device, and no shard\. Delete it and call"),
+    (nest, r"shard-00001\.safetensors is truncated, damaged or foreign: .*header cannot be read\. Delete it and call"),
     (extra, r"expected 3 shards, found others, too \(shard-00009\.safetensors\)\. Remove them"),
     (cut_manifest, r"manifest\.json is not valid JSON .*Delete .*manifest\.json and call"),
     (edit_manifest, r"manifest\.json was changed after it was written.*Delete .*manifest\.json and call"),

@@ -25,10 +25,25 @@ def test_what_is_drawn_is_a_function_of_the_seed(make_label: Callable[[], Label]
 def test_labels_are_uniform() -> None:
     drawn = uniform_labels(5)(seed_range(0, 20_000))
     assert drawn.dtype == torch.int64
-    counts = torch.bincount(drawn)
+    counts = torch.bincount(drawn).double()
     # Five bins of 4000 with a standard deviation of 57.
     assert len(counts) == 5 and float((counts - 4000).abs().max()) < 4 * 57
+    # Chi-squared of 4 degrees of freedom, at 0.1 %.
+    assert float(((counts - 4000) ** 2 / 4000).sum()) < 18.5
     assert uniform_labels(1)(seed_range(0, 100)).unique().tolist() == [0]
+
+
+def test_the_null_label_is_no_class_to_draw() -> None:
+    seeds = seed_range(0, 20_000)
+    for null in (0, 2, 4):
+        counts = torch.bincount(uniform_labels(5, null)(seeds), minlength=5)
+        assert counts[null] == 0
+        # Four bins of 5000 with a standard deviation of 61.
+        assert float((counts[counts > 0] - 5000).abs().max()) < 4 * 61 and int((counts > 0).sum()) == 4
+    # One behind the last class takes nothing away.
+    assert torch.equal(uniform_labels(5, 5)(seeds), uniform_labels(5)(seeds))
+    with pytest.raises(ValueError, match="there is no class to draw: 1 in all, and the null label is 0"):
+        uniform_labels(1, 0)
 
 
 def test_weights_are_uniform_and_know_nothing_of_the_labels() -> None:

@@ -112,3 +112,34 @@ def test_a_manifest_is_written_as_it_is_read(tmp_path: Path) -> None:
     assert read_manifest(tmp_path / "again") == manifest
     with pytest.raises(OSError, match=r"cannot write .*nowhere.manifest\.json .*make room and call pull\(\) again"):
         write_manifest(tmp_path / "nowhere", manifest, "pull() again")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"count": 10**12}, "manifest.json: 1000000000000 rows in shards of 8 are more than 1048576 files. Delete"),
+        ({"count": "many"}, "count must be a whole number from 1 to 1099511627776, got 'many'"),
+        ({"count": -1}, "count must be a whole number from 1 to 1099511627776, got -1"),
+        ({"shard": 0}, "shard must be a whole number from 1 to 1099511627776, got 0"),
+        ({"shape": [1, None]}, r"shape\[1\] must be a whole number from 1 to 1048576, got None"),
+        ({"shape": [10**9, 4]}, r"shape\[0\] must be a whole number from 1 to 1048576, got 1000000000"),
+        ({"times": [0.5, 0.5]}, "times must decrease"),
+        ({"times": []}, "times must be a list of a number from 0 to 1 of 1 to 65536 items"),
+        ({"grid": None}, "grid must be a list"),
+        ({"targets": ["x1"]}, r"targets\[0\] must be one of 'x0', 'state', got 'x1'"),
+        ({"dtype": "float8"}, "dtype must be one of 'float16', 'bfloat16', 'float32', got 'float8'"),
+        ({"cond": {"shape": [], "dtype": "object"}}, "cond is of 'object', expected one of float64"),
+        ({"cond": {"shape": [-1], "dtype": "int64"}}, r"cond.shape\[0\] must be a whole number"),
+        ({"format": 2, "cond": None}, "cond must be an object"),
+        ({"made": {"pulled": {"count": 10**6}}}, "1000000 rows were pulled of 20"),
+        ({"made": None}, "made must be an object, got None"),
+    ],
+    ids=str,
+)
+def test_a_manifest_makes_sense_whatever_its_fingerprint_says(
+    changes: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    made = {**make(tmp_path / "set").manifest, **changes}
+    write_manifest(tmp_path / "set", {**made, "fingerprint": fingerprint(made)})
+    with pytest.raises(ValueError, match=f"manifest.json: .*{message}" if "manifest" not in message else message):
+        read_manifest(tmp_path / "set")

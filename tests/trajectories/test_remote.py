@@ -9,13 +9,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 import fsspec
-import huggingface_hub
+import huggingface_hub.constants
 import pytest
 
+from dsno.trajectories.manifest import read_manifest
 from dsno.trajectories.remote import Bytes, Remote
 from dsno.trajectories.sets import TrajectorySet
 from dsno.trajectories.share import pull, push
-from far import DATASET, Hub, far
+from far import DATASET, Hub, far, spoil
 from stored import contents
 
 
@@ -134,3 +135,37 @@ def test_bytes_are_counted_up_to_the_whole() -> None:
     counted.finish(12)
     assert counts == [(10, 30), (14, 30), (30, 30), (18, 30), (30, 30)]
     Bytes(None, 0, 1).say()
+
+
+@pytest.mark.parametrize("url", ["memory", "file"], indirect=True)
+def test_what_is_larger_than_its_set_says_is_not_fetched(made: Path, url: str, tmp_path: Path) -> None:
+    push(made, url)
+    spoil(url, "shard-00001.safetensors", lambda data: data.extend(bytes(10**6)))
+    fs, root = fsspec.url_to_fs(url, skip_instance_cache=True)
+    for take in (lambda: TrajectorySet(url)[8], lambda: pull(url, tmp_path / "copy")):
+        with pytest.raises(ValueError, match=r"shard-00001.safetensors has \d+ bytes or more, its set declares \d+"):
+            take()
+    fs.rm_file(f"{root}/shard-00001.safetensors")
+    fs.makedirs(f"{root}/shard-00001.safetensors")
+    with pytest.raises(ValueError, match=r"shard-00001.safetensors is a directory: expected a file"):
+        pull(url, tmp_path / "copy")
+
+
+def test_a_download_ends_where_it_is_told_of_more_than_was_declared(made: Path, tmp_path: Path) -> None:
+    remote = Remote("memory://set")
+
+    class Endless(type(remote.fs)):  # type: ignore[misc]
+        """A server that does not say how large a file is, and never ends."""
+
+        def info(self, path: str) -> dict[str, object]:
+            return {"type": "file", "size": None}
+
+        def get_file(self, source: str, target: str, callback: Bytes) -> None:
+            with open(target, "wb") as file:
+                while True:
+                    callback.relative_update(file.write(bytes(1000)))
+
+    remote.fs = Endless()
+    with pytest.raises(ValueError, match=r"shard-00000.safetensors has \d+ bytes or more, its set declares \d+"):
+        remote.fetch(read_manifest(made), 0, tmp_path, "temporary")
+    assert not list(tmp_path.iterdir())

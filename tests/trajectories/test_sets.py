@@ -6,11 +6,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import Tensor
 from torch.utils.data import DataLoader
 
 from dsno.denoise import Prediction
 from dsno.teachers.closed import Gaussian
+from dsno.trajectories.format import write_shard
 from dsno.trajectories.sets import TrajectorySet, samples_of
 from stored import COSINE, KEEP, SHAPE, Net, contents, labels, make, mixture, named_labels, sampler
 
@@ -138,7 +140,7 @@ def test_the_ends_are_samples_of_the_teacher(tmp_path: Path, named: bool) -> Non
 
 
 def test_what_is_no_sample_or_told_more_than_a_label_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"ends at t = 0\.25, where there is noise left"):
+    with pytest.raises(ValueError, match=r"ends at t = 0\.25, where there is noise left: its ends are no samples"):
         samples_of(make(tmp_path / "set").at([0.5, 0.25]))
     with pytest.raises(ValueError, match="is told weight beside the state"):
         samples_of(make(tmp_path / "weights", label=named_labels))
@@ -151,3 +153,33 @@ class Told:
 
     def __call__(self, x_t: Tensor, t: Tensor, cond: Tensor) -> Tensor:
         return x_t + cond.sum()
+
+
+def test_a_shard_is_compared_with_its_checksum_when_it_is_first_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = make(tmp_path / "set")
+    path = tmp_path / "set" / "shard-00001.safetensors"
+    whole = bytearray(path.read_bytes())
+    whole[-7] ^= 1
+    path.write_bytes(whole)
+    for opened in (TrajectorySet(tmp_path / "set"), copy.copy(data)):
+        opened.__getitems__([0, 16])
+        with pytest.raises(ValueError, match=r"shard-00001\.safetensors is damaged: sha256: .*Delete it and call"):
+            opened.__getitems__([8])
+    monkeypatch.setenv("DSNO_UNCHECKED", "1")
+    assert len(TrajectorySet(tmp_path / "set").__getitems__([8])["seeds"]) == 1
+
+
+def test_numbers_that_are_not_finite_are_the_datas_fault(tmp_path: Path) -> None:
+    data = make(tmp_path / "set", first_seed=100)
+    tensors = load_file(tmp_path / "set" / "shard-00001.safetensors")
+    tensors["state"][3, 1, 0, 0, 0] = float("nan")
+    tensors["x0"][5] = 65504
+    write_shard(tmp_path / "set", data.manifest, 1, tensors)
+    read = TrajectorySet(tmp_path / "set")
+    read.__getitems__([0, 9, 13])
+    with pytest.raises(
+        ValueError, match=r"shard-00001\.safetensors .*not finite: state of row 3, seed 111\. The data are"
+    ):
+        read.__getitems__([0, 13, 11])

@@ -104,6 +104,17 @@ def test_the_cache_forgets_what_was_used_the_longest_ago(made: Path, url: str) -
         TrajectorySet(url, cache_bytes=0)
 
 
+def test_no_lock_outlives_its_holder(made: Path, url: str) -> None:
+    push(made, url)
+    data = TrajectorySet(url)
+    data.__getitems__([0, 17, 41])
+    assert not list(data.folder.glob("*.lock"))
+    left = data.folder / ".shard-00002.lock"
+    left.touch()  # as one that was killed, or an earlier version, left it
+    TrajectorySet(url)
+    assert not left.exists()
+
+
 def test_the_next_window_is_fetched_meanwhile(made: Path, url: str) -> None:
     push(made, url)
     data = TrajectorySet(url, window=2)

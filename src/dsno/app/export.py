@@ -5,8 +5,8 @@ A sample of one pass, a student's or a flow map's, is one network call between t
 $$ x = a z + b F(c z), $$
 
 whose $(a, b, c)$ follow from its schedule and prediction, in float64 on the host. That function of noise and condition
-is what is written. Every file is run and compared with the student before it appears under its name; beside it lies a
-JSON of the same stem with what a caller must know, the condition's tensors among it.
+is what is written. Every file is run and compared with the student before it appears under its name; beside
+`sampler.pt2` lies `sampler.pt2.json` with what a caller must know, the condition's tensors among it.
 
 Needs: ONNX the packages onnx, onnxscript and onnxruntime (`pip install dsno[onnx]`).
 """
@@ -14,19 +14,34 @@ Needs: ONNX the packages onnx, onnxscript and onnxruntime (`pip install dsno[onn
 from __future__ import annotations
 
 import copy
-import tempfile
+import io
+import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor, nn
 
-from dsno.checkpoint import publish, read_json, version_of, write_json
+from dsno.app.archive import read_archive
+from dsno.borrow import borrowed
+from dsno.checkpoint import (
+    SEAL,
+    check_seal,
+    naming,
+    publish,
+    read_json,
+    seal,
+    temporary_name,
+    version_of,
+    write_json,
+)
 from dsno.condition import Cond, map_cond, named, unnamed
 from dsno.denoise import evaluating
 from dsno.nets.backbone import Backbone, example
+from dsno.outputs import locked, sweep, writable
+from dsno.outside import Length, Within, check
 from dsno.solvers.run import initial_state
 from dsno.students.flowmap import FlowMap, TwoTime
 from dsno.students.operator import TrajectoryStudent
@@ -36,27 +51,12 @@ from dsno.trajectory import Trajectory
 __all__ = ["CUDAGraphSampler", "Program", "export_onnx", "export_program", "load_program"]
 
 
-class _MapPass(nn.Module):
-    """A flow map's one pass, from t = 1 to 0, as `TrajectoryStudent.one_pass` is an operator's."""
-
-    def __init__(self, flow_map: FlowMap) -> None:
-        super().__init__()
-        self.net, self.affine = flow_map.net, flow_map.affine
-
-    def one_pass(self, z: Tensor, cond: Cond | None = None) -> Tensor:
-        a, b, c = self.affine
-        t, s = (z.new_full((z.shape[0],), time, dtype=torch.float32) for time in (1.0, 0.0))
-        F = self.net(c * z, t, s) if cond is None else self.net(c * z, t, s, cond)
-        return a * z + b * F
-
-
 class _Sampler(nn.Module):
     """Noise (B, *shape) and the condition's tensors in the order of `names` to samples (B, *shape)."""
 
     def __init__(self, student: Student, names: tuple[str, ...]) -> None:
         super().__init__()
-        self.student = _MapPass(student) if isinstance(student, FlowMap) else student
-        self.names = names
+        self.student, self.names = student, names
 
     def forward(self, z: Tensor, *conds: Tensor) -> Tensor:
         return self.student.one_pass(z, unnamed(dict(zip(self.names, conds, strict=True))))
@@ -149,16 +149,56 @@ def _check(error: float, tolerance: float, path: Path) -> None:
         )
 
 
+FORMATS = ("torch.export", "onnx")
+
+
+def _described_in(path: Path) -> Path:
+    """The description that lies beside a file."""
+    return path.with_name(f"{path.name}.json")
+
+
+def _check_description(path: Path) -> None:
+    """Refuse to replace a JSON beside `path` that describes no export.
+
+    Raises:
+        FileExistsError: if there is one.
+    """
+    beside = _described_in(path)
+    if beside.exists() and _format_of(beside) not in FORMATS:
+        raise FileExistsError(f"{beside} describes no export and would be replaced: move it away, or name another file")
+
+
+def _format_of(path: Path) -> object:
+    """What a description says the file beside it is; None if it is no description."""
+    try:
+        found = read_json(path)
+    except ValueError:
+        return None
+    return found.get("format") if isinstance(found, dict) else None
+
+
 def _publish(path: Path, write: Callable[[Path], Mapping[str, Any]]) -> Path:
-    """Let `write` fill a folder with `path.name`, and publish its files at `path`; what it returns becomes the JSON."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
-        metadata = write(Path(folder) / path.name)
-        path.with_suffix(".json").unlink(missing_ok=True)
-        # The file itself last of the folder: what it refers to is there already.
-        for file in sorted(Path(folder).iterdir(), key=lambda f: f.name == path.name):
-            publish(file, path.with_name(file.name))
-    write_json(path.with_suffix(".json"), metadata)
+    """Let `write` fill a folder with `path.name`, and publish its files at `path`; what it returns becomes the JSON.
+
+    Raises:
+        BlockingIOError: if another export is writing there.
+        OSError: if it cannot be written; names `path`.
+    """
+    writable(path.parent)
+    folder, beside = path.with_name(temporary_name(path.name)), _described_in(path)
+    with locked(path.with_name(f".{path.name}.lock"), f"{path}"), naming(path):
+        sweep(path.parent, f"{path.name}.")
+        folder.mkdir()
+        try:
+            metadata = write(folder / path.name)
+            write_json(folder / beside.name, {**metadata, SEAL: seal(metadata, folder / path.name)})
+            beside.unlink(missing_ok=True)
+            # What refers to another is published behind it: the file itself, and last what describes it.
+            last = [path.name, beside.name]
+            for file in sorted(folder.iterdir(), key=lambda f: last.index(f.name) if f.name in last else -1):
+                publish(file, path.with_name(file.name))
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
     return path
 
 
@@ -170,7 +210,7 @@ def export_program(
     dynamic: bool = True,
     tolerance: float = 1e-4,
 ) -> Path:
-    """Write the one-pass sampler as a `torch.export` program, `path` (`.pt2`) and `.json` beside it.
+    """Write the one-pass sampler as a `torch.export` program, `path` (`.pt2`) and its description beside it.
 
     Arguments:
         student: Any student or flow map whose backbone `torch.export` takes; in evaluation mode here, and left as it
@@ -182,17 +222,22 @@ def export_program(
         tolerance: The largest error allowed, relative to the largest value of a sample.
 
     Raises:
+        BlockingIOError, OSError: if another export is writing to `path`, or it cannot be written.
+        FileExistsError: if the JSON beside it describes no export.
         ValueError: if the program differs from the student, or the backbone fixes the batch, or a flow map is not
             sampled in one pass; nothing is written then.
     """
-    path = Path(path)
+    path, student = Path(path), borrowed(student)
+    _check_description(path)
     with evaluating(student):
         z, conds = _inputs(student, batch, cond)
         program, most = _exported(_Sampler(student, tuple(conds)), (z, *conds.values()), dynamic)
 
         def write(file: Path) -> dict[str, Any]:
-            torch.export.save(program, file)
-            error = _error(student, cast(Any, torch.export.load(file).module()), cond, batch, dynamic)
+            # Through memory: on a full disk torch's own writer aborts the process.
+            torch.export.save(program, held := io.BytesIO())
+            file.write_bytes(held.getbuffer())
+            error = _error(student, read_archive(file), cond, batch, dynamic)
             _check(error, tolerance, path)
             return _metadata(student, conds, "torch.export", {"batch": most if dynamic else batch, "error": error})
 
@@ -224,18 +269,21 @@ def export_onnx(
     dynamic: bool = True,
     tolerance: float = 1e-3,
 ) -> Path:
-    """Write the one-pass sampler as ONNX, `path` (`.onnx`) and `.json` beside it, checked in onnxruntime on the CPU.
+    """Write the one-pass sampler as ONNX, `path` (`.onnx`) and its description, checked in onnxruntime on the CPU.
 
     The inputs are `z` and the names of the condition (`cond` where it has none), the output is `x`. Weights beyond the
     2 GB that one file can hold lie in `.onnx.data`. Arguments as in `export_program`.
 
     Raises:
+        BlockingIOError, OSError: if another export is writing to `path`, or it cannot be written.
+        FileExistsError: if the JSON beside it describes no export.
         ImportError: without onnx, onnxscript or onnxruntime.
         ValueError: if the model differs from the student; nothing is written then.
     """
     import onnxruntime
 
-    path = Path(path)
+    path, student = Path(path), borrowed(student)
+    _check_description(path)
     with evaluating(student):
         z, conds = _inputs(student, batch, cond)
         names = ["z", *(name or "cond" for name in conds)]
@@ -284,24 +332,39 @@ class Program:
         return self.run(z, *(conds[n] for n in names))
 
 
-def load_program(path: Path | str) -> Program:
-    """Read what `export_program` wrote.
+@dataclass
+class _Described:
+    """What must lie beside a program."""
+
+    shape: Annotated[list[Annotated[int, Within(1, 2**20)]], Length(1, 8)]
+    cond: dict[str, dict[str, Any]]
+
+
+def load_program(path: Path | str, unchecked: bool = False) -> Program:
+    """Read what `export_program` wrote; nothing in the file is run (`dsno.app.archive`).
+
+    Arguments:
+        path: The `.pt2` file, with its `.json` beside it.
+        unchecked: Open files that were changed since they were written; what would run is refused in any case.
 
     Raises:
         FileNotFoundError: if a file is missing.
-        ValueError: if it is no exported program.
+        ValueError: if it is no exported program, was changed since it was written, or holds what would run code.
     """
     path = Path(path)
-    metadata = read_json(path.with_suffix(".json"))
+    described = _described_in(path)
+    # Version 0.1 named descriptions by the stem.
+    if not described.exists() and path.with_suffix(".json").exists():
+        described = path.with_suffix(".json")
+    metadata = read_json(described)
     if not isinstance(metadata, dict) or metadata.get("format") != "torch.export":
-        raise ValueError(
-            f"{path.with_suffix('.json')} describes no torch.export program: make one with `export_program`"
-        )
-    if not path.is_file():
-        raise FileNotFoundError(
-            f"no file {path}, though {path.with_suffix('.json').name} describes it: export it again"
-        )
-    return Program(torch.export.load(path).module(), metadata)
+        raise ValueError(f"{described} describes no torch.export program: make one with `export_program`")
+    if not path.exists():
+        raise FileNotFoundError(f"no file {path}, though {described.name} describes it: export it again")
+    check(metadata, _Described, f"{described}: ")
+    run = read_archive(path)
+    check_seal(metadata, described, path, unchecked=unchecked)
+    return Program(run, metadata)
 
 
 def _times_on_device(student: Student, device: torch.device) -> Student:

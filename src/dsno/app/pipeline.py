@@ -38,9 +38,11 @@ from diffusers.utils.torch_utils import randn_tensor
 from PIL import Image
 from torch import Tensor, nn
 
+from dsno.borrow import unwrapped
 from dsno.checkpoint import CONFIG, build, check_weights, read_json, read_tensors
 from dsno.condition import Cond, named
 from dsno.data.samples import to_uint8, to_unit
+from dsno.listing import entries
 from dsno.nets.backbone import Backbone, net_from_config
 from dsno.schedule import schedule_from_config
 from dsno.seeds import noise
@@ -91,7 +93,7 @@ class _Shared(ModelMixin, ConfigMixin):  # type: ignore[misc]
     def _check(cls, folder: Path) -> None:
         config = read_json(folder / CONFIG)
         _must_be(cls.__name__, config, folder)
-        files = sorted(folder.glob("*.safetensors")) or [folder / SAFETENSORS_WEIGHTS_NAME]
+        files = entries(folder, "*.safetensors") or [folder / SAFETENSORS_WEIGHTS_NAME]
         tensors = {name: tensor for file in files for name, tensor in read_tensors(file).items()}
         with init_empty_weights():
             model = build(cls, _public(config))
@@ -137,7 +139,7 @@ class DSNOModel(TrajectoryStudent, _Shared):  # type: ignore[misc]
             )
         with init_empty_weights():
             model = cls(**_public(student.config))
-        model.net = student.net
+        model.net = unwrapped(student.net)
         return model.eval()
 
     def refresh(self) -> None:
@@ -175,7 +177,7 @@ class FlowMapModel(FlowMap, _Shared):  # type: ignore[misc]
         Raises:
             ValueError: if its network cannot be rebuilt from a configuration.
         """
-        net = student.net
+        net = unwrapped(student.net)
         if not isinstance(net, TwoTime) or not isinstance(net.backbone, Backbone):
             inner = net.backbone if isinstance(net, TwoTime) else net
             raise ValueError(f"a {type(inner).__name__} does not say how to rebuild it: a pipeline needs a `Backbone`")
@@ -224,6 +226,7 @@ class DSNOPipeline(DiffusionPipeline):
     def __init__(self, student: Student, vae: nn.Module | None = None) -> None:
         super().__init__()
         if not isinstance(student, DSNOModel | FlowMapModel):
+            student = unwrapped(student)
             wrapped = FlowMapModel.from_student if isinstance(student, FlowMap) else DSNOModel.from_student
             student = wrapped(student)
         self.register_modules(student=student, vae=vae)

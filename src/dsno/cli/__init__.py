@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import sys
 from collections.abc import Callable
 from typing import Protocol
@@ -15,6 +17,7 @@ from dsno.cli.evaluate import Demo, Evaluate
 from dsno.cli.export import Export
 from dsno.cli.generate import Generate
 from dsno.cli.methods import Cite, Methods
+from dsno.cli.options import Refused
 from dsno.cli.plan import Plan
 from dsno.cli.reproduce import Reproduce
 from dsno.cli.sample import Sample
@@ -52,15 +55,24 @@ VERBS: dict[str, type[Verb]] = {
 
 def main() -> None:
     """Entry point: expected failures are one line on stderr and exit code 2."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     verbs: dict[str, Callable[..., Verb]] = dict(VERBS)
     if len(sys.argv) < 2 or sys.argv[1].startswith("-"):
         # The overview shows a line per verb; each verb's own help shows all of its text.
         verbs = {name: _titled(verb) for name, verb in VERBS.items()}
     try:
-        if sys.argv[1:2] == ["distill"]:
-            verbs["distill"] = with_options(sys.argv[2:])
-        code = tyro.extras.subcommand_cli_from_dict(verbs, prog="dsno", description=__doc__).run()
-    except (ValueError, OSError, FloatingPointError, ImportError) as error:
+        try:
+            if sys.argv[1:2] == ["distill"]:
+                verbs["distill"] = with_options(sys.argv[2:])
+            code = tyro.extras.subcommand_cli_from_dict(verbs, prog="dsno", description=__doc__).run()
+        finally:
+            sys.stdout.flush()
+    except BrokenPipeError:
+        # Who reads has read enough, as `head` does; what is still to be written must not fail again at the exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(141)
+    except (ValueError, OSError, FloatingPointError, ImportError, Refused) as error:
         print("dsno:", *str(error).splitlines(), file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:

@@ -10,7 +10,7 @@ from tyro.conf import Positional
 
 from dsno.checkpoint import write_json
 from dsno.cli.console import say, show_verdict
-from dsno.cli.options import Device, TeacherRef, device_of, new_file
+from dsno.cli.options import Device, TeacherRef, Variant, device_of, new_file
 from dsno.data.load import load_data
 from dsno.teachers.check.run import check_teacher
 from dsno.teachers.load import load_teacher
@@ -31,11 +31,14 @@ class CheckTeacher:
     """
 
     teacher: Positional[TeacherRef] = "runs/teacher"
+    variant: Variant = None
     device: Device = None
     data: str | None = None
     """What it was trained on, as `teach --data`; its own samples by default, which is weaker."""
     size: int | None = None
     """Resize the images of --data to this many pixels a side."""
+    range: tuple[float, float] | None = None
+    """LOW HIGH of the numbers in an array of images, 0 1 say, where they leave it open; -1 1 takes them as they are."""
     dtype: str | None = None
     """Load its network in this dtype: float32, bf16, fp16."""
     levels: int = 12
@@ -54,9 +57,9 @@ class CheckTeacher:
     def run(self) -> int:
         began = time.perf_counter()
         if self.out is not None:
-            new_file(self.out, self.overwrite)
-        teacher = load_teacher(self.teacher, self.dtype, device_of(self.device))
-        samples = None if self.data is None else load_data(self.data, size=self.size)
+            new_file(self.out, self.overwrite, self.teacher, self.data)
+        teacher = load_teacher(self.teacher, self.dtype, device_of(self.device), variant=self.variant)
+        samples = None if self.data is None else load_data(self.data, size=self.size, range=self.range)
         x, labels = (None, None) if samples is None else (samples.x, samples.labels)
         if samples is not None and teacher.shape is not None and samples.shape != teacher.shape:
             raise ValueError(f"{self.data} has samples of shape {samples.shape}, the teacher makes {teacher.shape}")

@@ -13,8 +13,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from dsno.borrow import unwrapped
 from dsno.condition import Cond
+from dsno.data.arrays import load_numpy
 from dsno.denoise import Guided, Prediction
+from dsno.listing import read_text
+from dsno.nets.backbone import check_null
 from dsno.nets.diffusers import DiffusersNet
 from dsno.teachers.prompts import encode_prompts, null_cond
 from dsno.trajectories.labels import Label, uniform_labels, uniform_weights
@@ -23,7 +27,13 @@ __all__ = ["condition_by_seed", "labels_by_seed", "null_of", "prompts_by_seed", 
 
 
 def condition_by_seed(
-    ref: str, teacher: Prediction, labels: str | None, prompts: Path | None, weights: Sequence[float] = ()
+    ref: str,
+    teacher: Prediction,
+    labels: str | None,
+    prompts: Path | None,
+    weights: Sequence[float] = (),
+    null: int | None = None,
+    variant: str | None = None,
 ) -> Label | None:
     """The condition of each row of a teacher, a function of the seeds; None if it is told nothing.
 
@@ -33,15 +43,19 @@ def condition_by_seed(
         labels: As `labels_by_seed` takes them.
         prompts: As `prompts_by_seed` takes them; instead of labels.
         weights: Two are the range of a guidance weight that each row is told, too.
+        null: The label that stands for no class: it is not drawn.
+        variant: That of the text encoder's weights.
 
     Raises:
         FileNotFoundError: if a named file is missing.
-        ValueError: as `labels_by_seed` and `prompts_by_seed` do.
+        ValueError: as `labels_by_seed` and `prompts_by_seed` do, or for a null label that the teacher does not know.
     """
+    if null is not None:
+        check_null(teacher, null, ref)
     if prompts is not None:
-        known: Label = prompts_by_seed(ref, prompts)
+        known: Label = prompts_by_seed(ref, prompts, variant)
     elif labels is not None or teacher.classes:
-        known = labels_by_seed(ref, teacher.classes, labels or "uniform")
+        known = labels_by_seed(ref, teacher.classes, labels or "uniform", null)
     else:
         return None
     if len(weights) < 2:
@@ -56,8 +70,10 @@ def condition_by_seed(
     return weighted
 
 
-def labels_by_seed(ref: str, classes: int | None, labels: str) -> Callable[[Tensor], Tensor]:
+def labels_by_seed(ref: str, classes: int | None, labels: str, null: int | None = None) -> Callable[[Tensor], Tensor]:
     """Labels (B,) as a function of the seeds (B,): `uniform`, one label for all, or those of a file, taken by turns.
+
+    Uniform ones are never `null`, the label that stands for no class.
 
     Raises:
         FileNotFoundError: if `labels` is none of these.
@@ -66,7 +82,7 @@ def labels_by_seed(ref: str, classes: int | None, labels: str) -> Callable[[Tens
     if classes is None:
         raise ValueError(f"--labels {labels}: {ref} has no classes")
     if labels == "uniform":
-        return uniform_labels(classes)
+        return uniform_labels(classes, null)
     known = torch.tensor([int(labels)]) if labels.lstrip("-").isdigit() else _read_labels(Path(labels))
     low, high = int(known.min()), int(known.max())
     if low < 0 or high >= classes:
@@ -80,7 +96,11 @@ def _read_labels(path: Path) -> Tensor:
     if not path.is_file():
         raise FileNotFoundError(f"--labels {path}: expected `uniform`, a label, or a file of labels")
     try:
-        read = np.load(path, allow_pickle=False) if path.suffix == ".npy" else np.loadtxt(path, dtype=np.int64, ndmin=1)
+        read = (
+            load_numpy(path)
+            if path.suffix == ".npy"
+            else np.loadtxt(read_text(path).split("\n"), dtype=np.int64, ndmin=1)
+        )
     except ValueError as error:
         raise ValueError(f"{path} is no file of labels, integers separated by white space ({error})") from None
     if read.ndim != 1 or not len(read) or read.dtype.kind not in "iu":
@@ -88,7 +108,7 @@ def _read_labels(path: Path) -> Tensor:
     return torch.from_numpy(read.astype(np.int64))
 
 
-def prompts_by_seed(ref: str, path: Path) -> Callable[[Tensor], dict[str, Tensor]]:
+def prompts_by_seed(ref: str, path: Path, variant: str | None = None) -> Callable[[Tensor], dict[str, Tensor]]:
     """The embeddings of the prompts in a file as a function of the seeds, taken by turns.
 
     Raises:
@@ -97,15 +117,20 @@ def prompts_by_seed(ref: str, path: Path) -> Callable[[Tensor], dict[str, Tensor
     """
     if not path.is_file():
         raise FileNotFoundError(f"there is no file {path} of prompts, one a line")
-    prompts = [line.strip() for line in path.read_text().splitlines() if line.strip()]
+    prompts = [line.strip() for line in read_text(path).split("\n") if line.strip()]
     if not prompts:
         raise ValueError(f"{path} holds no prompt: write one a line")
-    encoded = encode_prompts(ref, prompts)
+    encoded = encode_prompts(ref, prompts, variant)
     return lambda seeds: {name: rows[seeds % len(prompts)] for name, rows in encoded.items()}
 
 
 def under_guidance(
-    ref: str, teacher: Prediction, weights: Sequence[float], prompted: bool = False, null: int | None = None
+    ref: str,
+    teacher: Prediction,
+    weights: Sequence[float],
+    prompted: bool = False,
+    null: int | None = None,
+    variant: str | None = None,
 ) -> Prediction | Guided:
     """The teacher under one weight of guidance, or under one that each row is told (two); itself under none.
 
@@ -116,23 +141,23 @@ def under_guidance(
         return teacher
     if not teacher.classes and not prompted:
         raise ValueError(f"--guidance needs a condition, and {ref} is told none")
-    absent = null_of(ref, teacher, null)
+    absent = null_of(ref, teacher, null, variant)
     if isinstance(absent, Tensor) and (prompted or len(weights) == 2):
         # Beside a weight, or from an encoder, the condition has a name, and so has its absence.
         absent = {"text" if prompted else "label": absent}
     return Guided(teacher, absent, weights[0]) if len(weights) == 1 else Guided(teacher, absent)
 
 
-def null_of(ref: str, teacher: Prediction, null: int | None) -> Cond:
+def null_of(ref: str, teacher: Prediction, null: int | None, variant: str | None = None) -> Cond:
     """What stands for no condition: the given label, or what a diffusers model says of itself.
 
     Raises:
-        ValueError: if neither says.
+        ValueError: if neither says, or the label is outside those of the teacher.
     """
     if null is not None:
-        return torch.tensor(null)
-    if isinstance(teacher.net, DiffusersNet):
-        return null_cond(ref)
+        return torch.tensor(check_null(teacher, null, ref))
+    if isinstance(unwrapped(teacher.net), DiffusersNet):
+        return null_cond(ref, variant)
     raise ValueError(
         f"{ref} does not say which label stands for none: give it, --null {teacher.classes or 0}, if the network was "
         "trained with one"

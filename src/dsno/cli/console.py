@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from dsno.measure.results import Result
-from dsno.measure.table import best, table
+from dsno.measure.table import BIAS, best, table
 from dsno.runs.plan import Estimate
 from dsno.teachers.check.verdict import Verdict
 from dsno.train import Report
@@ -78,7 +78,7 @@ def progress() -> Iterator[Report]:
 
 
 def show(results: Sequence[Result]) -> None:
-    """Print results as a table; the best of each column are bold."""
+    """Print results as a table, the best of each column bold, and what their distances are worth."""
     rows, winners = table(results), best(results)
     titles = (key.replace(" ", "\n") for key in rows[0])
     printed = Table(*titles, box=None, header_style="bold", pad_edge=False, collapse_padding=True)
@@ -86,6 +86,8 @@ def show(results: Sequence[Result]) -> None:
         printed.add_row(*(f"[bold]{v}[/]" if row["name"] in winners.get(k, ()) else v for k, v in row.items()))
     # Squeezed into a narrow terminal or a pipe the columns would lose their digits.
     Console(width=200).print(printed)
+    if any(result.quality is not None for result in results):
+        Console().print(Text(f"\n{BIAS}\n", "dim"))
 
 
 def show_verdict(verdict: Verdict) -> None:

@@ -12,8 +12,9 @@ import tyro
 
 from dsno.cli.conditions import null_of, under_guidance
 from dsno.cli.console import progress, say
+from dsno.cli.options import Training, Variant
 from dsno.distillation.registry import METHODS, method_named
-from dsno.train import TrainConfig
+from dsno.outputs import check_apart, check_request
 
 if TYPE_CHECKING:
     from dsno.data.samples import Samples
@@ -39,6 +40,7 @@ class Distill:
 
     teacher: str = "runs/teacher"
     """The teacher the student starts from (by every method, of data alone too), as `generate --teacher` takes it."""
+    variant: Variant = None
     data: str = "runs/trajectories"
     """Folder of its trajectories, or where they were pushed to (hf://datasets/org/name, ...): fetched as they are
     needed. Of a method that needs samples: their ends, or an image set as `teach --data`."""
@@ -48,29 +50,35 @@ class Distill:
     """How to train it, and so what it needs and how many passes it makes: `dsno methods`."""
     size: int | None = None
     """Resize the images of --data to this many pixels a side."""
+    range: tuple[float, float] | None = None
+    """LOW HIGH of the numbers in an array of images, 0 1 say, where they leave it open; -1 1 takes them as they are."""
     batch: int | None = None
     """Rows per step; 256 of methods that train on trajectories, 64 of others."""
-    train: TrainConfig = field(default_factory=lambda: TrainConfig(steps=4000, lr=1e-3))
+    train: Training = field(default_factory=lambda: Training(steps=4000, lr=1e-3))
     resume: bool = False
-    """Continue from the last checkpoint in --out."""
+    """Continue from the last checkpoint in --out; --train.lr and --train.clip may differ."""
     overwrite: bool = False
-    """Throw away what is in --out."""
+    """Throw away the student in --out."""
     options: Annotated[object, tyro.conf.Suppress] = None
     """Those of the method; by default its own."""
 
     def run(self) -> None:
-        from dsno.distillation.run import distill
+        from dsno.distillation.run import check_batch, distill
         from dsno.teachers.load import load_teacher
         from dsno.trajectories.sets import TrajectorySet
 
+        check_apart(self.out, self.teacher, self.data)
+        check_request(self.resume, self.overwrite)
+        check_batch(self.batch)
         method = method_named(self.method)
         options: Options = method.options() if self.options is None else self.options  # type: ignore[assignment]
         solved = TrajectorySet(self.data) if holds_trajectories(self.data) else None
         method.check_data(solved is not None, self.data)
-        teacher = load_teacher(self.teacher)
+        teacher = load_teacher(self.teacher, variant=self.variant)
         data = self._samples(teacher) if solved is None else solved
-        if solved is not None and self.size is not None:
-            raise ValueError(f"--size resizes images, and {self.data} holds trajectories: leave it out")
+        for option, given in (("--size resizes", self.size), ("--range is of", self.range)):
+            if solved is not None and given is not None:
+                raise ValueError(f"{option} images, and {self.data} holds trajectories: leave it out")
         denoiser = self._guided(method, options, teacher, solved)
         with progress() as report:
             distill(
@@ -106,13 +114,13 @@ class Distill:
                     f"{method.name} needs a class-conditional teacher, and {self.teacher} is told no class: take "
                     "progressive for this one"
                 )
-            return under_guidance(self.teacher, teacher, options.guidance, null=options.null)
+            return under_guidance(self.teacher, teacher, options.guidance, null=options.null, variant=self.variant)
         if solved is None or null_of_set(solved) is not None:
             return teacher
         found = solved.manifest["teacher"]
         if found["class"] != "Guided":
             return teacher
-        null = null_of(self.teacher, teacher, None)
+        null = null_of(self.teacher, teacher, None, self.variant)
         return Guided(teacher, {"text": null} if isinstance(null, Tensor) else null, found["weight"])
 
     def _samples(self, teacher: Prediction) -> Samples:
@@ -123,9 +131,10 @@ class Distill:
         """
         from dsno.data.load import load_data
         from dsno.nets.backbone import sample_shape
+        from dsno.teachers.native import class_names
 
         try:
-            images = load_data(self.data, size=self.size)
+            images = load_data(self.data, size=self.size, range=self.range)
         except FileNotFoundError as error:
             raise FileNotFoundError(
                 f"{self.method} needs clean samples: {error}; or trajectories of the teacher, whose ends are samples "
@@ -143,6 +152,12 @@ class Distill:
                 f"{self.data} {found}, and {self.teacher} is told one of {teacher.classes} classes: give the data it "
                 "was "
                 "trained on, or its trajectories (`--data runs/trajectories`)"
+            )
+        known = class_names(self.teacher) if teacher.classes else None
+        if None not in (known, images.names) and known != images.names:
+            raise ValueError(
+                f"{self.data} has the classes {', '.join(images.names or ())}, and {self.teacher} was trained on "
+                f"{', '.join(known or ())}: give the same, so that a number means the same class"
             )
         return images
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from dsno.checkpoint import prepare_folder
 from dsno.cli.console import progress, say, show
-from dsno.cli.options import launched
+from dsno.cli.options import Variant, launched
 from dsno.data.load import load_data
-from dsno.report.compare import compare
+from dsno.outputs import claimed, writable
+from dsno.report.compare import EVALUATION, compare
 from dsno.runs.shipped import shipped
 from dsno.students.files import load_student
 
@@ -30,12 +30,15 @@ class Evaluate:
     """Folder of the student; the shipped one by default."""
     teacher: str | None = None
     """Its teacher, as `generate --teacher` takes it; the shipped one by default."""
+    variant: Variant = None
     features: Path | None = None
     """Folder of the feature network; the shipped one by default."""
     data: str = "digits"
     """Image set to compare with."""
     size: int | None = None
     """Resize its images to this many pixels a side."""
+    range: tuple[float, float] | None = None
+    """LOW HIGH of the numbers in an array of images, 0 1 say, where they leave it open; -1 1 takes them as they are."""
     count: int = 2048
     """Held-out noises."""
     passes: tuple[int, ...] = ()
@@ -45,7 +48,7 @@ class Evaluate:
     out: Path = Path("runs/evaluation")
     """Folder for results.json and report.html."""
     overwrite: bool = False
-    """Throw away what is in --out."""
+    """Replace the evaluation in --out."""
 
     def run(self) -> None:
         folder = self.student or shipped() / "student"
@@ -58,10 +61,9 @@ class Evaluate:
             )
         accelerator = launched()
         first = accelerator is None or accelerator.is_main_process
-        if first:
-            prepare_folder(self.out, overwrite=self.overwrite)
-        data = load_data(self.data, size=self.size)
-        with progress() as report:
+        read = [self.student, self.teacher, self.features, self.data]
+        data = load_data(self.data, size=self.size, range=self.range)
+        with claimed(self.out, EVALUATION, overwrite=self.overwrite, inputs=read), progress() as report:
             results = compare(
                 self.teacher or shipped() / "teacher",
                 folder,
@@ -73,6 +75,7 @@ class Evaluate:
                 accelerator=accelerator,
                 passes=self.passes,
                 fresh=self.fresh,
+                variant=self.variant,
             )
         if first:
             show(results)
@@ -99,7 +102,7 @@ class Demo:
     def run(self) -> None:
         weights = shipped()
         parts = weights / "teacher", weights / "student", weights / "features"
-        prepare_folder(self.out.parent, resume=True)
+        writable(self.out.parent)
         with progress() as report:
             results = compare(*parts, "digits", self.count, report=report, page=self.out)
         show(results)

@@ -33,7 +33,7 @@ class Export:
     student: Path | None = None
     """Folder of the student; the digits student that ships with the package by default."""
     out: Path = Path("student.onnx")
-    """The file: .onnx, or .pt2 for torch.export; a .json beside it says what it takes."""
+    """The file: .onnx, or .pt2 for torch.export; NAME.onnx.json beside it says what it takes."""
     batch: int = 2
     """Batch to trace with, and the only one allowed if --no-dynamic."""
     dynamic: bool = True
@@ -46,7 +46,7 @@ class Export:
     def run(self) -> None:
         if self.out.suffix not in WRITERS:
             raise ValueError(f"{self.out} is neither .onnx nor .pt2: the name says what is written")
-        new_file(self.out, self.overwrite)
+        new_file(self.out, self.overwrite, self.student)
         student = load_student(self.student or shipped() / "student")
         WRITERS[self.out.suffix](student, self.out, self.batch, dynamic=self.dynamic, tolerance=self.tolerance)
-        say(f"sampler in {self.out}, described in {self.out.with_suffix('.json')}", "dsno sample")
+        say(f"sampler in {self.out}, described in {self.out}.json", "dsno sample")

@@ -10,7 +10,8 @@ import torch
 
 from dsno.cli.conditions import condition_by_seed, under_guidance
 from dsno.cli.console import progress, say
-from dsno.cli.options import Device, TeacherRef, device_of, launched
+from dsno.cli.options import Device, TeacherRef, Variant, device_of, launched
+from dsno.outputs import check_apart, check_request
 from dsno.solvers.named import ODESolver
 from dsno.teachers.load import check_dtype, load_teacher
 from dsno.trajectories.compute import Compute
@@ -32,6 +33,7 @@ class Generate:
     """
 
     teacher: TeacherRef = "runs/teacher"
+    variant: Variant = None
     device: Device = None
     out: Path = Path("runs/trajectories")
     """Folder for the shards."""
@@ -77,7 +79,7 @@ class Generate:
     resume: bool = False
     """Continue what is in --out."""
     overwrite: bool = False
-    """Throw away what is in --out."""
+    """Throw away the trajectories in --out."""
 
     def run(self) -> None:
         autocast = None if self.dtype == "fp32" else check_dtype(self.dtype, device_of(self.device))
@@ -85,12 +87,15 @@ class Generate:
             raise ValueError(
                 f"--guidance is a weight of 0 or more, or LOW HIGH, got {' '.join(map(str, self.guidance))}"
             )
+        check_apart(self.out, self.teacher, self.labels, self.prompts)
+        check_request(self.resume, self.overwrite)
         accelerator = launched()
-        teacher = load_teacher(self.teacher, None, device_of(self.device))
+        teacher = load_teacher(self.teacher, None, device_of(self.device), variant=self.variant)
         if accelerator is not None:
             teacher.to(accelerator.device)
-        label = condition_by_seed(self.teacher, teacher, self.labels, self.prompts, self.guidance)
-        denoiser = under_guidance(self.teacher, teacher, self.guidance, self.prompts is not None, self.null)
+        ref, variant, prompts = self.teacher, self.variant, self.prompts
+        label = condition_by_seed(ref, teacher, self.labels, prompts, self.guidance, self.null, variant)
+        denoiser = under_guidance(ref, teacher, self.guidance, prompts is not None, self.null, variant)
         with progress() as report:
             data = generate(
                 denoiser,

@@ -10,7 +10,7 @@ from tyro.conf import Positional
 
 from dsno.checkpoint import write_json
 from dsno.cli.console import show_estimate
-from dsno.cli.options import device_of, new_file
+from dsno.cli.options import Variant, device_of, new_file
 from dsno.grids import quadratic
 from dsno.runs.plan import plan
 from dsno.runs.recipes import RECIPES
@@ -35,6 +35,7 @@ class Plan:
 
     recipe: Positional[str] = "digits"
     """A recipe, or a teacher as `generate --teacher` takes it."""
+    variant: Variant = None
     budget_hours: float | None = None
     """What it may take; the plan then says what fits."""
     count: int | None = None
@@ -72,7 +73,7 @@ class Plan:
 
     def run(self) -> None:
         if self.out is not None:
-            new_file(self.out, self.overwrite)
+            new_file(self.out, self.overwrite, self.recipe)
         device = device_of(self.device)
         made = plan(self._changed(self._workload()), self.budget_hours, device, self.devices, self.seconds)
         if self.out is not None:
@@ -83,7 +84,7 @@ class Plan:
         """The run as the recipe has it, or the default one of a teacher."""
         if self.recipe in RECIPES:
             return replace(RECIPES[self.recipe].workload(self.shape or None), name=self.recipe)
-        teacher = load_teacher(self.recipe, shape=self.shape or None)
+        teacher = load_teacher(self.recipe, shape=self.shape or None, variant=self.variant)
         return Workload(self.recipe, lambda: teacher)
 
     def _changed(self, work: Workload) -> Workload:

@@ -9,6 +9,7 @@ from pathlib import Path
 from tyro.conf import Positional
 
 from dsno.cli.console import progress, say, show
+from dsno.cli.options import Variant
 from dsno.data.load import load_data
 from dsno.report.compare import compare
 from dsno.runs.recipes import RECIPES, Recipe
@@ -28,6 +29,7 @@ class Reproduce:
     """Where its data are, if not where the recipe says."""
     teacher: str | None = None
     """A teacher to use instead of training one."""
+    variant: Variant = None
 
     def run(self) -> None:
         began = time.perf_counter()
@@ -35,7 +37,7 @@ class Reproduce:
         out = self.out or Path("runs") / self.recipe
         samples = load_data(recipe.data, size=recipe.size)
         with progress() as report:
-            recipe.run(out, report, self.teacher, samples)
+            recipe.run(out, report, self.teacher, samples, self.variant)
             parts = out / "teacher", out / "student", out / "features"
             results = None
             # Quality is measured by a classifier, and the report compares students that are told no class.

@@ -15,7 +15,7 @@ from dsno.checkpoint import write_atomically
 from dsno.cli.conditions import condition_by_seed, prompts_by_seed, under_guidance
 from dsno.cli.console import progress, say
 from dsno.cli.exact import OPTIONS, own_options, solve
-from dsno.cli.options import Device, device_of, new_file
+from dsno.cli.options import Device, Variant, device_of, new_file
 from dsno.condition import Cond, map_cond
 from dsno.denoise import Denoiser
 from dsno.grids import uniform
@@ -25,7 +25,7 @@ from dsno.report.pictures import image_grid
 from dsno.runs.shipped import shipped
 from dsno.seeds import noise, seed_range
 from dsno.solvers.chain import Chain
-from dsno.students.files import load_student, trained_for
+from dsno.students.files import load_student, null_label, trained_for
 from dsno.students.samplers import Student, sampler_of
 from dsno.teachers.latents import load_decoder
 from dsno.teachers.load import load_teacher
@@ -65,6 +65,7 @@ class Sample:
     """Text file of a text-to-image student's prompts, one a line, taken by turns; needs --teacher."""
     teacher: str | None = None
     """The teacher: solved by --exact; of a student, a diffusers model that encodes --prompts and decodes latents."""
+    variant: Variant = None
     exact: Literal["picard", "taa", "srds", "speculative", "receding"] | None = None
     """Solve --teacher's chain of --steps exactly instead, in parallel rounds; the shipped teacher by default."""
     steps: int | None = None
@@ -101,9 +102,9 @@ class Sample:
     def run(self) -> None:
         if self.count < 1:
             raise ValueError(f"count must be at least 1, got {self.count}")
-        new_file(self.out, self.overwrite)
+        new_file(self.out, self.overwrite, self.student, self.teacher, self.draft, self.prompts)
         samples, said, following = self._of_student() if self.exact is None else self._of_teacher(self.exact)
-        latents = None if self.teacher is None else load_decoder(self.teacher)
+        latents = None if self.teacher is None else load_decoder(self.teacher, variant=self.variant)
         png = image_grid((samples if latents is None else latents.decode(samples)).clamp(-1, 1))
         write_atomically(self.out, lambda path: path.write_bytes(png))
         say(f"{said}: {self.out}", following)
@@ -143,9 +144,10 @@ class Sample:
         if self.prompts is not None:
             if self.teacher is None:
                 raise ValueError("--prompts needs --teacher, whose text encoder reads them")
-            cond |= prompts_by_seed(self.teacher, self.prompts)(seeds)
+            cond |= prompts_by_seed(self.teacher, self.prompts, self.variant)(seeds)
         if K is not None:
-            cond["label"] = uniform_labels(K)(seeds) if self.label is None else torch.full_like(seeds, self.label)
+            drawn = uniform_labels(K, null_label(folder))
+            cond["label"] = drawn(seeds) if self.label is None else torch.full_like(seeds, self.label)
         if self.guidance is not None:
             low, high = trained_for(folder)
             if not (low <= self.guidance <= high and math.isfinite(self.guidance)):
@@ -181,15 +183,16 @@ class Sample:
                 "a receding draft needs a student: give the folder of one with inner starts, --draft FOLDER"
             )
         ref = self.teacher or str(shipped() / "teacher")
-        teacher = load_teacher(ref, None, device)
+        teacher = load_teacher(ref, None, device, variant=self.variant)
         weights = () if self.guidance is None else (self.guidance,)
-        denoiser: Denoiser = under_guidance(ref, teacher, weights, self.prompts is not None, self.null)
+        denoiser: Denoiser = under_guidance(ref, teacher, weights, self.prompts is not None, self.null, self.variant)
         if self.limit is not None or device.type != "cpu":
             # A round of an accelerator is cut where its memory ends; those of the machine share it, unless one was
             # named.
             devices = None if self.device is None and device.type != "cpu" else [device]
             denoiser = Replicas(denoiser, devices, self.limit)
-        condition = condition_by_seed(ref, teacher, None if self.label is None else str(self.label), self.prompts)
+        label = None if self.label is None else str(self.label)
+        condition = condition_by_seed(ref, teacher, label, self.prompts, null=self.null, variant=self.variant)
         steps = 100 if self.steps is None else self.steps
         eta = float(kind is Speculative) if self.eta is None else self.eta
         sampler = kind(denoiser, Chain(teacher.schedule, uniform(steps), eta), **options)

@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Literal
 
 from dsno.cli.console import progress, say
+from dsno.cli.options import Training
 from dsno.data.load import load_data
+from dsno.outputs import check_apart, check_request
 from dsno.runs.teach import teach
 from dsno.schedule import Cosine, RectifiedFlow, Schedule, linear_beta
-from dsno.train import TrainConfig
 
 __all__ = ["Teach"]
 
@@ -32,7 +33,9 @@ class Teach:
     """
 
     data: str = "digits"
-    """Image set: digits, a folder of PNG or JPEG files, an .npy or .npz array, or an idx file."""
+    """Image set: digits, a folder or .zip of PNG or JPEG files, an .npy or .npz array, or an idx file."""
+    range: tuple[float, float] | None = None
+    """LOW HIGH of the numbers in an array of images, 0 1 say, where they leave it open; -1 1 takes them as they are."""
     out: Path = Path("runs/teacher")
     """Folder for the teacher."""
     channels: tuple[int, ...] = (32, 64)
@@ -42,17 +45,19 @@ class Teach:
     schedule: Literal["cosine", "flow", "linear"] = "cosine"
     """Noise schedule: the paper's cosine, rectified flow, or DDPM's linear beta."""
     conditional: bool = False
-    """Train on the labels too."""
+    """Train on the labels too; words become classes in sorted order, noted in the config.json of --out."""
     batch: int = 128
     """Images per step."""
-    train: TrainConfig = field(default_factory=lambda: TrainConfig(steps=5000, lr=1e-3, warmup=200))
+    train: Training = field(default_factory=lambda: Training(steps=5000, lr=1e-3, warmup=200))
     resume: bool = False
-    """Continue from the last checkpoint in --out."""
+    """Continue from the last checkpoint in --out; --train.lr and --train.clip may differ, --train.steps grow."""
     overwrite: bool = False
-    """Throw away what is in --out."""
+    """Throw away the teacher in --out."""
 
     def run(self) -> None:
-        images = load_data(self.data)
+        check_apart(self.out, self.data)
+        check_request(self.resume, self.overwrite)
+        images = load_data(self.data, range=self.range)
         with progress() as report:
             teach(
                 images,

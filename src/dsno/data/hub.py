@@ -5,13 +5,16 @@ One column is the samples: pictures, or arrays of one shape. Labels are a column
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
-from dsno.data.files import LABEL_NAMES, Background, Read, holds_any, optional_package, read_pictures
+from dsno.data.classes import class_numbers
+from dsno.data.files import LABEL_NAMES, Read, holds_any, optional_package
+from dsno.data.pictures import Background, read_pictures
 from dsno.hub import ask_hub, first_line, reaching
 
 __all__ = ["SAVED", "read_dataset"]
@@ -28,7 +31,8 @@ def read_dataset(reference: str, size: int | None, key: str | None, background: 
         PermissionError: if it is closed to this user.
         ConnectionError: if the Hub cannot be reached.
         ModuleNotFoundError: without datasets.
-        ValueError: if it cannot be read, has several splits or columns, or rows that differ in shape.
+        ValueError: if it cannot be read, has several splits or columns, rows that differ in shape
+            or lack their sample, or labels that are no classes (`class_numbers`).
     """
     datasets = optional_package("datasets", "data")
     table = _table(datasets, reference)
@@ -37,16 +41,46 @@ def read_dataset(reference: str, size: int | None, key: str | None, background: 
     labels += [n for n, feature in table.features.items() if isinstance(feature, datasets.ClassLabel)]
     held = None
     if labels and labels[0] != column:
-        held = torch.as_tensor(table.select_columns(labels[:1]).with_format("numpy")[:][labels[0]], dtype=torch.int64)
+        # A table may have been saved with a format, which makes missing numbers of some sort.
+        values = table.select_columns(labels[:1]).with_format(None)[:][labels[0]]
+        held = class_numbers(values, reference, getattr(table.features[labels[0]], "names", None))
     rows = table.select_columns([column])
-    if isinstance(table.features[column], datasets.Image):
-        pictures = ((f"{reference}, row {i}", row[column]) for i, row in enumerate(rows))
-        return read_pictures(pictures, size, background), held
+    if _holds_pictures(datasets, table.features[column]):
+        undecoded = rows.with_format(None).cast_column(column, datasets.Image(decode=False))
+        return read_pictures(_pictures(datasets, undecoded, column, reference), size, background), held
+    held_rows = rows.with_format("arrow")[:].column(column)
+    if held_rows.null_count:
+        at = held_rows.is_null().to_pylist().index(True)
+        raise ValueError(f"{reference}, row {at} has no sample in the column {column!r}: leave the row out")
     array = rows.with_format("numpy")[:][column]
     if array.dtype == object:
         raise ValueError(f"the rows of column {column!r} of {reference} differ in shape: they must agree")
     # The format widens integers; what the column says they are decides whether they are pixels.
     return array.astype(_dtype(table.features[column])), held
+
+
+def _holds_pictures(datasets: Any, feature: Any) -> bool:
+    """Whether a column is of pictures, decoded or not, or of their files' bytes."""
+    if isinstance(feature, Mapping):
+        return {"bytes", "path"} >= {*feature} and "bytes" in feature
+    return isinstance(feature, datasets.Image) or getattr(feature, "dtype", "") in ("binary", "large_binary")
+
+
+def _pictures(datasets: Any, undecoded: Any, column: str, reference: str) -> Iterator[tuple[str, Callable[[], bytes]]]:
+    """The rows of a column of pictures as `read_pictures` takes them."""
+    for i, row in enumerate(undecoded):
+        name, held = f"{reference}, row {i}", row[column]
+        if held is None or (held.get("bytes") is None and not held.get("path")):
+            raise ValueError(f"{name} has no picture in the column {column!r}: leave the row out")
+        yield name, partial(_bytes, datasets, held)
+
+
+def _bytes(datasets: Any, held: Mapping[str, Any]) -> bytes:
+    """The file of a picture, which a row holds or says where it lies: here, or where datasets can reach."""
+    if (data := held.get("bytes")) is not None:
+        return bytes(data)
+    with datasets.utils.file_utils.xopen(held["path"], "rb") as file:
+        return bytes(file.read())
 
 
 def _table(datasets: Any, reference: str) -> Any:
@@ -102,7 +136,7 @@ def _column(datasets: Any, table: Any, key: str | None, reference: str) -> str:
         if key not in features:
             raise ValueError(f"{reference} has no column {key!r}; it has {', '.join(features)}")
         return key
-    pictures = [n for n, feature in features.items() if isinstance(feature, datasets.Image)]
+    pictures = [n for n, feature in features.items() if _holds_pictures(datasets, feature)]
     arrays = [n for n, feature in features.items() if not hasattr(feature, "names") and _dtype(feature) is not None]
     arrays = [n for n in arrays if not isinstance(features[n], datasets.Value)]
     names = pictures or arrays

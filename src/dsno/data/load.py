@@ -3,7 +3,8 @@ r"""Data sets: whatever holds samples becomes `Samples`, (N, C, *spatial), float
 | source | what |
 |---|---|
 | `digits` | scikit-learn's 1,797 handwritten digits, 8x8 grey, embedded in that package (Alpaydin & Kaynak, 1998) |
-| a folder of pictures | its PNG and JPEG files; or those of its sub-folders, labelled by folder in alphabetical order |
+| a folder or a `*.zip` of pictures | its files; or those of its sub-folders, labelled by folder, alphabetically |
+| the same with `dataset.json`, `metadata.csv` or `.jsonl` in it | the files that it lists, labelled as it says |
 | `*.npy`, `*.npz`, `*.zarr` | an array (N, *spatial), (N, C, *spatial) or (N, *spatial, C); labels under `labels` |
 | `*-ubyte.gz` | an idx file as MNIST and Fashion-MNIST ship them; labels from the matching file beside it |
 | a folder or `*.parquet` | a Hugging Face dataset: one that `save_to_disk` wrote, or parquet files |
@@ -15,6 +16,7 @@ taken as they are, or on request standardised by an affine map per channel, kept
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal
@@ -23,18 +25,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from dsno.data.classes import Labels
 from dsno.data.files import (
-    Background,
     Read,
     holds_any,
     optional_package,
-    over_background,
-    read_folder,
     read_idx,
     read_numpy,
     read_zarr,
 )
+from dsno.data.folders import read_folder, read_zip
 from dsno.data.hub import SAVED, read_dataset
+from dsno.data.pictures import Background, over_background
 from dsno.data.samples import PIXELS, Affine, Samples, check_samples, finite_range, resized
 
 __all__ = ["Channels", "Scale", "load_data"]
@@ -54,6 +56,7 @@ def load_data(
     size: int | None = None,
     key: str | None = None,
     background: Background = 255,
+    range: tuple[float, float] | None = None,
 ) -> Samples:
     """Load a data set of any form of the table above.
 
@@ -65,6 +68,8 @@ def load_data(
         size: Make images `size` x `size`, see `resized`; pictures of a folder may then be of different sizes.
         key: Which array of an .npz or .zarr file, or which column of a dataset, where there are several.
         background: What shows through transparent pixels: a grey level or (r, g, b), 0..255; white by default.
+        range: The range that the numbers of an array are in, (0, 1) say, which becomes [-1, 1]; what overshoots it a
+            little, as filters do, is clipped. (-1, 1) takes them as they are. Needed where the numbers leave it open.
 
     Raises:
         FileNotFoundError: if `source` is none of the known forms, or the Hub has no such dataset.
@@ -78,16 +83,18 @@ def load_data(
             raise ValueError(f"unknown {option} {given!r}: expected one of {', '.join(known)}")
     if size is not None and size < 1:
         raise ValueError(f"size must be at least 1, got {size}")
-    raw, labels, name = _read(str(source), size, key, background)
-    if labels is not None and labels.shape != (len(raw),):
-        raise ValueError(
-            f"{source} has {len(raw)} samples but labels of shape {tuple(labels.shape)}: expected one for each"
-        )
+    if range is not None and (scale is not None or not -math.inf < range[0] < range[1] < math.inf):
+        problem = f"and scale={scale!r} exclude each other" if scale is not None else "is no range"
+        raise ValueError(f"range={range} {problem}: expected (least, largest) of the numbers, without scale")
+    raw, held, name = _read(str(source), size, key, background)
     if isinstance(raw, np.ndarray):
-        x, units = _from_array(raw, channels, scale, background, name)
+        x, units = _from_array(raw, channels, scale, range, background, name)
+    elif range is not None:
+        raise ValueError(f"range={range} says what the numbers of an array mean, and {name} has pictures: leave it out")
     else:
         x, units = raw, PIXELS if name != "digits" else Affine((8.0,), (8.0,))
-    samples = Samples(x, labels, name, units)
+    labels, names = (None, None) if held is None else (held.numbers, held.names)
+    samples = Samples(x, labels, name, units, names)
     if size is not None:
         samples = resized(samples, size)
     if scale is not None:
@@ -98,7 +105,12 @@ def load_data(
 
 
 def _from_array(
-    array: np.ndarray, channels: Channels | None, scale: Scale | None, background: Background, name: str
+    array: np.ndarray,
+    channels: Channels | None,
+    scale: Scale | None,
+    range: tuple[float, float] | None,
+    background: Background,
+    name: str,
 ) -> tuple[Tensor, Affine]:
     """An array of a file as (N, C, *spatial), and its units: pixels of bytes; of other numbers those they are in."""
     if array.dtype.kind not in "buif":
@@ -106,17 +118,48 @@ def _from_array(
     if array.dtype == np.uint8 and array.ndim == 4 and array.shape[-1] == 4 and channels is None:
         array = over_background(array, background)
     array = _channels_first(array, channels, name)
-    if array.dtype == np.uint8:
+    if array.dtype == np.uint8 and range is None:
         x = torch.from_numpy(np.ascontiguousarray(array)).to(torch.float32)
         return x.div_(127.5).sub_(1), PIXELS
     # Standardising takes what float32 cannot hold, such as millikelvins on three hundred kelvins.
     wide = torch.from_numpy(np.ascontiguousarray(array, dtype=np.float32 if array.dtype == np.float32 else np.float64))
-    if scale is None and wide.numel() and wide.min() >= 0 and wide.max() <= 1:
-        raise ValueError(
-            f"{name} has numbers in [0, 1], expected [-1, 1] or about unit variance: store 2 * x - 1, or uint8 for "
-            "pixels, or load it with scale='range'"
-        )
+    if range is not None:
+        return _in_range(wide, range, name)
+    if scale is None:
+        _check_clear(wide, name)
     return wide, Affine()
+
+
+def _in_range(x: Tensor, range: tuple[float, float], name: str) -> tuple[Tensor, Affine]:
+    """Numbers of a range that was stated as samples in [-1, 1], and their units."""
+    (low, high), shift, spread = finite_range(x, name), sum(range) / 2, (range[1] - range[0]) / 2
+    if max(range[0] - low, high - range[1]) > spread:
+        raise ValueError(f"{name} has numbers in [{low:g}, {high:g}], and not in the range that was stated, {range}")
+    return ((x - shift) / spread).clamp(-1, 1), Affine((shift,), (spread,))
+
+
+def _check_clear(x: Tensor, name: str) -> None:
+    """Refuse numbers that look like pixels in [0, 1] or 0..255, but for an overshoot: a guess would be silent.
+
+    Raises:
+        ValueError: says what was found, and how to say what is meant.
+    """
+    if not x.numel():
+        return
+    low, high = (float(v) for v in x.aminmax())
+    outside = float(((x < 0) | (x > 1)).double().mean())
+    if low > -0.5 and high < 1.5 and outside <= 0.1:
+        looks = "[0, 1]" if not outside else f"[{low:g}, {high:g}], {outside:.2g} of them outside [0, 1]"
+        guess = "(0, 1)"
+    elif low >= 0 and 127 < high < 256 and float(x.double().std()) <= 10:
+        looks, guess = f"[{low:g}, {high:g}]", "(0, 255)"
+    else:
+        return
+    raise ValueError(
+        f"{name} has numbers in {looks}, expected [-1, 1] or about unit variance: say what they are in, range={guess} "
+        f"(--range {guess[1:-1].replace(',', '')}), or range=(-1, 1) to take them as they are; or store uint8 for "
+        "pixels"
+    )
 
 
 def _channels_first(array: np.ndarray, channels: Channels | None, name: str) -> np.ndarray:
@@ -177,7 +220,7 @@ def _standardised(samples: Samples, scale: Scale) -> Samples:
 
 def _read(
     source: str, size: int | None, key: str | None, background: Background
-) -> tuple[np.ndarray | Tensor, Tensor | None, str]:
+) -> tuple[np.ndarray | Tensor, Labels | None, str]:
     """What `source` holds, its labels and its name, by the table above."""
     path = Path(source)
     if source == "digits":
@@ -192,13 +235,15 @@ def _read(
         path.name.endswith((".zarr", ".zarr.zip")) or holds_any(path, "zarr.json", ".zarray", ".zgroup")
     ):
         return *read_zarr(path, key), path.name
+    if path.suffix == ".zip" and path.is_file():
+        return *read_zip(path, size, background), path.name
     if (path.suffix == ".parquet" and path.is_file()) or holds_any(path, *SAVED, "*.parquet", "*/*.parquet"):
         return *read_dataset(source, size, key, background), path.name
     if path.is_dir():
         return *read_folder(path, size, background), path.name
     raise FileNotFoundError(
-        f"no data {source!r}: expected 'digits', a folder of PNG or JPEG files, an .npy, .npz or .zarr array, an idx "
-        "'*-ubyte.gz' file, a dataset's folder or .parquet file, or 'hf:org/name' for one on the Hub"
+        f"no data {source!r}: expected 'digits', a folder or .zip of PNG or JPEG files, an .npy, .npz or .zarr array, "
+        "an idx '*-ubyte.gz' file, a dataset's folder or .parquet file, or 'hf:org/name' for one on the Hub"
     )
 
 
@@ -206,4 +251,4 @@ def _digits() -> Read:
     """scikit-learn's digits, whose grey levels 0..16 become [-1, 1]."""
     digits = optional_package("sklearn.datasets", "images").load_digits()
     x = torch.as_tensor(digits.images, dtype=torch.float32)[:, None] / 8 - 1
-    return x, torch.as_tensor(digits.target, dtype=torch.int64)
+    return x, Labels(torch.as_tensor(digits.target, dtype=torch.int64))

@@ -59,12 +59,41 @@ class Samples:
         labels: (N,) int64, or None.
         name: Where it came from.
         units: The map from `x` to the numbers that were given.
+        names: What the classes are called, in the order of their numbers, or None.
+
+    Raises:
+        ValueError: for labels that are no class numbers, one for each sample.
     """
 
     x: Tensor
     labels: Tensor | None
     name: str
     units: Affine = Affine()
+    names: tuple[str, ...] | None = None
+
+    def __post_init__(self) -> None:
+        labels = self.labels
+        if labels is None:
+            return
+        if labels.shape != (len(self.x),):
+            raise ValueError(
+                f"{self.name} has {len(self.x)} samples but labels of shape {tuple(labels.shape)}: expected one for "
+                "each"
+            )
+        if labels.is_floating_point() or (len(labels) and int(labels.min()) < 0):
+            found = f"of {labels.dtype}" if labels.is_floating_point() else f"down to {int(labels.min())}"
+            raise ValueError(f"{self.name} has labels {found}, which are no classes: expected whole numbers from 0 on")
+        if self.names is not None and len(labels) and int(labels.max()) >= len(self.names):
+            raise ValueError(
+                f"{self.name} has labels up to {int(labels.max())}, and names of {len(self.names)} classes"
+            )
+
+    @property
+    def classes(self) -> int | None:
+        """How many classes there are: as many as have names, else up to the largest label; None without labels."""
+        if self.labels is None:
+            return None
+        return len(self.names) if self.names is not None else int(self.labels.max()) + 1
 
     def __len__(self) -> int:
         return len(self.x)

@@ -12,11 +12,10 @@ from functools import reduce
 from pathlib import Path
 from typing import Any, cast
 
-from dsno.checkpoint import read_json
 from dsno.distillation.stages import Given, Options, Stage
+from dsno.snapshots import settings_of, snapshots_in
 from dsno.students.flowmap import FlowMap
 from dsno.students.samplers import Student
-from dsno.train import latest
 
 __all__ = ["begun"]
 
@@ -44,11 +43,11 @@ def begun(
         student: Before any training.
         given: What the method draws on.
     """
-    own, before = out / "training" / stage.name, latest(out / "training")
-    if before is not None:
+    own, together = out / "training" / stage.name, out / "training"
+    if snapshots_in(together):
         # Where settings differ, `train` says which.
-        return out / "training", _regression(settings, options, student, given) or settings
-    held = None if (checkpoint := latest(own)) is None else read_json(checkpoint / "state.json")["settings"]
+        return together, _regression(settings, options, student, given) or settings
+    held = next(filter(None, map(settings_of, snapshots_in(own))), None)
     staged = _staged(stage, stages, settings, options, student, given)
     return own, staged if held == staged else settings
 

@@ -18,6 +18,7 @@ With one frame at $t = 0$ this is knowledge distillation (Luhman & Luhman, 2021,
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -26,6 +27,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from dsno.borrow import unwrapped
 from dsno.denoise import Prediction
 from dsno.distillation.distances import Distance, from_folder
 from dsno.distillation.distances import distance as named_distance
@@ -59,24 +61,32 @@ def frame_weights(schedule: Schedule, times: Tensor, name: str = "snr5") -> Tens
     Raises:
         ValueError: for an unknown name.
     """
+    check_weighting(name)
     alpha, sigma = schedule(times.double())
     if name == "uniform":
         weight = torch.ones_like(alpha)
     elif name == "last":
         weight = torch.zeros_like(alpha)
         weight[-1] = 1
-    elif name.startswith("snr") and (name == "snr" or _is_number(name[3:])):
-        weight = (alpha / sigma).clamp(1, float(name[3:] or 1e4))
     else:
-        raise ValueError(f"unknown frame weighting {name!r}: expected snr, snr<clamp> (as snr5), uniform or last")
+        weight = (alpha / sigma).clamp(1, float(name[3:] or 1e4))
     return (weight / weight.sum()).float()
 
 
-def _is_number(text: str) -> bool:
+def check_weighting(name: str) -> None:
+    """Refuse a frame weighting that is none.
+
+    Raises:
+        ValueError: for an unknown name.
+    """
+    if name in ("uniform", "last", "snr"):
+        return
     try:
-        return float(text) >= 1
+        known = name.startswith("snr") and 1 <= float(name[3:]) < math.inf
     except ValueError:
-        return False
+        known = False
+    if not known:
+        raise ValueError(f"unknown frame weighting {name!r}: expected snr, snr<clamp> (as snr5), uniform or last")
 
 
 class TrajectoryDistillation:
@@ -167,9 +177,7 @@ class TrajectoryDistillation:
         x_t, start = self.start(batch)
         output = student(x_t, batch.get("cond"), start, frames)
         if self.target == "state":
-            # Data-parallel wrappers hide the student's own methods behind `.module`.
-            owner: Any = getattr(student, "module", student)
-            output = owner.states(x_t, output, start, frames)
+            output = unwrapped(student).states(x_t, output, start, frames)
         return self.of_frames(output, batch)
 
     def of_frames(self, output: Tensor, batch: dict[str, Any]) -> Tensor:

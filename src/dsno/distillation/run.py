@@ -15,7 +15,7 @@ run that is resumed equals one that was not interrupted.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, cast
@@ -23,23 +23,26 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from dsno.checkpoint import tensor_sha
-from dsno.condition import Cond
+from dsno.checkpoint import CONFIG, tensor_sha
+from dsno.condition import Cond, named
 from dsno.data.samples import Samples
 from dsno.denoise import Denoiser, Guided, Prediction
 from dsno.distillation.earlier import begun
 from dsno.distillation.registry import Method, method_named
 from dsno.distillation.regression import LiftOptions
-from dsno.distillation.stages import Given, Options
+from dsno.distillation.stages import Given, Options, Stage
+from dsno.nets.backbone import check_null
 from dsno.nets.features import load_feature_net
-from dsno.students.files import save_student
+from dsno.outputs import STUDENT, claimed
+from dsno.snapshots import changes_of, settings_of, snapshots_in
+from dsno.students.files import notes_of, save_student
 from dsno.students.flowmap import FlowMap, TwoTime
 from dsno.students.samplers import Student
-from dsno.train import Report, TrainConfig, prepare_run, quiet, stage_progress, train
+from dsno.train import Report, TrainConfig, check_finished, quiet, stage_progress, train
 from dsno.trajectories.manifest import describe
 from dsno.trajectories.sets import TrajectorySet, samples_of
 
-__all__ = ["distill", "drawn_on", "guided_as", "null_of_set", "run_stages"]
+__all__ = ["check_batch", "distill", "drawn_on", "guided_as", "null_of_set", "run_stages"]
 
 
 def distill(
@@ -69,8 +72,8 @@ def distill(
         config: How to train; its steps are those of all stages together, its seed is that of the batches, too.
         batch: Rows per step, over all processes; by default the method's own.
         student: What to train instead of a student that is made here; its weights change.
-        resume: Continue what is in `out`, of the same settings.
-        overwrite: Throw away what is in `out`.
+        resume: Continue what is in `out`, of the same method and settings; the learning rate may differ, and is noted.
+        overwrite: Throw away what an earlier run wrote to `out`.
         report: Told of the progress.
         sources: Where teacher and data came from, in words, for the notes of the student.
         options: Those of the method (`METHODS[method].described()`).
@@ -79,11 +82,14 @@ def distill(
         The student, in evaluation mode; it shares its network with `student`, if that was given.
 
     Raises:
-        FileExistsError: if `out` has something in it and neither `resume` nor `overwrite` is set.
+        BlockingIOError: if another run is writing to `out`.
+        FileExistsError: if `out` has something in it and neither `resume` nor `overwrite` is set; if it holds teacher
+            or data, or anything but a student.
         FloatingPointError: if the loss is not finite.
         ValueError: for an unknown method or option, a method that is not given what it needs, a student that does not
             fit, trajectories of another teacher, or a run of other settings in `out`.
     """
+    check_batch(batch)
     chosen = method_named(method)
     settled = chosen.configured(**options)
     if teacher is None and student is None:
@@ -95,6 +101,16 @@ def distill(
         torch.manual_seed(config.seed)
         student = settled.student(_unguided(cast(Prediction, teacher)), given)
     return run_stages(chosen, settled, student, given, out, config, resume, overwrite, report, sources)
+
+
+def check_batch(batch: int | None) -> None:
+    """Refuse a step of no rows.
+
+    Raises:
+        ValueError: if `batch` is less than 1; None is the method's own.
+    """
+    if batch is not None and batch < 1:
+        raise ValueError(f"batch must be at least 1, got {batch}")
 
 
 def drawn_on(
@@ -180,8 +196,8 @@ def run_stages(
         given: What it draws on; its `steps` are those of all stages together.
         out: Folder for the student.
         config: How to train; its `steps` are not read. By default Adam at 1e-3.
-        resume: Continue what is in `out`, of the same settings.
-        overwrite: Throw away what is in `out`.
+        resume: Continue what is in `out`, of the same method and settings; the learning rate may differ, and is noted.
+        overwrite: Throw away what an earlier run wrote to `out`.
         report: Told of the progress.
         sources: Where teacher and data came from, in words.
 
@@ -194,32 +210,64 @@ def run_stages(
         config = TrainConfig(lr=1e-3, seed=given.seed)
     untrained, stages = student, method.stages(student, given, options)
     settings = _settings(method, options, student, given)
-    prepare_run(out, resume, overwrite)
-    if isinstance(given.teacher, nn.Module):
-        given.teacher.to(_training_device(student))
-    for n, stage in enumerate(stages):
-        # What a stage adds to the student starts from the seed, whichever stages ran in this process.
-        torch.manual_seed((config.seed << 8) + n)
-        trained, objective = stage.make(student)
-        own = replace(config, steps=stage.steps, lr=config.lr * stage.lr, warmup=min(config.warmup, stage.steps // 10))
-        if stage.says:
-            report(stage.name, 0, stage.steps, stage.says)
-        length = {} if method.extends else {"total_steps": given.steps, "stage_steps": stage.steps}
-        named: Mapping[str, Any] = {**settings, "stage": stage.name, **length}
-        folder, named = begun(Path(out), stage, stages, named, options, untrained, given)
-        train(
-            trained,
-            objective,
-            own,
-            folder,
-            resume,
-            overwrite,
-            progress=stage_progress(stage.name, report),
-            settings=named,
-        )
-        student = stage.became(student)
-    save_student(out, student, **_notes(method, options, given, config, sources))
+    out, plain = Path(out), _plain(options)
+    read = [*(sources or {}).values(), plain.get("features")]
+    if given.trajectories is not None:
+        read.append(given.trajectories.source)
+    with claimed(out, STUDENT, resume, overwrite, read):
+        if resume:
+            _check_begun(out, method, stages, given, config)
+        if isinstance(given.teacher, nn.Module):
+            given.teacher.to(_training_device(student))
+        changes: dict[str, Any] = {}
+        for n, stage in enumerate(stages):
+            # What a stage adds to the student starts from the seed, whichever stages ran in this process.
+            torch.manual_seed((config.seed << 8) + n)
+            trained, objective = stage.make(student)
+            warmup = min(config.warmup, stage.steps // 10)
+            own = replace(config, steps=stage.steps, lr=config.lr * stage.lr, warmup=warmup)
+            if stage.says:
+                report(stage.name, 0, stage.steps, stage.says)
+            length = {} if method.extends else {"total_steps": given.steps, "stage_steps": stage.steps}
+            named: Mapping[str, Any] = {**settings, "stage": stage.name, **length}
+            folder = out / "training" / stage.name
+            if resume:
+                folder, named = begun(out, stage, stages, named, options, untrained, given)
+            progress = stage_progress(stage.name, report)
+            # What was to be overwritten is gone.
+            train(trained, objective, own, folder, resume=True, progress=progress, settings=named)
+            if changed := changes_of(folder):
+                changes[stage.name] = changed
+            student = stage.became(student)
+        notes = _notes(method, options, given, config, sources)
+        if changes:
+            notes["changes"] = changes
+        save_student(out, student, **notes)
     return student.eval()
+
+
+def _check_begun(out: Path, method: Method, stages: Sequence[Stage], given: Given, config: TrainConfig) -> None:
+    """Refuse to resume what another method or other stages began; `train` compares the settings of each stage.
+
+    Raises:
+        ValueError: if it is of others, or complete and of another learning rate.
+    """
+    training, names = out / "training", [stage.name for stage in stages]
+    found = notes_of(out).get("method") if (out / CONFIG).is_file() else None
+    for path in [path for place in (training, *training.glob("*")) for path in snapshots_in(place)]:
+        held = settings_of(path)
+        found = held.get("method", found)
+        if held.get("stage") == path.parent.name and found == method.name and path.parent.name not in names:
+            raise ValueError(
+                f"{path.parent} is a stage that {method.name} does not have with these options ({', '.join(names)}): "
+                "resume with the options that began it, choose another folder, or overwrite it"
+            )
+    if found not in (None, method.name):
+        raise ValueError(
+            f"{out} holds a run of {found}, not of {method.name}: a run is resumed by the method that began it; choose "
+            "another folder, or overwrite it"
+        )
+    check_finished(out, config, given.steps)
 
 
 def _notes(
@@ -235,6 +283,8 @@ def _notes(
         "training": asdict(config),
         "sources": dict(sources or {}),
     }
+    if isinstance(given.teacher, Guided) and (null := _null_label(given.teacher)) is not None:
+        notes["null"] = null
     if given.trajectories is not None:
         made = given.trajectories.manifest
         notes |= {
@@ -291,6 +341,13 @@ def _unguided(teacher: Prediction | Guided) -> Prediction:
     return inner
 
 
+def _null_label(teacher: Guided) -> int | None:
+    """The label that stands for no class, where it is a label."""
+    absent = named(teacher.null)
+    null = absent.get("label", absent.get(""))
+    return None if null is None or null.ndim or null.is_floating_point() else int(null)
+
+
 def _null(teacher: Prediction, options: Options) -> int:
     null = asdict(cast(Any, options)).get("null")
     if null is None:
@@ -298,7 +355,7 @@ def _null(teacher: Prediction, options: Options) -> int:
             "this teacher does not say which label stands for none: give it "
             f"(`--null {teacher.classes or 0}`), if the network was trained with one"
         )
-    return int(null)
+    return check_null(teacher, int(null))
 
 
 def _training_device(model: nn.Module) -> torch.device:

@@ -2,7 +2,9 @@ r"""A sampler in, numbers out, with the protocol that produced them.
 
 `evaluate` runs any `Sampler` on per-sample seeds and returns one `Result`: quality of the set (distances between
 features, `dsno.measure.metrics`), the error of each sample against the teacher's own solution from the same noise, what
-it cost, and the protocol. `measure` is the same for images that are there already.
+it cost, and the protocol. `measure` is the same for images that are there already, and `halves` for a part of the
+reference set against the rest of it: what equal laws get at that number of samples, which of a distance that is biased
+is not 0.
 
 The path error needs no reference set and no network of ours: with $x^*$ the fine solution of the teacher's
 probability-flow ODE from the noise $z_i$ of seed $i$,
@@ -16,8 +18,9 @@ import operator
 import platform
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import astuple, dataclass, replace
 from functools import cached_property
+from statistics import fmean
 from typing import Any, NamedTuple
 
 import torch
@@ -38,12 +41,13 @@ from dsno.measure.metrics import (
     sample_error,
 )
 from dsno.measure.results import Cost, Protocol, Quality, Result
-from dsno.seeds import noise
+from dsno.seeds import generator, noise
 from dsno.trajectory import Sampler
 
-__all__ = ["Reference", "evaluate", "measure"]
+__all__ = ["Reference", "evaluate", "halves", "measure"]
 
 KERNEL_SUBSETS, KERNEL_SUBSET = 50, 1000
+DRAWN = 8192
 
 
 @dataclass(frozen=True)
@@ -299,6 +303,41 @@ def measure(
     return Result(name, name, Cost(), protocol, quality)
 
 
+def halves(
+    reference: Tensor | Reference,
+    extractor: nn.Module | Extractor,
+    count: int,
+    *,
+    levels: int | None = None,
+    k: int = 3,
+) -> Result:
+    r"""The quality of `count` images of a reference set against the others in it: that of a perfect sampler.
+
+    Called `real, other half`. The Fréchet distance of n and n' samples of one law is about $c \, (1/n + 1/n')$ and not
+    0 (`dsno.measure.metrics.frechet_distance`). Of a set of fewer than 2 `count` images half are measured, and the name
+    says how many: their distance is more than a perfect sampler's at `count`. They are drawn by lot, always the same;
+    of a set of a few thousand, where the lot matters and work is little, several times (at most 8), for the mean.
+
+    Raises:
+        ValueError: unless a half has more than k images, or as `evaluate` does of a reference.
+    """
+    known = _reference(reference, extractor, levels)
+    assert known is not None
+    whole, extractor = known
+    N = len(whole.features)
+    if k + 1 > N // 2:
+        raise ValueError(f"half of the reference set must be more than k = {k} images, the set has {N}")
+    n = min(count, N // 2)
+    found = []
+    for draw in range(min(max(DRAWN // N, 1), 8)):
+        fake, rest = whole.features[torch.randperm(N, generator=generator(draw))].split([n, N - n])
+        found.append(_measured(fake, replace(whole, features=rest), extractor, k))
+    quality = Quality(*(fmean(values) for values in zip(*(astuple(q) for q, _ in found), strict=True)))
+    protocol = found[0][1]
+    name = "real, other half" if n == count else f"real, other half ({n:,} images)"
+    return Result(name, name, Cost(), protocol, quality)
+
+
 def _reference(
     reference: Tensor | Reference | None, extractor: nn.Module | Extractor | None, levels: int | None
 ) -> tuple[Reference, Extractor] | None:
@@ -321,26 +360,24 @@ def _compare(
     x: Tensor, name: str, known: tuple[Reference, Extractor] | None, levels: int | None, k: int
 ) -> tuple[Quality | None, Protocol]:
     """The quality of a set, and the part of the protocol that every result has."""
-    protocol = Protocol(
-        count=len(x),
-        dsno=version_of("dsno"),
-        torch=version_of("torch"),
-        torchmetrics=version_of("torchmetrics"),
-        python=platform.python_version(),
-    )
     if known is None:
-        return None, protocol
+        return None, _versions(len(x))
     reference, extractor = known
     x = _prepared(x, levels)
     check_images(x, f"the set {name!r}")
-    fake, real = extract(extractor, x), reference.features
+    return _measured(extract(extractor, x), reference, extractor, k)
+
+
+def _measured(fake: Tensor, reference: Reference, extractor: Extractor, k: int) -> tuple[Quality, Protocol]:
+    """The same, of features."""
+    real = reference.features
     subset = min(KERNEL_SUBSET, len(fake), len(real))
     kernel, kernel_std = kernel_distance(fake, real, KERNEL_SUBSETS, subset)
     precision, recall = precision_recall(fake, real, k, reference.radii(k))
     spread = diversity(fake, real, reference.mean_distance)
     quality = Quality(frechet_distance(fake, real), kernel, kernel_std, precision, recall, spread)
     return quality, replace(
-        protocol,
+        _versions(len(fake)),
         reference_count=len(real),
         reference_sha=reference.sha,
         extractor=extractor.name,
@@ -348,6 +385,16 @@ def _compare(
         rounding=reference.rounding,
         neighbours=k,
         kernel_subsets=f"{KERNEL_SUBSETS} x {subset}",
+    )
+
+
+def _versions(count: int) -> Protocol:
+    return Protocol(
+        count=count,
+        dsno=version_of("dsno"),
+        torch=version_of("torch"),
+        torchmetrics=version_of("torchmetrics"),
+        python=platform.python_version(),
     )
 
 

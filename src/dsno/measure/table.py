@@ -2,6 +2,9 @@
 
 A table is text by column title; the shell prints it and a page sets it. What is best is decided among samplers on one
 scale only, and after rounding to what is printed: a difference nobody sees makes nobody better.
+
+A Fréchet distance is biased upwards (`dsno.measure.metrics`), so its best is not 0 but what samples of the data's own
+law get, the row of `dsno.measure.evaluate.halves`; `BIAS` says so below a table.
 """
 
 from __future__ import annotations
@@ -11,7 +14,14 @@ from dataclasses import dataclass
 
 from dsno.measure.results import Result
 
-__all__ = ["COLUMNS", "Column", "best", "table"]
+__all__ = ["BIAS", "COLUMNS", "Column", "best", "table"]
+
+
+BIAS = (
+    "A Fréchet distance is biased upwards, by about 1 / samples: at its best it is not 0 but what one part of the real "
+    "data gets against the other, the row 'real, other half'. Compare distances of equal numbers of samples."
+)
+"""What to know of the distances in a table."""
 
 
 @dataclass(frozen=True)

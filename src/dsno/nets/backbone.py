@@ -15,11 +15,12 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
+from dsno.borrow import unwrapped
 from dsno.checkpoint import build
 from dsno.condition import Cond
 from dsno.denoise import Prediction
 
-__all__ = ["NETS", "Backbone", "example", "net_from_config", "sample_shape"]
+__all__ = ["NETS", "Backbone", "Labelled", "check_null", "example", "net_from_config", "sample_shape"]
 
 NETS: dict[str, str] = {
     "UNet": "dsno.nets.unet:UNet",
@@ -63,6 +64,28 @@ class Backbone(Protocol):
         """The raw output, (B, C, *spatial) like `x_t`."""
 
 
+@runtime_checkable
+class Labelled(Protocol):
+    """A network that says how far its labels go."""
+
+    @property
+    def label_count(self) -> int | None:
+        """How many labels it may be told, 0 to this less one, those that stand for no class included; None for none."""
+
+
+def check_null(teacher: Prediction, null: int, ref: str = "the teacher") -> int:
+    """Return `null` if a teacher may be told that label, as far as its network says.
+
+    Raises:
+        ValueError: if it is outside.
+    """
+    known = teacher.net.label_count if isinstance(teacher.net, Labelled) else None
+    if null < 0 or (known is not None and null >= known):
+        expected = "0 or more" if known is None else f"0 to {known - 1}"
+        raise ValueError(f"the null label {null} is outside the labels of {ref}: expected {expected}")
+    return null
+
+
 def net_from_config(config: Mapping[str, Any]) -> nn.Module:
     """Rebuild a backbone, with fresh weights, from its `config`; one without a name is a `UNet`.
 
@@ -99,11 +122,9 @@ def sample_shape(teacher: Prediction) -> tuple[int, ...]:
     Raises:
         ValueError: if neither says.
     """
-    shape = teacher.shape
-    if shape is None and isinstance(teacher.net, Backbone):
-        shape = teacher.net.shape
+    shape, net = teacher.shape, unwrapped(teacher.net)
+    if shape is None and isinstance(net, Backbone):
+        shape = net.shape
     if shape is None:
-        raise ValueError(
-            f"a {type(teacher.net).__name__} does not say what shape it makes: pass shape=(C, ...) to Prediction"
-        )
+        raise ValueError(f"a {type(net).__name__} does not say what shape it makes: pass shape=(C, ...) to Prediction")
     return shape

@@ -30,6 +30,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from dsno.borrow import borrowed, unwrapped
 from dsno.condition import Cond, named
 
 __all__ = ["DiffusersNet", "TimeUnit", "network_class", "stated_shape"]
@@ -77,6 +78,7 @@ class _Family:
         blocks: The class of the blocks that may get a temporal layer, after their module in `diffusers.models`.
         around: What the names of the modules around the blocks look like, which join their features.
         embedding: What the names of the modules that embed the time look like.
+        null: Whether it knows a label behind the last class, which stands for none.
         allowed: The settings that change what it is told, and which of their values we know.
     """
 
@@ -85,6 +87,7 @@ class _Family:
     blocks: str
     around: str
     embedding: str
+    null: bool = False
     allowed: Mapping[str, tuple[object, ...]] = field(default_factory=dict)
 
 
@@ -116,6 +119,7 @@ _FAMILIES = {
     "DiTTransformer2DModel": _Family(
         state="hidden_states",
         told=_dit,
+        null=True,
         blocks="attention:BasicTransformerBlock",
         around="pos_embed|norm_out|proj_out_1",
         embedding=r"transformer_blocks\.\d+\.norm1\.emb",
@@ -139,7 +143,7 @@ class DiffusersNet(nn.Module):
 
     Arguments:
         model: UNet2DModel, UNet2DConditionModel, DiTTransformer2DModel or SD3Transformer2DModel: the name of the class,
-            or a network of it.
+            or a network of it, whose weights are shared and which stays as it is (`dsno.borrow.borrowed`).
         settings: The configuration of a network that is only named.
         unit: What the network calls time (table above).
         steps: $K$.
@@ -172,9 +176,9 @@ class DiffusersNet(nn.Module):
         time_ids: Sequence[float] | None = None,
     ) -> None:
         super().__init__()
-        name = model if isinstance(model, str) else type(model).__name__
+        name = model if isinstance(model, str) else type(unwrapped(model)).__name__
         known = network_class(name)
-        made: Any = known.from_config(dict(settings or {})) if isinstance(model, str) else model
+        made: Any = known.from_config(dict(settings or {})) if isinstance(model, str) else borrowed(model)
         settings = {k: v for k, v in made.config.items() if not k.startswith("_")}
         self.model, self.family = made, _FAMILIES[name]
         _check_settings(name, settings, self.family.allowed)
@@ -182,6 +186,7 @@ class DiffusersNet(nn.Module):
         self.sigma_min, self.sigma_max = sigma_min, sigma_max
         self.shape = stated_shape(name, settings) if shape is None else tuple(shape)
         self.classes, self.tokens = self.family.told(settings, text_length)
+        self.label_count = None if self.classes is None else self.classes + self.family.null
         self.names = (*(("label",) if self.classes is not None else ()), *self.tokens)
         # An embedding with a row for each training step takes no fractions of one.
         self.whole_steps = settings.get("time_embedding_type") == "learned"

@@ -223,6 +223,7 @@ class IDDPMUNet(nn.Module):
             "log_snr_max": log_snr_max,
         }
         self.shape, self.classes = (in_channels, image_size, image_size), classes
+        self.label_count = classes
         self.schedule = Cosine(log_snr_min, log_snr_max)
         dim = emb_dim or 4 * channels
         self.emb_in = channels

@@ -11,7 +11,7 @@ left is $c_{\text{noise}}$, the noise label, and the sign or the half of the out
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -21,9 +21,13 @@ from dsno.checkpoint import build
 from dsno.condition import Cond
 from dsno.nets.edm import DhariwalUNet, SongUNet
 from dsno.nets.edm2 import MagnitudeUNet
+from dsno.outside import Within
 from dsno.schedule import Tabulated
 
-__all__ = ["PreconditionedUNet", "iddpm_schedule", "iddpm_sigmas"]
+__all__ = ["PreconditionedUNet", "Steps", "iddpm_schedule", "iddpm_sigmas"]
+
+Steps = Annotated[int, Within(1, 2**16)]
+"""The M of a discrete model: it has a table of so many noise levels."""
 
 _ARCHITECTURES: dict[str, type[SongUNet | DhariwalUNet | MagnitudeUNet]] = {
     "SongUNet": SongUNet,
@@ -74,7 +78,7 @@ class PreconditionedUNet(nn.Module):
         precond: Literal["edm", "vp", "ve", "iddpm"] = "edm",
         sigma_max: float = 80.0,
         sigma_min: float = 0.002,
-        steps: int = 1000,
+        steps: Steps = 1000,
         c_1: float = 0.001,
         c_2: float = 0.008,
     ) -> None:
@@ -102,6 +106,7 @@ class PreconditionedUNet(nn.Module):
         size = int(arguments["img_resolution"])
         self.shape = (int(arguments["img_channels" if kind == "MagnitudeUNet" else "in_channels"]), size, size)
         self.classes: int | None = arguments.get("label_dim") or None
+        self.label_count = None if self.classes is None else self.classes + 1
         self.blocks = _ARCHITECTURES[kind].blocks
         self.embedding = tuple(f"model.{name}" for name in _ARCHITECTURES[kind].embedding)
         if precond == "iddpm":

@@ -233,6 +233,7 @@ class UNet(nn.Module):
         dim = emb_dim or 4 * channels[0]
         self.emb_in = channels[0]
         self.emb = nn.Sequential(nn.Linear(channels[0], dim), nn.SiLU(), nn.Linear(dim, dim))
+        self.label_count = classes + null if classes else None
         self.label = nn.Embedding(classes + null, dim) if classes else None
 
         def block(c_in: int, c_out: int, level: int, resample: str = "") -> Block:

@@ -10,7 +10,7 @@ from torch import Tensor
 from dsno.condition import Cond
 from dsno.parallel.draft import Draft, guess
 from dsno.parallel.rounds import Exact, Rounds, System
-from dsno.parallel.window import check_window, first_guess, iterate
+from dsno.parallel.window import check_first_guess, check_window, first_guess, iterate
 from dsno.trajectory import Trajectory
 
 __all__ = ["Picard"]
@@ -31,17 +31,22 @@ class Picard(Exact):
         window: Steps evaluated in a round; all by default.
         tolerance: Of the sample, RMS over coordinates (`dsno.parallel.window`); None runs to the end.
         draft: A guess to start from.
+        repeat_noise: Without a draft, guess that every state is the first one, as published; by default a stochastic
+            chain's states get the noise of their steps, too, and a deterministic one's are that anyway.
 
     Raises:
-        ValueError: for a window or tolerance that is not positive; from a call, for a draft that does not fit.
+        ValueError: for a window or tolerance that is not positive, or a draft beside `repeat_noise`; from a call, for a
+            draft that does not fit.
     """
 
     window: int | None = None
     tolerance: float | None = 1e-3
     draft: Draft | None = None
+    repeat_noise: bool = False
 
     def __post_init__(self) -> None:
         check_window(self.window, self.tolerance)
+        check_first_guess(self.repeat_noise, self.draft is not None)
 
     @torch.no_grad()
     def solve(
@@ -50,6 +55,7 @@ class Picard(Exact):
         """From the states `x` (B, *shape) with the noise of the steps (N, B, *shape): every state of the chain."""
         system, rounds = System(self.chain, x, tape), Rounds(self.denoiser, self.chain, cond, x)
         one = torch.ones(len(system))
-        sweep = first_guess(system, x, guess(self.draft, system, x, cond, seeds, rounds), one)
+        drafted = guess(self.draft, system, x, cond, seeds, rounds)
+        sweep = first_guess(system, x, drafted, one, self.repeat_noise)
         states = iterate(rounds, sweep, lambda sweep, old: sweep.run(old), self.window, self.tolerance)
         return rounds.trajectory(states, self.chain.grid, seeds)

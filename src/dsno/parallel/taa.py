@@ -14,6 +14,8 @@ $$ \gamma_n = \Big( \sum_{j \le n} \Delta R_j^\top \Delta R_j + \lambda I \Big)^
    x_n \leftarrow x_n + R_n - (\Delta X_n + \Delta R_n) \gamma_n . $$
 
 States up to the frontier take the plain recursion, which is the chain's own: the safeguard that makes N rounds enough.
+
+The published sampler holds the noise and begins with it repeated: `ParaTAA(data_std=1e3, repeat_noise=True)`.
 """
 
 from __future__ import annotations
@@ -26,7 +28,7 @@ from torch import Tensor
 from dsno.condition import Cond
 from dsno.parallel.draft import Draft, guess
 from dsno.parallel.rounds import Exact, Rounds, System, wide
-from dsno.parallel.window import Sweep, check_window, first_guess, gains, iterate
+from dsno.parallel.window import Sweep, check_first_guess, check_window, first_guess, gains, iterate
 from dsno.trajectory import Trajectory
 
 __all__ = ["ParaTAA"]
@@ -46,10 +48,12 @@ class ParaTAA(Exact):
         window: Steps evaluated in a round; all by default.
         tolerance: Of the sample, RMS over coordinates (`dsno.parallel.window`); None runs to the end.
         draft: A guess to start from.
+        repeat_noise: Without a draft, guess that every state is the first one, as published; by default they follow
+            the linear part.
 
     Raises:
-        ValueError: for an order outside 1 to N, or a memory, window, ridge, data_std or tolerance that is not positive;
-            from a call, for a draft that does not fit.
+        ValueError: for an order outside 1 to N, or a memory, window, ridge, data_std or tolerance that is not positive,
+            or a draft beside `repeat_noise`; from a call, for a draft that does not fit.
     """
 
     order: int | None = None
@@ -59,9 +63,11 @@ class ParaTAA(Exact):
     window: int | None = None
     tolerance: float | None = 1e-3
     draft: Draft | None = None
+    repeat_noise: bool = False
 
     def __post_init__(self) -> None:
         check_window(self.window, self.tolerance)
+        check_first_guess(self.repeat_noise, self.draft is not None)
         if self.order is not None and not 1 <= self.order <= len(self.chain):
             raise ValueError(f"order must be from 1 to the chain's {len(self.chain)} steps, got {self.order}")
         if self.memory < 1:
@@ -77,7 +83,8 @@ class ParaTAA(Exact):
         """From the states `x` (B, *shape) with the noise of the steps (N, B, *shape): every state of the chain."""
         system, rounds = System(self.chain, x, tape), Rounds(self.denoiser, self.chain, cond, x)
         gain = gains(self.chain, self.data_std)
-        sweep = first_guess(system, x, guess(self.draft, system, x, cond, seeds, rounds), gain)
+        drafted = guess(self.draft, system, x, cond, seeds, rounds)
+        sweep = first_guess(system, x, drafted, gain, self.repeat_noise)
         update = _Anderson(system, gain, self.order or len(system), self.memory, self.ridge)
         states = iterate(rounds, sweep, update, self.window, self.tolerance, update.keep)
         return rounds.trajectory(states, self.chain.grid, seeds)

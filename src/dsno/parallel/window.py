@@ -20,6 +20,10 @@ $\alpha_{n+1} / \alpha_n$ for the ODE, unrolled with $\hat\epsilon$ held (ParaTA
 (ParaDiGMS), is s = 1 of a variance-preserving ODE. What lies between needs fewer rounds than either
 (`benchmarks/parallel.py`).
 
+**The first guess.** Both papers begin with the noise repeated, $x_n = x_0$ for every n (`repeat_noise`). Here the
+states follow the linear part and the noise of the steps, $x_{n+1} = g_n x_n + s_n z_n$: of the right scale if g is
+right, and with $g = 1$ on the ODE the same. Where g holds the noise of an ODE it is the worse guess.
+
 **Tolerance.** Errors accepted on the way add up, so a tolerance per equation says little about the sample (N = 500,
 $10^{-3}$ each: far more at the end). Here `tolerance` $\epsilon$ is for the *sample*, RMS over coordinates, and
 is shared out,
@@ -48,7 +52,7 @@ from torch import Tensor
 from dsno.parallel.rounds import Rounds, System, rms, wide
 from dsno.solvers.chain import Chain
 
-__all__ = ["Sweep", "check_window", "first_guess", "gains", "iterate", "shares"]
+__all__ = ["Sweep", "check_first_guess", "check_window", "first_guess", "gains", "iterate", "shares"]
 
 
 @dataclass
@@ -111,6 +115,16 @@ def shares(chain: Chain) -> Tensor:
     return w * scale
 
 
+def check_first_guess(repeat_noise: bool, drafted: bool) -> None:
+    """Refuse two first guesses.
+
+    Raises:
+        ValueError: for a draft beside `repeat_noise`.
+    """
+    if repeat_noise and drafted:
+        raise ValueError("repeat_noise and draft are two first guesses: give one of them")
+
+
 def check_window(window: int | None, tolerance: float | None) -> None:
     """Refuse a window or a tolerance that is not positive.
 
@@ -130,8 +144,11 @@ def gains(chain: Chain, data_std: float) -> Tensor:
     return a + b * alpha * data_std**2 / (alpha**2 * data_std**2 + sigma**2)
 
 
-def first_guess(system: System, x: Tensor, drafted: Tensor | None, gain: Tensor) -> Sweep:
-    r"""All states by the chain's recursion with the draft's $\hat x_0$; else by its linear part, of the right scale."""
+def first_guess(system: System, x: Tensor, drafted: Tensor | None, gain: Tensor, repeat_noise: bool = False) -> Sweep:
+    r"""All states by the chain's recursion with the draft's $\hat x_0$; else by its linear part, of the right scale.
+
+    With `repeat_noise` and no draft every state is `x` itself.
+    """
     (B, N), like = (len(x), len(system)), x.unsqueeze(1)
     sample, zero = torch.arange(B, device=x.device), torch.zeros(B, dtype=torch.int64, device=x.device)
     sweep = Sweep(
@@ -144,7 +161,7 @@ def first_guess(system: System, x: Tensor, drafted: Tensor | None, gain: Tensor)
     states, nothing = [x], torch.zeros_like(x)
     for n in range(N):
         noise = system.step(nothing, nothing, n, sample)
-        states.append(sweep.gain[n] * states[-1] + noise)
+        states.append(x if repeat_noise else sweep.gain[n] * states[-1] + noise)
     sweep.x, sweep.x0, sweep.held = torch.stack(states, 1), like.new_zeros(B, N, *x.shape[1:]), True
     return sweep
 

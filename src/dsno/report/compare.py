@@ -1,8 +1,9 @@
 """A student beside its teacher: measured, drawn, and written as a page.
 
 One number of a student says little: beside it stand its teacher's solvers at several numbers of steps, from the same
-held-out noises and on one scale. The path error is against the fine solution of the same ODE, whose own quality, the
-floor in the plots, is what the teacher itself is worth.
+held-out noises and on one scale. The path error is against the fine solution of the same ODE, whose own quality, a
+floor in the plots, is what the teacher itself is worth. The other floor is a part of the real data against the rest,
+what equal laws get, since a Fréchet distance is not 0 there.
 """
 
 from __future__ import annotations
@@ -19,10 +20,11 @@ from dsno.data.load import load_data
 from dsno.data.samples import Samples
 from dsno.denoise import Prediction
 from dsno.grids import uniform
-from dsno.measure.evaluate import Reference, evaluate, measure
-from dsno.measure.results import RESULTS, Result, save_results
+from dsno.measure.evaluate import Reference, evaluate, halves, measure
+from dsno.measure.results import RESULTS, Result, load_results, save_results
 from dsno.nets.features import load_feature_net
-from dsno.report.page import Picture, Section, html_report
+from dsno.outputs import Kind, check_apart
+from dsno.report.page import Picture, Section, html_report, is_report
 from dsno.report.pictures import Against, image_grid, interpolation, quality_against_cost, slerp, trajectory_strips
 from dsno.seeds import noise, seed_range
 from dsno.solvers.fine import fine_solution
@@ -36,10 +38,30 @@ from dsno.teachers.load import load_teacher
 from dsno.train import Report, quiet
 from dsno.trajectory import Sampler
 
-__all__ = ["HELD_OUT", "compare"]
+__all__ = ["EVALUATION", "HELD_OUT", "compare"]
+
+REPORT = "report.html"
 
 HELD_OUT = 1 << 40
 """The seed of the first noise of a comparison: far from those of trajectories."""
+
+
+def _is_ours(path: Path) -> bool:
+    """Whether a file of this name is what `compare` wrote."""
+    if path.suffix != Path(RESULTS).suffix:
+        return is_report(path)
+    try:
+        load_results(path)
+    except ValueError:
+        return False
+    return True
+
+
+EVALUATION = Kind(
+    "an evaluation",
+    lambda folder: [path for name in (RESULTS, REPORT) if (path := folder / name).is_file() and _is_ours(path)],
+)
+"""What `compare` writes into a folder."""
 
 
 def compare(
@@ -60,16 +82,18 @@ def compare(
     passes: Sequence[int] = (),
     fresh: bool = False,
     accelerator: Any = None,
+    variant: str | None = None,
 ) -> list[Result]:
     """An unconditional student beside its teacher's solvers on the same held-out noises: numbers, and a report.
 
     Arguments:
-        teacher: Folder of the teacher.
+        teacher: The teacher, as `load_teacher` takes it.
         student: Folder of the student or flow map.
         features: Folder of the feature network.
         data: The reference set, or what `dsno.data.load.load_data` takes.
         count: How many noises.
-        out: Folder for `results.json` and `report.html`; nothing is written without it.
+        out: Folder for `results.json` and `report.html`, which replace those of an evaluation before; nothing is
+            written without it.
         report: Called with stage, done, total and text (`dsno.train.Report`).
         page: Where the report goes instead.
         first_seed: Seed of the first noise; far from those of trajectories by default.
@@ -81,17 +105,26 @@ def compare(
         passes: Numbers of passes to measure the student at, a row each; by default the fewest it was trained for.
         fresh: Noise the sample again between passes.
         accelerator: An `accelerate.Accelerator`: its processes share the noises and the first one writes; or None.
+        variant: The variant of the teacher's weights, where it is one of diffusers.
 
     Returns:
-        The results: the student, the solvers at several numbers of steps, and the fine solution's own quality.
+        The results: the student, the solvers at several numbers of steps, the fine solution's own quality, and that of
+        a part of the data (`dsno.measure.evaluate.halves`).
 
     Raises:
+        FileExistsError: if `out` holds one of the folders, or files of these names that are of no evaluation.
         FileNotFoundError: if a folder is not complete.
         ValueError: if the student makes other shapes than the data has or other passes than are asked for, or `count`
-            is too small for precision and recall.
+            or half of the data are too few for precision and recall.
     """
+    if out is not None:
+        check_apart(out, teacher, student, features, "" if isinstance(data, Samples) else data)
+    written = [] if out is None else [Path(out) / RESULTS, Path(out) / REPORT]
+    for path in written if page is None else [*written[:1], Path(page)]:
+        if path.exists() and not _is_ours(path):
+            raise FileExistsError(f"{path} is of no evaluation: move it away, or choose another output")
     images, net = data if isinstance(data, Samples) else load_data(data), load_feature_net(features)
-    solved, learned = load_teacher(teacher), load_student(student).eval()
+    solved, learned = load_teacher(teacher, variant=variant), load_student(student).eval()
     shape = images.shape
     if learned.shape != shape:
         raise ValueError(f"the student makes {learned.shape}, {images.name} has {shape}: choose its own data")
@@ -102,10 +135,11 @@ def compare(
     own, solvers = _passes(learned, family, passes, fresh), _solvers(solved, ddim, multistep)
     total = len(own) + len(solvers) + 1
 
+    reference = Reference.of(images.x, net)
+    floor = halves(reference, net, count)
     report("evaluate", 0, total, f"fine solution of {count} noises in {fine_steps} steps")
     z = noise(seeds, shape, device=device)
     fine = fine_solution(solved, solved.schedule, z, fine_steps).sample
-    reference = Reference.of(images.x, net)
     per_row = flops(solved, z[:1], torch.ones(1, device=device))
     results = []
     for n, (name, sampler) in enumerate([*own.items(), *solvers.items()]):
@@ -125,6 +159,7 @@ def compare(
         )
         results.append(result)
     results.append(measure(fine.clamp(-1, 1), name="teacher, fine", reference=reference, extractor=net))
+    results.append(floor)
     report("evaluate", total, total, "done")
     if accelerator is not None and not accelerator.is_main_process:
         return results
@@ -132,7 +167,7 @@ def compare(
         save_results(results, Path(out) / RESULTS)
     if out is not None or page is not None:
         html_report(
-            page or Path(out or ".") / "report.html",
+            page or Path(out or ".") / REPORT,
             f"{'Few passes' if passes else 'One pass'} beside its teacher: {images.name}",
             _sections(results, solved, learned, z, fine, fine_steps, family),
             f"{count} noises the student was not trained on, the same for every sampler; quality against {len(images)} "

@@ -14,9 +14,9 @@ from pathlib import Path
 
 from dsno.checkpoint import write_atomically
 from dsno.measure.results import Result
-from dsno.measure.table import COLUMNS, best, table
+from dsno.measure.table import BIAS, COLUMNS, best, table
 
-__all__ = ["Picture", "Section", "html_report"]
+__all__ = ["Picture", "Section", "html_report", "is_report"]
 
 
 @dataclass(frozen=True)
@@ -47,8 +47,8 @@ class Section:
 def html_report(path: Path | str, title: str, sections: Sequence[Section], summary: str = "") -> Path:
     """Write one HTML file that needs nothing else, atomically; its folder is made where missing.
 
-    Under a table of results the best of each column are set in bold where all were measured on one scale
-    (`dsno.measure.table.best`), and the protocol folds out.
+    In a table of results the best of each column are set in bold where all were measured on one scale
+    (`dsno.measure.table.best`); below it stands what its distances are worth, and the protocol folds out.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -64,12 +64,19 @@ def html_report(path: Path | str, title: str, sections: Sequence[Section], summa
     return path
 
 
+def is_report(path: Path) -> bool:
+    """Whether a file is what `html_report` wrote."""
+    with path.open(encoding="utf-8", errors="replace") as file:
+        return _CSS[:100] in file.read(8192)
+
+
 def _section(section: Section) -> str:
     parts = [f"<h2>{html.escape(section.title)}</h2>", _paragraphs(section.text)]
     if section.pictures:
         parts.append(f"<div class=row>{''.join(_img(picture) for picture in section.pictures)}</div>")
     if section.results:
-        parts += [_table(section.results), _protocols(section.results)]
+        known = any(result.quality is not None for result in section.results)
+        parts += [_table(section.results), _paragraphs(BIAS if known else ""), _protocols(section.results)]
     return "<section>\n" + "\n".join(part for part in parts if part) + "\n</section>"
 
 

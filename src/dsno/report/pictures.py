@@ -236,9 +236,9 @@ def quality_against_cost(
                 handles[family] = axis.scatter(
                     x, y, s=170, marker="*", color=colour, edgecolors=theme.paper, linewidths=0.8, zorder=5
                 )
-        for family in floors:
+        for family, dashes in zip(floors, cycle(((4, 3), (1, 2))), strict=False):
             if floor := value(families[family][0]):
-                handles[family] = axis.axhline(floor, color=theme.soft, linewidth=1, linestyle=(0, (4, 3)))
+                handles[family] = axis.axhline(floor, color=theme.soft, linewidth=1, linestyle=(0, dashes))
         _ticks(axis, whole=against in ("rounds", "nfe"))
     _legend(fig, {family: handles[family] for family in (*stars, *curves, *floors) if family in handles}, theme)
     fig.tight_layout(rect=(0, 0, 1, 0.92), w_pad=2.5)

@@ -64,7 +64,7 @@ class Bench:
         """How many of the `wanted` rows can be tried twice: all, a power of two, or none."""
         quick = self.patience / (2 * max(flop, 1.0) * self.probe)
         held = (self.room() - fixed_bytes) / max(row_bytes, 1.0)
-        most = int(min(quick, held, wanted))
+        most = max(0, int(min(quick, held, wanted)))
         return most if most in (0, wanted) else 2 ** int(math.log2(most))
 
     def __call__(

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
+from dsno.borrow import unwrapped
 from dsno.condition import Cond
 from dsno.cost import Live, flops
 from dsno.denoise import Prediction
@@ -126,8 +127,9 @@ def parameter_of(module: nn.Module) -> Tensor:
 
 def teacher_arguments(teacher: Prediction, rows: int, like: Tensor) -> tuple[Any, ...]:
     """State, time and, where it has one, condition of a call of the teacher: zeros but for the time, like `like`."""
-    if isinstance(teacher.net, Backbone):
-        x, t, *cond = example(teacher.net, like, rows)
+    net = unwrapped(teacher.net)
+    if isinstance(net, Backbone):
+        x, t, *cond = example(net, like, rows)
     else:
         x, t = like.new_zeros(rows, *sample_shape(teacher)), like.new_zeros(rows)
         cond = [torch.zeros(rows, dtype=torch.int64, device=like.device)] if teacher.classes else []

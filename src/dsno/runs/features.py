@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from dsno.data.samples import Samples
 from dsno.nets.features import FeatureNet, save_feature_net
+from dsno.outputs import FEATURES, claimed
 from dsno.seeds import generator
 from dsno.train import Report, TrainConfig, quiet, stage_progress, train
 
@@ -55,14 +56,15 @@ def train_features(
     Raises:
         ValueError: if the images have no labels.
     """
-    if images.labels is None:
+    if images.labels is None or images.classes is None:
         raise ValueError(f"{images.name} has no labels to train a feature network on")
     torch.manual_seed(seed)
-    net = FeatureNet(f"{Path(images.name).stem}_cnn", images.shape[0], int(images.labels.max()) + 1, width)
+    net = FeatureNet(f"{Path(images.name).stem}_cnn", images.shape[0], images.classes, width)
     config = TrainConfig(steps=steps, lr=2e-3, warmup=50, ema=0.99, checkpoint_every=steps, seed=seed)
     objective = _Classify(images.x, images.labels, 128, seed)
-    train(net, objective, config, Path(out) / "training", resume=True, progress=stage_progress("features", report))
-    with torch.no_grad():
-        accuracy = float((net(images.x).argmax(-1) == images.labels).float().mean())
-    save_feature_net(out, net, data=images.name, training_accuracy=accuracy)
+    with claimed(out, FEATURES, resume=True):
+        train(net, objective, config, Path(out) / "training", resume=True, progress=stage_progress("features", report))
+        with torch.no_grad():
+            accuracy = float((net(images.x).argmax(-1) == images.labels).float().mean())
+        save_feature_net(out, net, data=images.name, training_accuracy=accuracy)
     return net

@@ -34,6 +34,7 @@ from dsno.distillation.run import distill
 from dsno.nets.backbone import net_from_config
 from dsno.nets.iddpm import CIFAR10, IMAGENET64, IDDPMUNet, published_blocks
 from dsno.nets.unet import UNet
+from dsno.outputs import check_apart, writable
 from dsno.runs.features import train_features
 from dsno.runs.teach import teach
 from dsno.runs.workload import Workload
@@ -119,7 +120,12 @@ class Recipe:
             )
 
     def run(
-        self, out: Path | str, report: Report = quiet, teacher: str | None = None, data: Samples | None = None
+        self,
+        out: Path | str,
+        report: Report = quiet,
+        teacher: str | None = None,
+        data: Samples | None = None,
+        variant: str | None = None,
     ) -> Path:
         """Run every stage that is not complete in `out`, and return `out`.
 
@@ -128,14 +134,18 @@ class Recipe:
             report: Told of the progress.
             teacher: A teacher to use, as `load_teacher` takes it, instead of training one.
             data: The data, where it is at hand already.
+            variant: The variant of the teacher's weights, where it is one of diffusers.
 
         Raises:
+            BlockingIOError: if another run is writing to a stage.
+            FileExistsError: if `out` holds the teacher or the data, or a stage's folder is of something else.
             ValueError: if `out` holds a run of other settings; names the first one that differs.
         """
+        check_apart(out, teacher, self.data)
         out = self._open(out)
         if all((out / name / "config.json").is_file() for name in ("features", "teacher", "student")):
             return out
-        samples = self.prepare(out, report, teacher, data)
+        samples = self.prepare(out, report, teacher, data, variant)
         solved = load_teacher(out / "teacher")
         with _timed(out, "trajectories"):
             trajectories = generate(
@@ -171,7 +181,12 @@ class Recipe:
         return out
 
     def prepare(
-        self, out: Path | str, report: Report = quiet, teacher: str | None = None, data: Samples | None = None
+        self,
+        out: Path | str,
+        report: Report = quiet,
+        teacher: str | None = None,
+        data: Samples | None = None,
+        variant: str | None = None,
     ) -> Samples:
         """The stages before trajectories: the feature network, of labelled data, and the teacher. Returns the data.
 
@@ -179,6 +194,10 @@ class Recipe:
             ValueError: as `run` does.
         """
         out = self._open(out)
+        given = None
+        if teacher is not None and not (out / "teacher" / "config.json").is_file():
+            # Before anything is trained: it may not be there.
+            given = load_teacher(teacher, variant=variant)
         samples = load_data(self.data, size=self.size) if data is None else data
         for name in self._feature_nets(samples):
             if not (out / name / "config.json").is_file():
@@ -188,10 +207,9 @@ class Recipe:
                     train_features(samples, out / name, self.features_steps, seed, width, report)
         if not (out / "teacher" / "config.json").is_file():
             with _timed(out, "teacher"):
-                if teacher is None:
+                if given is None:
                     self._teach(samples, out / "teacher", report)
                 else:
-                    given = load_teacher(teacher)
                     given.clip = self.clip
                     save_teacher(out / "teacher", given, source=teacher)
         return samples
@@ -230,7 +248,7 @@ class Recipe:
             samples = load_data(self.data, size=self.size)
             shape = samples.shape
             if self.conditional and samples.labels is not None:
-                classes = int(samples.labels.max()) + 1
+                classes = samples.classes
 
         def teacher() -> Prediction:
             if shape is None or "name" in self.net:
@@ -282,17 +300,19 @@ class Recipe:
     def _open(self, out: Path | str) -> Path:
         """The folder of a run of these settings."""
         out = Path(out)
-        out.mkdir(parents=True, exist_ok=True)
-        path = out / "recipe.json"
+        path = writable(out) / "recipe.json"
         if not path.is_file():
             write_json(path, asdict(self))
             return out
-        held = _flat(read_json(path))
+        noted = read_json(path)
+        if not isinstance(noted, dict):
+            raise ValueError(f"{path} is of no recipe: choose another folder")
+        known = _flat(noted)
         # As it would be read back: JSON knows no tuples.
         for key, value in _flat(json.loads(json.dumps(asdict(self)))).items():
-            if key != "data" and held.get(key) != value:
+            if key != "data" and known.get(key) != value:
                 raise ValueError(
-                    f"{out} holds a run with {key} = {held.get(key)}, this one has {value}: choose another folder"
+                    f"{out} holds a run with {key} = {known.get(key)}, this one has {value}: choose another folder"
                 )
         return out
 

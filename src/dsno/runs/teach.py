@@ -9,13 +9,16 @@ from typing import Any
 import torch
 from torch import nn
 
+from dsno.data.classes import said_of_gaps
 from dsno.data.samples import Samples, check_samples
 from dsno.denoise import Kind, Prediction
 from dsno.distillation.denoising import Denoising
 from dsno.nets.unet import UNet
+from dsno.outputs import TEACHER, claimed
 from dsno.schedule import Cosine, Schedule
-from dsno.teachers.native import save_teacher
-from dsno.train import Report, TrainConfig, prepare_run, quiet, stage_progress, train
+from dsno.snapshots import changes_of
+from dsno.teachers.native import CLASS_NAMES, save_teacher
+from dsno.train import Report, TrainConfig, check_finished, quiet, stage_progress, train
 
 __all__ = ["teach"]
 
@@ -47,9 +50,9 @@ def teach(
         batch: Samples per step.
         kind: What the network predicts.
         schedule: The noise schedule; cosine by default.
-        conditional: Train on the labels too.
+        conditional: Train on the labels too; what the classes are called is noted in the folder's `config.json`.
         resume: Continue what is in `out`, of the same settings.
-        overwrite: Throw away what is in `out`.
+        overwrite: Throw away what an earlier run wrote to `out`.
         report: Told of the progress.
         clip: Bound on the teacher's predictions; its training has none.
         drop: Share of the labels that a conditional U-Net is not told, so that it can be guided: its null label is the
@@ -58,15 +61,18 @@ def teach(
         options: Further arguments of the `UNet` (`attention`, `patch`, `padding_mode`, ...).
 
     Raises:
+        BlockingIOError: if another run is writing to `out`.
+        FileExistsError: if `out` has something in it and neither `resume` nor `overwrite` is set, or holds
+            anything but a teacher.
         ValueError: if the samples do not fit the network, or its patches its channels, or if there are no labels
-            although `conditional`.
+            although `conditional`; if `out` holds a teacher of other settings that is to be resumed.
     """
     schedule = Cosine() if schedule is None else schedule
     check_samples(images.x, images.name)
     if conditional and images.labels is None:
         raise ValueError(f"{images.name} has no labels: train an unconditional teacher")
     labels = images.labels if conditional else None
-    classes = int(labels.max()) + 1 if labels is not None else None
+    classes = images.classes if conditional else None
     torch.manual_seed(config.seed)
     if net is None:
         C, *spatial = images.shape
@@ -86,20 +92,23 @@ def teach(
         "drop": drop,
         **options,
     }
-    prepare_run(out, resume, overwrite)
-    train(
-        net,
-        objective,
-        config,
-        Path(out) / "training",
-        resume,
-        overwrite,
-        progress=stage_progress("teach", report),
-        settings=settings,
-    )
-    teacher = Prediction(net, schedule, kind, clip=clip, shape=images.shape, classes=classes).eval()
-    units = dataclasses.asdict(images.units)
-    save_teacher(out, teacher, images=images.name, units=units, training=dataclasses.asdict(config), batch=batch)
+    out, training = Path(out), Path(out) / "training"
+    with claimed(out, TEACHER, resume, overwrite):
+        if resume:
+            check_finished(out, config, config.steps)
+        if labels is not None and classes is not None and (gaps := said_of_gaps(labels, classes)):
+            report("teach", 0, config.steps, gaps)
+        progress = stage_progress("teach", report)
+        # What was to be overwritten is gone.
+        train(net, objective, config, training, resume=True, progress=progress, settings=settings)
+        teacher = Prediction(net, schedule, kind, clip=clip, shape=images.shape, classes=classes).eval()
+        units = dataclasses.asdict(images.units)
+        notes: dict[str, Any] = {"images": images.name, "units": units, "training": dataclasses.asdict(config)}
+        if changes := changes_of(training):
+            notes["changes"] = changes
+        if conditional and images.names is not None:
+            notes[CLASS_NAMES] = list(images.names)
+        save_teacher(out, teacher, **notes, batch=batch)
     return teacher
 
 

@@ -11,20 +11,20 @@ A folder holds `config.json`, which says its `type`, and `model.safetensors`:
 
 from __future__ import annotations
 
-import copy
-import hashlib
 import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from torch import nn
 
-from dsno.checkpoint import CONFIG, WEIGHTS, build, load_model, read_json, save_model
+from dsno.borrow import borrowed, own_copy, unwrapped
+from dsno.checkpoint import CONFIG, WEIGHTS, build, load_model, read_json, save_model, sha256_of
 from dsno.denoise import Kind, Prediction
 from dsno.hub import is_hub_id, local_copy
 from dsno.nets.backbone import Backbone, example, net_from_config
+from dsno.outside import Within
 from dsno.schedule import schedule_from_config
 from dsno.students.blocks import Told
 from dsno.students.flowmap import FlowMap, TwoTime, Way, two_time
@@ -33,7 +33,7 @@ from dsno.students.operator import Target, TrajectoryStudent
 from dsno.students.samplers import Student
 from dsno.students.temporal import Activation
 
-__all__ = ["build_student", "load_student", "notes_of", "save_student", "trained_for"]
+__all__ = ["build_student", "load_student", "notes_of", "null_label", "save_student", "trained_for"]
 
 
 def save_student(folder: Path | str, student: Student, adapter_only: bool = False, **notes: object) -> Path:
@@ -43,8 +43,9 @@ def save_student(folder: Path | str, student: Student, adapter_only: bool = Fals
 
     Raises:
         ValueError: if only the adapter is to be written of a flow map, or of a student whose backbone is trained, too;
-            for a flow map whose network cannot be rebuilt from a configuration.
+            for a flow map whose network cannot be rebuilt from a configuration; for weights that cannot be written.
     """
+    student = borrowed(student)
     if isinstance(student, FlowMap):
         if adapter_only:
             raise ValueError("a flow map has no adapter: its whole network is trained, so save all of it")
@@ -63,29 +64,35 @@ def save_student(folder: Path | str, student: Student, adapter_only: bool = Fals
     return save_model(folder, {**config, "type": "adapter", "teacher": _fingerprint(student.net)}, added)
 
 
-def load_student(ref: Path | str, backbone: nn.Module | None = None, teacher: Prediction | None = None) -> Student:
+def load_student(
+    ref: Path | str,
+    backbone: nn.Module | None = None,
+    teacher: Prediction | None = None,
+    unchecked: bool = False,
+) -> Student:
     """Read what `save_student` wrote, that is, what any method made.
 
     Arguments:
         ref: A folder, or the name of a repository on the Hub, `org/name` or `org/name@revision`.
         backbone: A network like the one that was lifted, where that was no `Backbone`; lifted in place.
         teacher: The teacher that an adapter belongs to; its network is copied.
+        unchecked: Open a folder that was changed since it was written.
 
     Raises:
         FileNotFoundError: if there is no such folder or repository, or a file of it is missing.
         ConnectionError: if the Hub cannot be reached and there is no copy of an earlier download.
-        ValueError: if the folder holds something else, or damaged or foreign weights; if it needs a backbone or a
-            teacher and there is none, or the teacher is another.
+        ValueError: if the folder holds something else, damaged or foreign weights, or what was changed since it was
+            written; if it needs a backbone or a teacher and there is none, or the teacher is another.
     """
     folder = _folder(ref)
     if teacher is not None:
-        return _load_adapter(folder, teacher)
+        return _load_adapter(folder, teacher, unchecked)
     config = read_json(folder / CONFIG)
     kind = config.get("type") if isinstance(config, dict) else None
     if kind == "adapter":
         raise ValueError(f"{folder} holds an adapter: pass the teacher it belongs to, load_student(..., teacher=)")
-    make = _build_flow_map if kind == "flow map" else lambda config: build_student(config, backbone)
-    return load_model(folder, "flow map" if kind == "flow map" else "student", _whole(make)).eval()
+    make = _build_flow_map if kind == "flow map" else lambda c: build_student(c, _rehearsing(unwrapped(backbone)))
+    return load_model(folder, "flow map" if kind == "flow map" else "student", _whole(make), unchecked).eval()
 
 
 def notes_of(ref: Path | str) -> dict[str, Any]:
@@ -109,6 +116,17 @@ def trained_for(ref: Path | str) -> tuple[float, float]:
     # Version 0.1 noted options beside the rest.
     low, high = notes.get("options", notes).get("guidance", (0.0, math.inf))
     return low, high
+
+
+def null_label(ref: Path | str) -> int | None:
+    """The label that the teacher of a student was guided away from, which stands for no class; None if not noted.
+
+    Raises:
+        FileNotFoundError: if there is no such folder or file.
+    """
+    notes = notes_of(ref)
+    null = notes.get("null", notes.get("options", {}).get("null"))
+    return None if null is None else int(null)
 
 
 def _folder(ref: Path | str) -> Path:
@@ -146,29 +164,33 @@ def build_student(config: Mapping[str, Any], backbone: nn.Module | None = None) 
     return build(_operator, {**described, "net": backbone}, "the configuration of a student")
 
 
-def _load_adapter(folder: Path, teacher: Prediction) -> TrajectoryStudent:
-    net = copy.deepcopy(teacher.net)
+def _load_adapter(folder: Path, teacher: Prediction, unchecked: bool) -> TrajectoryStudent:
+    net = own_copy(teacher.net)
 
     def make(config: dict[str, Any]) -> tuple[TrajectoryStudent, nn.Module]:
         expected = config.pop("teacher", None)
-        student = build_student(config, net)
-        if _fingerprint(student.net) != expected:
+        trial = _rehearsing(net)
+        student = build_student(config, trial)
+        if trial is net and _fingerprint(student.net) != expected:
             raise ValueError(f"{folder} is the adapter of another teacher: the weights of the one given differ")
         student.net.freeze_backbone()
         return student, student.net.added()
 
-    return load_model(folder, "adapter", make).eval()
+    return load_model(folder, "adapter", make, unchecked).eval()
+
+
+def _rehearsing(net: nn.Module | None) -> nn.Module | None:
+    """The network to lift in place; of a rehearsal (`dsno.outside.rehearsed`) a copy without memory."""
+    if net is None or torch.get_default_device().type != "meta":
+        return net
+    return own_copy(net).to("meta")
 
 
 def _fingerprint(net: Lifted) -> str:
-    """sha256 of the backbone's weights: names, types, shapes and bytes."""
-    digest = hashlib.sha256()
+    """SHA-256 over the backbone's weights: names, dtypes, shapes and bytes, in the order of the names."""
     added = tuple(f"{name}." for name in net.temporal_layers())
-    for name, value in sorted(net.backbone.state_dict().items()):
-        if not name.startswith(added):
-            digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
-            digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
-    return digest.hexdigest()
+    own = sorted((name, x) for name, x in net.backbone.state_dict().items() if not name.startswith(added))
+    return sha256_of((f"{name} {x.dtype} {tuple(x.shape)}", x) for name, x in own)
 
 
 def _operator(
@@ -176,7 +198,7 @@ def _operator(
     times: Sequence[float],
     target: Target,
     kind: Kind,
-    backbone: dict[str, Any],
+    backbone: dict[str, Any] | None,
     lift: dict[str, Any],
     data_std: float = 1.0,
     shape: Sequence[int] | None = None,
@@ -184,7 +206,7 @@ def _operator(
     restarts: bool = False,
     net: nn.Module | None = None,
 ) -> TrajectoryStudent:
-    lifted = _lift_again(net_from_config(backbone) if net is None else net, lift)
+    lifted = _lift_again(net_from_config(backbone or {}) if net is None else net, lift)
     solved_on = schedule_from_config(schedule)
     return TrajectoryStudent(lifted, solved_on, times, target, kind, data_std, shape, classes, restarts)
 
@@ -199,7 +221,7 @@ def _lift_again(net: nn.Module, config: Mapping[str, Any]) -> Lifted:
 def _lift_named(
     net: nn.Module,
     temporal: Sequence[str],
-    frames: int,
+    frames: Annotated[int, Within(1, 4096)],
     modes: int,
     once: bool,
     activation: Activation,

@@ -25,13 +25,13 @@ distillation, all of $s \le t$ a flow map (Boffi et al., 2024, arXiv 2406.07507)
 
 from __future__ import annotations
 
-import copy
 from itertools import pairwise
 from typing import Literal, cast
 
 import torch
 from torch import Tensor, nn
 
+from dsno.borrow import own_copy, unwrapped
 from dsno.condition import Cond, split_weight
 from dsno.denoise import Kind, Prediction, convert, expand_like, scale_input, x0_from
 from dsno.grids import even
@@ -104,6 +104,8 @@ class FlowMap(nn.Module):
             raise ValueError(f"a map of the way 'grid', and no other, has `steps`: got {way!r} and {steps}")
         self.net, self.schedule, self.kind, self.data_std = net, schedule, kind, data_std
         self.way, self.steps = way, steps
+        self.two_time = isinstance(unwrapped(net), TwoTime)
+        self.affine = self._affine()
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -112,26 +114,38 @@ class FlowMap(nn.Module):
         Raises:
             ValueError: if the network does not say.
         """
-        if isinstance(self.net, TwoTime) and isinstance(self.net.backbone, Backbone):
-            return self.net.backbone.shape
-        raise ValueError(f"a {type(self.net).__name__} does not say what shape it makes")
+        if (backbone := self._backbone()) is not None:
+            return backbone.shape
+        raise ValueError(f"a {type(unwrapped(self.net)).__name__} does not say what shape it makes")
 
     @property
     def classes(self) -> int | None:
         """The number of classes of a class-conditional map, or None."""
-        known = isinstance(self.net, TwoTime) and isinstance(self.net.backbone, Backbone)
-        return cast(Backbone, cast(TwoTime, self.net).backbone).classes if known else None
+        backbone = self._backbone()
+        return None if backbone is None else backbone.classes
+
+    def _backbone(self) -> Backbone | None:
+        """The network that says what it makes and is told, if it does."""
+        backbone = unwrapped(unwrapped(self.net).backbone) if self.two_time else None
+        return backbone if isinstance(backbone, Backbone) else None
 
     @property
     def guided(self) -> bool:
         """Whether it is told a guidance weight, `weight` in its condition."""
-        return isinstance(self.net, TwoTime) and self.net.guidance is not None
+        return self.two_time and unwrapped(self.net).guidance is not None
 
     def trained_for(self, way: Way, steps: int | None = None) -> FlowMap:
         """The same map, its network shared, said to be trained for these steps."""
         made = FlowMap(self.net, self.schedule, self.kind, self.data_std, way, steps)
         made.training = self.training
         return made
+
+    def one_pass(self, z: Tensor, cond: Cond | None = None) -> Tensor:
+        """The sample of one pass, (B, *shape) from noise (B, *shape), with its graph: what exports trace."""
+        a, b, c = self.affine
+        t, s = (z.new_full((z.shape[0],), time, dtype=torch.float32) for time in (1.0, 0.0))
+        F = self.net(c * z, t, s) if cond is None else self.net(c * z, t, s, cond)
+        return a * z + b * F
 
     @torch.no_grad()
     def sample(self, z: Tensor, cond: Cond | None = None) -> Tensor:
@@ -165,8 +179,7 @@ class FlowMap(nn.Module):
             return d_alpha * h + d_sigma * e
         return self._moved(F, x_t, t, s)
 
-    @property
-    def affine(self) -> tuple[float, float, float]:
+    def _affine(self) -> tuple[float, float, float]:
         r"""$(a, b, c)$ of one pass, $x_0 = a z + b F(c z)$, computed in float64 on the host."""
         one, zero = torch.ones(1, 1, dtype=torch.float64), torch.zeros(1, 1, dtype=torch.float64)
         t, s = one[0], zero[0]
@@ -189,7 +202,7 @@ class FlowMap(nn.Module):
     def _output(self, x_t: Tensor, t: Tensor | float, s: Tensor | float, cond: Cond | None) -> Tensor:
         t, s = _rows(t, x_t), _rows(s, x_t)
         shown = scale_input(self.kind, x_t, t, self.schedule, self.data_std)
-        later = self.schedule.phase(s) if isinstance(self.net, TwoTime) else s
+        later = self.schedule.phase(s) if self.two_time else s
         return cast(Tensor, self.net(shown, t, later) if cond is None else self.net(shown, t, later, cond))
 
     def _read(self, output: Tensor, x_t: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
@@ -227,7 +240,7 @@ def flow_map_from_teacher(teacher: Prediction, guidance: bool = False) -> FlowMa
         ValueError: if the teacher's network is no `Backbone`, which says where its time embedding is, or has its own
             time units.
     """
-    net = copy.deepcopy(teacher.net)
+    net = own_copy(teacher.net)
     if not isinstance(net, Backbone):
         raise ValueError(
             f"a {type(net).__name__} does not say which of its modules return the time embedding: build a `TwoTime` "

@@ -25,13 +25,14 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any, cast
+from typing import Annotated, Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from dsno.condition import Cond, map_cond, named, split_weight
 from dsno.denoise import evaluating
+from dsno.outside import Within
 from dsno.students.blocks import Blocks, Told, Where, embedding_dim, find_blocks, phases, place, site
 from dsno.students.rows import AddWeight, After, Before, Call, Checkpointed, Rows
 from dsno.students.temporal import Activation, Init, TemporalFourier
@@ -55,7 +56,7 @@ class LiftPlan:
 
     temporal: Mapping[str, Mapping[str, int | None]]
     phases: Mapping[str, int]
-    frames: int
+    frames: Annotated[int, Within(1, 4096)]
     modes: int
     once: bool
     activation: Activation

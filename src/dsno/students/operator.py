@@ -22,13 +22,13 @@ The network's raw output $F$ is read as the teacher's prediction at the input's 
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Sequence
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
+from dsno.borrow import own_copy
 from dsno.condition import Cond
 from dsno.denoise import Kind, Prediction, expand_like, scale_input, x0_from
 from dsno.nets.backbone import Backbone, example
@@ -255,7 +255,7 @@ def student_from_teacher(
     """
     if train_only not in ("all", "temporal"):
         raise ValueError(f"unknown train_only {train_only!r}: expected all or temporal")
-    net = copy.deepcopy(teacher.net)
+    net = own_copy(teacher.net)
     embedding: Sequence[str] = ()
     if isinstance(net, Backbone):
         blocks, embedding = net.blocks if blocks is None else blocks, net.embedding

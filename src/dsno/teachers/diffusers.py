@@ -17,17 +17,23 @@ from typing import Any
 import torch
 from torch import nn
 
+from dsno.borrow import unwrapped
 from dsno.checkpoint import read_json
 from dsno.denoise import Prediction
 from dsno.hub import local_copy
 from dsno.nets.diffusers import DiffusersNet, network_class, stated_shape
-from dsno.teachers.parts import contents, network_folder, network_name, network_of
+from dsno.teachers.parts import (
+    STEM,
+    TEXT_LENGTH,
+    longest_text,
+    network_folder,
+    network_name,
+    network_of,
+    with_weights,
+)
 from dsno.teachers.schedulers import load_scheduler, read_convention
 
 __all__ = ["load_diffusers", "wrap_diffusers"]
-
-_TEXT_LENGTH = 77
-"""Tokens of a text, where no tokenizer says it: CLIP's."""
 
 _LATENT_FACTOR = 8
 """Pixels a side that one latent stands for, where no autoencoder says it: Stable Diffusion's."""
@@ -37,13 +43,14 @@ def wrap_diffusers(
     model: nn.Module,
     scheduler: Any,
     shape: Sequence[int] | None = None,
-    text_length: int = _TEXT_LENGTH,
+    text_length: int = TEXT_LENGTH,
     time_ids: Sequence[float] | None = None,
 ) -> Prediction:
     """A network of diffusers and the scheduler that says what it was trained on, as a teacher.
 
     Arguments:
-        model: One of the classes of `DiffusersNet`.
+        model: One of the classes of `DiffusersNet`. The teacher shares its weights; the model itself, its mode and its
+            settings stay as they are.
         scheduler: See `load_scheduler`.
         shape: (C, H, W) of a sample, where the network's configuration does not say it.
         text_length: The number of text tokens it is usually told.
@@ -68,39 +75,58 @@ def load_diffusers(
     Arguments:
         ref: A `DiffusionPipeline`, the folder of one or of a model with `scheduler_config.json` in it, or beside it in
             `scheduler/`; or `org/name[@revision]`.
-        dtype: The dtype of the network; float32 by default.
+        dtype: The dtype of the network; float32 by default, of a pipeline in memory its own. Where that changes, the
+            teacher has a copy of the weights; else it shares those of the pipeline, which stays as it is.
         shape: (C, H, W) of a sample, where the network's configuration does not say it.
         variant: The variant of the weights, `fp16` say.
 
     Raises:
-        FileNotFoundError: if a folder or a file is missing; says which.
+        FileNotFoundError: if a folder or a file is missing; says which, and which variants there are.
         ConnectionError: if it is on the Hub and the Hub cannot be reached.
         ValueError: if it is no diffusers model, or one that we do not know.
     """
     if not isinstance(ref, Path | str):
-        model, vae = network_of(ref), getattr(ref, "vae", None)
-        text_length = getattr(getattr(ref, "tokenizer", None), "model_max_length", _TEXT_LENGTH)
+        model, vae, encoder = network_of(ref), *(unwrapped(getattr(ref, n, None)) for n in ("vae", "text_encoder"))
+        length = longest_text(
+            getattr(getattr(ref, "tokenizer", None), "model_max_length", None),
+            getattr(getattr(encoder, "config", None), "max_position_embeddings", None),
+        )
         factor = _LATENT_FACTOR if vae is None else _factor(vae.config)
-        return _wrapped(model if dtype is None else model.to(dtype), ref.scheduler, shape, text_length, factor)
+        teacher = _wrapped(model, ref.scheduler, shape, length, factor)
+        if dtype is not None:
+            teacher.net.model.to(dtype)
+        return teacher
     folder = local_copy(ref)
     scheduler = load_scheduler(folder)
     network = network_folder(folder)
     found = network_class(network_name(read_json(network / "config.json")))
-    stem = "diffusion_pytorch_model" + (f".{variant}" if variant else "")
-    if not Path(ref).exists():
-        part = "" if network == folder else f"{network.name}/"
-        folder = local_copy(ref, ["*.json", f"{part}{stem}.safetensors", f"{part}{stem}-*.safetensors"])
-        network = network_folder(folder)
-    if not any(network.glob(f"{stem}*.safetensors")):
-        raise FileNotFoundError(
-            f"{network} has no weights {stem}.safetensors (it has {contents(network)}): save the model with "
-            "save_pretrained(..., safe_serialization=True); pickled weights are not read"
+    folder, variant = with_weights(ref, "" if network == folder else network.name, STEM, variant)
+    network = network_folder(folder)
+    model, said = found.from_pretrained(
+        network, torch_dtype=dtype, variant=variant, use_safetensors=True, output_loading_info=True
+    )
+    if missing := sorted(said["missing_keys"]):
+        raise ValueError(
+            f"the weights in {network} lack {missing[0]} and {len(missing) - 1} more that a {found.__name__} has: they "
+            "are of another network, or were saved from a wrapped one (save the module inside)"
         )
-    model = found.from_pretrained(network, torch_dtype=dtype, variant=variant, use_safetensors=True)
-    vae_file, tokenizer_file = folder / "vae" / "config.json", folder / "tokenizer" / "tokenizer_config.json"
-    factor = _factor(read_json(vae_file)) if vae_file.is_file() else _LATENT_FACTOR
-    said = read_json(tokenizer_file) if tokenizer_file.is_file() else {}
-    return _wrapped(model, scheduler, shape, int(said.get("model_max_length", _TEXT_LENGTH)), factor)
+    return _wrapped(model, scheduler, shape, _text_length(folder), _factor_in(folder))
+
+
+def _text_length(folder: Path) -> int:
+    """The tokens of a text, by a pipeline's tokenizer and text encoder."""
+    tokenizer = _said(folder / "tokenizer" / "tokenizer_config.json").get("model_max_length")
+    return longest_text(tokenizer, _said(folder / "text_encoder" / "config.json").get("max_position_embeddings"))
+
+
+def _factor_in(folder: Path) -> int:
+    config = _said(folder / "vae" / "config.json")
+    return _factor(config) if config else _LATENT_FACTOR
+
+
+def _said(file: Path) -> dict[str, Any]:
+    """A JSON object, or an empty one where there is no file."""
+    return dict(read_json(file)) if file.is_file() else {}
 
 
 def _factor(vae_config: Mapping[str, Any]) -> int:

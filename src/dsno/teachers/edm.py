@@ -6,7 +6,9 @@ pickle is only the list of names and values that it spells out:
 - a name on a short list stands for a harmless stand-in of ours, never for what the name means elsewhere; a class of
   `torch.nn.modules`, or one whose source the file holds, becomes an `Inert`: its name and its state;
 - tensor data goes through `torch.load(weights_only=True)`;
-- any other name, and any attempt to change the state of something that has none, ends the reading.
+- any other name, and any attempt to change the state of something that has none, ends the reading;
+- what is declared must be there: the bytes of a string, the place of a note, the storage behind a tensor, and settings
+  of a hundred thousand values at most, however they contain each other.
 
 The stand-ins call nothing but each other, so no order of them does more than build values. The tensors then fill the
 networks of `dsno.nets.edm` and `dsno.nets.edm2`, under the conditioning of `dsno.nets.preconditioned`:
@@ -26,28 +28,35 @@ Source: Karras et al., 2022 (arXiv 2206.00364); Karras et al., 2023 (arXiv 2312.
 from __future__ import annotations
 
 import io
+import itertools
 import json
 import math
+import os
 import pickle  # noqa: TID251 - the format is a pickle; `_Reader` resolves no name to anything but a stand-in.
+import pickletools
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, TypeVar
+from typing import Any, BinaryIO, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from dsno.checkpoint import fill
+from dsno.checkpoint import build, check_weights, fill
 from dsno.denoise import Kind, Prediction
 from dsno.hub import first_line
-from dsno.nets.preconditioned import PreconditionedUNet, iddpm_schedule, iddpm_sigmas
+from dsno.nets.preconditioned import PreconditionedUNet, Steps, iddpm_schedule, iddpm_sigmas
+from dsno.outside import check, must_be_file, one_line, rehearsed
 from dsno.schedule import VE, Schedule, VPLinear
 
 __all__ = ["Inert", "load_edm", "read_snapshot"]
 
 T = TypeVar("T")
+
+_MOST = 100_000
+"""So many settings and modules, at most; the published networks have hundreds."""
 
 
 class _Refused(Exception):
@@ -74,17 +83,19 @@ class Inert:
         Raises:
             ValueError: if the file's module contains itself.
         """
-        return dict(self._named("", frozenset()))
+        return dict(self._named("", frozenset(), itertools.count()))
 
-    def _named(self, prefix: str, above: frozenset[int]) -> list[tuple[str, Tensor]]:
+    def _named(self, prefix: str, above: frozenset[int], counted: Iterator[int]) -> list[tuple[str, Tensor]]:
         if id(self) in above:
             raise ValueError(f"the module {prefix.rstrip('.')!r} contains itself")
+        if next(counted) > _MOST:
+            raise ValueError(f"it has more than {_MOST} modules")
         skipped = self.state.get("_non_persistent_buffers_set", ())
         own = {**self.state.get("_parameters", {}), **self.state.get("_buffers", {})}
         found = [(prefix + k, v) for k, v in own.items() if isinstance(v, Tensor) and k not in skipped]
         for name, child in self.state.get("_modules", {}).items():
             if isinstance(child, Inert):
-                found += child._named(f"{prefix}{name}.", above | {id(self)})
+                found += child._named(f"{prefix}{name}.", above | {id(self)}, counted)
         return found
 
 
@@ -127,7 +138,10 @@ class _Tensor(_Sealed):
     def __init__(
         self, storage: object, offset: int, size: tuple[int, ...], stride: tuple[int, ...], *rest: object
     ) -> None:
-        self.value = torch.as_strided(_typed(storage, _Storage).value, size, stride, offset)
+        flat = _typed(storage, _Storage).value
+        if math.prod(size) > flat.numel():
+            raise _Refused(f"a tensor of shape {size} in a storage of {flat.numel()} numbers")
+        self.value = torch.as_strided(flat, size, stride, offset)
 
 
 class _Parameter(_Sealed):
@@ -240,6 +254,15 @@ def _unsealed(value: Any, done: dict[int, tuple[Any, Any]]) -> Any:
     return done[id(value)][1]
 
 
+def _check_notes(file: BinaryIO) -> None:
+    """Refuse a pickle that notes a value at a far place, for which the machine would make room; back to the start."""
+    most = os.fstat(file.fileno()).st_size
+    for operation, argument, _ in pickletools.genops(file):
+        if operation.name in ("PUT", "BINPUT", "LONG_BINPUT") and not 0 <= (argument or 0) <= most:
+            raise _Refused(f"a note number {argument} in a file of {most} bytes")
+    file.seek(0)
+
+
 def read_snapshot(path: Path | str) -> dict[str, Any]:
     """Everything that a snapshot holds, as inert data: numbers, strings, containers, CPU tensors, arrays and `Inert`.
 
@@ -247,8 +270,9 @@ def read_snapshot(path: Path | str) -> dict[str, Any]:
         FileNotFoundError: if there is no such file.
         ValueError: if the file is damaged or no pickle of a dictionary, or names anything else; nothing was run then.
     """
-    with open(path, "rb") as file:
+    with must_be_file(Path(path)).open("rb") as file:
         try:
+            _check_notes(file)
             content = _unsealed(_Reader(file).load(), {})
         except _Refused as refusal:
             raise ValueError(f"refused {path}, and ran nothing of it: {refusal}") from None
@@ -278,8 +302,8 @@ def load_edm(path: Path | str, key: str = "ema") -> Prediction:
         raise ValueError(f"{path} has no network under {key!r} (it has {present})")
     try:
         net, schedule, kind, data_std = _convert(network)
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise ValueError(f"the {network.kind} in {path} does not fit: {error}") from None
+    except Exception as error:  # Settings that nobody has seen can make a network's constructor raise almost any.
+        raise ValueError(f"the {network.kind} in {path} does not fit: {one_line(error)}") from None
     return Prediction(net, schedule, kind, data_std=data_std, shape=net.shape, classes=net.classes).eval()
 
 
@@ -316,6 +340,7 @@ def _convert(network: Inert) -> tuple[PreconditionedUNet, Schedule, Kind, float]
     else:
         outputs = 2 * channels
         conditioning = dict(precond="iddpm", steps=given.pop("M", 1000))
+        check(conditioning["steps"], Steps, "M")
         conditioning.update(c_1=given.pop("C_1", 0.001), c_2=given.pop("C_2", 0.008))
         u = iddpm_sigmas(conditioning["steps"], conditioning["c_1"], conditioning["c_2"])
         stored = network.tensors().get("u")
@@ -326,8 +351,14 @@ def _convert(network: Inert) -> tuple[PreconditionedUNet, Schedule, Kind, float]
         arguments = {"type": "MagnitudeUNet", "img_channels": channels}
     else:
         arguments = {"type": inner.kind, "in_channels": channels, "out_channels": outputs}
-    net = PreconditionedUNet({**arguments, "img_resolution": size, "label_dim": classes, **given}, **conditioning)
-    fill(net.model, {name: value.float() for name, value in inner.tensors().items()}, "the file")
+    described = {"net": {**arguments, "img_resolution": size, "label_dim": classes, **given}, **conditioning}
+    tensors = inner.tensors()
+
+    def look(net: PreconditionedUNet) -> None:
+        check_weights(net.model.state_dict(), tensors, "the file")
+
+    net = rehearsed(lambda: build(PreconditionedUNet, described), len(tensors), "the file", look)
+    fill(net.model, {name: value.float() for name, value in tensors.items()}, "the file")
     return net, schedule, kind, data_std
 
 
@@ -338,4 +369,13 @@ def _arguments(network: Inert) -> dict[str, Any]:
     if not isinstance(named, dict) or not isinstance(positional, tuple) or len(positional) > len(names):
         raise ValueError("it does not say what it was made with")
     # Through JSON, so that the configuration holds what a configuration file can.
-    return json.loads(json.dumps({**dict(zip(names, positional, strict=False)), **named}))
+    return json.loads(json.dumps(_spelled({**dict(zip(names, positional, strict=False)), **named}, itertools.count())))
+
+
+def _spelled(value: Any, counted: Iterator[int]) -> Any:
+    """Containers as they are written out, each of them as often as it is named, which may be without end."""
+    if next(counted) > _MOST:
+        raise ValueError(f"it was made with more than {_MOST} settings")
+    if isinstance(value, dict):
+        return {key: _spelled(inside, counted) for key, inside in value.items()}
+    return [_spelled(inside, counted) for inside in value] if isinstance(value, list | tuple) else value

@@ -14,8 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from dsno.borrow import borrowed
 from dsno.checkpoint import read_json
 from dsno.hub import local_copy
+from dsno.teachers.parts import STEM, with_weights
 
 __all__ = ["Latents", "load_decoder"]
 
@@ -24,7 +26,7 @@ class Latents(nn.Module):
     r"""An autoencoder with the scale of its latents, $\mu$ and $c$; a module that decodes.
 
     Arguments:
-        vae: AutoencoderKL, or VQModel.
+        vae: AutoencoderKL, or VQModel; its weights are shared, and it stays as it is.
         rows: How many samples go through it at once.
 
     Raises:
@@ -40,6 +42,7 @@ class Latents(nn.Module):
         super().__init__()
         if not rows >= 1:
             raise ValueError(f"at least one sample goes through the decoder at once, got rows={rows}")
+        vae = borrowed(vae)
         self.vae, self.rows = vae.requires_grad_(False).eval(), rows
         mean, std = vae.config.get("latents_mean"), vae.config.get("latents_std")
         if mean is None or std is None:
@@ -76,7 +79,9 @@ def _channels(value: float | Sequence[float]) -> Tensor:
     return torch.as_tensor(value, dtype=torch.float32).reshape(1, -1, 1, 1)
 
 
-def load_decoder(ref: Any, dtype: torch.dtype | None = None, rows: int = 8) -> Latents | None:
+def load_decoder(
+    ref: Any, dtype: torch.dtype | None = None, rows: int = 8, variant: str | None = None
+) -> Latents | None:
     """What turns a pipeline's latents into images and back, or None where the samples are the images.
 
     Arguments:
@@ -84,20 +89,20 @@ def load_decoder(ref: Any, dtype: torch.dtype | None = None, rows: int = 8) -> L
         dtype: The dtype of the autoencoder; float32 by default, and where its configuration says that half is too
             little.
         rows: How many samples go through it at once.
+        variant: The variant of the weights, `fp16` say; where there is none of it, those that are no variant.
 
     Raises:
-        FileNotFoundError: if a folder or a file is missing; says which.
+        FileNotFoundError: if a folder or a file is missing; says which, and which variants there are.
         ValueError: for an autoencoder that we do not know.
     """
     if not isinstance(ref, Path | str):
-        held = getattr(ref, "vae", None) or getattr(ref, "vqvae", None)
+        held = next((part for name in ("vae", "vqvae") if (part := getattr(ref, name, None)) is not None), None)
         return None if held is None else Latents(held, rows)
     folder = local_copy(ref)
     part = next((p for p in ("vae", "vqvae") if (folder / p / "config.json").is_file()), None)
     if part is None:
         return None
-    if not Path(ref).exists():
-        folder = local_copy(ref, ["*.json", f"{part}/diffusion_pytorch_model.safetensors"])
+    folder, variant = with_weights(ref, part, STEM, variant, plain=True)
     config = read_json(folder / part / "config.json")
     name = str(config.get("_class_name"))
     if name not in ("AutoencoderKL", "VQModel"):
@@ -106,5 +111,6 @@ def load_decoder(ref: Any, dtype: torch.dtype | None = None, rows: int = 8) -> L
         dtype = None
     import diffusers
 
-    vae = getattr(diffusers, name).from_pretrained(folder / part, torch_dtype=dtype, use_safetensors=True)
+    made = getattr(diffusers, name)
+    vae = made.from_pretrained(folder / part, torch_dtype=dtype, variant=variant, use_safetensors=True)
     return Latents(vae, rows)

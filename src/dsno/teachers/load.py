@@ -28,6 +28,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from dsno.borrow import borrowed
 from dsno.checkpoint import read_json
 from dsno.denoise import Prediction
 from dsno.hub import first_line, is_hub_id, local_copy
@@ -51,25 +52,32 @@ def load_teacher(
     device: torch.device | str | None = None,
     shape: Sequence[int] | None = None,
     variant: str | None = None,
+    unchecked: bool = False,
 ) -> Prediction:
     """Load a teacher from any of the forms above.
 
+    A pipeline or a `Prediction` of yours stays as it is: dtype, device, mode and settings. The teacher shares the
+    memory of its weights, and has a copy of those that `dtype` or `device` change.
+
     Arguments:
         ref: One of them.
-        dtype: The dtype of its network (`bf16`, `float16`, `torch.bfloat16`, ...); float32 by default. A network of
-            diffusers takes states of any dtype, the others take states of their own.
-        device: Where to put it; the CPU by default.
+        dtype: The dtype of its network (`bf16`, `float16`, `torch.bfloat16`, ...); float32 by default, and of what is
+            in memory its own. A network of diffusers takes states of any dtype, the others take states of their own.
+        device: Where to put it; the CPU by default, and where it is for what is in memory.
         shape: (C, *spatial) of a sample, for a diffusers model that does not say it.
         variant: The variant of diffusers' weights, `fp16` say.
+        unchecked: Open a folder of the library's own that was changed since it was written.
 
     Raises:
-        FileNotFoundError: if a folder, a file or a repository is missing; says which.
+        FileNotFoundError: if a folder, a file or a repository is missing; says which, and which variants there are.
         ConnectionError: if the Hub is needed and cannot be reached.
-        ValueError: if `ref` is not a teacher, and says what it was taken for; or for a device or dtype that the machine
-            lacks.
+        ValueError: if `ref` is not a teacher, and says what it was taken for; if it is damaged; or for a device or
+            dtype that the machine lacks.
     """
     wanted = check_dtype(dtype, device)
-    teacher = _load(ref, wanted, shape, variant)
+    teacher = _load(ref, wanted, shape, variant, unchecked)
+    if isinstance(ref, Prediction) and (wanted is not None or device is not None):
+        teacher = borrowed(ref)
     if wanted is not None:
         teacher.to(wanted)
     return teacher if device is None else teacher.to(device)
@@ -106,7 +114,9 @@ def check_dtype(dtype: torch.dtype | str | None, device: torch.device | str | No
     return dtype
 
 
-def _load(ref: Any, dtype: torch.dtype | None, shape: Sequence[int] | None, variant: str | None) -> Prediction:
+def _load(
+    ref: Any, dtype: torch.dtype | None, shape: Sequence[int] | None, variant: str | None, unchecked: bool
+) -> Prediction:
     if isinstance(ref, Prediction):
         return ref
     if not isinstance(ref, Path | str):
@@ -114,6 +124,8 @@ def _load(ref: Any, dtype: torch.dtype | None, shape: Sequence[int] | None, vari
     if ref == "digits":
         return load_native(Path(str(resources.files("dsno"))) / "weights" / "digits" / "teacher")
     path = Path(ref)
+    if path.is_dir() and _is_native(path):
+        return load_native(path, unchecked)
     if path.is_dir():
         return _folder(path, ref, dtype, shape, variant)
     if path.is_file():
@@ -131,7 +143,7 @@ def _load(ref: Any, dtype: torch.dtype | None, shape: Sequence[int] | None, vari
         raise ValueError(f"there is no folder {ref}, and no other teacher of that name: {_FORMS}")
     found = local_copy(ref)
     if _is_native(found):
-        return load_native(local_copy(ref, ["config.json", "model.safetensors"]))
+        return load_native(local_copy(ref, ["config.json", "model.safetensors"]), unchecked)
     return _folder(found, ref, dtype, shape, variant)
 
 
@@ -161,8 +173,6 @@ def _is_native(folder: Path) -> bool:
 def _folder(
     folder: Path, ref: Path | str, dtype: torch.dtype | None, shape: Sequence[int] | None, variant: str | None
 ) -> Prediction:
-    if _is_native(folder):
-        return load_native(folder)
     if (folder / "model_index.json").is_file() or (folder / "config.json").is_file():
         from dsno.teachers.diffusers import load_diffusers
 

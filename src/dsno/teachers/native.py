@@ -12,23 +12,28 @@ from typing import Any
 
 from torch import nn
 
-from dsno.checkpoint import build, load_model, save_model
+from dsno.borrow import unwrapped
+from dsno.checkpoint import CONFIG, build, load_model, read_json, save_model
 from dsno.denoise import Kind, Prediction, Threshold
 from dsno.nets.backbone import Backbone, net_from_config
 from dsno.schedule import schedule_from_config
 
-__all__ = ["load_native", "save_teacher"]
+__all__ = ["CLASS_NAMES", "class_names", "load_native", "save_teacher"]
+
+CLASS_NAMES = "class_names"
+"""The note that says what the classes of a teacher are called, in the order of their numbers."""
 
 
 def save_teacher(folder: Path | str, teacher: Prediction, **notes: object) -> Path:
     """Write a teacher whose network is a `Backbone`: `config.json` and `model.safetensors`; `notes` go into the former.
 
     Raises:
-        ValueError: if its network cannot be rebuilt from a configuration.
+        ValueError: if its network cannot be rebuilt from a configuration, or its weights cannot be written.
     """
-    if not isinstance(teacher.net, Backbone):
+    net = unwrapped(teacher.net)
+    if not isinstance(net, Backbone):
         raise ValueError(
-            f"a {type(teacher.net).__name__} does not say how to rebuild it: give it what `Backbone` asks for, or keep "
+            f"a {type(net).__name__} does not say how to rebuild it: give it what `Backbone` asks for, or keep "
             "the module and load its weights yourself"
         )
     clip = dataclasses.asdict(teacher.clip) if isinstance(teacher.clip, Threshold) else teacher.clip
@@ -38,20 +43,33 @@ def save_teacher(folder: Path | str, teacher: Prediction, **notes: object) -> Pa
         "kind": teacher.kind,
         "clip": clip,
         "data_std": teacher.data_std,
-        "net": teacher.net.config,
+        "net": net.config,
         "notes": notes,
     }
     return save_model(folder, config, teacher.net)
 
 
-def load_native(folder: Path | str) -> Prediction:
-    """Read what `save_teacher` wrote.
+def load_native(folder: Path | str, unchecked: bool = False) -> Prediction:
+    """Read what `save_teacher` wrote; `unchecked`, also what was changed since.
 
     Raises:
         FileNotFoundError: if a file is missing.
-        ValueError: if the folder holds something else, or damaged or foreign weights.
+        ValueError: if the folder holds something else, or damaged or foreign weights, or was changed since it was
+            written.
     """
-    return load_model(folder, "teacher", lambda config: build(_make, config, "the configuration of a teacher")).eval()
+
+    def make(config: dict[str, Any]) -> tuple[Prediction, nn.Module]:
+        return build(_make, config, "the configuration of a teacher")
+
+    return load_model(folder, "teacher", make, unchecked).eval()
+
+
+def class_names(ref: Path | str) -> tuple[str, ...] | None:
+    """What the classes of a teacher are called, as its folder notes it; None where it does not."""
+    file = Path(ref) / CONFIG
+    config = read_json(file) if file.is_file() else None
+    names = config.get("notes", {}).get(CLASS_NAMES) if isinstance(config, dict) else None
+    return None if names is None else tuple(names)
 
 
 def _make(

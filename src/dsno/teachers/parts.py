@@ -6,27 +6,50 @@ the scheduler in it or beside it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
-__all__ = ["contents", "network_folder", "network_name", "network_of", "scheduler_file"]
+from dsno.borrow import unwrapped
+from dsno.hub import file_names, local_copy
+from dsno.listing import entries
+
+__all__ = [
+    "STEM",
+    "TEXT_LENGTH",
+    "contents",
+    "longest_text",
+    "network_folder",
+    "network_name",
+    "network_of",
+    "scheduler_file",
+    "with_weights",
+]
+
+STEM = "diffusion_pytorch_model"
+"""What diffusers calls a file of weights."""
+
+TEXT_LENGTH = 77
+"""Tokens of a text, where neither tokenizer nor text encoder says it: CLIP's."""
 
 
 def contents(folder: Path) -> str:
     """What is in a folder, in words."""
-    return ", ".join(sorted(p.name for p in folder.iterdir())) or "nothing"
+    return ", ".join(p.name for p in entries(folder)) or "nothing"
 
 
 def network_of(pipeline: Any) -> Any:
-    """The denoising network of a pipeline in memory.
+    """The denoising network of a pipeline in memory, without what is wrapped around it.
 
     Raises:
         ValueError: if it has none.
     """
-    model = getattr(pipeline, "unet", None) or getattr(pipeline, "transformer", None)
+    # The truth of a module may be its length, so it is not asked.
+    named = (getattr(pipeline, name, None) for name in ("unet", "transformer"))
+    model = unwrapped(next((part for part in named if part is not None), None))
     if not isinstance(model, nn.Module):
         raise ValueError(
             f"a {type(pipeline).__name__} has neither a unet nor a transformer: it is no diffusers pipeline"
@@ -71,3 +94,66 @@ def scheduler_file(folder: Path) -> Path:
         f"{folder} has no scheduler/{name} (it has {contents(folder)}), which says what the network was trained on: "
         f"save its scheduler there, scheduler.save_pretrained({str(folder / 'scheduler')!r})"
     )
+
+
+def longest_text(tokenizer: Any, encoder: Any) -> int:
+    """How many tokens a text has: what the tokenizer says, but no more than its encoder has places for.
+
+    Arguments:
+        tokenizer: Its `model_max_length`, which may be None, or transformers' placeholder for no limit, 1e30.
+        encoder: The encoder's `max_position_embeddings`, or None.
+    """
+    said = [int(n) for n in (tokenizer, encoder) if isinstance(n, int | float) and 0 < n < _NO_LIMIT]
+    return min(said, default=TEXT_LENGTH)
+
+
+_NO_LIMIT = 1e20
+"""From here on a tokenizer's length means that nobody said it."""
+
+
+def with_weights(
+    ref: Path | str, part: str, stem: str, variant: str | None = None, plain: bool = False
+) -> tuple[Path, str | None]:
+    """A model's folder with the weights of a part in it, fetched where it is on the Hub, and which variant they are.
+
+    Arguments:
+        ref: A folder, or the name of a repository.
+        part: The part's folder in it; empty for the model itself.
+        stem: What the file is called: `STEM`, or `model` of a text encoder.
+        variant: The one that is wanted, `fp16` say, or None for the weights that are no variant.
+        plain: Whether those do where the variant is missing, as in diffusers' pipelines.
+
+    Raises:
+        FileNotFoundError: if they are not there; lists the variants that are.
+        ConnectionError: if it is on the Hub and the Hub cannot be reached.
+    """
+    prefix = f"{part}/" if part else ""
+    for wanted in (variant, None) if plain and variant else (variant,):
+        patterns = [prefix + name for name in _weight_files(stem, wanted)]
+        folder = local_copy(ref, ["*.json", *patterns])
+        if any(file for pattern in patterns for file in folder.glob(pattern)):
+            return folder, wanted
+    names = [file.removeprefix(prefix) for file in file_names(ref) if file.rpartition("/")[0] == part]
+    raise FileNotFoundError(_without_weights(f"{ref}/{part}".rstrip("/"), names, stem, variant))
+
+
+def _weight_files(stem: str, variant: str | None) -> tuple[str, ...]:
+    """What the files of weights may be called, as patterns: one file or shards, of a variant or of none."""
+    if variant is None:
+        return f"{stem}.safetensors", f"{stem}-?????-of-?????.safetensors"
+    # The last is how shards of a variant were called at first.
+    names = f"{stem}.{variant}", f"{stem}.{variant}-?????-of-?????", f"{stem}-?????-of-?????.{variant}"
+    return tuple(f"{name}.safetensors" for name in names)
+
+
+def _without_weights(where: str, names: Collection[str], stem: str, variant: str | None) -> str:
+    """What is missing among the names of files, and what is there in its place."""
+    pattern = rf"{re.escape(stem)}(?:\.([\w-]+?))?(?:-\d{{5}}-of-\d{{5}}(?:\.([\w-]+))?)?\.safetensors"
+    found = {m[1] or m[2] for name in names if (m := re.fullmatch(pattern, name))}
+    others = sorted(v for v in found if v)
+    ways = [f"take the variant {' or '.join(others)} (variant={others[0]!r}, --variant {others[0]})"] if others else []
+    ways += ["leave the variant out"] if None in found else []
+    ways = ways or ["save the model with save_pretrained(..., safe_serialization=True); pickled weights are not read"]
+    name = f"{stem}.{variant}" if variant else stem
+    held = ", ".join(sorted(names)) or "nothing"
+    return f"{where} has no weights {name}.safetensors (it has {held}): {', or '.join(ways)}"

@@ -8,39 +8,50 @@ the last.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from dsno.borrow import borrowed
 from dsno.checkpoint import read_json
 from dsno.condition import Cond
 from dsno.hub import local_copy
 from dsno.nets.diffusers import network_class
-from dsno.teachers.parts import network_folder, network_name, network_of
+from dsno.teachers.parts import longest_text, network_folder, network_name, network_of, with_weights
 
 __all__ = ["encode_prompts", "null_cond"]
 
 
-def encode_prompts(ref: Any, prompts: str | Sequence[str]) -> dict[str, Tensor]:
+def encode_prompts(ref: Any, prompts: str | Sequence[str], variant: str | None = None) -> dict[str, Tensor]:
     """Prompts as the condition of a text-to-image teacher, by the pipeline's own text encoders.
+
+    Arguments:
+        ref: See `load_diffusers`.
+        prompts: One or several.
+        variant: The variant of the encoders' weights, `fp16` say; where there is none of it, those that are no variant.
 
     Returns:
         `text` (B, L, D), and `pooled` (B, P) where the network is told it.
 
     Raises:
+        FileNotFoundError: if a folder or a file is missing; says which, and which variants there are.
         ImportError: without transformers.
         ValueError: if the pipeline has no text encoder that we know.
     """
-    return _encoded(ref, [prompts] if isinstance(prompts, str) else list(prompts), empty=False)
+    return _encoded(ref, [prompts] if isinstance(prompts, str) else list(prompts), variant, empty=False)
 
 
-def null_cond(ref: Any) -> Cond:
+def null_cond(ref: Any, variant: str | None = None) -> Cond:
     """What stands for no condition in `Guided`, without a batch dimension: the empty prompt, or DiT's extra label.
 
+    Arguments are those of `encode_prompts`.
+
     Raises:
+        FileNotFoundError: if a folder or a file is missing; says which, and which variants there are.
         ValueError: if the model was not trained to do without its condition, as far as its files say.
     """
     if isinstance(ref, Path | str):
@@ -55,7 +66,7 @@ def null_cond(ref: Any) -> Cond:
         raise ValueError(
             "the files of a UNet2DModel name no null label: if it was trained with one, pass it to Guided yourself"
         )
-    null = {name: value[0] for name, value in _encoded(ref, [""], empty=True).items()}
+    null = {name: value[0] for name, value in _encoded(ref, [""], variant, empty=True).items()}
     return null if len(null) > 1 else null["text"]
 
 
@@ -70,9 +81,9 @@ _ENCODE: dict[str, Callable[..., tuple[Any, ...]]] = {
 
 
 @torch.no_grad()
-def _encoded(ref: Any, prompts: list[str], empty: bool) -> dict[str, Tensor]:
+def _encoded(ref: Any, prompts: list[str], variant: str | None, empty: bool) -> dict[str, Tensor]:
     """The condition of each prompt, or if `empty` what the pipeline takes for an empty one in guidance."""
-    pipe = _text_pipeline(ref) if isinstance(ref, Path | str) else ref
+    pipe = _text_pipeline(ref, variant) if isinstance(ref, Path | str) else _borrowed(ref)
     encode = _ENCODE.get(type(pipe).__name__)
     if encode is None:
         raise ValueError(f"unknown text pipeline {type(pipe).__name__}: expected one of {', '.join(_ENCODE)}")
@@ -82,7 +93,30 @@ def _encoded(ref: Any, prompts: list[str], empty: bool) -> dict[str, Tensor]:
     return {"text": out[which]} if len(out) == 2 else {"text": out[which], "pooled": out[2 + which]}
 
 
-def _text_pipeline(ref: Path | str) -> Any:
+def _borrowed(pipeline: Any) -> Any:
+    """A pipeline in memory with its text encoders as they are without wrappers, and lengths that they have."""
+    made = copy.copy(pipeline)
+    for name in ("text_encoder", "text_encoder_2", "text_encoder_3"):
+        if isinstance(encoder := getattr(pipeline, name, None), nn.Module):
+            setattr(made, name, borrowed(encoder).eval())
+    return _limited(made)
+
+
+def _limited(pipeline: Any) -> Any:
+    """The pipeline, where a tokenizer does not say how long a text is, with tokenizers that say it."""
+    for n in ("", "_2"):
+        tokenizer, encoder = (getattr(pipeline, f"{name}{n}", None) for name in ("tokenizer", "text_encoder"))
+        if tokenizer is None or encoder is None:
+            continue
+        length = longest_text(tokenizer.model_max_length, getattr(encoder.config, "max_position_embeddings", None))
+        if tokenizer.model_max_length != length:
+            made = copy.copy(tokenizer)
+            made.model_max_length = length
+            setattr(pipeline, f"tokenizer{n}", made)
+    return pipeline
+
+
+def _text_pipeline(ref: Path | str, variant: str | None) -> Any:
     """A pipeline of nothing but tokenizers and text encoders."""
     import diffusers
 
@@ -93,9 +127,9 @@ def _text_pipeline(ref: Path | str) -> Any:
     if name not in _ENCODE:
         raise ValueError(f"unknown text pipeline {name}: expected one of {', '.join(_ENCODE)}")
     texts = [p for p in index if p.startswith(("text_encoder", "tokenizer")) and index[p][0] is not None]
-    if not Path(ref).exists():
-        files = [f"{p}/{f}" for p in texts for f in ("model.safetensors", "model-*.safetensors", "*.txt", "*.model")]
-        folder = local_copy(ref, ["*.json", *files])
+    for part in (p for p in texts if p.startswith("text_encoder")):
+        with_weights(ref, part, "model", variant, plain=True)
+    folder = local_copy(ref, ["*.json", *(f"{p}/{f}" for p in texts for f in ("*.txt", "*.model"))])
     # A component that was saved as none has to be named as such.
     absent: dict[str, Any] = {p: None for p, made in index.items() if isinstance(made, list) and p not in texts}
     if name == "StableDiffusion3Pipeline":
@@ -103,4 +137,6 @@ def _text_pipeline(ref: Path | str) -> Any:
         with torch.device("meta"):
             network = network_class("SD3Transformer2DModel")
             absent["transformer"] = network.from_config(read_json(folder / "transformer" / "config.json"))
-    return getattr(diffusers, name).from_pretrained(folder, use_safetensors=True, **absent)
+    # transformers would take the dtype of the file, and layers of half precision are slow on a CPU, and rounded.
+    options = {"torch_dtype": torch.float32, "use_safetensors": True, "variant": variant}
+    return _limited(getattr(diffusers, name).from_pretrained(folder, **options, **absent))

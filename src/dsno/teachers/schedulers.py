@@ -9,7 +9,12 @@ A scheduler's configuration says what the network was trained on; everything is 
 | EDM | `VE`($\sigma_{\max}$), kind `edm` with $\sigma_d$ = `sigma_data` | $\tfrac14 \log \sigma_t$ |
 
 Training step $k$ of $K$ sits at $t = (k + 1) / K$; between the steps the network is told the fraction. A schedule with
-zero terminal SNR has $\bar\alpha_{K-1} = 0$, which no finite log-SNR describes: it is raised to $10^{-12}$.
+zero terminal SNR has $\bar\alpha_{K-1} = 0$, which no finite log-SNR describes: it is raised to $10^{-12}$, or to half
+of the level before where that is lower. The table is the scheduler's own, in float32; one that float32 does not tell
+apart is computed from its $\beta_k$ in float64.
+
+What a file says of the model counts although its class would drop it: `predict_epsilon: false`, which is how files from
+before `prediction_type` say that the network gives $x_0$, and `rescale_betas_zero_snr` of PNDM, Heun and LMS.
 
 The k-diffusion samplers (Euler, Heun, LMS) keep $x_t / \alpha_t$ and scale what the network sees back to $x_t$, so they
 are the same models. A scheduler's way of choosing steps (`timestep_spacing`, `steps_offset`, the flow's `shift`, the
@@ -33,7 +38,7 @@ from torch import Tensor
 from dsno.checkpoint import read_json
 from dsno.denoise import Kind, Threshold
 from dsno.grids import check_grid
-from dsno.hub import local_copy
+from dsno.hub import first_line, local_copy
 from dsno.nets.diffusers import TimeUnit
 from dsno.schedule import VE, RectifiedFlow, Schedule, Tabulated
 from dsno.teachers.parts import scheduler_file
@@ -66,10 +71,20 @@ SCHEDULERS = {
 
 _DISTILLED = ("CMStochasticIterativeScheduler", "LCMScheduler", "TCDScheduler")
 
-_KINDS: dict[str, Kind] = {"epsilon": "eps", "sample": "x0", "v_prediction": "v", "flow_prediction": "flow"}
+_KINDS: dict[str, Kind] = {
+    "epsilon": "eps",
+    "sample": "x0",
+    "original_sample": "x0",
+    "v_prediction": "v",
+    "flow_prediction": "flow",
+}
+"""`original_sample` is what Euler's scheduler called `sample` at first."""
 
 _FLOOR = 1e-12
-r"""The least $\bar\alpha$."""
+r"""What stands for $\bar\alpha = 0$."""
+
+_SENTINEL = 2.0**-24
+r"""What Euler, DPM-Solver and UniPC write over $\bar\alpha = 0$, so that their $\sigma / \alpha$ is finite."""
 
 
 @dataclass(frozen=True)
@@ -104,7 +119,8 @@ def load_scheduler(ref: Any) -> Any:
 
     Raises:
         FileNotFoundError: if there is no such folder, or no `scheduler_config.json` in it.
-        ValueError: for a scheduler that we do not know, or one of a distilled model; lists those we know.
+        ValueError: for a scheduler that we do not know, or one of a distilled model; lists those we know. For one that
+            says twice what the network predicts, and not the same.
     """
     if isinstance(ref, Path | str):
         config = read_json(scheduler_file(local_copy(ref)))
@@ -122,7 +138,25 @@ def load_scheduler(ref: Any) -> Any:
         raise ValueError(f"unknown scheduler {name}: expected one of {', '.join(SCHEDULERS)}")
     import diffusers
 
-    return getattr(diffusers, name).from_config(config)
+    return getattr(diffusers, name).from_config(_with_prediction_type(config))
+
+
+def _with_prediction_type(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What a configuration states, with `predict_epsilon: false` of old files as the `prediction_type` that it means.
+
+    Raises:
+        ValueError: if it states another one, too.
+    """
+    unstated = {*config.get("_use_default_values", ()), "_use_default_values"}
+    stated = {k: v for k, v in config.items() if k not in unstated}
+    if stated.pop("predict_epsilon", None) is not False:
+        return stated
+    if _KINDS.get(kind := stated.setdefault("prediction_type", "sample")) != "x0":
+        raise ValueError(
+            f"the scheduler says predict_epsilon = false, so that the network gives x0, and prediction_type = "
+            f"{kind!r}: leave in its configuration the one that the network was trained with"
+        )
+    return stated
 
 
 def read_convention(scheduler: Any) -> Convention:
@@ -149,8 +183,25 @@ def read_convention(scheduler: Any) -> Convention:
         return Convention(RectifiedFlow(), "flow", clip, "flow", K)
     if kind == "flow" or config.get("timestep_type", "discrete") != "discrete":
         raise ValueError(f"{name} with prediction_type={stated!r} on continuous time steps is not supported")
-    abar = scheduler.alphas_cumprod.double().clamp_min(_FLOOR)
-    return Convention(Tabulated(abar.tolist()), kind, clip, "steps", K)
+    return Convention(Tabulated(_table(scheduler).tolist()), kind, clip, "steps", K)
+
+
+def _table(scheduler: Any) -> Tensor:
+    r"""$\bar\alpha_k$, float64 (K,): the scheduler's own, without zeros."""
+    betas, abar = scheduler.betas, scheduler.alphas_cumprod
+    if scheduler.config.get("rescale_betas_zero_snr", False) and float(betas[-1]) < 1:
+        from diffusers.schedulers.scheduling_ddim import rescale_zero_terminal_snr
+
+        betas = rescale_zero_terminal_snr(betas)
+        abar = (1 - betas).cumprod(0)
+    zero = float(betas[-1]) == 1
+    levels = torch.cat([abar.new_ones(1), abar[: len(abar) - zero]])
+    told_apart = bool((levels[1:] < levels[:-1]).all() and levels[-1] >= torch.finfo(abar.dtype).tiny)
+    abar = abar.double() if told_apart else (1 - betas.double()).cumprod(0)
+    if zero:
+        before = float(abar[-2]) if len(abar) > 1 else 1.0
+        abar[-1] = min(_FLOOR, before / 2)
+    return abar
 
 
 def _clip(config: Any) -> float | Threshold | None:
@@ -179,24 +230,37 @@ def grid_from_scheduler(scheduler: Any, steps: int, **options: Any) -> Tensor:
         Decreasing times in [0, 1], float64.
 
     Raises:
-        ValueError: for an unknown scheduler, or steps that it cannot take.
+        ValueError: for an unknown scheduler, or steps that it cannot take, or would take twice at a time.
     """
     if steps < 1:
         raise ValueError(f"a grid needs at least one step, got {steps}")
     scheduler = load_scheduler(scheduler)
     convention, K = read_convention(scheduler), int(scheduler.config.num_train_timesteps)
-    scheduler.set_timesteps(steps, **options)
-    if SCHEDULERS[type(scheduler).__name__].sigmas:
+    name = type(scheduler).__name__
+    try:
+        scheduler.set_timesteps(steps, **options)
+    except ValueError as error:
+        raise ValueError(f"a {name} of {K} training steps takes no {steps} steps: {first_line(error)}") from None
+    if SCHEDULERS[name].sigmas:
         sigma = torch.as_tensor(scheduler.sigmas).double().cpu()
+        # Heun's scheduler names inner times twice.
+        visited = torch.cat([sigma[:1], sigma[1:-1:2]]) if name == "HeunDiscreteScheduler" else sigma[:-1]
         if convention.unit != "steps":
             t = sigma / convention.sigma_max
         else:
             t = convention.schedule.time(-2 * sigma.log())
+            if float(scheduler.alphas_cumprod[-1]) == _SENTINEL:
+                t[torch.isclose(sigma, torch.tensor(_SENTINEL**-0.5).to(sigma))] = 1.0
             t = torch.where((t * K - (t * K).round()).abs() < 1e-3, (t * K).round() / K, t)
     else:
-        k = torch.as_tensor(scheduler.timesteps).double().cpu().unique().flip(0)
+        k = visited = torch.as_tensor(scheduler.timesteps).double().cpu().unique().flip(0)
         # The last step is to the data itself, or to the least noise that the model has seen.
         to_data = scheduler.config.get("set_alpha_to_one", True)
         t = torch.cat([(k + 1) / K, torch.tensor([0.0 if to_data else 1 / K], dtype=torch.float64)])
-    # Heun's scheduler names inner times twice, and a last level may be there already.
+    if (distinct := len(visited.unique())) < max(steps, len(visited)):
+        raise ValueError(
+            f"{steps} steps of a {name} of {K} training steps are at {distinct} different times only, so some would be "
+            "taken twice: take fewer steps"
+        )
+    # Heun's inner times are there twice, and a last level may be there already.
     return check_grid(torch.unique_consecutive(t))

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import html
 import json
 
 from dsno.trajectories.format import layout, shard_count, shard_size
 from dsno.trajectories.manifest import Manifest
 
-__all__ = ["CARD", "card", "human_size"]
+__all__ = ["CARD", "card", "human_size", "is_card"]
 
 CARD = "README.md"
 
@@ -21,6 +22,11 @@ SUMMARY = (
 def human_size(count: int) -> str:
     """A number of bytes as it is read."""
     return f"{count / 1e9:.1f} GB" if count >= 1e8 else f"{count / 1e6:.1f} MB"
+
+
+def is_card(text: bytes) -> bool:
+    """Whether a README was made by `card`."""
+    return SUMMARY.encode() in text
 
 
 def card(manifest: Manifest, url: str, license: str) -> str:
@@ -47,12 +53,12 @@ def card(manifest: Manifest, url: str, license: str) -> str:
         "times of the frames": ", ".join(f"{t:.6g}" for t in manifest["times"]) + " (1 is noise, 0 is data)",
         "condition": ", ".join(f"`{name}`" for name in cond) or "none",
         "storage": f"{manifest['dtype']}, {human_size(size)} in {shard_count(manifest)} shards",
-        "teacher": network,
+        "teacher": _words(network),
         "weights of the teacher": f"sha256 `{teacher.get('sha256') or teacher.get('denoiser', {}).get('sha256')}`",
-        "schedule": f"`{json.dumps(manifest['schedule'])}`",
-        "solver": f"{solver['name']}{f' ({settings})' if settings else ''}, {len(manifest['grid']) - 1} steps",
+        "schedule": _code(manifest["schedule"]),
+        "solver": _words(f"{solver['name']}{f' ({settings})' if settings else ''}, {len(manifest['grid']) - 1} steps"),
         "fingerprint": f"`{manifest['fingerprint']}`",
-    } | {f"teacher's {name}": f"`{json.dumps(value)}`" for name, value in teacher["description"].items()}
+    } | {f"teacher's {_words(name)}": _code(value) for name, value in teacher["description"].items()}
     table = "\n".join(f"| {name} | {value} |" for name, value in facts.items())
     names = ", ".join(f"`{name}`" for name in ("noise", *manifest["targets"], "seeds", *["cond"] * bool(cond)))
     return f"""---
@@ -80,6 +86,16 @@ rows = data.__getitems__([0, 1, 2])  # {names}
 
 Without dsno, each `shard-*.safetensors` is a plain safetensors file.
 """
+
+
+def _words(text: str) -> str:
+    """Text in a cell of a table: neither HTML, nor another cell, nor another line."""
+    return html.escape(" ".join(text.split()), quote=False).replace("|", "&#124;").replace("`", "&#96;")
+
+
+def _code(value: object) -> str:
+    """JSON in a cell of a table, whose strings may hold what would end it."""
+    return "`" + json.dumps(value).replace("`", "\\u0060").replace("|", "\\u007c") + "`"
 
 
 def _category(count: int) -> str:

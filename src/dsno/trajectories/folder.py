@@ -2,46 +2,75 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from dsno.checkpoint import prepare_folder
+from dsno.checkpoint import read_json
+from dsno.outputs import LOCK, held, locked, sweep, writable
 from dsno.trajectories.format import check_foreign, check_shard, shard_count, shard_path, shards_in, unfinished
 from dsno.trajectories.manifest import MANIFEST, Manifest, differences, join, read_manifest, write_manifest
 
-__all__ = ["check_manifest", "check_out", "check_request", "prepare"]
+__all__ = ["alone", "check_kind", "check_manifest", "check_out", "prepare"]
 
 
-def check_request(resume: bool, overwrite: bool) -> None:
-    """Refuse to continue what is there and throw it away.
+@contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """Be the only run that writes to a folder, which is made where there is none, and sweep what a killed one left.
 
     Raises:
-        ValueError: if both are asked for.
+        BlockingIOError: if another one does.
+        FileExistsError, PermissionError: if it is a file, or cannot be made.
     """
-    if resume and overwrite:
-        raise ValueError("resume continues what is there and overwrite throws it away: pass one of them")
+    if not folder.is_dir():
+        writable(folder)
+    with locked(folder / LOCK, f"{folder}"):
+        with suppress(OSError):  # a complete set may lie where nothing can be removed
+            sweep(folder)
+            for path in unfinished(folder):
+                path.unlink()
+        yield
 
 
 def check_out(folder: Path, resume: bool, overwrite: bool) -> None:
     """Refuse a folder that no trajectories can be stored in, whatever they are; makes it where there is none.
 
     Raises:
-        FileExistsError: if it has something in it that is not to be continued or thrown away.
+        FileExistsError: if it has something in it that is not to be continued or thrown away, or no trajectories.
         PermissionError: if it cannot be written.
     """
-    shards, known = shards_in(folder), (folder / MANIFEST).is_file()
+    shards = shards_in(folder)
     if shards and not (resume or overwrite):
         raise FileExistsError(
             f"{folder} holds {len(shards)} shards already: pass resume=True to continue or overwrite=True to start "
             "again"
         )
+    check_kind(folder)
+    writable(folder)
+
+
+def check_kind(folder: Path) -> None:
+    """Refuse a folder that holds other things than trajectories: nothing of theirs, or somebody else's manifest.
+
+    Raises:
+        FileExistsError: if it does.
+    """
+    if not folder.is_dir() or shards_in(folder):
+        return
     # Without a shard, a folder with a manifest in it is as good as new.
-    if folder.is_dir() and not known and not shards:
-        others = sorted({*folder.iterdir()} - {*unfinished(folder)})
-        if others:
-            raise FileExistsError(
-                f"{folder} holds other files ({join([p.name for p in others], ', ')}): choose an empty one"
-            )
-    prepare_folder(folder, resume=True)
+    if not (folder / MANIFEST).is_file():
+        if others := sorted({*held(folder)} - {p.name for p in unfinished(folder)}):
+            raise FileExistsError(f"{folder} holds other files ({join(others, ', ')}): choose an empty one")
+    elif not _is_of_trajectories(folder / MANIFEST):
+        raise FileExistsError(f"{folder / MANIFEST} is no manifest of trajectories: choose another folder")
+
+
+def _is_of_trajectories(path: Path) -> bool:
+    try:
+        found = read_json(path)
+    except ValueError:
+        return False
+    return isinstance(found, dict) and {"format", "fingerprint"} <= found.keys()
 
 
 def prepare(folder: Path, manifest: Manifest, resume: bool, overwrite: bool) -> None:
@@ -69,7 +98,7 @@ def prepare(folder: Path, manifest: Manifest, resume: bool, overwrite: bool) -> 
         if known and len(shards) == shard_count(manifest) and not pulled:
             return
     check_out(folder, resume, overwrite)
-    for path in [*unfinished(folder), *([] if resume else [*reversed(shards), *folder.glob(MANIFEST)])]:
+    for path in [] if resume else [*reversed(shards), *folder.glob(MANIFEST)]:
         path.unlink(missing_ok=True)
     if not (resume and known) or pulled:
         write_manifest(folder, written)

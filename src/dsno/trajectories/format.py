@@ -24,6 +24,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from dsno.checkpoint import raw_bytes, write_atomically
+from dsno.outside import parse_json
 from dsno.trajectories.manifest import CODES, MANIFEST, NAMED, Manifest, differences, dtypes, join, writing
 
 __all__ = [
@@ -40,6 +42,7 @@ __all__ = [
     "check_foreign",
     "check_shard",
     "header_of",
+    "is_shard",
     "layout",
     "map_shard",
     "problem",
@@ -52,6 +55,8 @@ __all__ = [
     "unfinished",
     "write_shard",
 ]
+
+MOST_HEADER = 2**20
 
 REMAKE = "Delete it and call generate(..., resume=True) to make it again"
 
@@ -73,17 +78,23 @@ def shard_path(folder: Path, k: int) -> Path:
 
 def shard_number(path: Path) -> int:
     """The k of the file of shard k, or of an unfinished one."""
-    return int(path.name.lstrip(".").removeprefix("shard-")[:5])
+    return int(path.name.lstrip(".").removeprefix("shard-").partition(".")[0])
+
+
+def is_shard(name: str) -> bool:
+    """Whether a file of this name is a shard, of whatever set."""
+    return re.fullmatch(r"shard-\d{5,}\.safetensors", name) is not None
 
 
 def shards_in(folder: Path) -> list[Path]:
     """The shards that are in a folder, of whatever set."""
-    return sorted(folder.glob("shard-*.safetensors"))
+    return sorted(p for p in folder.glob("shard-*.safetensors") if is_shard(p.name))
 
 
 def unfinished(folder: Path) -> list[Path]:
     """What those who were killed left of shards, and of a manifest."""
-    return [*folder.glob(".shard-*.tmp"), *folder.glob(f".{MANIFEST}*.tmp")]
+    left = re.compile(rf"\.(shard-\d{{5,}}|{re.escape(MANIFEST)})(\.\w+)*\.tmp")
+    return [p for p in folder.glob(".*.tmp") if left.fullmatch(p.name)]
 
 
 def layout(manifest: Manifest, k: int) -> dict[str, tuple[torch.dtype, tuple[int, ...]]]:
@@ -126,7 +137,7 @@ def header_of(path: Path) -> bytes:
     """The bytes of a shard before its data: equal for two files of one size if and only if their checksums are."""
     with path.open("rb") as file:
         length = file.read(8)
-        return length + file.read(int.from_bytes(length, "little"))
+        return length + file.read(min(int.from_bytes(length, "little"), MOST_HEADER))
 
 
 def write_shard(folder: Path, manifest: Manifest, k: int, tensors: Mapping[str, Tensor]) -> None:
@@ -152,10 +163,12 @@ def write_shard(folder: Path, manifest: Manifest, k: int, tensors: Mapping[str, 
 def problem(path: Path, manifest: Manifest, k: int, verify: bool) -> str:
     """What is wrong with the file `path` as shard `k`, or nothing; `verify` reads the data, too."""
     size = path.stat().st_size
+    if not path.is_file():
+        return f"{'a folder' if path.is_dir() else 'a pipe or a device'}, and no shard"
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
         try:
-            header = json.loads(file.read(min(length, size)))
+            header = parse_json(file.read(min(length, size, MOST_HEADER)), path.name)
             sha256 = header["__metadata__"]["sha256"]
         except (ValueError, KeyError, TypeError):
             return "truncated, damaged or foreign: its header cannot be read"
@@ -194,6 +207,6 @@ def check_foreign(folder: Path, manifest: Manifest) -> None:
 
 
 def map_shard(path: Path, manifest: Manifest, k: int) -> dict[str, Tensor]:
-    """The tensors of a shard as views of a private memory map, which they keep alive; nothing is read yet."""
+    """The tensors of a shard as views of a private memory map, which they keep alive; nothing is read here."""
     with safe_open(path, framework="pt") as file:
         return {name: file.get_tensor(name) for name in layout(manifest, k)}

@@ -23,6 +23,7 @@ from dsno.condition import map_cond
 from dsno.denoise import Guided, Prediction
 from dsno.grids import GRIDS, check_grid, quadratic, through
 from dsno.nets.backbone import sample_shape
+from dsno.outputs import check_request
 from dsno.schedule import Schedule
 from dsno.seeds import noise, seed_range
 from dsno.solvers.fine import solver_errors
@@ -30,7 +31,7 @@ from dsno.solvers.named import SOLVERS
 from dsno.solvers.run import SolverSampler
 from dsno.train import Report, quiet
 from dsno.trajectories.compute import PLAIN, Compute
-from dsno.trajectories.folder import check_out, check_request
+from dsno.trajectories.folder import alone, check_out
 from dsno.trajectories.labels import Label, checked_labels
 from dsno.trajectories.manifest import MANIFEST, Contents, read_manifest
 from dsno.trajectories.sets import TrajectorySet
@@ -114,7 +115,8 @@ def generate(
         contents = Contents(shape, count, first_seed, targets, batch, shard, dtype)
         compute.noted(teacher)  # refuses what cannot be done before the grids are tried
         if accelerator is None or accelerator.process_index == 0:
-            check_out(Path(out), resume, overwrite)
+            with alone(Path(out)):
+                check_out(Path(out), resume, overwrite)
         # All ranks find the same, so that none waits for another.
         errors = _measured(sampler, found, contents, label, compute, accelerator, report)
         report("generate", 0, count, _in_words(errors, steps, left))

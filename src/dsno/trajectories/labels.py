@@ -27,11 +27,20 @@ LABEL_STREAM = 2**31 - 1
 noise and the steps of a solver."""
 
 
-def uniform_labels(classes: int) -> Callable[[Tensor], Tensor]:
-    """Labels as a function of the seeds, (B,) to (B,) int64 in [0, `classes`)."""
+def uniform_labels(classes: int, null: int | None = None) -> Callable[[Tensor], Tensor]:
+    """Labels as a function of the seeds, (B,) to (B,) int64 in [0, `classes`); never `null`, which stands for no class.
+
+    Raises:
+        ValueError: if no class is left.
+    """
+    skipped = null if null is not None and 0 <= null < classes else classes
+    count = classes - (skipped < classes)
+    if count < 1:
+        raise ValueError(f"there is no class to draw: {classes} in all, and the null label is {null}")
 
     def label(seeds: Tensor) -> Tensor:
-        return (_uniform(seeds, LABEL_STREAM) * classes).long().clamp(0, classes - 1)
+        drawn = (_uniform(seeds, LABEL_STREAM) * count).long().clamp(0, count - 1)
+        return drawn + (drawn >= skipped)
 
     return label
 

@@ -14,11 +14,13 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import hashlib
+import itertools
 import json
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import torch
 from torch import Tensor
@@ -28,6 +30,7 @@ from dsno.condition import Cond, flat, nested
 from dsno.cost import Metered
 from dsno.denoise import Denoiser, Guided, Prediction, Threshold, tensors_of
 from dsno.grids import check_grid
+from dsno.outside import Length, Within, check
 from dsno.solvers.run import SolverSampler
 
 __all__ = [
@@ -79,6 +82,60 @@ dtype_names = {dtype: name for name, dtype in dtypes.items()}
 
 
 # What determines a set
+
+Size = Annotated[int, Within(1, 2**20)]
+
+Time = Annotated[float, Within(0, 1)]
+
+
+@dataclass
+class _Tensor:
+    """What a manifest says of a tensor of the condition: the shape of a row, and its dtype."""
+
+    shape: Annotated[list[Size], Length(0, 8)]
+    dtype: str
+
+
+@dataclass
+class _Alone:
+    cond: _Tensor | None
+
+
+@dataclass
+class _Named:
+    cond: Annotated[dict[str, _Tensor], Length(1, 64)]
+
+
+@dataclass
+class _Pulled:
+    count: Annotated[int, Within(1, 2**40)]
+
+
+@dataclass
+class _Made:
+    pulled: _Pulled | None = None
+
+
+@dataclass
+class _Form:
+    """What a manifest has to be: its fingerprint says that nobody changed it, and not that it makes sense."""
+
+    teacher: dict[str, Any]
+    schedule: dict[str, Any]
+    solver: dict[str, Any]
+    grid: Annotated[list[Time], Length(2, 2**20)]
+    times: Annotated[list[Time], Length(1, 2**16)]
+    targets: Annotated[list[Literal["x0", "state"]], Length(1, 2)]
+    shape: Annotated[list[Size], Length(0, 8)]
+    count: Annotated[int, Within(1, 2**40)]
+    first_seed: Annotated[int, Within(0, 2**63 - 1)]
+    shard: Annotated[int, Within(1, 2**40)]
+    batch: Annotated[int, Within(1, 2**40)]
+    dtype: Literal["float16", "bfloat16", "float32"]
+    made: _Made
+
+
+MOST_SHARDS = 2**20
 
 
 @dataclass(frozen=True)
@@ -240,7 +297,7 @@ def parse_manifest(manifest: Any, source: str, mend: str) -> Manifest:
     """Make sure that a JSON value is an unchanged manifest.
 
     Raises:
-        ValueError: if it is not.
+        ValueError: if it is not, or declares what no set has.
     """
     if not isinstance(manifest, dict) or "format" not in manifest:
         raise ValueError(f"{source} is not the manifest of a trajectory folder. {mend}")
@@ -250,7 +307,27 @@ def parse_manifest(manifest: Any, source: str, mend: str) -> Manifest:
         )
     if manifest.get("fingerprint") != fingerprint(manifest):
         raise ValueError(f"{source} was changed after it was written: its fingerprint does not match. {mend}")
+    try:
+        _check_form(manifest, source)
+    except ValueError as error:
+        raise ValueError(f"{error}. {mend}") from None
     return manifest
+
+
+def _check_form(manifest: Manifest, source: str) -> None:
+    check(manifest, _Form, f"{source}: ")
+    named, cond, count = manifest["format"] == NAMED, manifest.get("cond"), manifest["count"]
+    check({"cond": cond}, _Named if named else _Alone, f"{source}: ")
+    for c in (cond or {}).values() if named else [cond] if cond else []:
+        if c["dtype"] not in dtypes:
+            raise ValueError(f"{source}: cond is of {c['dtype']!r:.40}, expected one of {', '.join(dtypes)}")
+    if any(later >= earlier for earlier, later in itertools.pairwise(manifest["times"])):
+        raise ValueError(f"{source}: times must decrease")
+    if -(-count // manifest["shard"]) > MOST_SHARDS:
+        raise ValueError(f"{source}: {count} rows in shards of {manifest['shard']} are more than {MOST_SHARDS} files")
+    pulled = manifest["made"].get("pulled")
+    if pulled is not None and pulled["count"] > count:
+        raise ValueError(f"{source}: {pulled['count']} rows were pulled of {count}")
 
 
 def write_manifest(folder: Path, manifest: Manifest, again: str = "generate(..., resume=True)") -> None:
@@ -270,7 +347,8 @@ def writing(path: Path, again: str = "generate(..., resume=True)") -> Iterator[N
         yield
     except OSError as error:
         mend = f"Complete shards are kept: make room and call {again}"
-        raise OSError(error.errno, f"cannot write {path} ({error.strerror}). {mend}") from error
+        why = os.strerror(error.errno) if error.errno else error
+        raise OSError(error.errno, f"cannot write {path} ({why}). {mend}") from error
 
 
 # What differs

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import hashlib
-import json
 import os
 import re
 from collections.abc import Callable, Iterator, Sequence
@@ -21,8 +20,9 @@ from fsspec.callbacks import NoOpCallback
 from fsspec.implementations.local import LocalFileSystem
 
 from dsno.checkpoint import publish
-from dsno.hub import first_line, reaching
-from dsno.trajectories.format import header_of, problem, shard_path
+from dsno.hub import first_line, reaching, remote_error
+from dsno.outside import JSON_BYTES, parse_json
+from dsno.trajectories.format import header_of, problem, shard_path, shard_size
 from dsno.trajectories.manifest import MANIFEST, Manifest, join, parse_manifest
 
 __all__ = ["FULL", "HUB", "Bytes", "Remote"]
@@ -55,6 +55,34 @@ class Bytes(NoOpCallback):  # type: ignore[misc]
             self.progress(min(self.done + self.part, self.total), self.total)
 
 
+class _Bounded(NoOpCallback):  # type: ignore[misc]
+    """Ends a download that goes beyond `most` bytes, if the file system tells of parts.
+
+    Raises:
+        ValueError: then.
+    """
+
+    def __init__(self, told: NoOpCallback, most: int, source: str) -> None:
+        super().__init__()
+        self.told, self.most, self.source, self.got = told, most, source, 0
+
+    def set_size(self, size: int | None) -> None:
+        self.refuse(size or 0)
+        self.told.set_size(size)
+
+    def relative_update(self, inc: int = 1) -> None:
+        self.got += inc
+        self.refuse(self.got)
+        self.told.relative_update(inc)
+
+    def refuse(self, size: int) -> None:
+        """Refuse that size."""
+        if size > self.most:
+            raise ValueError(
+                f"{self.source} has {size} bytes or more, its set declares {self.most}: it is not of this set"
+            )
+
+
 class Remote:
     """A place that fsspec reaches, and the few things that are done there.
 
@@ -63,7 +91,8 @@ class Remote:
 
     Raises:
         ImportError: if the package for the URL's protocol is not installed; names it.
-        ValueError: if the protocol is not known.
+        ConnectionError, FileNotFoundError, PermissionError: if it cannot even be opened.
+        ValueError: if the protocol is not known, or the URL is not one of its.
     """
 
     def __init__(self, url: str) -> None:
@@ -73,8 +102,9 @@ class Remote:
             self.fs, self.root = cast(tuple[Any, str], fsspec.url_to_fs(self.url, skip_instance_cache=True))
         except ImportError as error:
             raise ImportError(f"{url} cannot be reached: {error}") from None
-        except ValueError as error:
-            raise ValueError(f"{url} cannot be reached: {error}") from None
+        except Exception as error:
+            # Some open an archive or a connection at once, each with errors of its own.
+            raise (remote_error(error) or ValueError)(f"{url} cannot be reached: {first_line(error)}") from None
         self._hub = HUB.fullmatch(self.url)
         if self.url.startswith("hf://") and self._hub is None:
             raise ValueError(f"{url} is not a dataset of the Hub: expected hf://datasets/org/name")
@@ -117,13 +147,14 @@ class Remote:
         Raises:
             ValueError: if it is damaged, or not a manifest.
         """
-        mend, source = "Push the set again, or tell who did", self.at(MANIFEST)
-        text = self.fs.cat_file(source)
+        mend, source = "Push the set again, or tell who did", f"{self.url}/{MANIFEST}"
+        with self.fs.open(self.at(MANIFEST), "rb") as file:
+            text = file.read(JSON_BYTES + 1)
         try:
-            manifest = json.loads(text)
+            manifest = parse_json(text, source)
         except ValueError as error:
-            raise ValueError(f"{self.url}/{MANIFEST} is not valid JSON ({error}). {mend}") from None
-        return parse_manifest(manifest, f"{self.url}/{MANIFEST}", mend)
+            raise ValueError(f"{error}. {mend}") from None
+        return parse_manifest(manifest, source, mend)
 
     def fetch(
         self, manifest: Manifest, k: int, folder: Path, temporary: str, callback: NoOpCallback | None = None
@@ -131,11 +162,17 @@ class Remote:
         """Download shard `k` into `folder`, under a `temporary` name until it is complete and checked.
 
         Raises:
-            ValueError: if what arrived is damaged or foreign; it is removed.
+            ValueError: if it is larger than the manifest says, before it is fetched if the place knows; if what arrived
+                is damaged or foreign; it is removed.
         """
         path, partial = shard_path(folder, k), folder / temporary
+        bounded = _Bounded(callback or NoOpCallback(), shard_size(manifest, k), f"{self.url}/{path.name}")
         try:
-            self.fs.get_file(self.at(path.name), str(partial), callback=callback or NoOpCallback())
+            there = self.fs.info(self.at(path.name))
+            if there.get("type") != "file":
+                raise ValueError(f"{self.url}/{path.name} is a {there.get('type')}: expected a file")
+            bounded.refuse(there.get("size") or 0)
+            self.fs.get_file(self.at(path.name), str(partial), callback=bounded)
             if wrong := problem(partial, manifest, k, verify=True):
                 raise ValueError(
                     f"{self.url}/{path.name} arrived {wrong}. It was removed: try again; if it stays so, push the set "
@@ -160,6 +197,10 @@ class Remote:
             found = self.fs.ls(self.root, detail=True)
             return {f["name"].rsplit("/", 1)[-1]: f["size"] for f in found if f["type"] == "file"}
         return {}
+
+    def read(self, name: str) -> bytes:
+        """What a file holds."""
+        return bytes(self.fs.cat_file(self.at(name)))
 
     def has(self, name: str, local: Path, present: dict[str, int]) -> bool:
         """Whether the file `name` is there with the size and the header, hence the checksum, of a local shard."""

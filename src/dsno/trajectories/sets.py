@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import torch
 from torch import Tensor
@@ -19,8 +19,9 @@ from torch.utils.data import Dataset
 from dsno.condition import label_of, map_cond, nested
 from dsno.denoise import Denoiser
 from dsno.grids import find_times
+from dsno.outside import unchecked
 from dsno.schedule import Schedule, schedule_from_config
-from dsno.trajectories.format import check_foreign, check_shard, map_shard, shard_count, shard_path
+from dsno.trajectories.format import check_foreign, check_shard, map_shard, shard_count, shard_path, shards_in
 from dsno.trajectories.manifest import NAMED, describe, differences, join, read_manifest
 
 if TYPE_CHECKING:
@@ -38,14 +39,15 @@ class TrajectorySet(Dataset[dict[str, Any]]):
     as stored, if any: (...), or several such by name. `__getitems__` gives the same with a batch dimension in front,
     gathered at once (which a `DataLoader` understands with `collate_fn=dict`).
 
-    Files are memory-mapped; opening a folder reads headers only. Opening a URL (`hf://datasets/org/name`,
-    `s3://bucket/name`, ...) reads the manifest only: a shard is fetched, checked and kept in a cache when it is first
-    needed, and `batches` has the next ones fetched meanwhile.
+    Files are memory-mapped; opening a folder reads headers only. A shard is compared with its checksum when a row of it
+    is first asked for in a process (about a second per gigabyte), unless the environment says `DSNO_UNCHECKED=1`.
+    Opening a URL (`hf://datasets/org/name`, `s3://bucket/name`, ...) reads the manifest only: a shard is fetched,
+    checked and kept in a cache when it is first needed, and `batches` has the next ones fetched meanwhile.
 
     Arguments:
         folder: What `generate` or `pull` wrote, or a URL that `push` wrote to.
         times: The frames to read, a subset of the stored times; all by default.
-        verify: Read everything once and compare checksums; of a URL, what the cache has of it.
+        verify: Compare all checksums now, and not as shards are needed; of a URL, of what the cache has.
         window: How many shards `batches` shuffles together; by default 8 for a URL, and all rows at once for a folder.
         cache: Of a URL: the folder of the cache; by default `$DSNO_CACHE`, else `~/.cache/dsno`.
         cache_bytes: Of a URL: how large the cache of this set may grow, None for no bound. To fetch ahead it needs room
@@ -64,7 +66,8 @@ class TrajectorySet(Dataset[dict[str, Any]]):
         FileNotFoundError: if the folder, its manifest or a shard is missing.
         OSError: if the disk of the cache is full.
         PermissionError: if a URL may not be read.
-        ValueError: if the manifest or a shard is damaged or foreign, or a time is not stored; says how to mend it.
+        ValueError: if the manifest or a shard is damaged or foreign, or a time is not stored; says how to mend it. Rows
+            raise it, too: of a shard that is damaged, or holds numbers that are not finite.
     """
 
     def __init__(
@@ -81,6 +84,7 @@ class TrajectorySet(Dataset[dict[str, Any]]):
             raise ValueError(f"window must be at least 1 shard, got {window}")
         self.window = window
         self._shelf: Shelf | None = None
+        self._verified: set[int] = set()
         if "://" in str(folder):
             # Here and not above: fsspec and the file lock are not needed for a folder.
             from dsno.trajectories.shelf import Shelf
@@ -110,7 +114,8 @@ class TrajectorySet(Dataset[dict[str, Any]]):
 
     def _check_shards(self, verify: bool) -> None:
         names = {k: shard_path(self.folder, k) for k in range(shard_count(self.manifest, self._count))}
-        if missing := [p.name for p in names.values() if not p.exists()]:
+        there = {*shards_in(self.folder)}
+        if missing := [p.name for p in names.values() if p not in there]:
             pulled = "pulled" in self.manifest["made"]
             mend = "Pull it again to fetch" if pulled else "Call generate(..., resume=True) to make"
             raise FileNotFoundError(
@@ -120,6 +125,7 @@ class TrajectorySet(Dataset[dict[str, Any]]):
         check_foreign(self.folder, self.manifest)
         for k in names:
             check_shard(self.folder, self.manifest, k, verify)
+        self._verified = {*names} if verify else set()
 
     @property
     def schedule(self) -> Schedule:
@@ -202,13 +208,33 @@ class TrajectorySet(Dataset[dict[str, Any]]):
                     dtype = torch.float32 if name in ("noise", *self.targets) else stored.dtype
                     batch[name] = torch.empty(len(index), *found.shape[1:], dtype=dtype)
                 batch[name][where] = found.to(batch[name].dtype)
+        for name, rows in batch.items():
+            # The sum of finite numbers may overflow, and that of others is never finite: it decides what is looked at.
+            if rows.is_floating_point() and not bool(rows.sum().isfinite()) and not bool(rows.isfinite().all()):
+                self._refuse(name, rows, index)
         return nested(batch)
+
+    def _refuse(self, name: str, rows: Tensor, index: Tensor) -> NoReturn:
+        """Say in which file and row the first number is that is not finite.
+
+        Raises:
+            ValueError: always.
+        """
+        at = int((~rows.isfinite()).flatten(1).any(1).nonzero()[0])
+        k, row = divmod(int(index[at]), self.manifest["shard"])
+        raise ValueError(
+            f"{shard_path(self.folder, k)} holds numbers that are not finite: {name} of row {row}, seed "
+            f"{self.manifest['first_seed'] + int(index[at])}. The data are at fault, not the training: make them again"
+        )
 
     def _shard(self, k: int) -> dict[str, Tensor]:
         if k in self._mapped:
             if self._shelf is not None:
                 self._shelf.touch(k)
         elif self._shelf is None:
+            if k not in self._verified and not unchecked():
+                check_shard(self.folder, self.manifest, k, verify=True)
+                self._verified.add(k)
             self._mapped[k] = map_shard(shard_path(self.folder, k), self.manifest, k)
         else:
             rows = self._shelf.map(k)

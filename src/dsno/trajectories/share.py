@@ -15,23 +15,23 @@ from __future__ import annotations
 
 import errno
 import logging
-import os
-import re
 import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from dsno.checkpoint import prepare_folder
-from dsno.trajectories.card import CARD, card, human_size
+from dsno.checkpoint import temporary_name
+from dsno.outputs import check_apart, local_path, writable
+from dsno.trajectories.card import CARD, card, human_size, is_card
+from dsno.trajectories.folder import alone, check_kind
 from dsno.trajectories.format import (
     check_foreign,
     check_shard,
+    is_shard,
     problem,
     shard_count,
     shard_path,
     shard_size,
     shards_in,
-    unfinished,
 )
 from dsno.trajectories.manifest import (
     MANIFEST,
@@ -81,7 +81,7 @@ def push(
 
     Raises:
         ConnectionError: if the place cannot be reached.
-        FileExistsError: if it holds another set, and `overwrite` is not set.
+        FileExistsError: if it holds another set, and `overwrite` is not set; if it is the folder, or holds it.
         FileNotFoundError: if the folder is not complete.
         PermissionError: if it may not be written.
         ValueError: if a shard is damaged, here or after it was sent; names it.
@@ -98,12 +98,14 @@ def push(
     for k in range(len(names)):
         check_shard(folder, manifest, k, verify=False)
 
+    if (place := local_path(url)) is not None:
+        check_apart(place, folder)
     remote = Remote(url)
     with remote.reaching():
         remote.create(private)
         present = remote.sizes()
         held = remote.read_manifest() if MANIFEST in present else None
-        stale = sorted(name for name in present if re.fullmatch(r"shard-.*\.safetensors", name) and name not in names)
+        stale = sorted(name for name in present if is_shard(name) and name not in names)
         if (held is not None and held["fingerprint"] != manifest["fingerprint"]) or stale:
             if not overwrite:
                 found = differences(determines(manifest), determines(held or manifest)) or stale
@@ -132,7 +134,7 @@ def push(
                 remote.remove([name for name in (name,) if name in present])
                 raise ValueError(f"{url}/{name} did not arrive as it was sent, and was removed: push again")
         own = folder / CARD
-        if own.exists() or overwrite or CARD not in present:
+        if own.exists() or CARD not in present or (overwrite and is_card(remote.read(CARD))):
             text = own.read_bytes() if own.exists() else card(manifest, url, license).encode()
             remote.upload([(CARD, text)], "Describe the set", counted)
         if MANIFEST not in present:
@@ -165,26 +167,34 @@ def pull(
 
     Raises:
         ConnectionError: if the place cannot be reached; nothing is written.
-        FileExistsError: if `folder` holds something else.
+        BlockingIOError: if another run is writing to `folder`.
+        FileExistsError: if `folder` holds something else, or `url` is in it.
         FileNotFoundError: if there is no complete set at `url`.
         OSError: if the disk has no room (before the first byte), or the folder cannot be written.
         PermissionError: if the place may not be read.
         ValueError: for a bad count, or if a shard is damaged; it is removed and named.
     """
     folder, remote = Path(folder), Remote(url)
+    check_apart(folder, url)
     with remote.reaching():
         manifest = remote.read_manifest()
     whole = manifest["count"]
     if count is not None and not 1 <= count <= whole:
         raise ValueError(f"cannot pull {count} of the {whole} trajectories of {url}")
     count = whole if count is None else count
+    with alone(folder):
+        return _pulled(remote, manifest, folder, count, overwrite, progress)
+
+
+def _pulled(
+    remote: Remote, manifest: Manifest, folder: Path, count: int, overwrite: bool, progress: Progress | None
+) -> Path:
+    """`pull` into a folder that nobody else writes to."""
+    url, whole = remote.url, manifest["count"]
     known = _known(folder, manifest, overwrite)
     if known is not None:
         count = max(count, known["made"].get("pulled", {"count": whole})["count"])
-    prepare_folder(folder, resume=True)
-    for path in unfinished(folder):
-        path.unlink()
-
+    writable(folder)
     shards = range(shard_count(manifest, count))
     sizes = [shard_size(manifest, k) for k in shards]
     todo = []
@@ -205,7 +215,7 @@ def pull(
     counted.say()
     with remote.reaching():
         for k in todo:
-            remote.fetch(manifest, k, folder, f".{shard_path(folder, k).name}.{os.getpid()}.tmp", counted)
+            remote.fetch(manifest, k, folder, temporary_name(shard_path(folder, k).name), counted)
             counted.finish(sizes[k])
     made = {k: v for k, v in manifest["made"].items() if k != "pulled"}
     if count < whole:
@@ -217,12 +227,8 @@ def pull(
 
 def _known(folder: Path, manifest: Manifest, overwrite: bool) -> Manifest | None:
     """The manifest in `folder` if it is of this set, or part of it; refuses a folder of anything else."""
-    if not folder.is_dir():
-        return None
     shards, known = shards_in(folder), (folder / MANIFEST).is_file()
-    others = sorted(p.name for p in folder.iterdir() if not p.name.startswith("."))
-    if not known and not shards and others:
-        raise FileExistsError(f"{folder} holds other files ({join(others, ', ')}): choose an empty one")
+    check_kind(folder)
     own = {shard_path(folder, k): k for k in range(shard_count(manifest))}
     foreign = [p for p in shards if p not in own or "foreign" in problem(p, manifest, own[p], verify=False)]
     if overwrite:

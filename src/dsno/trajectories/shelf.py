@@ -17,10 +17,10 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
 from torch import Tensor
 
-from dsno.checkpoint import prepare_folder
+from dsno.outputs import locked, writable
+from dsno.outside import unchecked
 from dsno.trajectories.format import (
     map_shard,
     problem,
@@ -66,14 +66,18 @@ class Shelf:
         with remote.reaching():
             self.manifest = remote.read_manifest()
         base = Path(cache or os.environ.get("DSNO_CACHE") or Path("~/.cache/dsno")).expanduser()
-        self.folder = prepare_folder(base / self.manifest["fingerprint"], resume=True)
+        self.folder = writable(base / self.manifest["fingerprint"])
         for partial in unfinished(self.folder):
             # A download that was killed; one that goes on holds its lock.
-            with contextlib.suppress(Timeout), self._locked(shard_number(partial), timeout=0):
+            with contextlib.suppress(BlockingIOError), self._locked(shard_number(partial), timeout=0):
                 partial.unlink(missing_ok=True)
+        for left in self.folder.glob(".shard-*.lock"):
+            # Who gives a lock back removes its file: of earlier versions and the killed they stay.
+            with contextlib.suppress(BlockingIOError, ValueError), self._locked(shard_number(left), timeout=0):
+                pass
 
     def _start(self) -> None:
-        self._process = os.getpid()
+        self._process, self._verified = os.getpid(), set[int]()
         self._guard, self._connections = threading.Lock(), threading.local()
         self._thread: threading.Thread | None = None
         self._wanted: list[int] = []
@@ -120,9 +124,11 @@ class Shelf:
             path = self.fetch(k)
             # Another process may have dropped it since.
             with contextlib.suppress(FileNotFoundError):
-                if wrong := problem(path, self.manifest, k, verify=False):
+                verify = k not in self._verified and not unchecked()
+                if wrong := problem(path, self.manifest, k, verify):
                     self._drop(path, wrong)
                     continue
+                self._verified.add(k)
                 return map_shard(path, self.manifest, k)
 
     def fetch(self, k: int) -> Path:
@@ -136,6 +142,7 @@ class Shelf:
                     remote = self._remote()
                     with remote.reaching():
                         remote.fetch(self.manifest, k, self.folder, f".shard-{k:05d}.tmp")
+                    self._verified.add(k)
                     log.info("fetched %s/%s", self.url, path.name)
         self.touch(k)
         return path
@@ -148,6 +155,7 @@ class Shelf:
                 self._drop(path, wrong)
 
     def _drop(self, path: Path, wrong: str) -> None:
+        self._verified.discard(shard_number(path))
         log.warning("%s is %s: it is fetched again", path, wrong)
         path.unlink(missing_ok=True)
 
@@ -181,8 +189,7 @@ class Shelf:
 
     @contextlib.contextmanager
     def _locked(self, k: int, timeout: float = -1) -> Iterator[None]:
-        # The system frees the lock of a process that dies.
-        with FileLock(self.folder / f".shard-{k:05d}.lock", timeout=timeout):
+        with locked(self.folder / f".shard-{k:05d}.lock", f"{shard_path(self.folder, k)}", timeout):
             yield
 
     def _make_room(self, k: int) -> bool:

@@ -17,6 +17,7 @@ written, by a thread, the next one is solved; on a GPU a batch is copied to the 
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -27,14 +28,15 @@ import torch
 from torch import Tensor
 
 from dsno.grids import check_grid, find_times
+from dsno.outputs import check_request
 from dsno.seeds import seed_range
 from dsno.solvers.run import SolverSampler
 from dsno.trajectories.compute import PLAIN, Compute
 from dsno.trajectories.flights import Writer, flights, landed
-from dsno.trajectories.folder import check_manifest, check_request, prepare
+from dsno.trajectories.folder import alone, check_manifest, prepare
 from dsno.trajectories.format import check_shard, rows_of, shard_count, shard_path
 from dsno.trajectories.labels import Label, checked_labels
-from dsno.trajectories.manifest import Contents, manifest_of
+from dsno.trajectories.manifest import Contents, Manifest, manifest_of
 from dsno.trajectories.sets import TrajectorySet
 
 __all__ = ["store"]
@@ -92,6 +94,7 @@ def store(
         The set that was stored.
 
     Raises:
+        BlockingIOError: if another run is writing to `out`.
         FileExistsError: if `out` has something in it and neither `resume` nor `overwrite` is set.
         FloatingPointError: if a trajectory is not finite; names seeds and time. Its shard is not written.
         OSError: if `out` cannot be written (before any work) or the disk fills up (complete shards stay).
@@ -106,10 +109,29 @@ def store(
     first = None if label is None else checked_labels(label, seed_range(first_seed, min(batch, shard, count)))
     manifest = manifest_of(sampler, contents, first, description or {}, noted, device)
     rank, world = (0, 1) if accelerator is None else (accelerator.process_index, accelerator.num_processes)
-    if rank == 0:
-        prepare(folder, manifest, resume, overwrite)
-    if accelerator is not None:
-        accelerator.wait_for_everyone()
+    with alone(folder) if rank == 0 else contextlib.nullcontext():
+        if rank == 0:
+            prepare(folder, manifest, resume, overwrite)
+        if accelerator is not None:
+            accelerator.wait_for_everyone()
+        _make(folder, manifest, sampler, label, compute, device, rank, world, progress)
+        if accelerator is not None:
+            accelerator.wait_for_everyone()
+        return TrajectorySet(folder)
+
+
+def _make(
+    folder: Path,
+    manifest: Manifest,
+    sampler: SolverSampler,
+    label: Label | None,
+    compute: Compute,
+    device: torch.device,
+    rank: int,
+    world: int,
+    progress: Callable[[int, int], object] | None,
+) -> None:
+    """Make the shards of process `rank` of `world` that are missing, and verify the others."""
     found = check_manifest(folder, manifest)
 
     mine = range(rank, shard_count(manifest), world)
@@ -131,9 +153,6 @@ def store(
                 progress(done, total)
             if flight.last:
                 writer.write(flight.k, flight.shard)
-    if accelerator is not None:
-        accelerator.wait_for_everyone()
-    return TrajectorySet(folder)
 
 
 def _frames(sampler: SolverSampler) -> Tensor:

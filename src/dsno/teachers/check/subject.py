@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from dsno.borrow import unwrapped
 from dsno.condition import Cond, map_cond
 from dsno.cost import Metered
 from dsno.denoise import Denoiser, Guided, Prediction, modules_of
@@ -74,7 +75,7 @@ class Subject:
 
     def __str__(self) -> str:
         inner = self.inner
-        said = f" {inner.kind} of a {type(inner.net).__name__}" if isinstance(inner, Prediction) else ""
+        said = f" {inner.kind} of a {type(unwrapped(inner.net)).__name__}" if isinstance(inner, Prediction) else ""
         return f"{type(self.teacher).__name__}{said} on {inner.schedule!r}, samples {tuple(self.x_0.shape[1:])}"
 
     @property
@@ -207,14 +208,14 @@ def _as_many(c: Tensor, count: int) -> Tensor:
 
 
 def _classes(inner: Any) -> int | None:
-    return getattr(inner, "classes", None) or getattr(getattr(inner, "net", None), "classes", None)
+    return getattr(inner, "classes", None) or getattr(unwrapped(getattr(inner, "net", None)), "classes", None)
 
 
 def _drawn(
     teacher: Denoiser, inner: Any, count: int, from_data: bool, generator: torch.Generator
 ) -> tuple[Cond | None, list[Finding]]:
     """Random labels, and zeros for embeddings, where the teacher wants them."""
-    net, classes = getattr(inner, "net", None), _classes(inner)
+    net, classes = unwrapped(getattr(inner, "net", None)), _classes(inner)
     findings: list[Finding] = []
     tokens = net.tokens if isinstance(net, Backbone) else {}
     cond: dict[str, Tensor] = {name: torch.zeros(count, *size) for name, size in tokens.items()}

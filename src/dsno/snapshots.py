@@ -1,0 +1,208 @@
+r"""What a training run leaves on disk: snapshots to go on from, and its log.
+
+A snapshot is a folder `step-00000500`, of what the run was after so many steps:
+
+| | |
+|---|---|
+| `model`, `average`, `optimizer` (`.safetensors`) | the weights, their moving averages, Adam's moments as `INDEX.KEY` |
+| `state.json` | the step, the configuration, what else decides the updates, and the `digests` of the three |
+
+It appears by rename, complete, before the one before is removed. Names are matched exactly: whatever else lies there, a
+copy called `step-best` among it, is somebody else's and is neither read nor removed.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from dsno.checkpoint import digest, read_json, read_tensors, write_atomically, write_json, write_tensors
+
+__all__ = [
+    "LOG",
+    "Snapshot",
+    "changes_of",
+    "files_of",
+    "latest",
+    "newest",
+    "rewind",
+    "settings_of",
+    "snapshots_in",
+    "write_snapshot",
+]
+
+log = logging.getLogger(__name__)
+
+LOG = "log.jsonl"
+"""What the log of a run is called: a JSON object a line, with its `step`."""
+
+STATE, PARTS = "state.json", ("model", "average", "optimizer")
+NAME = re.compile(r"step-(\d{8})")
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """A snapshot, read.
+
+    Attributes:
+        path: Its folder.
+        state: What `state.json` says: `step`, `config`, `settings`, and where there are any `scaler`, the `losses`
+            since the last line of the log, and the `changes` of the configuration at earlier resumes.
+        parts: The tensors of `model`, `average` and `optimizer`, by name.
+    """
+
+    path: Path
+    state: dict[str, Any]
+    parts: dict[str, dict[str, Tensor]]
+
+    @property
+    def step(self) -> int:
+        """How many steps were taken."""
+        return int(self.state["step"])
+
+
+def snapshots_in(folder: Path) -> list[Path]:
+    """The snapshots in a folder, the newest first; complete or not, but with a part of one."""
+    if not folder.is_dir():
+        return []
+    named = (p for p in folder.iterdir() if NAME.fullmatch(p.name) and p.is_dir())
+    return sorted((p for p in named if files_of(p)), reverse=True)
+
+
+def files_of(path: Path) -> list[Path]:
+    """The files of a snapshot that are there."""
+    return [file for file in (path / STATE, *(path / f"{name}.safetensors" for name in PARTS)) if file.is_file()]
+
+
+def latest(folder: Path) -> Path | None:
+    """The newest complete snapshot in a folder that `train` wrote to, or None."""
+    return next((path for path in snapshots_in(folder) if len(files_of(path)) == 1 + len(PARTS)), None)
+
+
+def newest(folder: Path) -> Snapshot | None:
+    """The newest snapshot in a folder that can be gone on from, or None if there is none of any kind.
+
+    One that is damaged is passed over for the one before, which the log says.
+
+    Raises:
+        ValueError: if none is whole; says what is wrong with the newest.
+    """
+    wrong: list[str] = []
+    for path in snapshots_in(folder):
+        try:
+            found = _read(path)
+        except (ValueError, FileNotFoundError) as error:
+            wrong.append(str(error))
+            continue
+        for text in wrong:
+            log.warning("%s; going on from %s instead", text, path)
+        return found
+    if wrong:
+        raise ValueError(f"{wrong[0]}; there is no other to go on from: start again (overwrite), or put it back")
+    return None
+
+
+def _read(path: Path) -> Snapshot:
+    """A snapshot that is whole and unchanged.
+
+    Raises:
+        FileNotFoundError, ValueError: if it is not; names the file.
+    """
+    state = read_json(path / STATE)
+    config = state.get("config") if isinstance(state, dict) else None
+    if not isinstance(config, dict) or not isinstance(state.get("settings", {}), dict):
+        raise ValueError(f"{path / STATE} is damaged: it does not say how the run was configured")
+    if state.get("step") != int(path.name.removeprefix("step-")):
+        raise ValueError(f"{path / STATE} is of step {state.get('step')}, its folder of another: it was renamed")
+    parts = {name: read_tensors(path / f"{name}.safetensors") for name in PARTS}
+    # Version 0.1 noted no digests.
+    for name, noted in state.get("digests", {}).items():
+        if name in parts and digest(parts[name]) != noted:
+            raise ValueError(f"{path / name}.safetensors is damaged or of another snapshot: its digest differs")
+    if state["step"] and not parts["optimizer"]:
+        raise ValueError(f"{path / 'optimizer.safetensors'} is damaged: it holds no moments")
+    return Snapshot(path, state, parts)
+
+
+def settings_of(path: Path) -> dict[str, Any]:
+    """The settings that a snapshot names; none of one whose state cannot be read."""
+    try:
+        state = read_json(path / STATE)
+    except (ValueError, FileNotFoundError):
+        return {}
+    settings = state.get("settings") if isinstance(state, dict) else None
+    return settings if isinstance(settings, dict) else {}
+
+
+def changes_of(folder: Path) -> list[dict[str, Any]]:
+    """What was changed when the run in a folder was resumed: `step`, and from there on what is called how."""
+    path = latest(folder)
+    state = {} if path is None else read_json(path / STATE)
+    return list(state.get("changes", []))
+
+
+def write_snapshot(folder: Path, state: Mapping[str, Any], parts: Mapping[str, Mapping[str, Tensor]]) -> None:
+    """Write a snapshot and remove those before it.
+
+    Raises:
+        FileExistsError: if a folder of its name holds other files.
+        OSError: if it cannot be written; the one before stays.
+    """
+    final = folder / f"step-{state['step']:08d}"
+    temporary = folder / f".{final.name}.tmp"
+    shutil.rmtree(temporary, ignore_errors=True)
+    try:
+        temporary.mkdir()
+        for name, tensors in parts.items():
+            write_tensors(temporary / f"{name}.safetensors", tensors)
+        digests = {name: digest(tensors) for name, tensors in parts.items()}
+        write_json(temporary / STATE, {**state, "digests": digests})
+        if final.is_dir() and not _remove(final):
+            raise FileExistsError(f"{final} holds other files: move them away, a checkpoint gets that name")
+        temporary.rename(final)
+    finally:
+        # Of a full disk, what is left would take the room that the next try needs.
+        shutil.rmtree(temporary, ignore_errors=True)
+    for old in snapshots_in(folder):
+        if old.name < final.name:
+            _remove(old)
+
+
+def _remove(path: Path) -> bool:
+    """Remove a snapshot, the state first; whether nothing else was in its folder."""
+    for file in files_of(path):
+        file.unlink()
+    if any(path.iterdir()):
+        return False
+    path.rmdir()
+    return True
+
+
+def rewind(path: Path, step: int) -> None:
+    """Drop the lines of a log that are of later steps, which will be taken again, and those that cannot be read."""
+    if not path.exists():
+        return
+    kept = []
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True):
+        if (found := _step_of(line)) is None:
+            log.warning("%s has a line that cannot be read, which is dropped: %.60s", path, line.rstrip())
+        elif found <= step:
+            kept.append(line)
+    write_atomically(path, lambda temporary: temporary.write_text("".join(kept), encoding="utf-8"))
+
+
+def _step_of(line: str) -> int | None:
+    """The step of a line of the log; None of one that was cut short or damaged."""
+    try:
+        step = json.loads(line)["step"] if line.endswith("}\n") else None
+    except (ValueError, KeyError, TypeError):
+        return None
+    return step if isinstance(step, int) else None

@@ -1,0 +1,65 @@
+"""`dsno evaluate` and `dsno demo`: students and flow maps beside their teachers."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from dsno.app.export import load_program
+from dsno.checkpoint import read_json
+from dsno.measure.results import load_results
+from dsno.students.files import load_student
+from refusals import Spoil, edit, refusals, refuses
+from shell import QUICK, dsno
+
+
+def test_a_flow_map_is_measured_and_exported(runs: Path, tmp_path: Path) -> None:
+    ran = dsno("distill", "--method", "shortcut", "--out", "runs/map", *QUICK, at=runs)
+    assert ran.code == 0, ran.said
+    parts = ("--teacher", "runs/teacher", "--features", "runs/features", "--count", 8)
+    ran = dsno("evaluate", "--student", "runs/map", *parts, "--passes", 1, 2, "--out", tmp_path / "e", at=runs)
+    assert ran.code == 0, ran.said
+    results = {result.name: result for result in load_results(tmp_path / "e" / "results.json")}
+    assert [name for name in results if name.startswith("flow map")] == ["flow map-1", "flow map-2"]
+    one, two = results["flow map-1"].cost, results["flow map-2"].cost
+    assert (one.rounds, two.rounds) == (1, 2) and one.flops is not None and two.flops == 2 * one.flops
+    assert "Few passes beside its teacher" in (tmp_path / "e" / "report.html").read_text()
+    ran = dsno("cite", tmp_path / "e", at=runs)
+    assert ran.code == 0 and "heusel2017gans" in ran.said and "lu2022dpmpp" in ran.said
+    ran = dsno("export", "--student", "runs/map", "--out", tmp_path / "map.pt2", at=runs)
+    assert ran.code == 0, ran.said
+    made, z = load_student(runs / "runs" / "map"), torch.randn(3, 1, 8, 8)
+    torch.testing.assert_close(load_program(tmp_path / "map.pt2")(z), made.sample(z), rtol=1e-4, atol=1e-4)
+    assert read_json(tmp_path / "map.pt2.json")["times"] == [0.0]
+
+
+def test_an_operator_is_measured_at_several_passes(runs: Path, tmp_path: Path) -> None:
+    distil = ("distill", "--inner-starts", 0.5, "--out", tmp_path / "student")
+    assert dsno(*distil, *QUICK, at=runs).code == 0
+    parts = ("--teacher", "runs/teacher", "--features", "runs/features", "--count", 8, "--out", tmp_path / "e")
+    ran = dsno("evaluate", "--student", tmp_path / "student", *parts, "--passes", 1, 2, at=runs)
+    assert ran.code == 0, ran.said
+    assert [r.cost.rounds for r in load_results(tmp_path / "e" / "results.json")[:2]] == [1, 2]
+    ran = dsno("evaluate", "--student", tmp_path / "student", *parts, "--passes", 9, "--overwrite", at=runs)
+    assert ran.code == 2 and "a student of 4 frames makes 1 to 4 passes, got 9" in ran.said
+
+
+# Refusals
+
+
+@pytest.mark.parametrize("model", ["teacher", "student", "features"])
+def test_an_unknown_key_of_any_model_is_named_with_the_nearest(model: str, here: Path) -> None:
+    key, value = {"teacher": ("kind", "v"), "student": ("times", [0.0]), "features": ("net", {})}[model]
+    edit(here / "runs" / model / "config.json", **{f"{key}s": value})
+    parts = ("--teacher", "runs/teacher", "--student", "runs/student", "--features", "runs/features")
+    ran = dsno("evaluate", *parts, "--out", "new", at=here)
+    assert ran.code == 2 and len(ran.err.splitlines()) == 1
+    assert f"unknown key '{key}s' in the configuration of" in ran.err and f"did you mean '{key}'?" in ran.err
+
+
+@refusals(
+    ("evaluate --count 8", None, "runs/evaluation exists already"),
+    ("evaluate --out samples.png/evaluation", None, "cannot write to samples.png/evaluation"),
+)
+def test_a_failure_is_one_line_and_touches_nothing(command: str, spoil: Spoil, message: str, here: Path) -> None:
+    refuses(command, spoil, message, at=here)

@@ -1,0 +1,55 @@
+"""`dsno reproduce`: a recipe's stages, then its report."""
+
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from dsno.checkpoint import write_json
+from dsno.measure.results import load_results
+from dsno.report.compare import compare
+from dsno.runs.recipes import RECIPES
+from refusals import Spoil, refusals, refuses
+from shell import dsno
+
+
+@pytest.fixture
+def stages(here: Path) -> dict[Path, bytes]:
+    """What a finished run holds, its stages and no evaluation."""
+    kept = (p for name in ("teacher", "student", "features") for p in (here / "runs" / name).rglob("*") if p.is_file())
+    return {path: path.read_bytes() for path in kept}
+
+
+def test_what_is_made_is_only_measured(here: Path, stages: dict[Path, bytes], monkeypatch: pytest.MonkeyPatch) -> None:
+    quick = partial(compare, count=8, ddim=(1,), multistep=(2,), fine_steps=16, repeats=0)
+    monkeypatch.setattr("dsno.cli.reproduce.compare", quick)
+    ran = dsno("reproduce", "digits", "--out", "runs", at=here)
+    assert ran.code == 0 and ran.following == ["sample", "--student", "runs/student"], ran.said
+    assert "minutes; report: runs/evaluation/report.html" in ran.out and "DSNO" in ran.out
+    assert {r.protocol.count for r in load_results(here / "runs" / "evaluation" / "results.json")} == {8}
+    assert {path: path.read_bytes() for path in stages} == stages
+
+
+def test_a_student_that_is_told_classes_is_not_measured(
+    here: Path, stages: dict[Path, bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(RECIPES, "classes", replace(RECIPES["digits"], conditional=True))
+    evaluated = (here / "runs" / "evaluation" / "results.json").read_bytes()
+    ran = dsno("reproduce", "classes", "--out", "runs", at=here)
+    assert ran.code == 0 and "report" not in ran.out and ran.following == ["sample", "--student", "runs/student"]
+    assert (here / "runs" / "evaluation" / "results.json").read_bytes() == evaluated
+    assert {path: path.read_bytes() for path in stages} == stages
+
+
+def of_other_settings(here: Path) -> None:
+    write_json(here / "runs" / "recipe.json", {"data": "digits", "size": None, "seed": 5})
+
+
+@refusals(
+    ("reproduce nowhere", None, "unknown recipe 'nowhere': expected one of digits"),
+    ("reproduce digits --data nowhere", None, "no data 'nowhere': expected 'digits', a folder of PNG or JPEG files"),
+    ("reproduce digits --out runs", of_other_settings, "runs holds a run with seed = 5, this one has 0: choose"),
+)
+def test_a_failure_is_one_line_and_touches_nothing(command: str, spoil: Spoil, message: str, here: Path) -> None:
+    refuses(command, spoil, message, at=here)
