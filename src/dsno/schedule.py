@@ -22,8 +22,9 @@ from __future__ import annotations
 import inspect
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from functools import cached_property
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from operator import methodcaller
 
 import torch
 from torch import Tensor
@@ -43,16 +44,27 @@ __all__ = [
 ]
 
 
-REMEMBERED = 10_000
-"""Times whose level a schedule remembers."""
+Numbers = dict[float, tuple[float, ...]]
+"""What a function of time says, by time."""
+
+
+@dataclass(frozen=True)
+class Expected:
+    """Times that were announced, and what has been worked out for all of them, by function and dtype."""
+
+    times: tuple[float, ...] = ()
+    known: dict[object, Numbers] = field(default_factory=dict)
 
 
 class Schedule(ABC):
     r"""The noise level over time, $t \mapsto (\alpha_t, \sigma_t)$; stateless and elementwise.
 
     Every map takes a tensor of times of any shape, floating point, in $[0, 1]$, and keeps its shape and dtype.
-    Constructor arguments are the whole configuration (`config`).
+    Constructor arguments are the whole configuration (`config`); what is kept of the times that `expect` announces
+    changes no answer.
     """
+
+    _expected = Expected()
 
     @abstractmethod
     def __call__(self, t: Tensor) -> tuple[Tensor, Tensor]:
@@ -98,24 +110,33 @@ class Schedule(ABC):
 
     def at(self, t: float) -> tuple[float, float]:
         r"""$(\alpha_t, \sigma_t)$ as Python floats computed in float64, so that coefficients never touch the device."""
-        found = self._levels.get(t)
-        if found is None:
-            alpha_t, sigma_t = self(torch.tensor(t, dtype=torch.float64))
-            found = float(alpha_t), float(sigma_t)
-            if len(self._levels) >= REMEMBERED:
-                self._levels.clear()
-            self._levels[t] = found
-        return found
-
-    @cached_property
-    def _levels(self) -> dict[float, tuple[float, float]]:
-        """What `at` has said: the steps of a grid ask for the same few times over and over."""
-        return {}
+        alpha_t, sigma_t = self.numbers(_LEVELS, t)
+        return alpha_t, sigma_t
 
     def slope(self, t: float) -> tuple[float, float]:
         r"""$(\dot\alpha_t, \dot\sigma_t)$ as Python floats computed in float64."""
-        d_alpha, d_sigma = self.derivative(torch.tensor(t, dtype=torch.float64))
-        return float(d_alpha), float(d_sigma)
+        d_alpha, d_sigma = self.numbers(_SLOPES, t)
+        return d_alpha, d_sigma
+
+    def numbers(self, of: Function, t: float, dtype: torch.dtype = torch.float64) -> tuple[float, ...]:
+        r"""What a hashable function `of(schedule, t)` says at one time, as Python floats computed in `dtype` on the
+        host; at a time that was announced (`expect`) it is worked out for all of them at once."""
+        expected = self._expected
+        known = expected.known.get((of, dtype))
+        if known is None and expected.times:
+            known = expected.known[of, dtype] = self._numbers(of, expected.times, dtype)
+        found = None if known is None else known.get(t)
+        return self._numbers(of, (t,), dtype)[t] if found is None else found
+
+    def expect(self, times: Sequence[float]) -> None:
+        """Announce times, those of a grid: one call of the schedule then serves `at`, `slope` and `numbers` at all of
+        them. The next announcement takes their place."""
+        if tuple(times) != self._expected.times:
+            self._expected = Expected(tuple(times))
+
+    def _numbers(self, of: Function, times: tuple[float, ...], dtype: torch.dtype) -> Numbers:
+        answers = of(self, torch.tensor(times, dtype=dtype, device="cpu"))
+        return dict(zip(times, zip(*(answer.tolist() for answer in answers), strict=True), strict=True))
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Schedule) and self.config == other.config
@@ -290,22 +311,10 @@ class Tabulated(Schedule):
     def _segment(self, t: Tensor) -> tuple[Tensor, Tensor]:
         """$B(t)$ and its slope."""
         K = len(self.B) - 1
-        B, rises = self._table(t)
-        k = (t.detach() * K).long().clamp(0, K - 1)
-        rise = rises[k]
+        B = self.B.to(device=t.device, dtype=t.dtype)
+        k = (t.detach() * K).floor().long().clamp(0, K - 1)
+        rise = B[k + 1] - B[k]
         return B[k] + rise * (t * K - k), rise * K
-
-    def _table(self, t: Tensor) -> tuple[Tensor, Tensor]:
-        """$B$ at the knots and its rise from each to the next, where `t` is and in its dtype."""
-        key = t.device, t.dtype
-        if key not in self._tables:
-            B = self.B.to(device=t.device, dtype=t.dtype)
-            self._tables[key] = B, B[1:] - B[:-1]
-        return self._tables[key]
-
-    @cached_property
-    def _tables(self) -> dict[tuple[torch.device, torch.dtype], tuple[Tensor, Tensor]]:
-        return {}
 
     def __call__(self, t: Tensor) -> tuple[Tensor, Tensor]:
         B, _ = self._segment(t)
