@@ -24,7 +24,6 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from operator import methodcaller
 
 import torch
 from torch import Tensor
@@ -110,12 +109,12 @@ class Schedule(ABC):
 
     def at(self, t: float) -> tuple[float, float]:
         r"""$(\alpha_t, \sigma_t)$ as Python floats computed in float64, so that coefficients never touch the device."""
-        alpha_t, sigma_t = self.numbers(_LEVELS, t)
+        alpha_t, sigma_t = self.numbers(_levels, t)
         return alpha_t, sigma_t
 
     def slope(self, t: float) -> tuple[float, float]:
         r"""$(\dot\alpha_t, \dot\sigma_t)$ as Python floats computed in float64."""
-        d_alpha, d_sigma = self.numbers(_SLOPES, t)
+        d_alpha, d_sigma = self.numbers(_slopes, t)
         return d_alpha, d_sigma
 
     def numbers(self, of: Function, t: float, dtype: torch.dtype = torch.float64) -> tuple[float, ...]:
@@ -132,7 +131,7 @@ class Schedule(ABC):
         """Announce times, those of a grid: one call of the schedule then serves `at`, `slope` and `numbers` at all of
         them. The next announcement takes their place."""
         if tuple(times) != self._expected.times:
-            self._expected = Expected(tuple(times))
+            object.__setattr__(self, "_expected", Expected(tuple(times)))  # a frozen dataclass may be a schedule, too
 
     def _numbers(self, of: Function, times: tuple[float, ...], dtype: torch.dtype) -> Numbers:
         answers = of(self, torch.tensor(times, dtype=dtype, device="cpu"))
@@ -147,6 +146,18 @@ class Schedule(ABC):
     def __repr__(self) -> str:
         arguments = ", ".join(f"{k}={v!r}" for k, v in self.config.items() if k != "name")
         return f"{type(self).__name__}({arguments})"
+
+
+Function = Callable[[Schedule, Tensor], tuple[Tensor, ...]]
+"""Of a schedule and times, elementwise as the schedule is: what `Schedule.numbers` turns into floats."""
+
+
+def _levels(schedule: Schedule, t: Tensor) -> tuple[Tensor, ...]:
+    return schedule(t)
+
+
+def _slopes(schedule: Schedule, t: Tensor) -> tuple[Tensor, ...]:
+    return schedule.derivative(t)
 
 
 class Cosine(Schedule):
