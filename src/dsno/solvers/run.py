@@ -1,6 +1,6 @@
 """The one driver of solvers: it runs a step (`step`) on an explicit grid, and keeps the states that are asked for.
 
-The driver knows no solver. It announces the grid to the schedule, so that coefficients are floats worked out once, tells
+The driver knows no solver. It announces the grid to the schedule, so that all coefficients are worked out once, tells
 the denoiser the time in float32 or better, whatever the states are, hands a stochastic step its noise, counts what the
 denoiser costs, and reads nothing back from the device inside the loop.
 """
