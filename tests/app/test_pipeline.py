@@ -476,3 +476,18 @@ def test_a_pipeline_of_version_0_1_loads(kind: str, name: str, tmp_path: Path) -
     saved = json.loads((tmp_path / "model_index.json").read_text())["student"]
     assert saved == ["dsno.app.pipeline", classes[kind]]
     assert torch.equal(DSNOPipeline.from_pretrained(tmp_path)(seeds=[0, 1], output_type="latent").images, made)
+
+
+def test_what_is_declared_is_named_by_its_file(folder: Path) -> None:
+    before = (folder / "student" / "config.json").read_text()
+    edit(folder / "student" / "config.json", backbone={**json.loads(before)["backbone"], "blocks": 10**8})
+    with pytest.raises(ValueError, match=r"student/config\.json describes a network of more than the \d+ weights"):
+        DSNOPipeline.from_pretrained(folder)
+    edit(folder / "student" / "config.json", backbone=json.loads(before)["backbone"], target=[])
+    with pytest.raises(
+        ValueError, match=r"student/config\.json: the configuration of DSNOModel: target must be a text"
+    ):
+        DSNOPipeline.from_pretrained(folder)
+    edit(folder / "model_index.json", student=[1, 2])
+    with pytest.raises(ValueError, match=r"model_index\.json: student\[0\] must be a text or null, got 1"):
+        DSNOPipeline.from_pretrained(folder)
