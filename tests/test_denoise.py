@@ -193,7 +193,12 @@ def test_a_denoiser_at_one_time_answers_as_it_does_to_that_time_of_each_row() ->
         return prediction(x_t, t, cond)
 
     x_t, cond = torch.randn(4, 3), torch.arange(4)
-    for denoiser in (prediction, Guided(prediction, torch.tensor(7), 2.0), foreign, Guided(foreign, torch.tensor(7), 2.0)):
+    for denoiser in (
+        prediction,
+        Guided(prediction, torch.tensor(7), 2.0),
+        foreign,
+        Guided(foreign, torch.tensor(7), 2.0),
+    ):
         assert torch.equal(at_one_time(denoiser)(x_t, 0.4, cond), denoiser(x_t, torch.full((4,), 0.4), cond))
     assert [t.shape[0] for t in calls] == [4, 4, 8, 8]  # anyone else's is told each row's time
 

@@ -71,7 +71,9 @@ def test_the_schedule_is_asked_for_a_grid_and_not_for_its_steps(step: Step) -> N
     def calls(steps: int) -> int:
         asked.clear()
         schedule = Counted([0.9, 0.5, 0.1])
-        solve(Prediction(Net(), schedule, "eps"), schedule, states(2, (3,)), uniform(steps), step, seeds=seed_range(0, 2))
+        solve(
+            Prediction(Net(), schedule, "eps"), schedule, states(2, (3,)), uniform(steps), step, seeds=seed_range(0, 2)
+        )
         return len(asked)
 
     assert calls(20) == calls(5) <= 3

@@ -35,9 +35,7 @@ Activation = Literal["silu", "leaky_relu", "identity"]
 _ONEDNN = torch.backends.mkldnn.is_available()
 
 NATIVE: dict[torch.dtype, bool] = {
-    torch.bfloat16: _ONEDNN
-    and torch.ops.mkldnn._is_mkldnn_bf16_supported()
-    and torch.cpu._is_avx512_bf16_supported(),
+    torch.bfloat16: _ONEDNN and torch.ops.mkldnn._is_mkldnn_bf16_supported() and torch.cpu._is_avx512_bf16_supported(),
     torch.float16: _ONEDNN and torch.ops.mkldnn._is_mkldnn_fp16_supported(),
 }
 """Whether the CPU is known to multiply in half precision. Where it does not, products in it are emulated, up to twenty
