@@ -1,13 +1,16 @@
-"""What a solver's step costs beside the network, against diffusers' schedulers and their own loop.
+"""What sampling costs beside the network: a solver's step against diffusers', a student's pass against a bare one.
 
     python benchmarks/steps.py
 
-The network is one product, so what is timed is everything else: coefficients, times, conversion of the prediction,
-the past. A teacher with a table of betas (as every model of diffusers has), and closed forms beside the same
-schedulers; 3x32x32, batch 1, float32, one thread; DDIM, DPM-Solver++ and UniPC of order 2 on the same number of steps.
-Claim: at most 0.7 of diffusers' time for each. A larger ratio refutes it. Each ratio is the median over repeats in
-which both sides alternate. The models are made before; the grid and its coefficients, as `set_timesteps` there, are
+In a solver's step the network is one product, so what is timed is everything else: coefficients, times, conversion of
+the prediction, the past. A teacher with a table of betas (as every model of diffusers has), and closed forms beside the
+same schedulers; 3x32x32, batch 1, float32, one thread; DDIM, DPM-Solver++ and UniPC of order 2 on the same number of
+steps. Claim: at most 0.7 of diffusers' time for each. A larger ratio refutes it. Each ratio is the median over repeats
+in which both sides alternate. The models are made before; the grid and its coefficients, as `set_timesteps` there, are
 made in every repeat, and what the schedule knows of the last one is forgotten.
+
+A student of four frames, lifted by default from a U-Net on 8x8: its one pass as a sampler, which makes the sample
+alone, against one call of the U-Net, at batch 1. Claims: at most half more, and no more than all frames take.
 
 Writes benchmarks/results/steps.json.
 """
@@ -17,6 +20,7 @@ from __future__ import annotations
 import argparse
 import statistics
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -24,8 +28,9 @@ from _common import Claim, alternating, claim, parse, parser, write
 from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, UniPCMultistepScheduler
 from torch import Tensor, nn
 
-from dsno import DDIM, Cosine, DPMSolverPP, Prediction, UniPC, grids
+from dsno import DDIM, Cosine, DPMSolverPP, OnePass, Prediction, UniPC, grids, student_from_teacher
 from dsno.denoise import Kind
+from dsno.nets.unet import UNet
 from dsno.schedule import RectifiedFlow, Schedule, VPLinear, linear_beta
 from dsno.solvers.run import solve
 from dsno.solvers.step import Step
@@ -42,6 +47,7 @@ SCHEDULES: dict[str, tuple[Callable[[], Schedule], Kind]] = {
     "RectifiedFlow": (RectifiedFlow, "flow"),
 }
 BOUND = 0.7
+PASS_BOUND = 1.5
 
 
 class Product(nn.Module):
@@ -92,12 +98,36 @@ def seconds(a: Callable[[], object], b: Callable[[], object], steps: int, repeat
     }
 
 
+def one_pass(channels: tuple[int, ...], repeats: int) -> dict[str, float]:
+    """One pass of a student over a call of its backbone: the sample alone, and all frames."""
+    net = UNet(channels=channels).eval()
+    student = student_from_teacher(Prediction(net, Cosine(), "v"), grids.quadratic(4)[1:], init="normal").eval()
+    z, t = torch.randn(1, *net.shape), torch.ones(1)
+
+    def bare() -> None:
+        with torch.no_grad():
+            net(z, t)
+
+    sides = bare, partial(OnePass(student), z), partial(OnePass(student, whole=True), z)
+    taken = alternating(*sides, repeats=repeats)
+    return {
+        "milliseconds of a bare pass": 1e3 * statistics.median(b for b, _, _ in taken),
+        "sample": statistics.median(s / b for b, s, _ in taken),
+        "all frames": statistics.median(w / b for b, _, w in taken),
+        "sample over all frames": statistics.median(s / w for _, s, w in taken),
+    }
+
+
 def judged(numbers: Mapping[str, Any]) -> list[Claim]:
-    """Every solver's ratio on every schedule."""
+    """Every solver's ratio on every schedule, and those of a pass."""
     return [
-        claim(f"a step over diffusers', {name}, {schedule}", n["ratio"], BOUND, "<=")
-        for schedule, solvers in numbers["schedules"].items()
-        for name, n in solvers.items()
+        *(
+            claim(f"a step over diffusers', {name}, {schedule}", n["ratio"], BOUND, "<=")
+            for schedule, solvers in numbers["schedules"].items()
+            for name, n in solvers.items()
+        ),
+        claim("one pass of a student over a bare one, batch 1", numbers["pass"]["sample"], PASS_BOUND, "<="),
+        claim("its sample over all its frames, batch 1", numbers["pass"]["sample over all frames"], 1.0, "<="),
     ]
 
 
@@ -117,7 +147,8 @@ def main(given: Sequence[str] | None = None) -> None:
                 for solver, (step, scheduler) in PAIRS.items()
             }
             for name, (schedule, kind) in SCHEDULES.items()
-        }
+        },
+        "pass": one_pass((16, 16) if arguments.quick else (32, 64), repeats),
     }
     write(
         arguments,

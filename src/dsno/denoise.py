@@ -93,32 +93,31 @@ class Reading:
     data_std: float = 1.0
     dtype: torch.dtype = torch.float32
 
-    def __call__(self, schedule: Schedule, t: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """$(s, p, q, n)$ at times of any shape, of that shape and of `dtype`."""
+    def __call__(self, schedule: Schedule, t: Tensor) -> tuple[Tensor | float, ...]:
+        """$(s, p, q, n)$ at times of any shape, of that shape and of `dtype`; numbers where they are constant."""
         alpha_t, sigma_t = (c.to(self.dtype) for c in schedule(t))
-        one = torch.ones_like(alpha_t)
         if self.kind == "x0":
-            return one, 0 * one, -one, one
+            return 1.0, 0.0, -1.0, 1.0
         if self.kind == "eps":
-            return one, one, sigma_t, alpha_t.clamp_min(torch.finfo(self.dtype).tiny)
+            return 1.0, 1.0, sigma_t, alpha_t.clamp_min(torch.finfo(self.dtype).tiny)
         if self.kind == "v":
-            return one, alpha_t, sigma_t, alpha_t**2 + sigma_t**2
+            return 1.0, alpha_t, sigma_t, alpha_t**2 + sigma_t**2
         if self.kind == "flow":
             d_alpha, d_sigma = (c.to(self.dtype) for c in schedule.derivative(_inner(t)))
             alpha_t, sigma_t = (c.to(self.dtype) for c in schedule(_inner(t)))
-            return one, d_sigma, sigma_t, d_sigma * alpha_t - sigma_t * d_alpha
+            return 1.0, d_sigma, sigma_t, d_sigma * alpha_t - sigma_t * d_alpha
         if self.kind == "score":
-            return one, one, -(sigma_t**2), alpha_t.clamp_min(torch.finfo(self.dtype).tiny)
+            return 1.0, 1.0, -(sigma_t**2), alpha_t.clamp_min(torch.finfo(self.dtype).tiny)
         if self.kind == "edm":
             s_t = _scale(alpha_t, sigma_t, self.data_std)
-            return s_t, alpha_t * self.data_std**2 / s_t**2, -sigma_t * self.data_std / s_t, one
+            return s_t, alpha_t * self.data_std**2 / s_t**2, -sigma_t * self.data_std / s_t, 1.0
         raise ValueError(f"unknown prediction kind {self.kind!r}: expected one of {KINDS}")
 
     def at(self, schedule: Schedule, t: Tensor | float, x: Tensor) -> tuple[Tensor | float, ...]:
         """$(s, p, q, n)$ to multiply `x` (B, *shape) by: floats of one time, else of `t` () or (B,)."""
         if isinstance(t, float):
             return schedule.numbers(self, t, torch.promote_types(x.dtype, torch.float32))
-        return tuple(expand_like(c, x) for c in self(schedule, t))
+        return self(schedule, t.reshape(-1, *[1] * (x.ndim - 1)))
 
 
 def x0_from(

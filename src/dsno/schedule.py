@@ -134,8 +134,9 @@ class Schedule(ABC):
             object.__setattr__(self, "_expected", Expected(tuple(times)))  # a frozen dataclass may be a schedule, too
 
     def _numbers(self, of: Function, times: tuple[float, ...], dtype: torch.dtype) -> Numbers:
-        answers = of(self, torch.tensor(times, dtype=dtype, device="cpu"))
-        return dict(zip(times, zip(*(answer.tolist() for answer in answers), strict=True), strict=True))
+        t = torch.tensor(times, dtype=dtype, device="cpu")
+        answers = (torch.as_tensor(answer).expand_as(t).tolist() for answer in of(self, t))
+        return dict(zip(times, zip(*answers, strict=True), strict=True))
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Schedule) and self.config == other.config
@@ -148,15 +149,15 @@ class Schedule(ABC):
         return f"{type(self).__name__}({arguments})"
 
 
-Function = Callable[[Schedule, Tensor], tuple[Tensor, ...]]
+Function = Callable[[Schedule, Tensor], tuple[Tensor | float, ...]]
 """Of a schedule and times, elementwise as the schedule is: what `Schedule.numbers` turns into floats."""
 
 
-def _levels(schedule: Schedule, t: Tensor) -> tuple[Tensor, ...]:
+def _levels(schedule: Schedule, t: Tensor) -> tuple[Tensor, Tensor]:
     return schedule(t)
 
 
-def _slopes(schedule: Schedule, t: Tensor) -> tuple[Tensor, ...]:
+def _slopes(schedule: Schedule, t: Tensor) -> tuple[Tensor, Tensor]:
     return schedule.derivative(t)
 
 
