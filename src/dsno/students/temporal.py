@@ -178,14 +178,13 @@ class TemporalFourier(nn.Module):
             return c_k @ R if last else R.T @ c_k
 
         dtype = torch.promote_types(c.dtype, self.real.dtype)
-        real, imag = self.real.to(dtype), None if self.imag is None else self.imag.to(dtype)
-        mixed = [apply(real[0], c[:, 0])]
+        mixed = [apply(self.real[0].to(dtype), c[:, 0])]
         for k in range(self.pairs):
-            re, im = real[k + 1], imag[k]  # type: ignore[index]
+            re, im = self.real[k + 1].to(dtype), self.imag[k].to(dtype)  # type: ignore[index]
             a, b = c[:, 2 * k + 1], c[:, 2 * k + 2]
             # A complex product in three real ones (Gauss) instead of the block matrix's four.
             shared = apply(re, a + b)
             mixed += [shared - apply(re + im, b), shared + apply(im - re, a)]
         if self.nyquist:
-            mixed.append(apply(real[-1], c[:, -1]))
+            mixed.append(apply(self.real[-1].to(dtype), c[:, -1]))
         return torch.stack(mixed, 1)
