@@ -154,7 +154,8 @@ def main(given: Sequence[str] | None = None) -> None:
     write(
         arguments,
         "steps",
-        f"one thread; batch 1, 3x32x32; {steps} steps; medians of {repeats} alternating repeats; microseconds of the processor a step",
+        f"one thread; batch 1, 3x32x32; {steps} steps; medians of {repeats} alternating repeats; microseconds of the "
+        "processor a step",
         judged(numbers),
         **numbers,
     )

@@ -203,6 +203,25 @@ def test_a_denoiser_at_one_time_answers_as_it_does_to_that_time_of_each_row() ->
     assert [t.shape[0] for t in calls] == [4, 4, 8, 8]  # anyone else's is told each row's time
 
 
+def test_a_compiled_denoiser_is_one_graph_at_all_times() -> None:
+    class Net(nn.Module):
+        def forward(self, x_t: Tensor, time: Tensor, cond: Tensor | None = None) -> Tensor:
+            return x_t.cos() * time[:, None]
+
+    graphs = []
+
+    def backend(graph: Any, _: Any) -> Any:
+        graphs.append(graph)
+        return graph.forward
+
+    prediction, x_t = Prediction(Net(), Cosine(), "eps"), torch.randn(4, 3)
+    expected = [prediction(x_t, torch.tensor(t)) for t in (0.9, 0.5, 0.2)]
+    prediction.compile(backend=backend)
+    ask = at_one_time(prediction)
+    assert all(torch.equal(ask(x_t, t, None), e) for t, e in zip((0.9, 0.5, 0.2), expected, strict=True))
+    assert len(graphs) == 1
+
+
 def test_prediction_clips() -> None:
     class Net(nn.Module):
         def forward(self, x_t: Tensor, time: Tensor) -> Tensor:

@@ -337,11 +337,13 @@ class Guided(nn.Module):
 
 def at_one_time(denoiser: Denoiser) -> Callable[[Tensor, float, Cond | None], Tensor]:
     """The denoiser where all rows have one time, a number: with float coefficients if it is a `Prediction`, guided or
-    not; anyone else's is told the time of `each_row`."""
-    inner = denoiser
-    while isinstance(inner, Guided):
-        inner = inner.denoiser
-    if isinstance(denoiser, Prediction | Guided) and isinstance(inner, Prediction):
+    not; anyone else's is told the time of `each_row`, and so is one that is compiled, for each number anew otherwise.
+    """
+    chain = [denoiser]
+    while isinstance(chain[-1], Guided):
+        chain.append(chain[-1].denoiser)
+    compiled = any(isinstance(part, nn.Module) and part._compiled_call_impl is not None for part in chain)
+    if isinstance(denoiser, Prediction | Guided) and isinstance(chain[-1], Prediction) and not compiled:
         return denoiser
     return lambda x_t, t, cond: denoiser(x_t, each_row(t, x_t), cond)
 
