@@ -330,10 +330,10 @@ def samplers_of(student: Student) -> dict[str, Sampler]:
         passes = (student.steps,) if student.way == "grid" else PASSES
         return {str(k): passes_of(student, k) for k in passes if k is not None}
     if not student.restarts:
-        return {"1": OnePass(student, whole=False)}
+        return {"1": OnePass(student)}
     return {
-        **{str(k): MultiPass(student, k, whole=False) for k in PASSES},
-        **{f"{k}, re-noised": MultiPass(student, k, whole=False, fresh=True) for k in PASSES[1:]},
+        **{str(k): MultiPass(student, k) for k in PASSES},
+        **{f"{k}, re-noised": MultiPass(student, k, fresh=True) for k in PASSES[1:]},
     }
 
 

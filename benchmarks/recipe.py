@@ -68,7 +68,7 @@ def pictures(source: Path, results: Any, images: Path, prefix: str) -> None:
     """The cost plot, samples, and the operator's trajectories over the teacher's."""
     teacher, student = load_teacher(source / "teacher"), load_student(source / "student")
     z = noise(seed_range(HELD_OUT, 64), sample_shape(teacher))
-    made = OnePass(student)(z[:6])
+    made = OnePass(student, whole=True)(z[:6])
     exact = fine_solution(teacher, teacher.schedule, z[:6], 64, keep=made.t, keep_x0=True)
     fine = fine_solution(teacher, teacher.schedule, z, 64).sample
     assert made.x0 is not None and exact.x0 is not None

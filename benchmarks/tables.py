@@ -374,6 +374,29 @@ def faults(record: Record) -> str:
     return rows(["kind", "cases", "refused", "opened, unharmed", "held", "bad"], body)
 
 
+def steps(record: Record) -> str:
+    """A step of every solver on every schedule, beside the network."""
+    body = [
+        [f"{solver}, {schedule}", f"{n['ours']:.0f}", f"{n['theirs']:.0f}", f"{n['ratio']:.2f}"]
+        for schedule, solvers in record["schedules"].items()
+        for solver, n in solvers.items()
+    ]
+    return rows(["solver, schedule", "microseconds a step", "diffusers'", "ratio"], body)
+
+
+def precision(record: Record) -> str:
+    """The temporal layer in bfloat16 beside itself in float32 and the official layer."""
+    sides = ("bfloat16", "float32", "official")
+    body = [
+        [f"CPU {machine}, {layout}, batch {batch}, {way}", *(f"{t[side]:.2f}" for side in sides)]
+        for machine, found in record["machines"].items()
+        for layout, batches in found["times"].items()
+        for batch, ways in batches.items()
+        for way, t in ways.items()
+    ]
+    return rows(["milliseconds", *sides], body)
+
+
 TABLES: dict[str, Callable[[Record], str]] = {
     **{f"claims {path.stem}": claims for path in sorted(RESULTS.glob("*.json"))},
     **dict.fromkeys(("recipe", "fashion"), recipe),
@@ -389,6 +412,8 @@ TABLES: dict[str, Callable[[Record], str]] = {
     "timings family_digits": timings,
     "targets family_sprites": targets,
     "ring": ring,
+    "steps": steps,
+    "precision": precision,
     "schedules ring": schedules,
     "guided": guided,
     "guided_digits": guided_digits,

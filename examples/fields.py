@@ -138,8 +138,8 @@ def main(quick: bool = False, out: Path | None = None) -> dict[str, float]:
         "data": shaped(noise(seed_range(2 * 10**6, len(z)), data.shape, dtype=torch.float64), POWER.sqrt()),
         "formula, exact solution": exact.solution(z),
         "U-Net, 16 calls": torch.cat([solver(part).sample for part in z.split(256)]),
-        "student of U-Net, 1 call": OnePass(students["U-Net"], whole=False)(z).sample,
-        "student of formula, 1 call": OnePass(students["formula"], whole=False)(z).sample,
+        "student of U-Net, 1 call": OnePass(students["U-Net"])(z).sample,
+        "student of formula, 1 call": OnePass(students["formula"])(z).sample,
     }
     truth, spectra = radial(POWER), {name: spectrum(x) for name, x in sets.items()}
     errors = {name: float((s / truth - 1).abs().mean()) for name, s in spectra.items()}

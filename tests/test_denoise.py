@@ -16,7 +16,9 @@ from dsno.denoise import (
     Kind,
     Prediction,
     Threshold,
+    at_one_time,
     convert,
+    each_row,
     evaluating,
     modules_of,
     scale_input,
@@ -102,6 +104,22 @@ def test_one_time_for_all_or_one_for_each(kind: Kind, schedule: Schedule) -> Non
     )
 
 
+@kinds
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_a_number_is_the_time_of_all_rows(kind: Kind, schedule: Schedule, dtype: torch.dtype) -> None:
+    output, x_t = (x.to(dtype) for x in pair(4, (2, 3, 3)))
+    for t in (1.0, 0.4, 0.0):
+        rows = each_row(t, x_t)
+        for relation in (x0_from, lambda kind, _, *rest: scale_input(kind, *rest)):
+            torch.testing.assert_close(
+                relation(kind, output, x_t, t, schedule, 0.5),
+                relation(kind, output, x_t, rows, schedule, 0.5),
+                rtol=0,
+                atol=0,
+                equal_nan=True,
+            )
+
+
 @pytest.mark.parametrize("relation", [x0_from, convert])
 def test_an_unknown_kind_is_refused(relation) -> None:
     x = torch.zeros(1, 2)
@@ -160,6 +178,48 @@ def test_prediction_hands_the_network_its_own_time_and_the_condition() -> None:
     denoiser(torch.zeros(2, 3), torch.tensor(0.5), labels)
     assert seen[0][0].tolist() == [499, 499] and seen[0][1] is None
     assert seen[1][1] is labels
+
+
+def test_a_denoiser_at_one_time_answers_as_it_does_to_that_time_of_each_row() -> None:
+    class Net(nn.Module):
+        def forward(self, x_t: Tensor, time: Tensor, cond: Tensor) -> Tensor:
+            assert time.shape == x_t.shape[:1]
+            return x_t.cos() * (time + cond)[:, None]
+
+    prediction, calls = Prediction(Net(), Cosine(), "eps", time=lambda t: 10 * t, clip=0.7), []
+
+    def foreign(x_t: Tensor, t: Tensor, cond: Cond | None = None) -> Tensor:
+        calls.append(t)
+        return prediction(x_t, t, cond)
+
+    x_t, cond = torch.randn(4, 3), torch.arange(4)
+    for denoiser in (
+        prediction,
+        Guided(prediction, torch.tensor(7), 2.0),
+        foreign,
+        Guided(foreign, torch.tensor(7), 2.0),
+    ):
+        assert torch.equal(at_one_time(denoiser)(x_t, 0.4, cond), denoiser(x_t, torch.full((4,), 0.4), cond))
+    assert [t.shape[0] for t in calls] == [4, 4, 8, 8]  # anyone else's is told each row's time
+
+
+def test_a_compiled_denoiser_is_one_graph_at_all_times() -> None:
+    class Net(nn.Module):
+        def forward(self, x_t: Tensor, time: Tensor, cond: Tensor | None = None) -> Tensor:
+            return x_t.cos() * time[:, None]
+
+    graphs = []
+
+    def backend(graph: Any, _: Any) -> Any:
+        graphs.append(graph)
+        return graph.forward
+
+    prediction, x_t = Prediction(Net(), Cosine(), "eps"), torch.randn(4, 3)
+    expected = [prediction(x_t, torch.tensor(t)) for t in (0.9, 0.5, 0.2)]
+    prediction.compile(backend=backend)
+    ask = at_one_time(prediction)
+    assert all(torch.equal(ask(x_t, t, None), e) for t, e in zip((0.9, 0.5, 0.2), expected, strict=True))
+    assert len(graphs) == 1
 
 
 def test_prediction_clips() -> None:

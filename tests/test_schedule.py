@@ -129,6 +129,35 @@ def test_maps_keep_shape_and_dtype(schedule: Schedule, dtype: torch.dtype) -> No
         assert value.shape == t.shape and value.dtype == dtype
 
 
+def test_announced_times_change_no_answer(schedule: Schedule) -> None:
+    def half(of: Schedule, t: Tensor) -> tuple[Tensor, ...]:
+        return (of(t)[0] / 2,)
+
+    times, inner = [1.0, 0.7, 0.1, 0.0], [0.7, 0.5, 0.1]
+    again = schedule_from_config(schedule.config)
+    for t in (times, [0.5], times):
+        again.expect(t)
+        assert [again.at(u) for u in times] == [schedule.at(u) for u in times]
+        assert [again.slope(u) for u in inner] == [schedule.slope(u) for u in inner]
+        for dtype in (torch.float32, torch.float64):
+            assert [again.numbers(half, u, dtype) for u in inner] == [schedule.numbers(half, u, dtype) for u in inner]
+
+
+def test_announced_times_are_worked_out_together() -> None:
+    asked = []
+
+    class Counted(Cosine):
+        def __call__(self, t: Tensor) -> tuple[Tensor, Tensor]:
+            asked.append(t.tolist())
+            return super().__call__(t)
+
+    schedule = Counted()
+    schedule.expect([1.0, 0.5, 0.0])
+    for t in (0.5, 0.0, 1.0, 0.3, 0.5):
+        schedule.at(t)
+    assert asked == [[1.0, 0.5, 0.0], [0.3]]
+
+
 def test_config_rebuilds_the_schedule(schedule: Schedule) -> None:
     again = schedule_from_config(schedule.config)
     assert again == schedule and hash(again) == hash(schedule)

@@ -22,7 +22,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 from dsno.condition import Cond
 from dsno.denoise import Denoiser, Guided
 
-__all__ = ["Live", "Meter", "Metered", "Throughput", "flops", "latency", "throughput", "timed"]
+__all__ = ["Live", "Meter", "Metered", "Throughput", "evaluations", "flops", "latency", "throughput", "timed"]
 
 T = TypeVar("T")
 
@@ -37,7 +37,7 @@ class Metered(nn.Module, ABC):
     def __init__(self, denoiser: Denoiser) -> None:
         super().__init__()
         self.denoiser = denoiser
-        self.evaluations: int = denoiser.evaluations if isinstance(denoiser, Guided | Metered) else 1
+        self.evaluations = evaluations(denoiser)
         self.reset()
 
     def reset(self) -> None:
@@ -52,6 +52,11 @@ class Metered(nn.Module, ABC):
     @abstractmethod
     def answer(self, x_t: Tensor, t: Tensor, cond: Cond | None) -> Tensor:
         """What `denoiser` says of the states, asked here or elsewhere, at once or in parts."""
+
+
+def evaluations(denoiser: Denoiser) -> int:
+    """Rows of the network for each row of a call: two of a guided denoiser, one of others."""
+    return denoiser.evaluations if isinstance(denoiser, Guided | Metered) else 1
 
 
 class Meter(Metered):

@@ -42,8 +42,11 @@ __all__ = [
     "Guided",
     "Kind",
     "Prediction",
+    "Reading",
     "Threshold",
+    "at_one_time",
     "convert",
+    "each_row",
     "evaluating",
     "expand_like",
     "modules_of",
@@ -73,36 +76,69 @@ r"""The least time at which a slope of a schedule is taken: $\sigma \sim \sqrt t
 slope is infinite there."""
 
 
-def x0_from(kind: Kind, output: Tensor, x_t: Tensor, t: Tensor, schedule: Schedule, data_std: float = 1.0) -> Tensor:
-    r"""Turn a network's `output` of the given `kind` into $\hat x_0$ (table above); shapes (B, *shape), `t` () or (B,).
+@dataclass(frozen=True)
+class Reading:
+    r"""How a network of a `kind` is read (table above): it is shown $x_t / s$, and of its output $F$
+
+    $$ \hat x_0 = (p \, x_t - q F) / n. $$
+
+    Where $n = \alpha_t$ (`eps`, `score`) is 0, on pure noise, the model says nothing about $x_0$; it is the smallest
+    normal number of `dtype` instead, so the result is finite for zero numerators and never NaN.
+
+    Raises:
+        ValueError: when called, if the kind is unknown.
+    """
+
+    kind: Kind
+    data_std: float = 1.0
+    dtype: torch.dtype = torch.float32
+
+    def __call__(self, schedule: Schedule, t: Tensor) -> tuple[Tensor | float, ...]:
+        """$(s, p, q, n)$ at times of any shape, of that shape and of `dtype`; numbers where they are constant."""
+        alpha_t, sigma_t = (c.to(self.dtype) for c in schedule(t))
+        if self.kind == "x0":
+            return 1.0, 0.0, -1.0, 1.0
+        if self.kind == "eps":
+            return 1.0, 1.0, sigma_t, alpha_t.clamp_min(torch.finfo(self.dtype).tiny)
+        if self.kind == "v":
+            return 1.0, alpha_t, sigma_t, alpha_t**2 + sigma_t**2
+        if self.kind == "flow":
+            d_alpha, d_sigma = (c.to(self.dtype) for c in schedule.derivative(_inner(t)))
+            alpha_t, sigma_t = (c.to(self.dtype) for c in schedule(_inner(t)))
+            return 1.0, d_sigma, sigma_t, d_sigma * alpha_t - sigma_t * d_alpha
+        if self.kind == "score":
+            return 1.0, 1.0, -(sigma_t**2), alpha_t.clamp_min(torch.finfo(self.dtype).tiny)
+        if self.kind == "edm":
+            s_t = _scale(alpha_t, sigma_t, self.data_std)
+            return s_t, alpha_t * self.data_std**2 / s_t**2, -sigma_t * self.data_std / s_t, 1.0
+        raise ValueError(f"unknown prediction kind {self.kind!r}: expected one of {KINDS}")
+
+    def at(self, schedule: Schedule, t: Tensor | float, x: Tensor) -> tuple[Tensor | float, ...]:
+        """$(s, p, q, n)$ to multiply `x` (B, *shape) by: floats of one time, else of `t` () or (B,)."""
+        if isinstance(t, float):
+            return schedule.numbers(self, t, torch.promote_types(x.dtype, torch.float32))
+        return self(schedule, t.reshape(-1, *[1] * (x.ndim - 1)))
+
+
+def x0_from(
+    kind: Kind, output: Tensor, x_t: Tensor, t: Tensor | float, schedule: Schedule, data_std: float = 1.0
+) -> Tensor:
+    r"""Turn a network's `output` of the given `kind` into $\hat x_0$ (`Reading`); shapes (B, *shape), `t` () or (B,) or
+    a number, the time of all rows.
 
     `data_std` is $\sigma_d$ of the kind `edm`; the others do not read it.
-
-    Where the relation divides by $\alpha_t$ and $\alpha_t = 0$ (`eps`, `score` on pure noise) the model says nothing
-    about $x_0$; the division is by the smallest normal number instead, so the result is finite for zero numerators and
-    never NaN.
 
     Raises:
         ValueError: if `kind` is unknown.
     """
-    alpha_t, sigma_t = (expand_like(c, x_t) for c in schedule(t))
-    tiny = torch.finfo(x_t.dtype).tiny
     if kind == "x0":
         return output
-    if kind == "eps":
-        return (x_t - sigma_t * output) / alpha_t.clamp_min(tiny)
-    if kind == "v":
-        return (alpha_t * x_t - sigma_t * output) / (alpha_t**2 + sigma_t**2)
-    if kind == "flow":
-        d_alpha, d_sigma = (expand_like(c, x_t) for c in schedule.derivative(_inner(t)))
-        alpha_t, sigma_t = (expand_like(c, x_t) for c in schedule(_inner(t)))
-        return (d_sigma * x_t - sigma_t * output) / (d_sigma * alpha_t - sigma_t * d_alpha)
-    if kind == "score":
-        return (x_t + sigma_t**2 * output) / alpha_t.clamp_min(tiny)
-    if kind == "edm":
-        s_t = _scale(alpha_t, sigma_t, data_std)
-        return alpha_t * data_std**2 / s_t**2 * x_t + sigma_t * data_std / s_t * output
-    raise ValueError(f"unknown prediction kind {kind!r}: expected one of {KINDS}")
+    _, p, q, n = Reading(kind, data_std, x_t.dtype).at(schedule, t, x_t)
+    if kind in ("eps", "score"):  # p = 1
+        return (x_t - q * output) / n
+    if kind == "edm":  # n = 1
+        return p * x_t - q * output
+    return (p * x_t - q * output) / n
 
 
 def convert(kind: Kind, x0_hat: Tensor, x_t: Tensor, t: Tensor, schedule: Schedule, data_std: float = 1.0) -> Tensor:
@@ -136,12 +172,12 @@ def convert(kind: Kind, x0_hat: Tensor, x_t: Tensor, t: Tensor, schedule: Schedu
     raise ValueError(f"unknown prediction kind {kind!r}: expected one of {KINDS}")
 
 
-def scale_input(kind: Kind, x_t: Tensor, t: Tensor, schedule: Schedule, data_std: float = 1.0) -> Tensor:
+def scale_input(kind: Kind, x_t: Tensor, t: Tensor | float, schedule: Schedule, data_std: float = 1.0) -> Tensor:
     """What a network of the given `kind` is shown of the state: $x_t / s_t$ for `edm`, else $x_t$ itself."""
     if kind != "edm":
         return x_t
-    alpha_t, sigma_t = (expand_like(c, x_t) for c in schedule(t))
-    return x_t / _scale(alpha_t, sigma_t, data_std)
+    s_t, *_ = Reading(kind, data_std, x_t.dtype).at(schedule, t, x_t)
+    return x_t / s_t
 
 
 def _scale(alpha_t: Tensor, sigma_t: Tensor, data_std: float) -> Tensor:
@@ -156,6 +192,15 @@ def _inner(t: Tensor) -> Tensor:
 def expand_like(value: Tensor, x: Tensor) -> Tensor:
     """View a tensor of shape () or (B,) so that it broadcasts against `x` of shape (B, *shape)."""
     return value.to(x.dtype).reshape(-1, *[1] * (x.ndim - 1))
+
+
+def each_row(t: Tensor | float, x: Tensor) -> Tensor:
+    """Times (B,) of the rows of `x` (B, *shape) from one of all, a number or (), or from theirs, on its device."""
+    # Half precision tells only a few hundred times apart, so t never goes below float32.
+    dtype = torch.promote_types(x.dtype, torch.float32)
+    if isinstance(t, float):
+        return torch.full((len(x),), t, dtype=dtype, device=x.device)
+    return t.to(x.device, dtype).expand(len(x))
 
 
 @dataclass(frozen=True)
@@ -209,11 +254,11 @@ class Prediction(nn.Module):
         self.net, self.schedule, self.kind, self.time, self.clip = net, schedule, kind, time, clip
         self.data_std, self.shape, self.classes = data_std, None if shape is None else tuple(shape), classes
 
-    def unclipped(self, x_t: Tensor, t: Tensor, cond: Cond | None = None) -> Tensor:
+    def unclipped(self, x_t: Tensor, t: Tensor | float, cond: Cond | None = None) -> Tensor:
         r"""$\hat x_0$ before `clip`."""
-        # Half precision tells only a few hundred times apart, so t never goes below float32.
-        t = t.to(x_t.device, torch.promote_types(x_t.dtype, torch.float32)).expand(len(x_t))
-        x, time = scale_input(self.kind, x_t, t, self.schedule, self.data_std), t if self.time is None else self.time(t)
+        rows = each_row(t, x_t)
+        t = t if isinstance(t, float) else rows
+        x, time = scale_input(self.kind, x_t, t, self.schedule, self.data_std), self.time(rows) if self.time else rows
         output = self.net(x, time) if cond is None else self.net(x, time, cond)
         return x0_from(self.kind, output, x_t, t, self.schedule, self.data_std)
 
@@ -223,7 +268,7 @@ class Prediction(nn.Module):
             return self.clip(x0_hat)
         return x0_hat if self.clip is None else x0_hat.clamp(-self.clip, self.clip)
 
-    def forward(self, x_t: Tensor, t: Tensor, cond: Cond | None = None) -> Tensor:
+    def forward(self, x_t: Tensor, t: Tensor | float, cond: Cond | None = None) -> Tensor:
         return self.clipped(self.unclipped(x_t, t, cond))
 
 
@@ -255,14 +300,17 @@ class Guided(nn.Module):
         self.denoiser, self.null, self.weight = denoiser, null, weight
         self._copies: dict[torch.device, tuple[Cond, Cond]] = {}
 
-    def forward(self, x_t: Tensor, t: Tensor, cond: Cond | None = None) -> Tensor:
+    def forward(self, x_t: Tensor, t: Tensor | float, cond: Cond | None = None) -> Tensor:
         if cond is None:
             raise ValueError("guidance needs a condition: pass labels or embeddings as cond")
         w, cond = self._weight(x_t, cond)
         null = rows_like(self._null_on(x_t.device), cond)
         both = unnamed({name: torch.cat([c, null[name]]) for name, c in named(cond).items()})
-        D = self.denoiser.unclipped if isinstance(self.denoiser, Prediction) else self.denoiser
-        conditional, unconditional = D(torch.cat([x_t, x_t]), torch.cat([t.expand(len(x_t))] * 2), both).chunk(2)
+        D: Callable[..., Tensor] = self.denoiser
+        if isinstance(self.denoiser, Prediction):
+            D = self.denoiser.unclipped
+        twice = t if isinstance(t, float) else torch.cat([t.expand(len(x_t))] * 2)
+        conditional, unconditional = D(torch.cat([x_t, x_t]), twice, both).chunk(2)
         x0_hat = (1 + w) * conditional - w * unconditional
         return self.denoiser.clipped(x0_hat) if isinstance(self.denoiser, Prediction) else x0_hat
 
@@ -285,6 +333,19 @@ class Guided(nn.Module):
             copied = map_cond(lambda c: c.to(device), self.null)
             self._copies[device] = self.null, copied
         return copied
+
+
+def at_one_time(denoiser: Denoiser) -> Callable[[Tensor, float, Cond | None], Tensor]:
+    """The denoiser where all rows have one time, a number: with float coefficients if it is a `Prediction`, guided or
+    not; anyone else's is told the time of `each_row`, and so is one that is compiled, for each number anew otherwise.
+    """
+    chain = [denoiser]
+    while isinstance(chain[-1], Guided):
+        chain.append(chain[-1].denoiser)
+    compiled = any(isinstance(part, nn.Module) and part._compiled_call_impl is not None for part in chain)
+    if isinstance(denoiser, Prediction | Guided) and isinstance(chain[-1], Prediction) and not compiled:
+        return denoiser
+    return lambda x_t, t, cond: denoiser(x_t, each_row(t, x_t), cond)
 
 
 def modules_of(denoiser: Denoiser) -> dict[str, nn.Module]:

@@ -22,7 +22,8 @@ from __future__ import annotations
 import inspect
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -42,12 +43,27 @@ __all__ = [
 ]
 
 
+Numbers = dict[float, tuple[float, ...]]
+"""What a function of time says, by time."""
+
+
+@dataclass(frozen=True)
+class Expected:
+    """Times that were announced, and what has been worked out for all of them, by function and dtype."""
+
+    times: tuple[float, ...] = ()
+    known: dict[object, Numbers] = field(default_factory=dict)
+
+
 class Schedule(ABC):
     r"""The noise level over time, $t \mapsto (\alpha_t, \sigma_t)$; stateless and elementwise.
 
     Every map takes a tensor of times of any shape, floating point, in $[0, 1]$, and keeps its shape and dtype.
-    Constructor arguments are the whole configuration (`config`).
+    Constructor arguments are the whole configuration (`config`); what is kept of the times that `expect` announces
+    changes no answer.
     """
+
+    _expected = Expected()
 
     @abstractmethod
     def __call__(self, t: Tensor) -> tuple[Tensor, Tensor]:
@@ -93,13 +109,34 @@ class Schedule(ABC):
 
     def at(self, t: float) -> tuple[float, float]:
         r"""$(\alpha_t, \sigma_t)$ as Python floats computed in float64, so that coefficients never touch the device."""
-        alpha_t, sigma_t = self(torch.tensor(t, dtype=torch.float64))
-        return float(alpha_t), float(sigma_t)
+        alpha_t, sigma_t = self.numbers(_levels, t)
+        return alpha_t, sigma_t
 
     def slope(self, t: float) -> tuple[float, float]:
         r"""$(\dot\alpha_t, \dot\sigma_t)$ as Python floats computed in float64."""
-        d_alpha, d_sigma = self.derivative(torch.tensor(t, dtype=torch.float64))
-        return float(d_alpha), float(d_sigma)
+        d_alpha, d_sigma = self.numbers(_slopes, t)
+        return d_alpha, d_sigma
+
+    def numbers(self, of: Function, t: float, dtype: torch.dtype = torch.float64) -> tuple[float, ...]:
+        r"""What a hashable function `of(schedule, t)` says at one time, as Python floats computed in `dtype` on the
+        host; at a time that was announced (`expect`) it is worked out for all of them at once."""
+        expected = self._expected
+        known = expected.known.get((of, dtype))
+        if known is None and expected.times:
+            known = expected.known[of, dtype] = self._numbers(of, expected.times, dtype)
+        found = None if known is None else known.get(t)
+        return self._numbers(of, (t,), dtype)[t] if found is None else found
+
+    def expect(self, times: Sequence[float]) -> None:
+        """Announce times, those of a grid: one call of the schedule then serves `at`, `slope` and `numbers` at all of
+        them. The next announcement takes their place."""
+        if tuple(times) != self._expected.times:
+            object.__setattr__(self, "_expected", Expected(tuple(times)))  # a frozen dataclass may be a schedule, too
+
+    def _numbers(self, of: Function, times: tuple[float, ...], dtype: torch.dtype) -> Numbers:
+        t = torch.tensor(times, dtype=dtype, device="cpu")
+        answers = (torch.as_tensor(answer).expand_as(t).tolist() for answer in of(self, t))
+        return dict(zip(times, zip(*answers, strict=True), strict=True))
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Schedule) and self.config == other.config
@@ -110,6 +147,18 @@ class Schedule(ABC):
     def __repr__(self) -> str:
         arguments = ", ".join(f"{k}={v!r}" for k, v in self.config.items() if k != "name")
         return f"{type(self).__name__}({arguments})"
+
+
+Function = Callable[[Schedule, Tensor], tuple[Tensor | float, ...]]
+"""Of a schedule and times, elementwise as the schedule is: what `Schedule.numbers` turns into floats."""
+
+
+def _levels(schedule: Schedule, t: Tensor) -> tuple[Tensor, Tensor]:
+    return schedule(t)
+
+
+def _slopes(schedule: Schedule, t: Tensor) -> tuple[Tensor, Tensor]:
+    return schedule.derivative(t)
 
 
 class Cosine(Schedule):

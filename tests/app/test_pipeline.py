@@ -63,7 +63,7 @@ def test_it_wraps_a_student_without_copying_it() -> None:
     assert all(m.training for m in made.modules()) and not any(m.training for m in pipe.student.modules())
     assert pipe.student.state_dict().keys() == made.state_dict().keys()
     z = torch.randn(2, 1, 8, 8)
-    assert torch.equal(OnePass(pipe.student)(z).x, OnePass(made)(z).x)
+    assert torch.equal(OnePass(pipe.student, True)(z).x, OnePass(made, True)(z).x)
     assert isinstance(DSNOPipeline(made).student, DSNOModel)
     # Wrapping draws no random numbers.
     torch.manual_seed(3)

@@ -48,12 +48,12 @@ def test_a_student_drafts_at_times_of_its_own(target: str) -> None:
     student = student_from_teacher(teacher, quadratic(4)[1:], target).eval()
     chain, z = Chain(Cosine(), uniform(12)), torch.randn(3, 1, 8, 8)
     reference = chain.run(teacher, initial_state(chain.schedule, z))
-    for draft in (student, OnePass(student)):
+    for draft in (student, OnePass(student, whole=True), OnePass(student)):
         made = ParaTAA(teacher, chain, tolerance=None, draft=draft)(z)
         assert torch.allclose(made.x, reference.x, atol=1e-4)
         assert made.trace is not None and made.trace.draft_rounds.tolist() == [1, 1, 1]
     # The states of its frames are on the recursion through what was filled in.
-    frames, system = OnePass(student)(z), System(chain, z, None)
+    frames, system = OnePass(student, whole=True)(z), System(chain, z, None)
     x0 = x0_of_trajectory(frames, system, initial_state(chain.schedule, z))
     assert x0.shape == (3, 12, 1, 8, 8)
     if target == "x0":

@@ -292,7 +292,12 @@ def test_a_student_drafts_from_where_each_window_starts(target: str, many: int) 
     assert len(student.net.starts[1].unique()) > 2 and len(student.net.starts[-1]) < many
     assert int(trace.draft_rows.sum()) == sum(len(s) for s in student.net.starts)
     count, rounds = 500, {}
-    known = {"restarts": student, "once": OnePass(student), "none": None, "garbage": garbage(solved, count, 1.0)}
+    known = {
+        "restarts": student,
+        "once": OnePass(student, whole=True),
+        "none": None,
+        "garbage": garbage(solved, count, 1.0),
+    }
     for name, draft in known.items():
         trace = run(Speculative(GAUSSIAN, solved, 10, draft=draft, reuse=False), count).trace
         rounds[name] = float(trace.rounds.double().mean())

@@ -4,10 +4,11 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from torch import Tensor
+from torch import Tensor, nn
 
+from dsno.denoise import Prediction
 from dsno.grids import quadratic, uniform
-from dsno.schedule import VE, Cosine
+from dsno.schedule import VE, Cosine, Tabulated
 from dsno.seeds import noise_tape, seed_range
 from dsno.solvers.first_order import DDIM, Ancestral
 from dsno.solvers.heun import Heun
@@ -52,6 +53,30 @@ def test_the_denoiser_is_told_the_exact_time_in_half_precision() -> None:
 
 
 # What is kept, and what it cost
+
+
+@every_solver
+def test_the_schedule_is_asked_for_a_grid_and_not_for_its_steps(step: Step) -> None:
+    asked = []
+
+    class Counted(Tabulated):
+        def _segment(self, t: Tensor) -> tuple[Tensor, Tensor]:
+            asked.append(t.shape)
+            return super()._segment(t)
+
+    class Net(nn.Module):
+        def forward(self, x_t: Tensor, t: Tensor) -> Tensor:
+            return 0.1 * x_t
+
+    def calls(steps: int) -> int:
+        asked.clear()
+        schedule = Counted([0.9, 0.5, 0.1])
+        solve(
+            Prediction(Net(), schedule, "eps"), schedule, states(2, (3,)), uniform(steps), step, seeds=seed_range(0, 2)
+        )
+        return len(asked)
+
+    assert calls(20) == calls(5) <= 3
 
 
 def test_noise_and_sample_are_kept_by_default() -> None:

@@ -57,7 +57,7 @@ def test_with_the_denoiser_as_h_every_frame_is_one_ddim_step(schedule: Schedule)
         Oracle(lambda x, t: denoiser(x, t)[:, None].expand(-1, 4, -1, -1, -1)), schedule, TIMES, "state", "x0"
     )
     z = torch.randn(3, 1, 2, 2, dtype=torch.float64)
-    trajectory = OnePass(made)(z)
+    trajectory = OnePass(made, whole=True)(z)
     for m, t in enumerate(TIMES.tolist()):
         step = solve(denoiser, schedule, initial_state(schedule, z), [1.0, t])
         assert torch.allclose(trajectory.x[:, m + 1], step.sample, atol=1e-9)
@@ -76,7 +76,7 @@ def test_with_the_exact_h_the_states_are_the_exact_flow(schedule: Schedule) -> N
 
     made = TrajectoryStudent(Oracle(exact), schedule, TIMES, "state", "x0")
     z = torch.randn(3, 1, 2, 2, dtype=torch.float64)
-    trajectory = OnePass(made)(z)
+    trajectory = OnePass(made, whole=True)(z)
     for m, t in enumerate([1.0, *TIMES.tolist()]):
         assert torch.allclose(trajectory.x[:, m], gaussian.flow(sigma_1 * z, 1.0, t), atol=1e-9)
     assert torch.allclose(made.sample(z), trajectory.sample, atol=1e-9)
@@ -89,7 +89,7 @@ def test_the_sample_alone_is_the_last_frame_of_the_trajectory(target: str, class
     z, cond = torch.randn(3, 1, 8, 8), None if classes is None else torch.tensor([0, 2, 1])
     # torch picks other matrix kernels where it records gradients; without, both ways are the same to the last bit.
     with torch.no_grad():
-        trajectory, h = OnePass(made)(z, cond), made(initial_state(made.schedule, z), cond)
+        trajectory, h = OnePass(made, whole=True)(z, cond), made(initial_state(made.schedule, z), cond)
     assert torch.allclose(made.sample(z, cond), trajectory.sample, atol=1e-5)
     last = h[:, -1] if target == "x0" else made.states(initial_state(made.schedule, z), h)[:, -1]
     assert torch.equal(trajectory.sample, last)

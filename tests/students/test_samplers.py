@@ -18,7 +18,7 @@ from operators import MIXTURE, SAMPLER, SHAPE, TIMES, Oracle, restartable, solvi
 
 def test_a_trajectory_says_what_it_is() -> None:
     made, z, seeds = student(), torch.randn(2, 1, 8, 8), torch.tensor([5, 6])
-    trajectory = OnePass(made)(z, seeds=seeds)
+    trajectory = OnePass(made, whole=True)(z, seeds=seeds)
     assert trajectory.x.shape == (2, 5, 1, 8, 8) and trajectory.t.tolist() == [1.0, *TIMES.tolist()]
     assert torch.equal(trajectory.noise, initial_state(made.schedule, z)) and trajectory.seeds is seeds
     assert trajectory.rounds == 1 and trajectory.x0 is not None and trajectory.x0.shape == trajectory.x.shape
@@ -28,7 +28,7 @@ def test_a_trajectory_says_what_it_is() -> None:
 @pytest.mark.parametrize("target", ["x0", "state"])
 def test_the_last_frame_can_be_the_only_one(target: str) -> None:
     made, z = student(target), torch.randn(2, 1, 8, 8)
-    alone, whole = OnePass(made, whole=False)(z), OnePass(made)(z)
+    alone, whole = OnePass(made)(z), OnePass(made, whole=True)(z)
     assert alone.t.tolist() == [1.0, 0.0] and alone.x.shape == (2, 2, 1, 8, 8)
     assert torch.allclose(alone.x, whole.x[:, [0, -1]], atol=1e-5)
 
@@ -58,7 +58,7 @@ def test_each_pass_starts_from_the_state_of_the_one_before(target: str) -> None:
     made, z, seeds = restartable(target, classes=3), torch.randn(3, 1, 8, 8), torch.arange(3)
     cond, calls = torch.tensor([0, 2, 1]), []
     handle = made.register_forward_hook(lambda module, arguments, output: calls.append(arguments[2:]))
-    trajectory = MultiPass(made, (0, 2))(z, cond, seeds)
+    trajectory = MultiPass(made, (0, 2), whole=True)(z, cond, seeds)
     handle.remove()
     assert calls == [(1.0, range(1)), (TIMES[0].item(), range(1, 3)), (TIMES[2].item(), range(3, 4))]
     assert trajectory.nfe == trajectory.rounds == 3 and trajectory.seeds is seeds and trajectory.cond is cond
@@ -76,7 +76,7 @@ def test_each_pass_starts_from_the_state_of_the_one_before(target: str) -> None:
 @pytest.mark.parametrize("target", ["x0", "state"])
 def test_the_frames_passed_through_can_be_the_only_ones(target: str) -> None:
     made, z = restartable(target), torch.randn(2, 1, 8, 8)
-    whole, alone = MultiPass(made, (0, 2))(z), MultiPass(made, (0, 2), whole=False)(z)
+    whole, alone = MultiPass(made, (0, 2), whole=True)(z), MultiPass(made, (0, 2))(z)
     assert alone.t.tolist() == [1.0, 0.5625, 0.0625, 0.0]
     assert torch.allclose(alone.x, whole.x[:, [0, 1, 3, 4]], atol=1e-5)
 
@@ -124,7 +124,7 @@ THROUGH = [1, 2, 3, 4, (), (0,), (2,), (0, 1), (1, 2)]
 def test_passes_of_an_exact_state_student_are_the_solution(through: int | tuple[int, ...]) -> None:
     z = torch.randn(5, *SHAPE, dtype=torch.float64)
     student, solved = solving("state"), SAMPLER(z)
-    sampler = MultiPass(student, through)
+    sampler = MultiPass(student, through, whole=True)
     made = sampler(z)
     assert torch.allclose(made.t, torch.cat([torch.ones(1), TIMES]).double()) and made.x0 is None
     assert torch.allclose(made.x[:, 1:], solved.x, rtol=0, atol=1e-10) and torch.equal(made.noise, made.x[:, 0])
@@ -139,8 +139,8 @@ def test_passes_of_an_exact_state_student_are_the_solution(through: int | tuple[
 def test_passes_of_an_exact_x0_student_are_exact_from_the_last_start(through: int | tuple[int, ...]) -> None:
     z = torch.randn(5, *SHAPE, dtype=torch.float64)
     student = solving("x0")
-    sampler = MultiPass(student, through)
-    made, once = sampler(z), OnePass(student)(z)
+    sampler = MultiPass(student, through, whole=True)
+    made, once = sampler(z), OnePass(student, whole=True)(z)
     j = sampler.inner[-1] if sampler.inner else -1
     start = float([*TIMES, 1.0][j])
     grid = torch.tensor([t for t in uniform(16).tolist() if t <= start], dtype=torch.float64)
@@ -192,7 +192,7 @@ def test_fresh_noise_keeps_the_law_of_exact_samples() -> None:
     made = TrajectoryStudent(Oracle(answer), Cosine(), TIMES, kind="x0", restarts=True)
     count = 20_000
     z, seeds = torch.randn(count, 1, dtype=torch.float64), torch.arange(count)
-    again = MultiPass(made, (0,), whole=False, fresh=True)(z, None, seeds).sample
+    again = MultiPass(made, (0,), fresh=True)(z, None, seeds).sample
     assert abs(float(again.mean()) - 0.7) < 0.012 and abs(float(again.std()) - 0.4) < 0.01
     once = OnePass(made)(z).sample
     gain = float(torch.corrcoef(torch.cat([again, once], 1).T)[0, 1])

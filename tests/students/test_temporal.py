@@ -1,5 +1,6 @@
 """The layer is the truncated Fourier operator of the paper, and it runs everywhere."""
 
+import copy
 import io
 import shutil
 
@@ -8,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.func import jvp
 
-from dsno.students.temporal import TemporalFourier, fourier_tables
+from dsno.students.temporal import NATIVE, TemporalFourier, fourier_tables
 
 CASES = [(M, J) for M in range(1, 17) for J in range(1, M // 2 + 2)]
 LAYOUTS = {"0-D": (), "1-D": (5,), "2-D": (3, 4), "3-D": (2, 3, 2)}
@@ -187,6 +188,44 @@ def test_autocast_runs_and_is_close() -> None:
         out = made(u)
     assert out.dtype == torch.float32
     torch.testing.assert_close(out, made(u), rtol=0, atol=8 * 2**-8)
+
+
+@pytest.fixture(params=[torch.bfloat16, torch.float16])
+def emulated(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> torch.dtype:
+    """A half precision that the CPU does not multiply in."""
+    monkeypatch.setitem(NATIVE, request.param, False)
+    return request.param
+
+
+def test_half_precision_that_is_emulated_is_mixed_in_single(emulated: torch.dtype) -> None:
+    made, u = layer(4, 2, activation="silu", dtype=emulated), features(4).to(emulated)
+    single = copy.deepcopy(made).float()
+    wide, narrow = u.float().requires_grad_(), u.clone().requires_grad_()
+    expected, out = single(wide), made(narrow)
+    assert torch.equal(out, expected.to(emulated))
+    for before, after in zip(
+        torch.autograd.grad(expected.sum(), (wide, *single.parameters())),
+        torch.autograd.grad(out.sum(), (narrow, *made.parameters())),
+        strict=True,
+    ):
+        assert torch.equal(after, before.to(emulated))
+
+
+def test_autocast_to_a_precision_that_is_emulated_changes_nothing(emulated: torch.dtype) -> None:
+    made, u = layer(activation="silu", dtype=torch.float32), features().float()
+    with torch.autocast("cpu", emulated):
+        out, half = made(u), made(u.to(emulated))
+    assert torch.equal(out, made(u))
+    assert torch.equal(half, made(u.to(emulated).float()).to(emulated))
+
+
+def test_what_is_emulated_compiles_and_exports(emulated: torch.dtype) -> None:
+    made, u = layer(activation="silu", dtype=torch.float32), features().float()
+    narrow, v = copy.deepcopy(made).to(emulated), u.to(emulated)
+    assert torch.equal(torch.compile(narrow, fullgraph=True, backend="aot_eager")(v), narrow(v))
+    assert torch.equal(torch.export.export(narrow, (v,)).module()(v), narrow(v))
+    with torch.autocast("cpu", emulated):
+        assert torch.equal(torch.compile(made, fullgraph=True, backend="aot_eager")(u), made(u))
 
 
 @pytest.mark.parametrize("backend", ["eager", "aot_eager"])

@@ -266,7 +266,7 @@ def _samples(sampler: Sampler, z: Tensor, fine: Tensor, fine_steps: int) -> Sect
 
 def _paths(student: TrajectoryStudent, teacher: Prediction, z: Tensor, fine_steps: int) -> Section:
     z = z[:6]
-    path = OnePass(student)(z)
+    path = OnePass(student, whole=True)(z)
     keep = [1.0, *path.t[1:].tolist()]
     exact = fine_solution(teacher, teacher.schedule, z, fine_steps, keep=keep, keep_x0=True)
     if student.target == "state" or path.x0 is None or exact.x0 is None:

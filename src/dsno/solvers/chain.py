@@ -67,7 +67,9 @@ class Chain:
 
     def coefficients(self) -> Tensor:
         """$(a_n, b_n, s_n)$ for every step, shape (N, 3), float64."""
-        rows = [affine(self.schedule, t, s, self.eta) for t, s in pairwise(self.grid.tolist())]
+        times = self.grid.tolist()
+        self.schedule.expect(times)
+        rows = [affine(self.schedule, t, s, self.eta) for t, s in pairwise(times)]
         return torch.tensor(rows, dtype=torch.float64)
 
     def tape(self, seeds: Sequence[int] | Tensor, shape: Sequence[int], dtype: torch.dtype = torch.float32) -> Tensor:

@@ -1,7 +1,8 @@
 """The one driver of solvers: it runs a step (`step`) on an explicit grid, and keeps the states that are asked for.
 
-The driver knows no solver. It tells the denoiser the time in float32 or better, whatever the states are, hands a
-stochastic step its noise, counts what the denoiser costs, and reads nothing back from the device inside the loop.
+The driver knows no solver. It announces the grid to the schedule, so that all coefficients are worked out once, tells
+the denoiser the time in float32 or better, whatever the states are, hands a stochastic step its noise, counts what the
+denoiser costs, and reads nothing back from the device inside the loop.
 """
 
 from __future__ import annotations
@@ -14,8 +15,8 @@ import torch
 from torch import Tensor
 
 from dsno.condition import Cond
-from dsno.cost import Meter
-from dsno.denoise import Denoiser
+from dsno.cost import evaluations
+from dsno.denoise import Denoiser, at_one_time
 from dsno.grids import check_grid, find_times
 from dsno.schedule import Schedule
 from dsno.seeds import noise_tape
@@ -65,15 +66,17 @@ def solve(
         if seeds is None:
             raise ValueError("a stochastic solver needs `seeds` (one per sample) or a noise `tape`")
         tape = noise_tape(seeds, x.shape[1:], len(times) - 1, x.dtype, x.device)
-    meter = Meter(denoiser)
+    ask, rounds = at_one_time(denoiser), 0
+    grid_times = times.tolist()
+    schedule.expect(grid_times)
 
     def D(x_t: Tensor, t: float) -> Tensor:
-        time_dtype = torch.promote_types(x_t.dtype, torch.float32)  # 0.999 is 1.0 in bfloat16
-        return meter(x_t, torch.full((len(x_t),), t, dtype=time_dtype, device=x_t.device), cond)
+        nonlocal rounds
+        rounds += 1
+        return ask(x_t, t, cond)
 
     states, x0s = [], []
     past: Past = ()
-    grid_times = times.tolist()
     for n, (t, s) in enumerate(pairwise(grid_times)):
         state = x
         z = tape[n] if tape is not None else None
@@ -91,8 +94,8 @@ def solve(
         x0=torch.stack(x0s, 1) if keep_x0 else None,
         cond=cond,
         seeds=seeds,
-        nfe=meter.rows // max(len(x), 1),
-        rounds=meter.rounds,
+        nfe=rounds * evaluations(denoiser),
+        rounds=rounds,
     )
 
 

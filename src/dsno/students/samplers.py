@@ -26,13 +26,13 @@ __all__ = ["FlowMapSampler", "MultiPass", "OnePass", "Student", "passes_of", "sa
 class OnePass:
     r"""A student as a `Sampler`: noise to trajectory in one network call.
 
-    The trajectory's states are noise and the student's frames; a `x0` student's states are the formula's with its
-    $\hat x_0$ in place of $h$, exact at the last frame. Without `whole` the sample is the only frame, and the blocks
-    behind the last temporal layer run for it alone.
+    The trajectory's states are noise and the sample, for which alone the blocks behind the last temporal layer run;
+    with `whole` they are noise and all the student's frames. A `x0` student's states are the formula's with its
+    $\hat x_0$ in place of $h$, exact at the last frame.
     """
 
     student: TrajectoryStudent
-    whole: bool = True
+    whole: bool = False
 
     def __call__(self, z: Tensor, cond: Cond | None = None, seeds: Tensor | None = None) -> Trajectory:
         return MultiPass(self.student, 1, self.whole)(z, cond, seeds)
@@ -63,8 +63,8 @@ class MultiPass:
         student: A student that was trained from inner starts, if it is to make more than one pass.
         through: The number of passes, 1 to M, whose inner frames are spread evenly; or the inner frames themselves,
             indices increasing in [0, M - 2].
-        whole: Whether all frames are kept; else only those passed through and the last, and the blocks behind the last
-            temporal layer run for them alone.
+        whole: Whether all frames are made; else only those passed through and the last, for which alone the blocks
+            behind the last temporal layer run.
         fresh: Whether inner passes start from the sample of the pass before, noised again.
 
     Raises:
@@ -75,7 +75,7 @@ class MultiPass:
 
     student: TrajectoryStudent
     through: Sequence[int] | int
-    whole: bool = True
+    whole: bool = False
     fresh: bool = False
 
     def __post_init__(self) -> None:

@@ -32,6 +32,15 @@ Init = Literal["zero", "uniform", "normal"]
 
 Activation = Literal["silu", "leaky_relu", "identity"]
 
+_ONEDNN = torch.backends.mkldnn.is_available()
+
+NATIVE: dict[torch.dtype, bool] = {
+    torch.bfloat16: _ONEDNN and torch.ops.mkldnn._is_mkldnn_bf16_supported() and torch.cpu._is_avx512_bf16_supported(),
+    torch.float16: _ONEDNN and torch.ops.mkldnn._is_mkldnn_fp16_supported(),
+}
+"""Whether the CPU is known to multiply in half precision. Where it does not, products in it are emulated, up to twenty
+times slower than in float32."""
+
 
 def fourier_tables(frames: int, modes: int) -> tuple[Tensor, Tensor]:
     r"""Analysis table $A$ (K, M) and synthesis table $S$ (M, K), float64, of the first `modes` modes of M `frames`.
@@ -136,6 +145,14 @@ class TemporalFourier(nn.Module):
         return f"{self.channels}, frames={self.frames}, modes={self.modes}, activation={self.activation}"
 
     def forward(self, u: Tensor) -> Tensor:
+        wanted = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else u.dtype
+        if u.device.type != "cpu" or NATIVE.get(wanted, True):
+            return self._transformed(u)
+        with torch.autocast("cpu", enabled=False):
+            return self._transformed(u.float()).to(u.dtype)
+
+    def _transformed(self, u: Tensor) -> Tensor:
+        """$T(u)$ in the dtype of `u`, or what autocast makes of it."""
         rows = u.movedim(self.channel_dim, -1)
         # Channels lie last in the memory of tokens and of `channels_last` images, first in that of others: either way
         # the features are mixed where they are, without a copy.
@@ -160,13 +177,14 @@ class TemporalFourier(nn.Module):
         def apply(R: Tensor, c_k: Tensor) -> Tensor:
             return c_k @ R if last else R.T @ c_k
 
-        mixed = [apply(self.real[0], c[:, 0])]
+        dtype = torch.promote_types(c.dtype, self.real.dtype)
+        mixed = [apply(self.real[0].to(dtype), c[:, 0])]
         for k in range(self.pairs):
-            re, im = self.real[k + 1], self.imag[k]  # type: ignore[index]
+            re, im = self.real[k + 1].to(dtype), self.imag[k].to(dtype)  # type: ignore[index]
             a, b = c[:, 2 * k + 1], c[:, 2 * k + 2]
             # A complex product in three real ones (Gauss) instead of the block matrix's four.
             shared = apply(re, a + b)
             mixed += [shared - apply(re + im, b), shared + apply(im - re, a)]
         if self.nyquist:
-            mixed.append(apply(self.real[-1], c[:, -1]))
+            mixed.append(apply(self.real[-1].to(dtype), c[:, -1]))
         return torch.stack(mixed, 1)
