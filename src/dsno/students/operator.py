@@ -28,13 +28,15 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from dsno.borrow import own_copy
+from dsno.borrow import own_copy, unwrapped
 from dsno.condition import Cond
 from dsno.denoise import Kind, Prediction, expand_like, scale_input, x0_from
 from dsno.nets.backbone import Backbone, example
 from dsno.schedule import Schedule
+from dsno.seeds import check_noise
 from dsno.solvers.run import initial_state
 from dsno.students.blocks import Blocks, Told, Where
+from dsno.students.inputs import check_inputs, computing, in_parts
 from dsno.students.lift import Lifted, lift
 from dsno.students.temporal import Activation, Init
 
@@ -205,8 +207,22 @@ class TrajectoryStudent(nn.Module):
 
     @torch.no_grad()
     def sample(self, z: Tensor, cond: Cond | None = None) -> Tensor:
-        """`one_pass` without its graph."""
-        return self.one_pass(z, cond)
+        """`one_pass` without its graph, in parts where there are more rows than memory holds.
+
+        Raises:
+            ValueError: as `check_inputs` does.
+        """
+        self.check(z, cond)
+        with computing(z, self):
+            return in_parts(self.one_pass, z, cond)
+
+    def check(self, z: Tensor, cond: Cond | None = None) -> None:
+        """Refuse noise or a condition that it does not take, as `check_inputs` does."""
+        net = unwrapped(self.net)
+        if isinstance(net, Lifted):
+            check_inputs(z, cond, net.backbone, net.guidance is not None)
+        else:
+            check_noise(z)
 
     @property
     def config(self) -> dict[str, object]:
