@@ -46,7 +46,7 @@ def test_an_output_folder_with_something_in_it_is_not_touched(tmp_path: Path) ->
     out = prepare_folder(tmp_path / "a" / "out")
     assert list(out.iterdir()) == []
     student_in(out)
-    with pytest.raises(FileExistsError, match="exists already: pass --resume to continue it or --overwrite"):
+    with pytest.raises(FileExistsError, match="exists already: pass resume=True to continue it or overwrite=True"):
         prepare_folder(out)
     prepare_folder(out, resume=True)
     assert len(files(out)) == 7

@@ -1,4 +1,4 @@
-"""The whole command line under wrong types, shapes, folders and numbers: a refusal is a line, and leaves nothing behind.
+"""The whole command line under wrong types, shapes, folders and numbers: a refusal is a line, and leaves nothing.
 
 What a verb takes is read off its fields, so an option that is added is tried, too. `DSNO_FUZZ=2000 pytest
 tests/cli/test_fuzz.py` tries so many commands instead of the few of the suite, other ones each time.
@@ -30,7 +30,7 @@ from shell import Ran, dsno
 
 TRIES = int(os.environ.get("DSNO_FUZZ", "0"))
 PATIENCE = 60
-"""Seconds that a command may take: each one's work is tiny, so one that takes longer was given a number that is none."""
+"""Seconds that a command may take: each one's work is tiny, so one that takes longer was given a number too large."""
 
 QUICK = "--train.steps 2 --train.warmup 0 --batch 4"
 BASE = {
@@ -90,9 +90,9 @@ WORDS = [
 ]
 PLACES = [
     "runs", "runs/teacher", "runs/trajectories", "runs/student", "runs/features", "classes/teacher", "notes.txt",
-    "classes/trajectories", "empty", "one", "one.npy", "wide.npy", "words.npy", "zero.npy", "deep.npy", "bent", "cut.npz",
-    "labels.txt", "nowhere", "notes.txt/x", ".", "/dev/null", "/proc/nowhere", "hf://x", "file://", "s3://a b", "digits",
-    "z.xyz", "new", "new/a.onnx", "empty.json", "https://127.0.0.1:9/x",
+    "classes/trajectories", "empty", "one", "one.npy", "wide.npy", "words.npy", "zero.npy", "deep.npy", "bent",
+    "cut.npz", "labels.txt", "nowhere", "notes.txt/x", ".", "/dev/null", "/proc/nowhere", "hf://x", "file://",
+    "s3://a b", "digits", "z.xyz", "new", "new/a.onnx", "empty.json", "https://127.0.0.1:9/x",
 ]  # fmt: skip
 
 

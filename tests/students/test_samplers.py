@@ -111,7 +111,7 @@ def test_only_inner_frames_are_passed_through(through: tuple[int, ...]) -> None:
 @pytest.mark.parametrize("through", [2, 4, (1,)])
 def test_a_student_of_noise_alone_makes_one_pass(through: int | tuple[int, ...]) -> None:
     with pytest.raises(
-        ValueError, match=r"from noise alone, in one pass: for more, .*dsno distill --inner-starts 0\.5"
+        ValueError, match=r"from noise alone, in one pass: for more, .*distill\(..., inner_starts=0\.5\)"
     ):
         MultiPass(student(), through)
     restartable().check_restarts()

@@ -25,7 +25,8 @@ from dsno.cli.reproduce import Reproduce
 from dsno.cli.sample import Sample
 from dsno.cli.share import Pull, Push
 from dsno.cli.teach import Teach
-from dsno.cli.words import flags_of, on_the_shell
+from dsno.cli.words import flag, flags_of, on_the_shell
+from dsno.distillation.registry import METHODS
 from dsno.outputs import tidy
 
 __all__ = ["VERBS", "Verb", "main"]
@@ -64,7 +65,8 @@ def main() -> None:
     """Entry point: expected failures are one line on stderr and exit code 2, and leave no empty folder behind."""
     if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:
         signal.signal(signal.SIGINT, signal.default_int_handler)
-    flags: dict[str, str] = {}
+    # Until there is a verb, errors are those of its arguments: of methods, whose options are known before.
+    flags = {name: flag(name) for method in METHODS.values() for name in method.names}
     try:
         try:
             with tidy():

@@ -29,7 +29,7 @@ COLOURS = {"ok": "green", "warning": "yellow", "failure": "bold red"}
 def say(done: str, after: str) -> None:
     """Print what was done, and the command that comes next."""
     if _speaks():
-        print(f"{done}\nnext: {after}")
+        print(f"{done}\nnext: {after}" if after else done)
 
 
 def _speaks() -> bool:

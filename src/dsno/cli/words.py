@@ -8,7 +8,7 @@ Python alone, and what the shell prints is translated here, by the options of th
 |---|---|
 | `name=True`, `name=False`, `name=value`, of an option | `--name`, `--no-name`, `--name value` |
 | `verb(..., name=value)`, of any verb | `dsno verb --name value` |
-| `count must be`, of an option, at the start | `--count must be` |
+| `` `name` ``, and `name must be` at the start, of an option | `--name` |
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ __all__ = ["flag", "flags_of", "on_the_shell"]
 _VALUE = r"""\((?:[^()]*)\)|\[[^\[\]]*\]|'[^']*'|"[^"]*"|[\w.+-]*\w"""
 _ARGUMENT = re.compile(rf"(?<![\w.-])([a-z_]+)=({_VALUE})")
 _CALL = re.compile(rf"`?\b([a-z]+)\((?:\.\.\.(?:, )?)?((?:[a-z_]+=(?:{_VALUE})(?:, )?)*)\)`?")
+_NAME = re.compile(r"`([a-z_]+)`")
 _SUBJECT = re.compile(r"([a-z_]+)(?= (?:must|is|are|has|needs?|takes?)\b)")
 
 
@@ -58,7 +59,10 @@ def on_the_shell(text: str, flags: Mapping[str, str], verbs: Collection[str]) ->
     def argument(found: re.Match[str]) -> str:
         return _as_flag(flags[found[1]], found[2]) if found[1] in flags else found[0]
 
-    text = _ARGUMENT.sub(argument, _CALL.sub(call, text))
+    def alone(found: re.Match[str]) -> str:
+        return flags.get(found[1], found[0])
+
+    text = _NAME.sub(alone, _ARGUMENT.sub(argument, _CALL.sub(call, text)))
     subject = _SUBJECT.match(text)
     return flags[subject[1]] + text[subject.end() :] if subject and subject[1] in flags else text
 

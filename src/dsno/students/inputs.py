@@ -102,4 +102,9 @@ def in_parts(run: Callable[[Tensor, Cond | None], Tensor], z: Tensor, cond: Cond
     if z.numel() <= 2 * AT_ONCE:
         return run(z, cond)
     rows = rows_at_once(z[0].numel())
-    return torch.cat([run(z[n : n + rows], map_cond(lambda c: c[n : n + rows], cond)) for n in range(0, len(z), rows)])
+    parts = [range(n, min(n + rows, len(z))) for n in range(0, len(z), rows)]
+    return torch.cat([run(*_rows(z, cond, part)) for part in parts])
+
+
+def _rows(z: Tensor, cond: Cond | None, part: range) -> tuple[Tensor, Cond | None]:
+    return z[part.start : part.stop], map_cond(lambda c: c[part.start : part.stop], cond)

@@ -130,7 +130,7 @@ class TrajectoryStudent(nn.Module):
         if not self.restarts:
             raise ValueError(
                 "this student starts from noise alone, in one pass: for more, distil one with inner starts "
-                "(`dsno distill --inner-starts 0.5`, on trajectories generated with the targets x0 and state)"
+                "(`distill(..., inner_starts=0.5)`, on trajectories of `generate(..., targets=('x0', 'state'))`)"
             )
 
     def restarting(self, restarts: bool = True) -> TrajectoryStudent:

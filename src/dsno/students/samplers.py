@@ -84,9 +84,8 @@ class MultiPass:
             if M == 1:
                 raise ValueError(
                     f"a student of one frame makes one pass alone, got {self.through}: for more, distil one of several "
-                    "frames "
-                    "with inner starts (`dsno distill --inner-starts 0.5`), or by a method that makes more (`dsno "
-                    "methods`)"
+                    "frames with inner starts, `distill(..., inner_starts=0.5)`, or by a method that makes more "
+                    "(`dsno methods`)"
                 )
             raise ValueError(f"a student of {M} frames makes 1 to {M} passes, got {self.through}")
         if any(not i < j < M - 1 for i, j in pairwise((-1, *self.inner))):
@@ -272,7 +271,5 @@ def sampler_of(student: Student, passes: int | None = None, whole: bool = False,
     if not fresh:
         return sampler
     if student.way == "grid":
-        raise ValueError(
-            "a flow map of one grid's steps never jumps to t = 0 and back: leave fresh noise (`--fresh`) out"
-        )
+        raise ValueError("a flow map of one grid's steps never jumps to t = 0 and back: leave `fresh` out")
     return FlowMapSampler(student, sampler.grid, torch.zeros(len(sampler.grid) - 1))
