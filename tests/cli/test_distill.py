@@ -296,7 +296,10 @@ def test_a_failure_is_one_line_and_touches_nothing(command: str, spoil: Spoil, m
             "--method consistency --data nowhere",
             "or trajectories of the teacher, whose ends are samples (`dsno generate",
         ),
-        ("--method guided --guidance 4 0", "LOW HIGH with 0 <= LOW < HIGH, got 4 0: the range of the paper is 0 4"),
+        (
+            "--method guided --guidance 4 0",
+            "LOW HIGH with 0 <= LOW < HIGH, got 4 0: that of the paper is --guidance 0 4",
+        ),
         (
             "--method guided",
             "guided needs a class-conditional teacher, and runs/teacher is told no class: take progressive",

@@ -168,10 +168,10 @@ def test_a_run_is_continued_with_its_own_settings_alone(
             "operator learns from the teacher's trajectories and there are none: make",
         ),
         ("matching", {"trajectories": None}, "or take a method that needs samples alone, such as shortcut"),
-        ("consistency", {"x": None}, "this method noises clean samples and there are none: give data"),
-        ("easy-consistency", {"x": None}, "this method noises clean samples and there are none: give data"),
+        ("consistency", {"x": None}, "this method noises clean samples and there are none: give some"),
+        ("easy-consistency", {"x": None}, "this method noises clean samples and there are none: give some"),
         ("guided", {}, r"Guided\(denoiser, null\) of a class-conditional one: got a Prediction"),
-        ("lagrangian", {"teacher": None}, "this method asks the teacher at every step and there is none: give it"),
+        ("lagrangian", {"teacher": None}, "this method asks the teacher at every step and there is none: give one"),
     ],
 )
 def test_what_a_method_is_not_given_is_said_before_any_work(
@@ -198,7 +198,11 @@ def test_what_a_method_is_not_given_is_said_before_any_work(
         ("lagrangian", {"passes": 4}, "lagrangian is not trained for a number of passes: .* choose it when you draw"),
         ("progressive", {"passes": 0}, "not 0 passes"),
         ("progressive", {"passes": 3}, "not 3 passes"),
-        ("guided", {"guidance": (4.0, 0.0)}, "LOW HIGH with 0 <= LOW < HIGH, got 4 0: the range of the paper is 0 4"),
+        (
+            "guided",
+            {"guidance": (4.0, 0.0)},
+            "LOW HIGH with 0 <= LOW < HIGH, got 4 0: that of the paper is guidance=\\(0, 4\\)",
+        ),
         ("guided", {"guidance": (-1.0, 2.0)}, "LOW HIGH with 0 <= LOW < HIGH, got -1 2"),
         ("guided", {"guidance": (2.0, 2.0)}, "LOW HIGH with 0 <= LOW < HIGH, got 2 2"),
         (

@@ -263,7 +263,7 @@ def test_a_map_of_any_step_can_noise_its_samples_again() -> None:
     assert float((again - on).abs().mean()) > 0.1
     assert torch.allclose(again.mean(0), MEAN, atol=0.05) and torch.allclose(again.std(0), STD, rtol=0.03)
     grid = FlowMap(X.net, Cosine(), "x0", way="grid", steps=2)
-    with pytest.raises(ValueError, match="leave fresh noise"):
+    with pytest.raises(ValueError, match="leave `fresh` out"):
         sampler_of(grid, 2, fresh=True)
 
 

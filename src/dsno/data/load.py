@@ -148,16 +148,17 @@ def _check_clear(x: Tensor, name: str) -> None:
         return
     low, high = (float(v) for v in x.aminmax())
     outside = float(((x < 0) | (x > 1)).double().mean())
-    if low > -0.5 and high < 1.5 and outside <= 0.1:
+    if low > -0.5 and high < 1.5 and outside <= 1 / 3:
         looks = "[0, 1]" if not outside else f"[{low:g}, {high:g}], {outside:.2g} of them outside [0, 1]"
         guess = "(0, 1)"
-    elif low >= 0 and 127 < high < 256 and float(x.double().std()) <= 10:
+    elif low >= 0 and 127 < high < 256:
         looks, guess = f"[{low:g}, {high:g}]", "(0, 255)"
     else:
         return
     raise ValueError(
         f"{name} has numbers in {looks}, expected [-1, 1] or about unit variance: say what they are in, range={guess}, "
-        "or range=(-1, 1) to take them as they are; or store uint8 for pixels"
+        "or range=(-1, 1) to take them as they are; standardise them with "
+        "scale='std'; or store uint8 for pixels"
     )
 
 
