@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from dsno.checkpoint import read_json, read_tensors, write_json, write_tensors
+from dsno.checkpoint import SEAL, WEIGHTS, read_json, read_tensors, seal, write_json, write_tensors
 from shell import dsno
 
 Spoil = Callable[[Path], None] | None
@@ -39,12 +39,17 @@ def refuses(command: str, spoil: Spoil, message: str, at: Path) -> None:
 
 
 def edit(path: Path, **changes: object) -> None:
-    write_json(path, {**read_json(path), **changes})
+    """Another file, sealed if it was."""
+    value = {**read_json(path), **changes}
+    if SEAL in value:
+        value[SEAL] = seal(value, path.with_name(WEIGHTS))
+    write_json(path, value)
 
 
 def another_teacher(here: Path) -> None:
     weights = here / "runs" / "teacher" / "model.safetensors"
     write_tensors(weights, {k: v + 1 for k, v in read_tensors(weights).items()})
+    edit(weights.with_name("config.json"))
 
 
 def another_schedule(here: Path) -> None:

@@ -4,8 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from dsno.checkpoint import prepare_folder, read_json
+from dsno.checkpoint import read_json
 from dsno.listing import entries, is_litter, read_text
+from dsno.outputs import prepare_folder
 
 LITTER = (".DS_Store", "._a.png", ".ipynb_checkpoints", "__MACOSX", "Thumbs.db", "desktop.ini", "Desktop.INI")
 

@@ -11,7 +11,7 @@ from dsno.checkpoint import read_tensors, write_json, write_tensors
 from dsno.cli.generate import Generate
 from dsno.grids import GRIDS
 from pretend import Rank
-from refusals import Spoil, another_schedule, another_teacher, refusals, refuses
+from refusals import Spoil, another_schedule, another_teacher, edit, refusals, refuses
 from shell import dsno
 
 
@@ -49,6 +49,7 @@ def test_processes_share_the_trajectories(here: Path, monkeypatch: pytest.Monkey
 def diverged(here: Path) -> None:
     weights = here / "runs" / "teacher" / "model.safetensors"
     write_tensors(weights, {k: v * float("nan") for k, v in read_tensors(weights).items()})
+    edit(weights.with_name("config.json"))
 
 
 def foreign(here: Path) -> None:

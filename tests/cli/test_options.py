@@ -84,7 +84,7 @@ def fp16(tmp_path_factory: pytest.TempPathFactory) -> Path:
     [
         "check-teacher pipe --rows 16 --levels 2 --patience 0",
         "convert pipe --out own",
-        "generate --teacher pipe --count 4 --steps 2 --grid uniform",
+        "generate --teacher pipe --count 4 --steps 6 --frames 2",
         "sample --teacher pipe --exact taa --steps 2 --count 1",
         "plan pipe --seconds 0.1 --count 4 --steps 2",
         "distill --method consistency --teacher pipe --data digits --train.steps 2",

@@ -48,7 +48,11 @@ def of_other_settings(here: Path) -> None:
 
 @refusals(
     ("reproduce nowhere", None, "unknown recipe 'nowhere': expected one of digits"),
-    ("reproduce digits --data nowhere", None, "no data 'nowhere': expected 'digits', a folder of PNG or JPEG files"),
+    (
+        "reproduce digits --data nowhere",
+        None,
+        "no data 'nowhere': expected 'digits', a folder or .zip of PNG or JPEG files",
+    ),
     ("reproduce digits --out runs", of_other_settings, "runs holds a run with seed = 5, this one has 0: choose"),
 )
 def test_a_failure_is_one_line_and_touches_nothing(command: str, spoil: Spoil, message: str, here: Path) -> None:

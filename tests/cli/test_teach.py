@@ -40,7 +40,7 @@ def arrays(here: Path) -> None:
     ("teach", None, "runs/teacher exists already: pass --resume to continue it or --overwrite to start again"),
     ("teach --kind eps --batch 16 --channels 8 16 --resume", None, "was trained with kind = v, now eps: resume alike"),
     ("teach --out samples.png/teacher", None, "cannot write to samples.png/teacher (Not a directory): choose another"),
-    ("teach --data nowhere", None, "no data 'nowhere': expected 'digits', a folder of PNG or JPEG files"),
+    ("teach --data nowhere", None, "no data 'nowhere': expected 'digits', a folder or .zip of PNG or JPEG files"),
     ("teach --data empty.npy --out new", arrays, "empty.npy is empty"),
     ("teach --data constant.npy --out new", arrays, "constant.npy is constant"),
     ("teach --data range.npy --out new", arrays, "range.npy has values in [-300, 300] with standard deviation"),

@@ -80,6 +80,7 @@ UNET_2D = {
     "layers_per_block": 1,
     "down_block_types": ["DownBlock2D"],
     "up_block_types": ["UpBlock2D"],
+    "attention_head_dim": 4,
 }
 
 
@@ -91,7 +92,7 @@ UNET_2D = {
         # Guidance of diffusers' U-Net takes one of its classes, DiT's has a label behind them.
         (lambda: DiffusersNet("UNet2DModel", {**UNET_2D, "num_class_embeds": 3}), 3),
         (lambda: DiffusersNet("DiTTransformer2DModel", {**DIT, "num_embeds_ada_norm": 3}), 4),
-        (lambda: IDDPMUNet(image_size=8, channels=4, mults=(1, 1), attention=(), blocks=1, head_dim=4, classes=3), 3),
+        (lambda: IDDPMUNet(1, 8, 4, (1, 1), blocks=1, attention=(), classes=3), 3),
     ],
 )
 def test_a_null_label_is_one_that_the_network_knows(make: Any, labels: int) -> None:

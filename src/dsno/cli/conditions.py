@@ -97,9 +97,7 @@ def _read_labels(path: Path) -> Tensor:
         raise FileNotFoundError(f"--labels {path}: expected `uniform`, a label, or a file of labels")
     try:
         read = (
-            load_numpy(path)
-            if path.suffix == ".npy"
-            else np.loadtxt(read_text(path).split("\n"), dtype=np.int64, ndmin=1)
+            load_numpy(path) if path.suffix == ".npy" else np.loadtxt(read_text(path).split(), dtype=np.int64, ndmin=1)
         )
     except ValueError as error:
         raise ValueError(f"{path} is no file of labels, integers separated by white space ({error})") from None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 from rich.console import Console
@@ -38,13 +38,16 @@ def _speaks() -> bool:
 
 
 @contextmanager
-def progress() -> Iterator[Report]:
-    """Progress bars, one per stage, with rate and estimate; plain lines where the output is not a terminal."""
+def progress(shown: Callable[[float], str] | None = None) -> Iterator[Report]:
+    """Progress bars, one per stage, with rate and estimate; plain lines where the output is not a terminal.
+
+    `shown` writes what is counted, and how much of it is done in a second: `human_size`, of bytes.
+    """
     console = Console(stderr=True, quiet=not _speaks(), soft_wrap=True)
     bar = Progress(
         TextColumn("{task.description:<10}"),
         BarColumn(),
-        TextColumn("{task.completed}/{task.total}"),
+        TextColumn("{task.fields[part]}"),
         TextColumn("{task.fields[rate]}"),
         TimeElapsedColumn(),
         TextColumn("left"),
@@ -61,17 +64,19 @@ def progress() -> Iterator[Report]:
         now = time.monotonic()
         first, at = began.setdefault(stage, (now, done))
         rate = (done - at) / (now - first) if now > first else 0.0
-        shown = f"{rate:.1f}/s" if rate else ""
+        speed = "" if not rate else f"{rate:.1f}/s" if shown is None else f"{shown(rate)}/s"
+        part = f"{done}/{total}" if shown is None else f"{shown(done)}/{shown(total)}"
         if done == 0 and text:
             console.print(f"{stage}: {text}")
         if console.is_terminal:
             if stage not in tasks:
-                tasks[stage] = bar.add_task(stage, total=total, rate="", text="")
-            bar.update(tasks[stage], completed=done, rate=shown, text="" if done == 0 else text)
-        elif done and (done == total or now - printed.get(stage, 0.0) > SILENCE):
+                tasks[stage] = bar.add_task(stage, total=total, part="", rate="", text="")
+            bar.update(tasks[stage], completed=done, part=part, rate=speed, text="" if done == 0 else text)
+        # A line without a rate says nothing of how long it will take: the first one waits for it.
+        elif done and (done == total or (rate and now - printed.get(stage, -SILENCE) >= SILENCE)):
             printed[stage] = now
             left = f"{(total - done) / rate:.0f} s left" if rate else ""
-            console.print(" ".join(filter(None, (f"{stage} {done}/{total}", shown, left, text))))
+            console.print(" ".join(filter(None, (f"{stage} {part}", speed, left, text))))
 
     with bar:
         yield report
