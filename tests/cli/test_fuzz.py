@@ -39,7 +39,7 @@ BASE = {
     "check-teacher": "check-teacher runs/teacher --rows 4 --levels 2 --patience 0",
     "convert": "convert runs/teacher --out new",
     "plan": "plan runs/teacher --seconds 0.01 --count 8 --steps 6 --train-steps 2 --batch 2",
-    "generate": "generate --out new --count 8 --steps 6 --grid uniform",
+    "generate": "generate --out new --count 8 --steps 6 --grid quadratic",
     "push": "push pushed",
     "pull": "pull runs/trajectories --out new",
     "methods": "methods",
@@ -135,7 +135,7 @@ def options_of(verb: str) -> dict[str, Any]:
     if verb == "distill":
         found |= {o.name: str for method in METHODS.values() for o in method.described()}
     # A compiler takes a minute, whatever it is given, and a recipe that finds a teacher runs to its end.
-    endless = ("compile", "train.compile", *(["teacher", "data"] if verb == "reproduce" else []))
+    endless = ("compile", "train.compile", *(["teacher", "data", "out"] if verb == "reproduce" else []))
     return {name: kind for name, kind in found.items() if name not in endless}
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import sys
 from collections.abc import Callable, Sequence
@@ -91,7 +92,7 @@ def main() -> None:
         torch.OutOfMemoryError,
         Refused,
     ) as error:
-        said = " ".join(str(error).splitlines()) or type(error).__name__
+        said = re.sub(r"^\[Errno \d+\] ", "", " ".join(str(error).splitlines())) or type(error).__name__
         print("dsno:", on_the_shell(said, flags, VERBS), file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
