@@ -476,3 +476,36 @@ def test_a_pipeline_of_version_0_1_loads(kind: str, name: str, tmp_path: Path) -
     saved = json.loads((tmp_path / "model_index.json").read_text())["student"]
     assert saved == ["dsno.app.pipeline", classes[kind]]
     assert torch.equal(DSNOPipeline.from_pretrained(tmp_path)(seeds=[0, 1], output_type="latent").images, made)
+
+
+@pytest.mark.parametrize(
+    "arguments, error, message",
+    [
+        ({"batch_size": 4}, ValueError, "takes no batch_size: num_images says how many images there are"),
+        ({"num_inference_steps": 4}, ValueError, "takes no num_inference_steps: a student makes one pass, or"),
+        ({"guidance_scale": 4.0}, ValueError, "takes no guidance_scale: guidance_weight is it less 1"),
+        ({"colour": "red"}, TypeError, "takes no argument 'colour'"),
+        ({"seeds": [0.5]}, ValueError, "seeds must be integers"),
+        ({"seeds": [2**63]}, ValueError, "seeds must be integers"),
+    ],
+)
+def test_what_other_pipelines_take_is_answered(arguments: dict, error: type[Exception], message: str) -> None:
+    pipe = DSNOPipeline.from_student(load_student(shipped() / "student"))
+    with pytest.raises(error, match=message):
+        pipe(**arguments)
+
+
+def test_a_saved_folder_says_how_to_open_it(tmp_path: Path) -> None:
+    pipe = dsno.DSNOPipeline.from_student(load_student(shipped() / "student"))
+    pipe.save_pretrained(tmp_path / "pipe")
+    said = (tmp_path / "pipe" / "README.md").read_text()
+    (line,) = (line for line in said.splitlines() if line.startswith("images = "))
+    names: dict[str, object] = {}
+    exec("from dsno import DSNOPipeline\n" + line.replace("this folder, or its name on the Hub", str(tmp_path / "pipe")), names)
+    assert len(names["images"]) == 4
+    (tmp_path / "pipe" / "README.md").write_text("mine")
+    pipe.save_pretrained(tmp_path / "pipe")
+    assert (tmp_path / "pipe" / "README.md").read_text() == "mine"
+    # No code lies in the folder, and none is run: diffusers does not find the class.
+    with pytest.raises(AttributeError, match="DSNOPipeline"):
+        diffusers.DiffusionPipeline.from_pretrained(tmp_path / "pipe")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -18,7 +19,10 @@ from dsno.runs.plan import Estimate
 from dsno.teachers.check.verdict import Verdict
 from dsno.train import Report
 
-__all__ = ["progress", "say", "show", "show_estimate", "show_methods", "show_options", "show_verdict"]
+__all__ = ["progress", "say", "say_aside", "show", "show_estimate", "show_methods", "show_options", "show_verdict"]
+
+FEW = 256
+"""Fewer samples than these are said to be few."""
 
 SILENCE = 10.0
 """Seconds between two lines about a stage where there are no bars."""
@@ -30,6 +34,12 @@ def say(done: str, after: str) -> None:
     """Print what was done, and the command that comes next."""
     if _speaks():
         print(f"{done}\nnext: {after}" if after else done)
+
+
+def say_aside(text: str) -> None:
+    """Print what the user should know of a command that goes on all the same."""
+    if _speaks():
+        print(f"note: {text}", file=sys.stderr)
 
 
 def _speaks() -> bool:
@@ -91,8 +101,11 @@ def show(results: Sequence[Result]) -> None:
         printed.add_row(*(f"[bold]{v}[/]" if row["name"] in winners.get(k, ()) else v for k, v in row.items()))
     # Squeezed into a narrow terminal or a pipe the columns would lose their digits.
     Console(width=200).print(printed)
-    if any(result.quality is not None for result in results):
+    measured = [result for result in results if result.quality is not None]
+    if measured:
         Console().print(Text(f"\n{BIAS}\n", "dim"))
+    if measured and (fewest := min(result.protocol.count for result in measured)) < FEW:
+        say_aside(f"{fewest} samples say little of a distance: take --count 2048, as the tables of the pages do")
 
 
 def show_verdict(verdict: Verdict) -> None:

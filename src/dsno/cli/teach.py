@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from dsno.cli.console import progress, say
+from dsno.cli.console import progress, say, say_aside
 from dsno.cli.options import Training
 from dsno.data.load import load_data
 from dsno.outputs import check_apart, check_request
@@ -57,6 +57,11 @@ class Teach:
     def run(self) -> None:
         check_apart(self.out, self.data)
         check_request(self.resume, self.overwrite)
+        if self.train.warmup >= self.train.steps:
+            say_aside(
+                f"--train.warmup {self.train.warmup} is no shorter than the {self.train.steps} steps: the learning rate "
+                "does not reach --train.lr"
+            )
         images = load_data(self.data, range=self.range)
         with progress() as report:
             teach(
