@@ -9,7 +9,7 @@ READY := .venv/.installed
 help:
 	@echo "make demo   noise to images in one forward pass, with a report"
 	@echo "make test   the test suite (ARGS='-k solve' selects)"
-	@echo "make faults  damaged and crafted files by the hundred, each opened in a process of its own"
+	@echo "make faults  damage, attacks, kills and full disks by the hundred (15 minutes)"
 	@echo "make lint   style, types and the import contract"
 	@echo "make weights  the shipped weights, from nothing (25 minutes)"
 	@echo "make docs   the documentation, in site/"

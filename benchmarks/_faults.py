@@ -8,7 +8,11 @@ from __future__ import annotations
 
 import gzip
 import hashlib
+import importlib
+import shutil
 import struct
+import sys
+import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +20,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from markdown_it import MarkdownIt
 from torch import Tensor, nn
 
 from dsno import Cosine, Gaussian, Prediction, SolverSampler, grids
@@ -28,14 +33,17 @@ from dsno.nets.unet import UNet
 from dsno.students.files import load_student, notes_of, save_student
 from dsno.students.official import load_official
 from dsno.students.operator import student_from_teacher
-from dsno.teachers.edm import read_snapshot
+from dsno.teachers.edm import load_edm, read_snapshot
 from dsno.teachers.load import load_teacher
 from dsno.teachers.native import save_teacher
 from dsno.train import TrainConfig, train
+from dsno.trajectories.card import card
+from dsno.trajectories.manifest import read_manifest
 from dsno.trajectories.sets import TrajectorySet
+from dsno.trajectories.share import push
 from dsno.trajectories.store import store
 
-__all__ = ["KINDS", "Kind"]
+__all__ = ["KINDS", "UNREAD", "Kind"]
 
 SHAPE = (1, 4, 4)
 
@@ -146,6 +154,67 @@ def write_pictures(folder: Path, array: np.ndarray) -> None:
         Image.fromarray(picture).save(folder / f"{i}.png")
 
 
+def write_zip(folder: Path, array: np.ndarray) -> None:
+    write_pictures(folder, array)
+    with zipfile.ZipFile(folder / "a.zip", "w") as archive:
+        for path in sorted(folder.glob("*.png")):
+            archive.write(path, path.name)
+            path.unlink()
+
+
+def make_diffusers(folder: Path) -> None:
+    import diffusers
+
+    torch.manual_seed(0)
+    down, up = ("DownBlock2D", "AttnDownBlock2D"), ("AttnUpBlock2D", "UpBlock2D")
+    net = diffusers.UNet2DModel(
+        8, 1, 1, layers_per_block=1, block_out_channels=(4, 8), norm_num_groups=4, down_block_types=down,
+        up_block_types=up, attention_head_dim=4,
+    )  # fmt: skip
+    diffusers.DDPMPipeline(net, diffusers.DDPMScheduler(50)).save_pretrained(folder)
+
+
+def make_pipeline(folder: Path) -> None:
+    from dsno import DSNOPipeline
+
+    DSNOPipeline.from_student(student_from_teacher(teacher(), [0.5, 0.0])).save_pretrained(folder)
+
+
+def open_pipeline(folder: Path) -> str:
+    from dsno import DSNOPipeline
+
+    return said(DSNOPipeline.from_pretrained(folder).student)
+
+
+def make_remote(folder: Path) -> None:
+    make_set(folder / "set")
+    push(folder / "set", f"file://{folder}/far")
+    shutil.rmtree(folder / "set")
+
+
+def open_remote(folder: Path) -> str:
+    data = TrajectorySet(f"file://{folder}/far", cache=folder.with_name("cache"))
+    return digest(data.__getitems__(range(len(data))))
+
+
+def open_card(folder: Path) -> str:
+    text = card(read_manifest(folder), "file:///far", "unknown")
+    shown = MarkdownIt("commonmark").enable("table").render(text)
+    if "<script" in shown or "<img" in shown:
+        Path("marker").mkdir()  # A browser would have run it.
+    return text
+
+
+def make_edm(folder: Path) -> None:
+    """A snapshot as NVlabs' code pickles it, of a small network."""
+    sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+    nvlabs: Any = importlib.import_module("nvlabs")
+    sys.path.pop(0)
+    folder.mkdir()
+    precond, net, more = nvlabs.made("edm-song")
+    (folder / "a.pkl").write_bytes(nvlabs.dumps(nvlabs.snapshot(net, precond, **more)))
+
+
 def nothing(folder: Path) -> None:
     folder.mkdir()
     (folder / "held").write_bytes(b"")
@@ -178,6 +247,15 @@ KINDS: dict[str, Kind] = {
     "zarr": data_kind(write_zarr, "a.zarr"),
     "idx": data_kind(write_idx, "a-ubyte.gz"),
     "pictures": data_kind(write_pictures),
+    "zip": data_kind(write_zip, "a.zip"),
+    "diffusers": Kind(make_diffusers, open_teacher, False),
+    "pipeline": Kind(make_pipeline, open_pipeline, False),
+    "remote": Kind(make_remote, open_remote, True),
+    "card": Kind(make_set, open_card, False),
+    "edm": Kind(make_edm, lambda folder: said(load_edm(folder / "a.pkl").net), False),
     "snapshot": Kind(nothing, lambda folder: repr(sorted(read_snapshot(folder / "held"))), False),
     "official": Kind(nothing, lambda folder: said(load_official(folder / "held")), False),
 }
+
+UNREAD = ("snapshot", "official")
+"""Kinds whose folder holds nothing that can be read, before it holds what was crafted."""

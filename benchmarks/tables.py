@@ -359,6 +359,21 @@ def guided_digits(record: Record) -> str:
     return rows(["sampler", "evaluations", *qualities, f"accuracy, w = {weights[-1]}"], body)
 
 
+def faults(record: Record) -> str:
+    """What became of the cases of each kind."""
+    columns = ("cases", "refused", "harmless", "held")
+    bad = [
+        {"bad": sum(value for name, value in count.items() if name not in columns), **count}
+        for count in record["counts"].values()
+    ]
+    sums = {name: sum(count[name] for count in bad) for name in (*columns, "bad")}
+    body = [
+        [kind, *(str(count[name] or "-") for name in (*columns, "bad"))]
+        for kind, count in zip([*record["counts"], "**all**"], [*bad, sums], strict=True)
+    ]
+    return rows(["kind", "cases", "refused", "opened, unharmed", "held", "bad"], body)
+
+
 TABLES: dict[str, Callable[[Record], str]] = {
     **{f"claims {path.stem}": claims for path in sorted(RESULTS.glob("*.json"))},
     **dict.fromkeys(("recipe", "fashion"), recipe),
@@ -377,6 +392,7 @@ TABLES: dict[str, Callable[[Record], str]] = {
     "schedules ring": schedules,
     "guided": guided,
     "guided_digits": guided_digits,
+    "faults": faults,
 }
 """Who writes a table; the last word of its name is the result that it is of."""
 

@@ -4,6 +4,7 @@ import errno
 import hashlib
 import json
 import os
+import re
 import stat
 import struct
 import time
@@ -64,6 +65,31 @@ def test_json_and_tensors_come_back(tmp_path: Path) -> None:
     read = read_tensors(tmp_path / "a.safetensors")
     assert read.keys() == tensors.keys()
     assert all(torch.equal(read[k], tensors[k]) and read[k].dtype == tensors[k].dtype for k in tensors)
+
+
+def test_tensors_that_share_memory_come_back_one_by_one(tmp_path: Path) -> None:
+    base = torch.randn(6)
+    tensors = {"a": base[:4], "b": base[2:], "tied": base[:4]}
+    write_tensors(tmp_path / "a.safetensors", tensors)
+    read = read_tensors(tmp_path / "a.safetensors")
+    assert read.keys() == tensors.keys() and all(torch.equal(read[k], v) for k, v in tensors.items())
+
+
+@pytest.mark.parametrize(
+    "value, found",
+    [
+        ({"a": 1}, "a dict"),
+        (torch.eye(3).to_sparse(), "a tensor of layout torch.sparse_coo"),
+        (torch.ones(3, dtype=torch.complex128), "a tensor of dtype torch.complex128"),
+        (torch.empty(3, device="meta"), "on the meta device, without data"),
+        (torch.zeros(1).expand(4), "an expanded tensor, whose numbers are one in memory"),
+    ],
+    ids=lambda x: x if isinstance(x, str) else "",
+)
+def test_what_safetensors_cannot_hold_is_named(value: object, found: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=rf"a\.safetensors cannot be written: 'x' is {re.escape(found)}, and"):
+        write_tensors(tmp_path / "a.safetensors", {"w": torch.ones(1), "x": value})
+    assert not list(tmp_path.iterdir())
 
 
 def test_what_cannot_be_read_is_named(tmp_path: Path) -> None:

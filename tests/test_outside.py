@@ -21,7 +21,9 @@ from dsno.outside import (
     must_be_file,
     parse_json,
     read_json_file,
+    reading,
     rehearsed,
+    try_out,
 )
 
 
@@ -138,6 +140,40 @@ def test_networks_are_rehearsed_without_memory() -> None:
     assert devices[2:] == ["cpu"]
     with pytest.raises(ValueError, match=r"it describes no network \(KeyError: 'a'\)"):
         rehearsed(lambda: {}["a"], 2, "it", lambda net: None)
+
+
+def test_a_length_is_looked_at_before_what_is_inside() -> None:
+    class Long(list[float]):
+        def __iter__(self):
+            raise AssertionError("it was looked at")
+
+    with pytest.raises(ValueError, match=r"it must be a list of a number of 1 to 2 items, got a list of 9"):
+        check(Long([0.0] * 9), Annotated[list[float], Length(1, 2)], "it")
+
+
+@pytest.mark.parametrize(
+    ("raised", "message"),
+    [
+        (KeyError("a"), r"^a\.json is no scheduler \(KeyError: 'a'\)$"),
+        (ValueError("no words"), r"^a\.json: no words$"),
+        (ValueError("two\nlines of a.json"), r"^a\.json is no scheduler \(ValueError: two lines of a\.json\)$"),
+        (FileNotFoundError("no a.json"), "^no a.json$"),
+        (ImportError("no such package"), "^no such package$"),
+    ],
+)
+def test_what_others_raise_names_the_file_in_one_line(raised: Exception, message: str) -> None:
+    kind = type(raised) if "no a.json" in str(raised) or isinstance(raised, ImportError) else ValueError
+    with pytest.raises(kind, match=message), reading("a.json", "is no scheduler"):
+        raise raised
+
+
+def test_trying_out_builds_on_the_meta_device_alone() -> None:
+    seen = []
+    try_out(lambda: nn.Linear(2, 2), 2, "it", lambda net: seen.append(net.weight.device.type))
+    try_out(lambda: torch.ones(1).sum().item(), 2, "it", seen.append)
+    assert seen == ["meta"]
+    with pytest.raises(ValueError, match="it describes a network of more than the 2 weights"):
+        try_out(lambda: nn.Sequential(*[nn.SiLU()] * 2000), 2, "it", seen.append)
 
 
 def test_what_is_built_is_counted_until_it_is_too_much() -> None:

@@ -95,6 +95,8 @@ def damage(path: Path, how: str) -> None:
         (path / "state.json").write_text("[1]")
     elif how == "renamed":
         write_json(path / "state.json", {**read_json(path / "state.json"), "step": 3})
+    elif how == "other rate":
+        write_json(path / "state.json", {**read_json(path / "state.json"), "config": {"lr": 0.2}})
 
 
 HOW = {
@@ -107,6 +109,7 @@ HOW = {
     "empty state": "state.json",
     "listed": "state.json",
     "renamed": "state.json",
+    "other rate": "state.json",
 }
 
 

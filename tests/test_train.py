@@ -1,5 +1,6 @@
 """Training is a function of its configuration: resumed, split or averaged, the numbers are the same."""
 
+import copy
 import json
 import os
 import signal
@@ -15,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
-from dsno.checkpoint import digest, read_json, read_tensors, write_json, write_tensors
+from dsno.checkpoint import digest, read_json, read_tensors, seal, write_json, write_tensors
 from dsno.snapshots import changes_of, latest
 from dsno.train import TrainConfig, learning_rate, quiet, stage_progress, train
 
@@ -160,9 +161,9 @@ def test_a_run_that_diverged_goes_on_with_another_rate_which_is_noted(tmp_path: 
 
 
 def broken_moments(path: Path, how: str) -> None:
-    """Damage a checkpoint as version 0.1 wrote it, which has no digests."""
+    """Damage a checkpoint as version 0.1 wrote it, which has no digests and no seal."""
     state, moments = read_json(path / "state.json"), read_tensors(path / "optimizer.safetensors")
-    write_json(path / "state.json", {key: value for key, value in state.items() if key != "digests"})
+    write_json(path / "state.json", {key: state[key] for key in ("step", "config", "settings")})
     name = "0.exp_avg"
     changed = {
         "shape": {**moments, name: torch.zeros(1)},
@@ -362,6 +363,33 @@ def test_frozen_weights_stay(tmp_path: Path) -> None:
     assert torch.equal(weights(train(frozen(), Reverse(), CONFIG, tmp_path / "cut", resume=True)), weights(model))
     with pytest.raises(ValueError, match="no parameter of the model has requires_grad set: nothing to train"):
         train(network().requires_grad_(False), Reverse(), CONFIG, tmp_path / "none")
+
+
+def test_a_model_that_cannot_be_saved_is_refused_before_the_first_step(tmp_path: Path) -> None:
+    model = network()
+    model.register_buffer("sparse", torch.eye(2).to_sparse())
+    with pytest.raises(ValueError, match="the state of a Sequential cannot be written: 'sparse' is a tensor of layout"):
+        train(model, Reverse(), CONFIG, tmp_path / "none")
+    assert not (tmp_path / "none").exists()
+
+
+def test_tied_weights_are_trained_saved_and_go_on(tmp_path: Path) -> None:
+    def tied() -> nn.Module:
+        model = nn.Sequential(nn.Linear(4, 4), nn.SiLU(), nn.Linear(4, 4))
+        nn.init.eye_(model[0].weight)
+        model[2].weight = model[0].weight
+        return model.requires_grad_()
+
+    torch.manual_seed(0)
+    first = tied()
+    state = copy.deepcopy(first.state_dict())
+    model = train(first, Reverse(), CONFIG, tmp_path / "whole")
+    again = tied()
+    again.load_state_dict(state)
+    with pytest.raises(KeyboardInterrupt):
+        train(again, Reverse(), CONFIG, tmp_path / "cut", progress=stop_at(13, KeyboardInterrupt))
+    resumed = train(tied(), Reverse(), CONFIG, tmp_path / "cut", resume=True)
+    assert resumed[2].weight is resumed[0].weight and torch.equal(weights(resumed), weights(model))
 
 
 def scaling() -> Any:
@@ -573,7 +601,8 @@ def test_a_checkpoint_records_its_configuration(tmp_path: Path) -> None:
         name: digest(read_tensors(tmp_path / "step-00000020" / f"{name}.safetensors"))
         for name in ("model", "average", "optimizer")
     }
-    assert read_json(tmp_path / "step-00000020" / "state.json") == {"step": 20, **described, "digests": digests}
+    said = {"step": 20, **described, "digests": digests}
+    assert read_json(tmp_path / "step-00000020" / "state.json") == {**said, "sha256": seal(said)}
 
 
 def test_a_stage_reports_its_loss(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

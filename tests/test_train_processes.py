@@ -7,7 +7,7 @@ import signal
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
-from itertools import islice
+from itertools import count, islice
 from pathlib import Path
 from typing import Any
 
@@ -102,7 +102,7 @@ def losses(out: Path) -> list[float]:
     return [json.loads(line)["loss"] for line in (out / "log.jsonl").read_text().splitlines()]
 
 
-def same(a: Path, b: Path, atol: float = 0.0, step: int = CONFIG.steps) -> None:
+def alike(a: Path, b: Path, atol: float = 0.0, step: int = CONFIG.steps) -> None:
     """Two runs ended alike: log, weights, average and moments."""
     assert losses(a) == (losses(b) if atol == 0 else pytest.approx(losses(b), rel=1e-5))
     for name in ("model", "average", "optimizer"):
@@ -110,6 +110,11 @@ def same(a: Path, b: Path, atol: float = 0.0, step: int = CONFIG.steps) -> None:
         assert x.keys() == y.keys()
         for key, value in x.items():
             assert torch.allclose(value.double(), y[key].double(), atol=atol, rtol=0), f"{name}: {key}"
+
+
+def same(a: Path, b: Path, atol: float = 0.0, step: int = CONFIG.steps) -> None:
+    """Two runs ended alike, and were runs of the student."""
+    alike(a, b, atol, step)
     x = read_tensors(a / f"step-{step:08d}" / "average.safetensors")
     before = dict(student().named_parameters())
     assert any(not torch.allclose(v, before[k].float(), atol=1e-4) for k, v in x.items()), "nothing was learned"
@@ -128,6 +133,52 @@ def test_so_they_do_for_a_teacher(tmp_path: Path) -> None:
     assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), rel=1e-5)
     one, two = (read_tensors(tmp_path / run / "step-00000008/average.safetensors") for run in ("one", "two"))
     assert all(torch.allclose(v, two[k], atol=1e-7) for k, v in one.items())
+
+
+class Partly(nn.Module):
+    """A network with a part that no loss reaches, and two blocks, of which a batch goes through one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Conv2d(1, 4, 3, padding=1), nn.Conv2d(4, 1, 3, padding=1)
+        self.blocks = nn.ModuleList(nn.Conv2d(4, 4, 1) for _ in range(2))
+        self.label = nn.Embedding(4, 4)
+
+    def forward(self, x: Tensor, which: list[int]) -> Tensor:
+        h = self.first(x)
+        for k in which:
+            h = h.tanh() + self.blocks[k](h)
+        return self.last(h)
+
+
+class Turns:
+    """A loss of some calls of the network, each through the blocks that `calls[step]` says, by turns."""
+
+    def __init__(self, *calls: list[list[int]]) -> None:
+        self.calls = calls
+
+    def batches(self, start: int, rank: int, world: int) -> Iterator[dict[str, Any]]:
+        for step in count(start):
+            x = torch.randn(BATCH, 1, 4, 4, generator=torch.Generator().manual_seed(step)).double()
+            yield {"x": x.chunk(world)[rank], "calls": self.calls[step % len(self.calls)]}
+
+    def __call__(self, model: nn.Module, batch: dict[str, Any]) -> Tensor:
+        x = batch["x"]
+        return torch.stack([(model(x, which) - x).square().mean() for which in batch["calls"]]).sum()
+
+
+def take_turns(out: Path, calls: list[list[list[int]]]) -> None:
+    with torch.random.fork_rng():
+        torch.manual_seed(7)
+        model = Partly().double()
+    train(model, Turns(*calls), CONFIG, out)
+
+
+@pytest.mark.parametrize("calls", [[[[]]], [[[0]], [[1]]], [[[0, 1], [1]], [[], [0]]], [[[0], [1]], [[1]]]], ids=str)
+def test_parameters_that_a_loss_does_not_reach_are_let_alone(calls: list[list[list[int]]], tmp_path: Path) -> None:
+    take_turns(tmp_path / "one", calls)
+    succeed(take_turns, tmp_path / "two", calls)
+    alike(tmp_path / "one", tmp_path / "two", atol=1e-7)
 
 
 def test_the_shares_of_a_batch_are_the_batch() -> None:

@@ -154,13 +154,16 @@ def check_writable(tensors: Mapping[str, Any], what: str) -> None:
     """Make sure that a state dict can be written to a safetensors file: before training, not behind it.
 
     Raises:
-        ValueError: for the first value that is no dense tensor, or has a dtype that these files do not know.
+        ValueError: for the first value that is no dense tensor with memory for each of its numbers, or has a dtype that
+            these files do not know.
     """
     for name, value in tensors.items():
         if not isinstance(value, Tensor):
             found = f"a {type(value).__name__}"
         elif value.layout != torch.strided or value.is_meta:
             found = "on the meta device, without data" if value.is_meta else f"a tensor of layout {value.layout}"
+        elif any(n > 1 and step == 0 for n, step in zip(value.shape, value.stride(), strict=True)):
+            found = "an expanded tensor, whose numbers are one in memory"
         elif not _known(value.dtype):
             found = f"a tensor of dtype {value.dtype}"
         else:

@@ -13,8 +13,20 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
-__all__ = ["accumulating", "as_like", "is_sharded", "local", "on_device", "tf32", "unprepare", "whole"]
+__all__ = [
+    "accumulating",
+    "as_like",
+    "is_sharded",
+    "local",
+    "loss_of",
+    "on_device",
+    "prepared",
+    "tf32",
+    "unprepare",
+    "whole",
+]
 
 
 def is_sharded(accelerator: Any) -> bool:
@@ -30,6 +42,48 @@ def is_sharded(accelerator: Any) -> bool:
             "use DDP, or FSDP with fsdp_version: 2"
         )
     return kind == "FSDP"
+
+
+class _Losses(nn.Module):
+    """What takes losses of a model. DDP looks behind its output for the parameters that a loss reaches, however often
+    and through whichever blocks that called the model."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+        # DDP warns where it finds none that is not reached, so there is one.
+        like = next(p for p in model.parameters() if p.requires_grad)
+        self.unreached = nn.Parameter(like.new_zeros(1))
+
+    def forward(self, loss: Callable[[nn.Module], Tensor]) -> Tensor:
+        return loss(self.model)
+
+
+def prepared(accelerator: Any, model: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[nn.Module, Any]:
+    """A model for `loss_of`, and its optimiser, as accelerate wraps them.
+
+    Of processes that hold all of the weights each may reach other parameters, or none of some: DDP is told to find
+    them, on top of what the accelerator was told of DDP.
+    """
+    if not accelerator.distributed_type.value.startswith("MULTI_"):
+        made: tuple[nn.Module, Any] = accelerator.prepare(model, optimizer)
+        return made
+    from accelerate import DistributedDataParallelKwargs
+
+    told = accelerator.ddp_handler or DistributedDataParallelKwargs()
+    losses = _Losses(accelerator.prepare_model(model, evaluation_mode=True)).train()
+    devices = None if accelerator.device.type == "cpu" else [accelerator.device]
+    wrapped = DistributedDataParallel(losses, devices, **{"find_unused_parameters": True, **told.to_kwargs()})
+    told.register_comm_hook(wrapped)
+    return wrapped, accelerator.prepare_optimizer(optimizer)
+
+
+def loss_of(wrapped: nn.Module, objective: Callable[[nn.Module, Any], Tensor], batch: Any) -> Tensor:
+    """The loss of a batch, of a model that was `prepared`."""
+    if isinstance(wrapped, DistributedDataParallel):
+        found: Tensor = wrapped(lambda model: objective(model, batch))
+        return found
+    return objective(wrapped, batch)
 
 
 def unprepare(model: nn.Module) -> None:

@@ -18,7 +18,7 @@ import os
 import threading
 import types
 import typing
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence, Sized
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,7 +40,9 @@ __all__ = [
     "one_line",
     "parse_json",
     "read_json_file",
+    "reading",
     "rehearsed",
+    "try_out",
     "unchecked",
 ]
 
@@ -173,13 +175,14 @@ def check(value: Any, form: Any, where: str) -> None:
     """
     origin, arguments = typing.get_origin(form), typing.get_args(form)
     if origin is Annotated:
-        inner = arguments[0]
-        if not _is_a(value, inner, typing.get_origin(inner), typing.get_args(inner)):
+        inner, *bounds = arguments
+        # Before what is inside is looked at, which may be millions.
+        sized = not isinstance(value, Sized) or all(b.admits(value) for b in bounds if isinstance(b, Length))
+        if not sized or not _is_a(value, inner, typing.get_origin(inner), typing.get_args(inner)):
             raise ValueError(f"{where} must be {_words(form)}, got {_shown(value)}")
         check(value, inner, where)
-        for bound in arguments[1:]:
-            if isinstance(bound, Within | Length) and value is not None and not bound.admits(value):
-                raise ValueError(f"{where} must be {_words(form)}, got {_shown(value)}")
+        if value is not None and not all(b.admits(value) for b in bounds if isinstance(b, Within)):
+            raise ValueError(f"{where} must be {_words(form)}, got {_shown(value)}")
         return
     if origin in (Union, types.UnionType):
         _check_any(value, form, where)
@@ -344,27 +347,42 @@ def rehearsed(make: Callable[[], T], weights: int, source: object, look: Callabl
     Raises:
         ValueError: for a description that no network has.
     """
-    with building(weights, source):
+    try_out(make, weights, source, look)
+    with building(weights, source), reading(source, "describes no network"):
+        made = make()
+    look(made)
+    return made
+
+
+def try_out(make: Callable[[], T], weights: int, source: object, look: Callable[[T], object]) -> None:
+    """Build a network on the meta device, have it looked at, and forget it; arguments and errors as `rehearsed`."""
+    trial: T | None = None
+    with building(weights, source), reading(source, "describes no network"):
         try:
             with torch.device("meta"):
-                trial: T | None = make()
+                trial = make()
         except Exception as error:
             # Who looks at numbers while building cannot do so there.
             if isinstance(error, ValueError) or "meta" not in str(error).lower():
-                raise _no_network(source, error) from None
-            trial = None
-        if trial is not None:
-            look(trial)
-        try:
-            made = make()
-        except Exception as error:
-            raise _no_network(source, error) from None
-        look(made)
-        return made
+                raise
+    if trial is not None:
+        look(trial)
 
 
-def _no_network(source: object, error: Exception) -> ValueError:
-    """What a constructor said, with where it was told so."""
-    if isinstance(error, ValueError):
-        return error if str(source) in str(error) else ValueError(f"{source}: {error}")
-    return ValueError(f"{source} describes no network ({type(error).__name__}: {one_line(error)})")
+@contextmanager
+def reading(source: object, wrong: str) -> Iterator[None]:
+    """Say which file it was, and that it is `wrong`, of whatever is raised by those who read what is in it.
+
+    Raises:
+        ValueError: instead, in one line; what names the file already, or a missing package, is raised as it is.
+    """
+    try:
+        yield
+    except Exception as error:
+        said, text = str(error), one_line(error)
+        named = str(source) in said and "\n" not in said
+        if isinstance(error, ImportError) or (isinstance(error, ValueError | OSError) and named):
+            raise
+        if isinstance(error, ValueError) and text == said:
+            raise ValueError(f"{source}: {text}") from None
+        raise ValueError(f"{source} {wrong} ({type(error).__name__}: {text})") from None

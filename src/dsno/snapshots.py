@@ -5,7 +5,7 @@ A snapshot is a folder `step-00000500`, of what the run was after so many steps:
 | | |
 |---|---|
 | `model`, `average`, `optimizer` (`.safetensors`) | the weights, their moving averages, Adam's moments as `INDEX.KEY` |
-| `state.json` | the step, the configuration, what else decides the updates, and the `digests` of the three |
+| `state.json` | step, configuration, what else decides the updates, the `digests` of the three, and its own `sha256` |
 
 It appears by rename, complete, before the one before is removed. Names are matched exactly: whatever else lies there, a
 copy called `step-best` among it, is somebody else's and is neither read nor removed.
@@ -18,13 +18,24 @@ import logging
 import re
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from torch import Tensor
 
-from dsno.checkpoint import digest, read_json, read_tensors, write_atomically, write_json, write_tensors
+from dsno.checkpoint import (
+    SEAL,
+    check_seal,
+    digest,
+    read_json,
+    read_tensors,
+    seal,
+    write_atomically,
+    write_json,
+    write_tensors,
+)
+from dsno.outside import Within, check
 
 __all__ = [
     "LOG",
@@ -46,6 +57,19 @@ LOG = "log.jsonl"
 
 STATE, PARTS = "state.json", ("model", "average", "optimizer")
 NAME = re.compile(r"step-(\d{8})")
+
+
+@dataclass
+class _State:
+    """The form of what `state.json` says."""
+
+    step: Annotated[int, Within(0, 10**8)]
+    config: dict[str, Any]
+    settings: dict[str, Any] = field(default_factory=dict)
+    digests: dict[str, str] = field(default_factory=dict)
+    losses: list[float] = field(default_factory=list)
+    changes: list[dict[str, Any]] = field(default_factory=list)
+    scaler: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -117,13 +141,12 @@ def _read(path: Path) -> Snapshot:
         FileNotFoundError, ValueError: if it is not; names the file.
     """
     state = read_json(path / STATE)
-    config = state.get("config") if isinstance(state, dict) else None
-    if not isinstance(config, dict) or not isinstance(state.get("settings", {}), dict):
-        raise ValueError(f"{path / STATE} is damaged: it does not say how the run was configured")
-    if state.get("step") != int(path.name.removeprefix("step-")):
-        raise ValueError(f"{path / STATE} is of step {state.get('step')}, its folder of another: it was renamed")
+    check(state, _State, f"{path / STATE}: ")
+    if state["step"] != int(path.name.removeprefix("step-")):
+        raise ValueError(f"{path / STATE} is of step {state['step']}, its folder of another: it was renamed")
     parts = {name: read_tensors(path / f"{name}.safetensors") for name in PARTS}
-    # Version 0.1 noted no digests.
+    # Version 0.1 noted neither.
+    check_seal(state, path / STATE)
     for name, noted in state.get("digests", {}).items():
         if name in parts and digest(parts[name]) != noted:
             raise ValueError(f"{path / name}.safetensors is damaged or of another snapshot: its digest differs")
@@ -164,7 +187,8 @@ def write_snapshot(folder: Path, state: Mapping[str, Any], parts: Mapping[str, M
         for name, tensors in parts.items():
             write_tensors(temporary / f"{name}.safetensors", tensors)
         digests = {name: digest(tensors) for name, tensors in parts.items()}
-        write_json(temporary / STATE, {**state, "digests": digests})
+        said = {**state, "digests": digests}
+        write_json(temporary / STATE, {**said, SEAL: seal(said)})
         if final.is_dir() and not _remove(final):
             raise FileExistsError(f"{final} holds other files: move them away, a checkpoint gets that name")
         temporary.rename(final)

@@ -31,8 +31,9 @@ from typing import Any, Literal, Protocol
 import torch
 from torch import Tensor, nn
 
-from dsno.checkpoint import CONFIG, check_keys, check_weights, fill, naming, read_json
-from dsno.engine import accumulating, as_like, is_sharded, local, on_device, tf32, unprepare, whole
+from dsno.borrow import state_of, unwrapped
+from dsno.checkpoint import CONFIG, check_keys, check_weights, check_writable, fill, naming, read_json
+from dsno.engine import accumulating, as_like, is_sharded, local, loss_of, on_device, prepared, tf32, unprepare, whole
 from dsno.outputs import TRAINING, claimed
 from dsno.seeds import mixed
 from dsno.snapshots import LOG, Snapshot, latest, newest, rewind, snapshots_in, write_snapshot
@@ -168,11 +169,12 @@ def train(
         FileExistsError: if `out` has something in it and neither `resume` nor `overwrite` is set.
         FloatingPointError: if the loss is not finite on any process; names the step and the checkpoint kept.
         OSError: if a checkpoint cannot be written; the one before is kept.
-        ValueError: if nothing is to be trained, a checkpoint is damaged or belongs to another model or configuration,
-            or accelerate's configuration contradicts `config` or is of a kind that is not supported.
+        ValueError: if nothing is to be trained or the model cannot be saved, a checkpoint is damaged or belongs to
+            another model or configuration, or accelerate's configuration contradicts `config` or is not supported.
     """
     if not any(p.requires_grad for p in model.parameters()):
         raise ValueError("no parameter of the model has requires_grad set: nothing to train")
+    check_writable(state_of(model), f"the state of a {type(unwrapped(model)).__name__}")
     folder = Path(out)
     accelerator = _accelerator(model, config, folder) if accelerator is None else accelerator
     config = _agreed(config, accelerator)
@@ -232,7 +234,7 @@ class _Run:
     Attributes:
         start: The first step to take: 0, or the one behind the checkpoint.
         model: What is trained: the caller's module, or a copy of it whose parameters are sharded.
-        wrapped: The same as accelerate wraps it, which the objective calls.
+        wrapped: The same as accelerate wraps it, for `loss_of`.
         trained: Its parameters that are trained, by name.
         average: Their moving averages.
     """
@@ -260,7 +262,7 @@ class _Run:
         if config.compile:
             self.model.compile()
         optimizer = torch.optim.Adam([p for p in self.model.parameters() if p.requires_grad], lr=config.lr)
-        self.wrapped, self.optimizer = accelerator.prepare(self.model.train(), optimizer)
+        self.wrapped, self.optimizer = prepared(accelerator, self.model.train(), optimizer)
         # Sharding replaces the parameters, so they are looked up behind it.
         self.trained = {n: p for n, p in self.model.named_parameters() if p.requires_grad}
         self.average = {n: p.detach().float().clone() for n, p in self.trained.items()}
@@ -296,7 +298,7 @@ class _Run:
             batch = next(batches)
             with accelerator.accumulate(self.wrapped):
                 with accelerator.autocast():
-                    loss = objective(self.wrapped, batch)
+                    loss = loss_of(self.wrapped, objective, batch)
                 accelerator.backward(loss)
                 total += loss.detach() / config.accumulate
                 if config.clip is not None and accelerator.sync_gradients:
@@ -438,7 +440,7 @@ def _begun(snapshot: Snapshot, described: dict[str, Any]) -> tuple[int, list[dic
             raise ValueError(f"{path} was trained with {key} = {known.get(key)}, now {value}: resume alike")
     if snapshot.step > config["steps"]:
         raise ValueError(f"{path} is behind the {config['steps']} steps of this run: ask for {snapshot.step} or more")
-    changed = {key: [held[key], config[key]] for key in ("lr", "clip") if held.get(key) != config[key]}
+    changed = {key: [held.get(key), config[key]] for key in ("lr", "clip") if held.get(key) != config[key]}
     changes = list(snapshot.state.get("changes", []))
     return snapshot.step, [*changes, {"step": snapshot.step, **changed}] if changed else changes
 

@@ -98,6 +98,49 @@ def test_onnx_is_the_sampler(tmp_path: Path) -> None:
     assert json.loads(path.with_name("sampler.onnx.json").read_text())["inputs"] == ["z", "label", "weight"]
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64], ids=str)
+def test_onnx_of_a_dtype_that_onnxruntime_lacks_is_refused(dtype: torch.dtype, tmp_path: Path) -> None:
+    pytest.importorskip("onnxruntime")
+    made = student().to(dtype)
+    with pytest.raises(ValueError, match=f"the student is in {str(dtype)[6:]}, which .*: export student.float()"):
+        export_onnx(made, tmp_path / "sampler.onnx")
+    assert not list(tmp_path.iterdir()) and next(made.parameters()).dtype == dtype
+
+
+def test_one_row_is_enough_for_any_batch(tmp_path: Path) -> None:
+    made, z = student("v", None, guidance=False), torch.randn(3, 1, 4, 4)
+    path = export_program(made, tmp_path / "sampler.pt2", batch=1)
+    torch.testing.assert_close(load_program(path)(z), made.sample(z), rtol=1e-5, atol=1e-5)
+    alone = load_program(export_program(made, tmp_path / "alone.pt2", batch=1, dynamic=False))
+    assert alone.metadata["batch"] == 1 and alone(z[:1]).shape == (1, 1, 4, 4)
+
+
+def test_onnx_traced_with_one_row_takes_any_batch_in_either_order(tmp_path: Path) -> None:
+    """Behind a program as before one: each has a description of its own."""
+    onnxruntime = pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+    made, z = own(), torch.randn(3, 2, 6)
+    exports = {"pt2": export_program, "onnx": export_onnx}
+    for order in (("pt2", "onnx"), ("onnx", "pt2")):
+        name = tmp_path / order[0]
+        for form in order:
+            exports[form](made, name.with_suffix(f".{form}"), batch=1, cond=torch.ones(1, 2))
+        expected = made.sample(z, torch.ones(3, 2))
+        program = load_program(name.with_suffix(".pt2"))
+        torch.testing.assert_close(program(z, torch.ones(3, 2)), expected, rtol=1e-5, atol=1e-5)
+        session = onnxruntime.InferenceSession(str(name.with_suffix(".onnx")), providers=["CPUExecutionProvider"])
+        (x,) = session.run(None, {"z": z.numpy(), "cond": torch.ones(3, 2).numpy()})
+        torch.testing.assert_close(torch.from_numpy(x), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_an_example_of_no_rows_is_refused(tmp_path: Path) -> None:
+    for batch in (0, -1):
+        with pytest.raises(ValueError, match=f"batch must be at least 1, got {batch}"):
+            export_program(own(), tmp_path / "own.pt2", batch=batch, cond=torch.ones(1, 2))
+    with pytest.raises(ValueError, match="the condition is an example of no rows: give at least one"):
+        export_program(own(), tmp_path / "own.pt2", cond=torch.ones(0, 2))
+
+
 def test_what_differs_is_not_written(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="differs from the student by .* was not written"):
         export_program(own(), tmp_path / "a.pt2", cond=torch.randn(1, 2), dynamic=False, tolerance=-1.0)

@@ -11,6 +11,7 @@ from diffusers import DiffusionPipeline
 from PIL import Image
 from torch import Tensor, nn
 
+import dsno
 from dsno.app.pipeline import DSNOModel, DSNOPipeline, DSNOPipelineOutput
 from dsno.checkpoint import read_tensors, write_json, write_tensors
 from dsno.data.samples import to_uint8
@@ -18,9 +19,10 @@ from dsno.denoise import Prediction
 from dsno.grids import quadratic
 from dsno.nets.diffusers import DiffusersNet
 from dsno.nets.unet import UNet
+from dsno.runs.shipped import shipped
 from dsno.schedule import Cosine
 from dsno.seeds import noise
-from dsno.students.files import save_student
+from dsno.students.files import load_student, save_student
 from dsno.students.flowmap import flow_map_from_teacher
 from dsno.students.lift import lift
 from dsno.students.operator import TrajectoryStudent, student_from_teacher
@@ -478,6 +480,21 @@ def test_a_pipeline_of_version_0_1_loads(kind: str, name: str, tmp_path: Path) -
     assert torch.equal(DSNOPipeline.from_pretrained(tmp_path)(seeds=[0, 1], output_type="latent").images, made)
 
 
+def test_what_is_declared_is_named_by_its_file(folder: Path) -> None:
+    before = (folder / "student" / "config.json").read_text()
+    edit(folder / "student" / "config.json", backbone={**json.loads(before)["backbone"], "blocks": 10**8})
+    with pytest.raises(ValueError, match=r"student/config\.json describes a network of more than the \d+ weights"):
+        DSNOPipeline.from_pretrained(folder)
+    edit(folder / "student" / "config.json", backbone=json.loads(before)["backbone"], target=[])
+    with pytest.raises(
+        ValueError, match=r"student/config\.json: the configuration of DSNOModel: target must be a text"
+    ):
+        DSNOPipeline.from_pretrained(folder)
+    edit(folder / "model_index.json", student=[1, 2])
+    with pytest.raises(ValueError, match=r"model_index\.json: student\[0\] must be a text or null, got 1"):
+        DSNOPipeline.from_pretrained(folder)
+
+
 @pytest.mark.parametrize(
     "arguments, error, message",
     [
@@ -501,7 +518,8 @@ def test_a_saved_folder_says_how_to_open_it(tmp_path: Path) -> None:
     said = (tmp_path / "pipe" / "README.md").read_text()
     (line,) = (line for line in said.splitlines() if line.startswith("images = "))
     names: dict[str, object] = {}
-    exec("from dsno import DSNOPipeline\n" + line.replace("this folder, or its name on the Hub", str(tmp_path / "pipe")), names)
+    line = line.replace("this folder, or its name on the Hub", str(tmp_path / "pipe"))
+    exec(f"from dsno import DSNOPipeline\n{line}", names)
     assert len(names["images"]) == 4
     (tmp_path / "pipe" / "README.md").write_text("mine")
     pipe.save_pretrained(tmp_path / "pipe")

@@ -28,6 +28,7 @@ def tall(here: Path) -> None:
 @refusals(
     ("check-teacher runs/student", None, "runs/student holds a student, expected a teacher"),
     ("check-teacher runs/teacher --data tall.npy", tall, "samples of shape (1, 6, 7), the teacher makes (1, 8, 8)"),
+    ("check-teacher runs/teacher --null -1", None, "the null label -1 is outside the labels of runs/teacher"),
     ("check-teacher runs/teacher --dtype float9", None, "unknown dtype 'float9'"),
     ("check-teacher runs/teacher --out samples.png", None, "samples.png exists already: pass --overwrite"),
 )

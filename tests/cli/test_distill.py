@@ -2,6 +2,7 @@
 
 import re
 import shutil
+from contextlib import suppress
 from dataclasses import fields
 from pathlib import Path
 
@@ -152,16 +153,30 @@ def test_the_options_of_the_command_are_those_that_the_method_declares(method: M
 
 @pytest.mark.parametrize("method", METHODS.values(), ids=list(METHODS))
 def test_every_option_can_be_set_from_the_shell(method: Method) -> None:
-    """Each alone to another value than its default; what the command makes of it is that, and the rest as it was."""
+    """Each to another value than its default and than those of its neighbours, as far as they exclude each other."""
+    given: dict[str, tuple[list[str], object]] = {}
     for option in method.described():
-        words, value = OTHER[option.name]
-        if (method.name, option.name) in OWN:
-            words, value = OWN[method.name, option.name]
-        name = option.name.replace("_", "-")
-        arguments = words.replace("NAME", name).split()
-        made = tyro.cli(with_options(["--method", method.name, *arguments]), args=["--method", method.name, *arguments])
-        found = getattr(made.options, option.name)
-        assert found == value != option.default and made.options == method.configured(**{option.name: value})
+        words, value = OWN.get((method.name, option.name), OTHER[option.name])
+        given[option.name] = words.replace("NAME", option.name.replace("_", "-")).split(), value
+        assert value != option.default
+    for names in _compatible(method, {name: value for name, (_, value) in given.items()}):
+        arguments = ["--method", method.name, *(word for name in names for word in given[name][0])]
+        made = tyro.cli(with_options(arguments), args=arguments)
+        assert made.options == method.configured(**{name: given[name][1] for name in names})
+
+
+def _compatible(method: Method, values: dict[str, object]) -> list[list[str]]:
+    """The names in as few groups as go together."""
+    groups: list[list[str]] = []
+    for name in values:
+        for group in groups:
+            with suppress(ValueError):
+                method.configured(**{n: values[n] for n in [*group, name]})
+                group.append(name)
+                break
+        else:
+            groups.append([name])
+    return groups
 
 
 OTHER: dict[str, tuple[str, object]] = {

@@ -18,6 +18,7 @@ def a_folder(here: Path) -> None:
 
 @refusals(
     ("export --student runs/student --out student.txt", None, "student.txt is neither .onnx nor .pt2"),
+    ("export --student runs/student --out new.pt2 --batch 0", None, "batch must be at least 1, got 0"),
     ("export --student runs/student --out runs.pt2", a_folder, "runs.pt2 is a folder: name a file"),
     ("export --student runs/teacher --out new.pt2", None, "runs/teacher holds a teacher, expected a student"),
 )

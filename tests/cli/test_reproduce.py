@@ -4,6 +4,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from dsno.checkpoint import write_json
@@ -42,6 +43,10 @@ def test_a_student_that_is_told_classes_is_not_measured(
     assert {path: path.read_bytes() for path in stages} == stages
 
 
+def between_0_and_1(here: Path) -> None:
+    np.save(here / "floats.npy", np.linspace(0, 1, 4 * 64).reshape(4, 8, 8))
+
+
 def of_other_settings(here: Path) -> None:
     write_json(here / "runs" / "recipe.json", {"data": "digits", "size": None, "seed": 5})
 
@@ -53,6 +58,8 @@ def of_other_settings(here: Path) -> None:
         None,
         "no data 'nowhere': expected 'digits', a folder or .zip of PNG or JPEG files",
     ),
+    ("reproduce digits --data floats.npy", between_0_and_1, "has numbers in [0, 1], expected [-1, 1]"),
+    ("reproduce digits --range 0 1", None, "says what the numbers of an array mean, and digits has pictures"),
     ("reproduce digits --out runs", of_other_settings, "runs holds a run with seed = 5, this one has 0: choose"),
 )
 def test_a_failure_is_one_line_and_touches_nothing(command: str, spoil: Spoil, message: str, here: Path) -> None:

@@ -140,8 +140,9 @@ UNIT = PIXELS / 255
             np.where(np.arange(180).reshape(5, 6, 6) == 7, 255, np.arange(180).reshape(5, 6, 6) % 3),
             r"\[0, 255\].*range=\(0, 255\)",
         ),
+        (UNIT * 270 - 7, r"\[-7, 256.6\d*\].*--range 0 255"),
     ],
-    ids=["rounding", "a filter", "mostly dark bytes"],
+    ids=["rounding", "a filter", "mostly dark bytes", "bytes and a filter"],
 )
 def test_numbers_near_the_border_are_not_guessed(array: np.ndarray, found: str, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=f"has numbers in {found}"):

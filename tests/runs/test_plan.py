@@ -20,7 +20,7 @@ from dsno.train import TrainConfig
 from dsno.trajectories.generate import generate
 
 PUBLISHED = {"where": "every", "once": False, "told": "output"}
-QUICK = {"seconds": 0.2, "device": "cpu"}
+QUICK = {"seconds": 0.05, "device": "cpu"}
 
 
 def small(classes: int | None = None) -> Prediction:
@@ -86,7 +86,7 @@ def test_the_bytes_are_those_of_a_set(classes: int | None, targets: tuple[str, .
 
 def test_hours_follow_from_a_call_that_was_timed() -> None:
     work = Workload("small", small, count=100_000, batch=32, train=TrainConfig(steps=1000), train_batch=16)
-    made = plan(work, seconds=2, device="cpu")
+    made = plan(work, seconds=0.5, device="cpu")
     generate, distill = made.stages
     assert generate.how.startswith("measured") and distill.how.startswith("measured") and "32 rows" in generate.how
     call = torch.zeros(32, 1, 8, 8), torch.zeros(32)
@@ -98,7 +98,7 @@ def test_hours_follow_from_a_call_that_was_timed() -> None:
     assert 0.1 < generate.hours * 3600 / (seconds / 32 * 100_000 * 16) < 50
     assert made.hours == pytest.approx(generate.hours + distill.hours)
     assert made.fits and str(made).count("\n") >= 2
-    two = plan(work, seconds=2, device="cpu", devices=2)
+    two = plan(work, seconds=0.5, device="cpu", devices=2)
     assert two.device == "2 x cpu"
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from dsno.grids import even, uniform
 from dsno.schedule import VE, Cosine
@@ -293,3 +293,15 @@ def test_the_sampler_of_an_operator_is_of_one_pass_unless_more_are_asked_for() -
     assert sampler_of(made, 3, whole=True, fresh=True) == MultiPass(made, 3, whole=True, fresh=True)
     with pytest.raises(ValueError, match="from noise alone"):
         sampler_of(student(), 2)
+
+
+def test_a_wrapped_student_is_sampled_and_says_what_it_is() -> None:
+    made, z = student(), noise(seed_range(0, 2), SHAPE)
+    expected = sampler_of(made)(z).sample
+    assert torch.equal(sampler_of(nn.DataParallel(made))(z).sample, expected)
+    known = (made.frames, made.shape, made.classes, made.guided, made.config)
+    made.net = nn.DataParallel(made.net)
+    assert torch.equal(sampler_of(made)(z).sample, expected)
+    assert (made.frames, made.shape, made.classes, made.guided, made.config) == known
+    made.net.module.backbone = nn.DataParallel(made.net.module.backbone)
+    assert (made.frames, made.shape, made.classes, made.guided, made.config) == known

@@ -14,6 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from dsno.checkpoint import read_json, write_json
 from dsno.denoise import Guided, Prediction, tensors_of
 from dsno.grids import uniform
 from dsno.nets.backbone import Backbone, example, net_from_config
@@ -356,3 +357,47 @@ def test_compiled_parts_are_taken_as_they_are_inside(folders: dict[str, Path], t
         again = load_native(tmp_path / name)
         with torch.no_grad():
             assert torch.equal(again(z, t, cond), exact(z, t, cond))
+
+
+# Files that are not what they say
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"layers_per_block": 10**8}, r"unet/config\.json describes a network of more than the \d+ weights"),
+        ({"block_out_channels": [8, 10**6]}, r"unet holds another architecture than its configuration says: \w+"),
+        ({"block_out_channels": [[]]}, r"unet/config\.json: Must provide the same number of `block_out_channels`"),
+        ({"norm_num_groups": 0}, r"unet/config\.json describes no network \(ZeroDivisionError"),
+        ({"time_embedding_type": 3}, r"unet/config\.json describes no network \(UnboundLocalError"),
+        ({"sample_size": "a"}, r"unet/config\.json: the sample_size of this UNet2DModel must be a whole number"),
+    ],
+)
+def test_a_network_is_tried_out_before_it_takes_memory(
+    folders: dict[str, Path], tmp_path: Path, changed: dict[str, Any], message: str
+) -> None:
+    folder = shutil.copytree(folders["ddpm"], tmp_path / "ddpm")
+    path = folder / "unet" / "config.json"
+    write_json(path, {**read_json(path), **changed})
+    with pytest.raises(ValueError, match=message) as caught:
+        load_diffusers(folder)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"num_train_timesteps": 10**9}, r": its training steps must be a whole number from 1 to 100000, got 10{9}"),
+        ({"beta_start": "many"}, r" is of no scheduler that diffusers can make \(TypeError"),
+        ({"prediction_type": [[]]}, r" is of no scheduler that we know \(TypeError"),
+        ({"beta_end": 10**9}, r": alphas_cumprod must be"),
+    ],
+)
+def test_a_scheduler_is_named_by_its_file(
+    folders: dict[str, Path], tmp_path: Path, changed: dict[str, Any], message: str
+) -> None:
+    folder = shutil.copytree(folders["ddpm"], tmp_path / "ddpm")
+    path = folder / "scheduler" / "scheduler_config.json"
+    write_json(path, {**read_json(path), **changed})
+    with pytest.raises(ValueError, match=r"scheduler_config\.json" + message):
+        load_diffusers(folder)

@@ -1,10 +1,12 @@
 """A teacher's folder holds its convention and its network, and what is read back is the same."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
+from torch.optim.swa_utils import AveragedModel
 
 from dsno.checkpoint import read_json, write_json
 from dsno.denoise import Kind, Prediction, Threshold
@@ -12,6 +14,8 @@ from dsno.nets.backbone import sample_shape
 from dsno.nets.unet import UNet
 from dsno.schedule import VE, Cosine, RectifiedFlow, Schedule, linear_beta
 from dsno.students.files import load_student
+from dsno.students.flowmap import flow_map_from_teacher
+from dsno.students.operator import student_from_teacher
 from dsno.teachers.load import load_teacher
 from dsno.teachers.native import load_native, save_teacher
 from operators import teacher
@@ -99,3 +103,13 @@ def test_a_wrong_configuration_of_a_teacher_is_explained(change, message: str, t
     write_json(tmp_path / "config.json", config)
     with pytest.raises(ValueError, match=message):
         load_teacher(tmp_path)
+
+
+@pytest.mark.parametrize("wrap", [nn.DataParallel, AveragedModel])
+def test_a_wrapped_teacher_is_the_one_inside(wrap: Callable[[nn.Module], nn.Module], tmp_path: Path) -> None:
+    made = teacher()
+    assert load_teacher(nn.DataParallel(made)) is made
+    wrapped, x = wrap(made), torch.randn(2, *sample_shape(made))
+    expected = made(x, torch.tensor(0.5))
+    assert torch.equal(load_teacher(save_teacher(tmp_path / "made", wrapped))(x, torch.tensor(0.5)), expected)
+    assert student_from_teacher(wrapped, [0.5, 0.0]).shape == flow_map_from_teacher(wrapped).shape == x.shape[1:]

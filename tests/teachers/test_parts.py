@@ -4,6 +4,8 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
+from safetensors.torch import save_file
 from torch import nn
 
 from dsno.teachers.parts import (
@@ -14,6 +16,7 @@ from dsno.teachers.parts import (
     network_name,
     network_of,
     scheduler_file,
+    shapes_of,
     with_weights,
 )
 
@@ -118,3 +121,13 @@ def test_what_variants_there_are_is_said(tmp_path: Path) -> None:
         with_weights(tmp_path, "", STEM, "bf16")
     # Beside a network of a variant an autoencoder of none does.
     assert with_weights(tmp_path, "", STEM, "bf16", plain=True) == (tmp_path, None)
+
+
+def test_shapes_are_read_from_headers_whole_or_in_shards(tmp_path: Path) -> None:
+    for n in (1, 2):
+        file = tmp_path / f"{STEM}-0000{n}-of-00002.safetensors"
+        save_file({f"w{n}": torch.zeros(n, 3)}, file)
+    assert shapes_of(tmp_path, STEM, None) == {"w1": (1, 3), "w2": (2, 3)}
+    file.write_bytes(file.read_bytes()[:-1])
+    with pytest.raises(ValueError, match=f"{file.name} is truncated or damaged"):
+        shapes_of(tmp_path, STEM, None)

@@ -79,3 +79,9 @@ def test_encoders_in_memory_are_used_without_wrappers_and_left_as_they_are(folde
     wrapped = pipe.text_encoder
     assert torch.equal(encode_prompts(pipe, "a cat")["text"], encode_prompts(folders["sd"], "a cat")["text"])
     assert pipe.text_encoder is wrapped and inner.training
+
+
+def test_encoders_of_no_variant_do_where_there_is_none_of_it(folders: dict[str, Path]) -> None:
+    plain = encode_prompts(folders["sd"], "a cat")["text"]
+    assert torch.equal(encode_prompts(folders["sd"], "a cat", variant="fp16")["text"], plain)
+    assert isinstance(null_cond(folders["sd"], variant="fp16"), torch.Tensor)

@@ -353,6 +353,9 @@ def test_predict_epsilon_false_is_a_network_that_gives_x0() -> None:
     for said in (True, None):
         assert read_convention({**OLD, "predict_epsilon": said}).kind == "eps"
         assert read_convention({**OLD, "predict_epsilon": said, "prediction_type": "v_prediction"}).kind == "v"
+    assert read_convention({**OLD, "predict_epsilon": 0}).kind == "x0"
+    with pytest.raises(ValueError, match="predict_epsilon = 'false': expected true or false"):
+        load_scheduler({**OLD, "predict_epsilon": "false"})
     with pytest.raises(ValueError, match="predict_epsilon = false, so .* and prediction_type = 'epsilon': leave in"):
         load_scheduler({**OLD, "prediction_type": "epsilon"})
 

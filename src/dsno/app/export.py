@@ -41,7 +41,7 @@ from dsno.condition import Cond, map_cond, named, unnamed
 from dsno.denoise import evaluating
 from dsno.nets.backbone import Backbone, example
 from dsno.outputs import locked, sweep, writable
-from dsno.outside import Length, Within, check
+from dsno.outside import Length, Within, check, one_line
 from dsno.solvers.run import initial_state
 from dsno.students.flowmap import FlowMap, TwoTime
 from dsno.students.operator import TrajectoryStudent
@@ -79,11 +79,19 @@ def _backbone(student: Student) -> nn.Module:
 
 
 def _inputs(student: Student, batch: int, cond: Cond | None) -> tuple[Tensor, dict[str, Tensor]]:
-    """Noise and a condition of `batch` rows: the given one, repeated, or what the backbone says of itself."""
+    """Noise and a condition of `batch` rows: the given one, repeated, or what the backbone says of itself.
+
+    Raises:
+        ValueError: if there is not one row.
+    """
+    if batch < 1:
+        raise ValueError(f"batch must be at least 1, got {batch}")
     backbone, like = _backbone(student), next(student.parameters())
     if cond is None and isinstance(backbone, Backbone):
         cond = _described(backbone, student.guided, like)
     rows = named(map_cond(lambda c: c.to(like.device), cond))
+    if empty := [n or "the condition" for n, c in rows.items() if not len(c)]:
+        raise ValueError(f"{empty[0]} is an example of no rows: give at least one")
     rows = {n: c.repeat(-(-batch // len(c)), *[1] * (c.ndim - 1))[:batch] for n, c in rows.items()}
     g = torch.Generator().manual_seed(0)
     z = torch.randn(batch, *student.shape, generator=g).to(like)
@@ -216,7 +224,7 @@ def export_program(
         student: Any student or flow map whose backbone `torch.export` takes; in evaluation mode here, and left as it
             was.
         path: The file.
-        batch: Rows of the example; the only batch size if not `dynamic`.
+        batch: Rows of the example, at least 1; the only batch size if not `dynamic`.
         cond: An example of the condition, first dimension at least 1; by default what the backbone says it is told.
         dynamic: Whether the batch may be any size.
         tolerance: The largest error allowed, relative to the largest value of a sample.
@@ -230,8 +238,7 @@ def export_program(
     path, student = Path(path), borrowed(student)
     _check_description(path)
     with evaluating(student):
-        z, conds = _inputs(student, batch, cond)
-        program, most = _exported(_Sampler(student, tuple(conds)), (z, *conds.values()), dynamic)
+        program, conds, most = _exported(student, batch, cond, dynamic)
 
         def write(file: Path) -> dict[str, Any]:
             # Through memory: on a full disk torch's own writer aborts the process.
@@ -245,17 +252,20 @@ def export_program(
 
 
 def _exported(
-    sampler: nn.Module, args: tuple[Tensor, ...], dynamic: bool
-) -> tuple[torch.export.ExportedProgram, int | None]:
-    """The program, and its largest batch where there is one."""
+    student: Student, batch: int, cond: Cond | None, dynamic: bool
+) -> tuple[torch.export.ExportedProgram, dict[str, Tensor], int | None]:
+    """The program, the condition that it was traced with, and its largest batch where there is one."""
+    # A size of one is kept as it is, whatever was said of it.
+    z, conds = _inputs(student, max(batch, 2) if dynamic else batch, cond)
+    sampler, args = _Sampler(student, tuple(conds)), (z, *conds.values())
     if not dynamic:
-        return torch.export.export(sampler, args, strict=False), None
+        return torch.export.export(sampler, args, strict=False), conds, None
     # The upsampling of diffusers' U-Nets takes another way from 64 rows on, so a program of them ends there.
     for most in (None, 63):
         rows = {0: torch.export.Dim("B", min=1, max=most)}
         shapes = {"z": rows, "conds": (rows,) * (len(args) - 1)} if len(args) > 1 else {"z": rows}
         try:
-            return torch.export.export(sampler, args, dynamic_shapes=shapes, strict=False), most
+            return torch.export.export(sampler, args, dynamic_shapes=shapes, strict=False), conds, most
         except torch._dynamo.exc.UserError as error:
             failure = error
     raise ValueError(f"torch.export keeps the batch of this backbone fixed: pass dynamic=False ({failure})")
@@ -272,29 +282,40 @@ def export_onnx(
     """Write the one-pass sampler as ONNX, `path` (`.onnx`) and its description, checked in onnxruntime on the CPU.
 
     The inputs are `z` and the names of the condition (`cond` where it has none), the output is `x`. Weights beyond the
-    2 GB that one file can hold lie in `.onnx.data`. Arguments as in `export_program`.
+    2 GB that one file can hold lie in `.onnx.data`. Arguments as in `export_program`; the student in float32 or
+    float16, which are what onnxruntime computes in on a CPU.
 
     Raises:
         BlockingIOError, OSError: if another export is writing to `path`, or it cannot be written.
         FileExistsError: if the JSON beside it describes no export.
         ImportError: without onnx, onnxscript or onnxruntime.
-        ValueError: if the model differs from the student; nothing is written then.
+        ValueError: for a student of another dtype, or a network that ONNX cannot express; if the model differs from the
+            student; nothing is written then.
     """
     import onnxruntime
 
     path, student = Path(path), borrowed(student)
     _check_description(path)
+    if others := {p.dtype for p in student.parameters()} - {torch.float32, torch.float16}:
+        found = " and ".join(sorted(map(_name, others)))
+        raise ValueError(f"the student is in {found}, which onnxruntime has not on a CPU: export student.float()")
     with evaluating(student):
-        z, conds = _inputs(student, batch, cond)
-        names = ["z", *(name or "cond" for name in conds)]
         with torch.no_grad():
-            program, most = _exported(_Sampler(student, tuple(conds)), (z, *conds.values()), dynamic)
-            made = torch.onnx.export(program, input_names=names, output_names=["x"], dynamo=True, verbose=False)
+            program, conds, most = _exported(student, batch, cond, dynamic)
+            names = ["z", *(name or "cond" for name in conds)]
+            try:
+                made = torch.onnx.export(program, input_names=names, output_names=["x"], dynamo=True, verbose=False)
+            except torch.onnx.errors.OnnxExporterError as error:
+                raise ValueError(f"ONNX cannot express this network ({one_line(error)}): export it as .pt2") from error
         assert made is not None
 
         def write(file: Path) -> dict[str, Any]:
             made.save(file)
-            session = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
+            try:
+                session = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
+            except Exception as failure:  # Its own errors are none of Python's.
+                said = one_line(failure)
+                raise ValueError(f"onnxruntime cannot run this network ({said}): export it as .pt2") from None
             inputs = {given.name for given in session.get_inputs()}
 
             def run(*args: Tensor) -> Tensor:

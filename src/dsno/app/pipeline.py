@@ -23,6 +23,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -45,6 +46,7 @@ from dsno.condition import Cond, named
 from dsno.data.samples import to_uint8, to_unit
 from dsno.listing import entries
 from dsno.nets.backbone import Backbone, net_from_config
+from dsno.outside import check, reading, try_out
 from dsno.schedule import schedule_from_config
 from dsno.seeds import as_seeds, noise
 from dsno.students.files import build_student
@@ -96,9 +98,15 @@ class _Shared(ModelMixin, ConfigMixin):  # type: ignore[misc]
         _must_be(cls.__name__, config, folder)
         files = entries(folder, "*.safetensors") or [folder / SAFETENSORS_WEIGHTS_NAME]
         tensors = {name: tensor for file in files for name, tensor in read_tensors(file).items()}
-        with init_empty_weights():
-            model = build(cls, _public(config))
-        check_weights(model.state_dict(), tensors, folder)
+
+        def make() -> nn.Module:
+            with init_empty_weights():
+                return build(cls, _public(config))
+
+        def look(model: nn.Module) -> None:
+            check_weights(model.state_dict(), tensors, folder)
+
+        try_out(make, len(tensors), folder / CONFIG, look)
 
 
 class DSNOModel(TrajectoryStudent, _Shared):  # type: ignore[misc]
@@ -247,13 +255,16 @@ class DSNOPipeline(DiffusionPipeline):
         """
         folder = Path(pretrained_model_name_or_path)
         if folder.is_dir():
-            _must_be(cls.__name__, read_json(folder / cls.config_name), folder)
+            index = read_json(folder / cls.config_name)
+            _must_be(cls.__name__, index, folder)
+            check(_public(index), dict[str, tuple[str | None, str | None]], f"{folder / cls.config_name}: ")
             if "student" not in kwargs:
                 read_json(folder / "student" / CONFIG)
         elif len(folder.parts) > 2:
             raise FileNotFoundError(f"no folder {folder}: expected one with {cls.config_name} in it")
         try:
-            return super().from_pretrained(pretrained_model_name_or_path, **{**kwargs, "use_safetensors": True})
+            with reading(folder, "holds no pipeline that diffusers can read") if folder.is_dir() else nullcontext():
+                return super().from_pretrained(pretrained_model_name_or_path, **{**kwargs, "use_safetensors": True})
         except OSError as error:
             if folder.is_dir():
                 raise

@@ -12,6 +12,7 @@ from dsno.checkpoint import write_json
 from dsno.cli.console import say, show_verdict
 from dsno.cli.options import Device, TeacherRef, Variant, device_of, new_file
 from dsno.data.load import load_data
+from dsno.nets.backbone import check_null
 from dsno.teachers.check.run import check_teacher
 from dsno.teachers.load import load_teacher
 
@@ -39,6 +40,8 @@ class CheckTeacher:
     """Resize the images of --data to this many pixels a side."""
     range: tuple[float, float] | None = None
     """LOW HIGH of the numbers in an array of images, 0 1 say, where they leave it open; -1 1 takes them as they are."""
+    null: int | None = None
+    """The label that stands for no class, which is not drawn."""
     dtype: str | None = None
     """Load its network in this dtype: float32, bf16, fp16."""
     levels: int = 12
@@ -59,6 +62,8 @@ class CheckTeacher:
         if self.out is not None:
             new_file(self.out, self.overwrite, self.teacher, self.data)
         teacher = load_teacher(self.teacher, self.dtype, device_of(self.device), variant=self.variant)
+        if self.null is not None:
+            check_null(teacher, self.null, self.teacher)
         samples = None if self.data is None else load_data(self.data, size=self.size, range=self.range)
         x, labels = (None, None) if samples is None else (samples.x, samples.labels)
         if samples is not None and teacher.shape is not None and samples.shape != teacher.shape:
@@ -66,7 +71,7 @@ class CheckTeacher:
         if labels is not None and teacher.classes is not None and int(labels.max()) >= teacher.classes:
             raise ValueError(f"{self.data} has labels up to {int(labels.max())}, the teacher {teacher.classes} classes")
         cond = labels if teacher.classes else None
-        verdict = check_teacher(teacher, x, cond, self.seed, self.levels, self.rows, self.patience)
+        verdict = check_teacher(teacher, x, cond, self.seed, self.levels, self.rows, self.patience, self.null)
         if self.out is not None:
             write_json(self.out, verdict.to_dict())
         show_verdict(verdict)

@@ -46,6 +46,8 @@ class Export:
     def run(self) -> None:
         if self.out.suffix not in WRITERS:
             raise ValueError(f"{self.out} is neither .onnx nor .pt2: the name says what is written")
+        if self.batch < 1:
+            raise ValueError(f"batch must be at least 1, got {self.batch}")
         new_file(self.out, self.overwrite, self.student)
         student = load_student(self.student or shipped() / "student")
         WRITERS[self.out.suffix](student, self.out, self.batch, dynamic=self.dynamic, tolerance=self.tolerance)

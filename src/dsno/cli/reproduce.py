@@ -27,6 +27,8 @@ class Reproduce:
     """Folder for every stage; runs/RECIPE by default."""
     data: str | None = None
     """Where its data are, if not where the recipe says."""
+    range: tuple[float, float] | None = None
+    """LOW HIGH of the numbers in an array of images, 0 1 say, where they leave it open; -1 1 takes them as they are."""
     teacher: str | None = None
     """A teacher to use instead of training one."""
     variant: Variant = None
@@ -35,7 +37,7 @@ class Reproduce:
         began = time.perf_counter()
         recipe = self._recipe()
         out = self.out or Path("runs") / self.recipe
-        samples = load_data(recipe.data, size=recipe.size)
+        samples = load_data(recipe.data, size=recipe.size, range=recipe.range)
         with progress() as report:
             recipe.run(out, report, self.teacher, samples, self.variant)
             parts = out / "teacher", out / "student", out / "features"
@@ -53,4 +55,5 @@ class Reproduce:
         if self.recipe not in RECIPES:
             raise ValueError(f"unknown recipe {self.recipe!r}: expected one of {', '.join(RECIPES)}")
         recipe = RECIPES[self.recipe]
-        return recipe if self.data is None else replace(recipe, data=self.data)
+        changed = {name: getattr(self, name) for name in ("data", "range") if getattr(self, name) is not None}
+        return replace(recipe, **changed)

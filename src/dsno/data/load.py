@@ -151,7 +151,7 @@ def _check_clear(x: Tensor, name: str) -> None:
     if low > -0.5 and high < 1.5 and outside <= 1 / 3:
         looks = "[0, 1]" if not outside else f"[{low:g}, {high:g}], {outside:.2g} of them outside [0, 1]"
         guess = "(0, 1)"
-    elif low >= 0 and 127 < high < 256:
+    elif low > -64 and 127 < high < 320:
         looks, guess = f"[{low:g}, {high:g}]", "(0, 255)"
     else:
         return

@@ -79,7 +79,8 @@ def check_null(teacher: Prediction, null: int, ref: str = "the teacher") -> int:
     Raises:
         ValueError: if it is outside.
     """
-    known = teacher.net.label_count if isinstance(teacher.net, Labelled) else None
+    net = unwrapped(teacher.net)
+    known = net.label_count if isinstance(net, Labelled) else None
     if null < 0 or (known is not None and null >= known):
         expected = "0 or more" if known is None else f"0 to {known - 1}"
         raise ValueError(f"the null label {null} is outside the labels of {ref}: expected {expected}")

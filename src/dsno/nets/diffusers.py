@@ -25,17 +25,20 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import import_module
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from dsno.borrow import borrowed, unwrapped
 from dsno.condition import Cond, named
+from dsno.outside import Length, Within, check
 
 __all__ = ["DiffusersNet", "TimeUnit", "network_class", "stated_shape"]
 
 TimeUnit = Literal["steps", "flow", "edm"]
+
+Side = Annotated[int, Within(1, 2**16)]
 
 Settings = Mapping[str, Any]
 
@@ -297,11 +300,12 @@ def stated_shape(name: str, settings: Settings) -> tuple[int, ...]:
     """(C, H, W) of a sample, from the settings of a network of the class `name`.
 
     Raises:
-        ValueError: if they do not say.
+        ValueError: if they do not say, or say no size.
     """
     size = settings.get("sample_size")
     if size is None:
         raise ValueError(f"the configuration of this {name} has no sample_size: pass shape=(C, H, W)")
+    check(size, Side | Annotated[Sequence[Side], Length(2, 2)], f"the sample_size of this {name}")
     spatial = (size, size) if isinstance(size, int) else tuple(size)
     return (settings["in_channels"], *spatial)
 

@@ -59,6 +59,8 @@ class Recipe:
     """What `load_data` takes; may be moved between two pieces of one run."""
     size: int | None = None
     """Resize images to this many pixels a side."""
+    range: tuple[float, float] | None = None
+    """The range of the numbers in an array of images, as `load_data` takes it."""
     seed: int = 0
     """Seed of every stage."""
     net: Mapping[str, Any] = field(default_factory=lambda: {"channels": [32, 64]})
@@ -198,7 +200,7 @@ class Recipe:
         if teacher is not None and not (out / "teacher" / "config.json").is_file():
             # Before anything is trained: it may not be there.
             given = load_teacher(teacher, variant=variant)
-        samples = load_data(self.data, size=self.size) if data is None else data
+        samples = load_data(self.data, size=self.size, range=self.range) if data is None else data
         if not (settings := out / SETTINGS).is_file():
             write_json(settings, asdict(self))
         for name in self._feature_nets(samples):
@@ -247,7 +249,7 @@ class Recipe:
             FileNotFoundError: if the data are needed and not at hand.
         """
         if "name" not in self.net and shape is None:
-            samples = load_data(self.data, size=self.size)
+            samples = load_data(self.data, size=self.size, range=self.range)
             shape = samples.shape
             if self.conditional and samples.labels is not None:
                 classes = samples.classes

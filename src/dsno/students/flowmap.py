@@ -254,6 +254,7 @@ def flow_map_from_teacher(teacher: Prediction, guidance: bool = False) -> FlowMa
         ValueError: if the teacher's network is no `Backbone`, which says where its time embedding is, or has its own
             time units.
     """
+    teacher = unwrapped(teacher)
     net = own_copy(teacher.net)
     if not isinstance(net, Backbone):
         raise ValueError(

@@ -77,8 +77,8 @@ class TrajectoryStudent(nn.Module):
     ) -> None:
         super().__init__()
         t = torch.as_tensor(times, dtype=torch.float64)
-        if t.shape != (net.frames,):
-            raise ValueError(f"the network has {net.frames} frames but {tuple(t.shape)} times were given")
+        if t.shape != (frames := unwrapped(net).frames,):
+            raise ValueError(f"the network has {frames} frames but {tuple(t.shape)} times were given")
         if not bool((t[1:] < t[:-1]).all()) or t.min() < 0 or t.max() >= 1:
             raise ValueError(f"output times must decrease strictly inside [0, 1), got {t.tolist()}")
         if target not in ("x0", "state"):
@@ -91,9 +91,15 @@ class TrajectoryStudent(nn.Module):
         self.affine = self._affine()
 
     @property
+    def lifted(self) -> Lifted:
+        """The network without what is wrapped around it, which hides what it says of itself."""
+        bare: Lifted = unwrapped(self.net)
+        return bare
+
+    @property
     def frames(self) -> int:
         """M."""
-        return self.net.frames
+        return self.lifted.frames
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -102,24 +108,25 @@ class TrajectoryStudent(nn.Module):
         Raises:
             ValueError: if the backbone does not say.
         """
-        if isinstance(self.net.backbone, Backbone):
-            return self.net.backbone.shape
+        backbone = unwrapped(self.lifted.backbone)
+        if isinstance(backbone, Backbone):
+            return backbone.shape
         if self.own_shape is None:
             raise ValueError(
-                f"a {type(self.net.backbone).__name__} does not say what it makes: pass shape=(C, ...) to "
-                "TrajectoryStudent"
+                f"a {type(backbone).__name__} does not say what it makes: pass shape=(C, ...) to TrajectoryStudent"
             )
         return self.own_shape
 
     @property
     def classes(self) -> int | None:
         """The number of classes of a class-conditional student, or None."""
-        return self.net.backbone.classes if isinstance(self.net.backbone, Backbone) else self.own_classes
+        backbone = unwrapped(self.lifted.backbone)
+        return backbone.classes if isinstance(backbone, Backbone) else self.own_classes
 
     @property
     def guided(self) -> bool:
         """Whether it is told a guidance weight, `weight` in its condition."""
-        return self.net.guidance is not None
+        return self.lifted.guidance is not None
 
     def check_restarts(self) -> None:
         """Make sure that it can start from its inner states.
@@ -227,7 +234,8 @@ class TrajectoryStudent(nn.Module):
     @property
     def config(self) -> dict[str, object]:
         """Everything but the weights, JSON-able; `backbone` is None where it cannot be rebuilt."""
-        known = isinstance(self.net.backbone, Backbone)
+        backbone = unwrapped(self.lifted.backbone)
+        known = isinstance(backbone, Backbone)
         own: dict[str, object] = {} if known else {"shape": self.own_shape, "classes": self.own_classes}
         # Left out of students that start from noise alone: their files stay as they were before there were others.
         own |= {"restarts": True} if self.restarts else {}
@@ -237,8 +245,8 @@ class TrajectoryStudent(nn.Module):
             "target": self.target,
             "kind": self.kind,
             "data_std": self.data_std,
-            "backbone": self.net.backbone.config if known else None,
-            "lift": self.net.config,
+            "backbone": backbone.config if known else None,
+            "lift": self.lifted.config,
             **own,
         }
 
@@ -271,6 +279,7 @@ def student_from_teacher(
     """
     if train_only not in ("all", "temporal"):
         raise ValueError(f"unknown train_only {train_only!r}: expected all or temporal")
+    teacher = unwrapped(teacher)
     net = own_copy(teacher.net)
     embedding: Sequence[str] = ()
     if isinstance(net, Backbone):

@@ -10,6 +10,7 @@ from typing import cast
 import torch
 from torch import Tensor
 
+from dsno.borrow import unwrapped
 from dsno.condition import Cond, map_cond
 from dsno.grids import check_grid, even
 from dsno.seeds import as_seeds, noise_tape
@@ -265,6 +266,7 @@ def sampler_of(student: Student, passes: int | None = None, whole: bool = False,
     Raises:
         ValueError: for passes it was not trained for, or fresh noise in a map of one grid.
     """
+    student = unwrapped(student)
     if not isinstance(student, FlowMap):
         return MultiPass(student, 1 if passes is None else passes, whole, fresh)
     sampler = passes_of(student, passes if passes is not None else student.steps or 1)

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from torch import nn
@@ -22,6 +22,7 @@ from dsno.checkpoint import read_json
 from dsno.denoise import Prediction
 from dsno.hub import local_copy
 from dsno.nets.diffusers import DiffusersNet, network_class, stated_shape
+from dsno.outside import Length, check, reading
 from dsno.teachers.parts import (
     STEM,
     TEXT_LENGTH,
@@ -29,6 +30,8 @@ from dsno.teachers.parts import (
     network_folder,
     network_name,
     network_of,
+    read_part,
+    scheduler_file,
     with_weights,
 )
 from dsno.teachers.schedulers import load_scheduler, read_convention
@@ -94,23 +97,20 @@ def load_diffusers(
         factor = _LATENT_FACTOR if vae is None else _factor(vae.config)
         teacher = _wrapped(model, ref.scheduler, shape, length, factor)
         if dtype is not None:
-            teacher.net.model.to(dtype)
+            # diffusers' own `to` has something to say about it.
+            nn.Module.to(teacher.net.model, dtype)
         return teacher
     folder = local_copy(ref)
     scheduler = load_scheduler(folder)
+    with reading(scheduler_file(folder), "is of no scheduler that we know"):
+        read_convention(scheduler)
     network = network_folder(folder)
-    found = network_class(network_name(read_json(network / "config.json")))
+    found = network_class(network_name(_said(network / "config.json")))
     folder, variant = with_weights(ref, "" if network == folder else network.name, STEM, variant)
     network = network_folder(folder)
-    model, said = found.from_pretrained(
-        network, torch_dtype=dtype, variant=variant, use_safetensors=True, output_loading_info=True
-    )
-    if missing := sorted(said["missing_keys"]):
-        raise ValueError(
-            f"the weights in {network} lack {missing[0]} and {len(missing) - 1} more that a {found.__name__} has: they "
-            "are of another network, or were saved from a wrapped one (save the module inside)"
-        )
-    return _wrapped(model, scheduler, shape, _text_length(folder), _factor_in(folder))
+    model = read_part(found, network, dtype, variant)
+    with reading(network / "config.json", "describes no network that we know"):
+        return _wrapped(model, scheduler, shape, _text_length(folder), _factor_in(folder))
 
 
 def _text_length(folder: Path) -> int:
@@ -126,11 +126,15 @@ def _factor_in(folder: Path) -> int:
 
 def _said(file: Path) -> dict[str, Any]:
     """A JSON object, or an empty one where there is no file."""
-    return dict(read_json(file)) if file.is_file() else {}
+    if not file.exists():
+        return {}
+    check(config := read_json(file), dict[str, Any], f"{file}")
+    return dict(config)
 
 
 def _factor(vae_config: Mapping[str, Any]) -> int:
     """How many pixels a side one latent stands for: each level of the autoencoder but the first halves them."""
+    check(vae_config.get("block_out_channels"), Annotated[list[int], Length(1, 16)], "vae: block_out_channels")
     return int(2 ** (len(vae_config["block_out_channels"]) - 1))
 
 

@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from dsno.borrow import borrowed
 from dsno.checkpoint import read_json
 from dsno.hub import local_copy
-from dsno.teachers.parts import STEM, with_weights
+from dsno.outside import check, reading
+from dsno.teachers.parts import STEM, read_part, with_weights
 
 __all__ = ["Latents", "load_decoder"]
 
@@ -103,7 +104,7 @@ def load_decoder(
     if part is None:
         return None
     folder, variant = with_weights(ref, part, STEM, variant, plain=True)
-    config = read_json(folder / part / "config.json")
+    check(config := read_json(folder / part / "config.json"), dict[str, Any], f"{folder / part / 'config.json'}")
     name = str(config.get("_class_name"))
     if name not in ("AutoencoderKL", "VQModel"):
         raise ValueError(f"unknown autoencoder {name}: expected AutoencoderKL or VQModel")
@@ -112,5 +113,6 @@ def load_decoder(
     import diffusers
 
     made = getattr(diffusers, name)
-    vae = made.from_pretrained(folder / part, torch_dtype=dtype, variant=variant, use_safetensors=True)
-    return Latents(vae, rows)
+    vae = read_part(made, folder / part, dtype, variant)
+    with reading(folder / part / "config.json", "describes no autoencoder"):
+        return Latents(vae, rows)

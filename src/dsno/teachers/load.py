@@ -28,7 +28,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from dsno.borrow import borrowed
+from dsno.borrow import borrowed, unwrapped
 from dsno.checkpoint import read_json
 from dsno.denoise import Prediction
 from dsno.hub import first_line, is_hub_id, local_copy
@@ -74,7 +74,7 @@ def load_teacher(
         ValueError: if `ref` is not a teacher, and says what it was taken for; if it is damaged; or for a device or
             dtype that the machine lacks.
     """
-    wanted = check_dtype(dtype, device)
+    wanted, ref = check_dtype(dtype, device), unwrapped(ref)
     teacher = _load(ref, wanted, shape, variant, unchecked)
     if isinstance(ref, Prediction) and (wanted is not None or device is not None):
         teacher = borrowed(ref)

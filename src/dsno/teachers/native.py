@@ -30,6 +30,7 @@ def save_teacher(folder: Path | str, teacher: Prediction, **notes: object) -> Pa
     Raises:
         ValueError: if its network cannot be rebuilt from a configuration, or its weights cannot be written.
     """
+    teacher = unwrapped(teacher)
     net = unwrapped(teacher.net)
     if not isinstance(net, Backbone):
         raise ValueError(

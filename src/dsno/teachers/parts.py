@@ -6,16 +6,21 @@ the scheduler in it or beside it.
 
 from __future__ import annotations
 
+import inspect
 import re
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
+from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from dsno.borrow import unwrapped
+from dsno.checkpoint import read_json
 from dsno.hub import file_names, local_copy
 from dsno.listing import entries
+from dsno.outside import check, must_be_file, one_line, reading, try_out
 
 __all__ = [
     "STEM",
@@ -25,7 +30,9 @@ __all__ = [
     "network_folder",
     "network_name",
     "network_of",
+    "read_part",
     "scheduler_file",
+    "shapes_of",
     "with_weights",
 ]
 
@@ -137,6 +144,59 @@ def with_weights(
     raise FileNotFoundError(_without_weights(f"{ref}/{part}".rstrip("/"), names, stem, variant))
 
 
+def read_part(made: Any, folder: Path, dtype: torch.dtype | None = None, variant: str | None = None) -> Any:
+    """A model of diffusers from its folder, after it was built without memory and compared with its weights' headers.
+
+    Arguments:
+        made: Its class.
+        folder: Where its configuration and its weights are (`with_weights`).
+        dtype: What it computes in.
+        variant: Of its weights.
+
+    Raises:
+        ValueError: if configuration or weights are damaged, or not of each other.
+    """
+    source, shapes = folder / "config.json", shapes_of(folder, STEM, variant)
+    check(config := read_json(source), dict[str, Any], f"{source}")
+    known = inspect.signature(made).parameters
+
+    def look(model: nn.Module) -> None:
+        own = {name: tuple(x.shape) for name, x in model.state_dict().items()}
+        if wrong := [name for name in own if name in shapes and own[name] != shapes[name]]:
+            raise ValueError(
+                f"{folder} holds another architecture than its configuration says: {wrong[0]} has shape "
+                f"{shapes[wrong[0]]}, the model has {own[wrong[0]]}"
+            )
+
+    try_out(lambda: made(**{k: v for k, v in config.items() if k in known}), len(shapes), source, look)
+    with reading(folder, "cannot be read by diffusers"):
+        model, said = made.from_pretrained(
+            folder, torch_dtype=dtype, variant=variant, use_safetensors=True, output_loading_info=True
+        )
+    if missing := sorted(said["missing_keys"]):
+        raise ValueError(
+            f"the weights in {folder} lack {missing[0]} and {len(missing) - 1} more that a {made.__name__} has: they "
+            "are of another network, or were saved from a wrapped one (save the module inside)"
+        )
+    return model
+
+
+def shapes_of(folder: Path, stem: str, variant: str | None) -> dict[str, tuple[int, ...]]:
+    """The shapes of the weights in a part's folder, by name, from the headers of their files.
+
+    Raises:
+        ValueError: if a file is truncated or damaged.
+    """
+    shapes: dict[str, tuple[int, ...]] = {}
+    for path in sorted({path for pattern in _weight_files(stem, variant) for path in folder.glob(pattern)}):
+        try:
+            with safe_open(must_be_file(path), framework="pt") as file:
+                shapes |= {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+        except (SafetensorError, OSError) as error:
+            raise ValueError(f"{path} is truncated or damaged ({one_line(error)}): copy it again") from None
+    return shapes
+
+
 def _weight_files(stem: str, variant: str | None) -> tuple[str, ...]:
     """What the files of weights may be called, as patterns: one file or shards, of a variant or of none."""
     if variant is None:
@@ -155,5 +215,5 @@ def _without_weights(where: str, names: Collection[str], stem: str, variant: str
     ways += ["leave the variant out"] if None in found else []
     ways = ways or ["save the model with save_pretrained(..., safe_serialization=True); pickled weights are not read"]
     name = f"{stem}.{variant}" if variant else stem
-    held = ", ".join(sorted(names)) or "nothing"
+    held = ", ".join([*sorted(names)[:6], *["..."] * (len(names) > 6)]) or "nothing"
     return f"{where} has no weights {name}.safetensors (it has {held}): {', or '.join(ways)}"

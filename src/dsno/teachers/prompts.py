@@ -21,6 +21,7 @@ from dsno.checkpoint import read_json
 from dsno.condition import Cond
 from dsno.hub import local_copy
 from dsno.nets.diffusers import network_class
+from dsno.outside import check, reading
 from dsno.teachers.parts import longest_text, network_folder, network_name, network_of, with_weights
 
 __all__ = ["encode_prompts", "null_cond"]
@@ -122,13 +123,15 @@ def _text_pipeline(ref: Path | str, variant: str | None) -> Any:
 
     folder = local_copy(ref)
     index_file = folder / "model_index.json"
-    index = read_json(index_file)
+    check(index := read_json(index_file), dict[str, Any], f"{index_file}")
     name = str(index.get("_class_name"))
     if name not in _ENCODE:
         raise ValueError(f"unknown text pipeline {name}: expected one of {', '.join(_ENCODE)}")
-    texts = [p for p in index if p.startswith(("text_encoder", "tokenizer")) and index[p][0] is not None]
-    for part in (p for p in texts if p.startswith("text_encoder")):
-        with_weights(ref, part, "model", variant, plain=True)
+    texts = [p for p in index if p.startswith(("text_encoder", "tokenizer")) and index[p] != [None, None]]
+    encoders = [p for p in texts if p.startswith("text_encoder")]
+    found = {with_weights(ref, part, "model", variant, plain=True)[1] for part in encoders}
+    # diffusers asks for a file of a variant that it is told of; which part has it, it finds itself.
+    variant = variant if variant in found else None
     folder = local_copy(ref, ["*.json", *(f"{p}/{f}" for p in texts for f in ("*.txt", "*.model"))])
     # A component that was saved as none has to be named as such.
     absent: dict[str, Any] = {p: None for p, made in index.items() if isinstance(made, list) and p not in texts}
@@ -139,4 +142,5 @@ def _text_pipeline(ref: Path | str, variant: str | None) -> Any:
             absent["transformer"] = network.from_config(read_json(folder / "transformer" / "config.json"))
     # transformers would take the dtype of the file, and layers of half precision are slow on a CPU, and rounded.
     options = {"torch_dtype": torch.float32, "use_safetensors": True, "variant": variant}
-    return _limited(getattr(diffusers, name).from_pretrained(folder, **options, **absent))
+    with reading(folder, "holds no text pipeline that diffusers can read"):
+        return _limited(getattr(diffusers, name).from_pretrained(folder, **options, **absent))

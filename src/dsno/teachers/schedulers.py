@@ -30,7 +30,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -40,6 +40,7 @@ from dsno.denoise import Kind, Threshold
 from dsno.grids import check_grid
 from dsno.hub import first_line, local_copy
 from dsno.nets.diffusers import TimeUnit
+from dsno.outside import Within, check, reading
 from dsno.schedule import VE, RectifiedFlow, Schedule, Tabulated
 from dsno.teachers.parts import scheduler_file
 
@@ -79,6 +80,9 @@ _KINDS: dict[str, Kind] = {
     "flow_prediction": "flow",
 }
 """`original_sample` is what Euler's scheduler called `sample` at first."""
+
+_MOST_STEPS = 100_000
+"""More training steps than any model has."""
 
 _FLOOR = 1e-12
 r"""What stands for $\bar\alpha = 0$."""
@@ -122,8 +126,10 @@ def load_scheduler(ref: Any) -> Any:
         ValueError: for a scheduler that we do not know, or one of a distilled model; lists those we know. For one that
             says twice what the network predicts, and not the same.
     """
+    source: object = "the scheduler"
     if isinstance(ref, Path | str):
-        config = read_json(scheduler_file(local_copy(ref)))
+        source = scheduler_file(local_copy(ref))
+        check(config := read_json(source), dict[str, Any], f"{source}")
     elif isinstance(ref, Mapping):
         config = dict(ref)
     else:
@@ -136,20 +142,26 @@ def load_scheduler(ref: Any) -> Any:
         )
     if name not in SCHEDULERS:
         raise ValueError(f"unknown scheduler {name}: expected one of {', '.join(SCHEDULERS)}")
+    check(
+        config.get("num_train_timesteps", 1000), Annotated[int, Within(1, _MOST_STEPS)], f"{source}: its training steps"
+    )
     import diffusers
 
-    return getattr(diffusers, name).from_config(_with_prediction_type(config))
+    with reading(source, "is of no scheduler that diffusers can make"):
+        return getattr(diffusers, name).from_config(_with_prediction_type(config))
 
 
 def _with_prediction_type(config: Mapping[str, Any]) -> dict[str, Any]:
     """What a configuration states, with `predict_epsilon: false` of old files as the `prediction_type` that it means.
 
     Raises:
-        ValueError: if it states another one, too.
+        ValueError: if it states another one, too, or is neither true nor false.
     """
     unstated = {*config.get("_use_default_values", ()), "_use_default_values"}
     stated = {k: v for k, v in config.items() if k not in unstated}
-    if stated.pop("predict_epsilon", None) is not False:
+    if (epsilon := stated.pop("predict_epsilon", None)) not in (None, True, False):
+        raise ValueError(f"the scheduler says predict_epsilon = {epsilon!r}: expected true or false")
+    if epsilon is None or epsilon:
         return stated
     if _KINDS.get(kind := stated.setdefault("prediction_type", "sample")) != "x0":
         raise ValueError(

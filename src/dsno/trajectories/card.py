@@ -43,7 +43,9 @@ def card(manifest: Manifest, url: str, license: str) -> str:
         size_categories=_category(count),
         viewer=False,
     )
-    size = sum(shard_size(manifest, k) for k in range(shard_count(manifest)))
+    last = shard_count(manifest) - 1
+    # Only the last shard is shorter.
+    size = last * shard_size(manifest, 0) + shard_size(manifest, last)
     cond = [name for name in layout(manifest, 0) if name.split(".")[0] == "cond"]
     settings = ", ".join(f"{k} {v}" for k, v in solver.items() if k != "name")
     options = {"kind": teacher.get("kind"), "clip": teacher.get("clip"), "guidance weight": teacher.get("weight")}
@@ -54,7 +56,7 @@ def card(manifest: Manifest, url: str, license: str) -> str:
         "stored of each frame": " and ".join(manifest["targets"]),
         "times of the frames": ", ".join(f"{t:.6g}" for t in manifest["times"]) + " (1 is noise, 0 is data)",
         "condition": ", ".join(f"`{name}`" for name in cond) or "none",
-        "storage": f"{manifest['dtype']}, {human_size(size)} in {shard_count(manifest)} shards",
+        "storage": f"{manifest['dtype']}, {human_size(size)} in {last + 1} shards",
         "teacher": _words(network),
         "weights of the teacher": f"sha256 `{teacher.get('sha256') or teacher.get('denoiser', {}).get('sha256')}`",
         "schedule": _code(manifest["schedule"]),

@@ -79,6 +79,8 @@ def test_conditions_are_drawn_where_none_are_given_and_that_is_said() -> None:
     subject, [warned] = subject_of(stated(Told()), data(), None, 0, 64)
     assert warned.check == "condition" and "random ones" in warned.text
     assert isinstance(subject.cond, Tensor) and subject.cond.unique().tolist() == [0, 1, 2]
+    known, _ = subject_of(stated(Told()), data(), None, 0, 64, null=1)
+    assert isinstance(known.cond, Tensor) and known.cond.unique().tolist() == [0, 2]
     # Called with fewer rows it is told the conditions of the first.
     x_t, t = subject.noised(0.4)
     assert torch.equal(subject(x_t[:7], t[:7]), subject(x_t, t)[:7])

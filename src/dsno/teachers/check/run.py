@@ -39,6 +39,7 @@ def check_teacher(
     levels: int = 12,
     rows: int | None = None,
     patience: float = 60.0,
+    null: int | None = None,
 ) -> Verdict:
     """Look at a teacher from all sides; it is left as it was, its mode, buffers and the random state included.
 
@@ -51,13 +52,14 @@ def check_teacher(
         levels: Noise levels, 2 or more.
         rows: Rows at each level, 4 or more; 64 by default, 16 where a call takes long.
         patience: Seconds after which no further reading is begun.
+        null: The label that stands for no class, which is not drawn.
 
     Raises:
         ValueError: if the teacher has no schedule, says no shape while there is no data, or sizes do not fit.
     """
     if levels < 2 or (rows is not None and rows < 4):
         raise ValueError(f"a check needs 2 or more levels and 4 or more rows, got {levels} and {rows}")
-    subject, findings = subject_of(teacher, data, cond, seed, rows or 64)
+    subject, findings = subject_of(teacher, data, cond, seed, rows or 64, null)
     with _unchanged(subject.modules):
         called, seconds = timed(check_call, subject)
         findings += called

@@ -125,7 +125,7 @@ class Subject:
 
 
 def subject_of(
-    teacher: Denoiser, data: Tensor | None, cond: Cond | None, seed: int, rows: int
+    teacher: Denoiser, data: Tensor | None, cond: Cond | None, seed: int, rows: int, null: int | None = None
 ) -> tuple[Subject, list[Finding]]:
     """Put a teacher on the bench, with `rows` of the data and of the conditions (see `check_teacher`).
 
@@ -157,7 +157,7 @@ def subject_of(
     given = cond is not None
     findings: list[Finding] = []
     if not given:
-        cond, findings = _drawn(teacher, inner, len(x_0), data is not None, generator)
+        cond, findings = _drawn(teacher, inner, len(x_0), data is not None, generator, null)
     subject = Subject(
         teacher=teacher,
         inner=inner,
@@ -212,7 +212,7 @@ def _classes(inner: Any) -> int | None:
 
 
 def _drawn(
-    teacher: Denoiser, inner: Any, count: int, from_data: bool, generator: torch.Generator
+    teacher: Denoiser, inner: Any, count: int, from_data: bool, generator: torch.Generator, null: int | None
 ) -> tuple[Cond | None, list[Finding]]:
     """Random labels, and zeros for embeddings, where the teacher wants them."""
     net, classes = unwrapped(getattr(inner, "net", None)), _classes(inner)
@@ -223,7 +223,10 @@ def _drawn(
         text = f"no condition was given: the network is told zeros for {', '.join(cond)}"
         findings.append(Finding("condition", "warning", text, "give real embeddings as cond"))
     if classes:
-        cond["label"] = torch.randint(classes, (count,), generator=generator)
+        known = [k for k in range(classes) if k != null]
+        if not known:
+            raise ValueError(f"there is no class to draw: {classes} in all, and the null label is {null}")
+        cond["label"] = torch.tensor(known)[torch.randint(len(known), (count,), generator=generator)]
         if from_data:
             text = "the labels of the data were not given: the teacher is told random ones"
             findings.append(Finding("condition", "warning", text, "give the labels of the data as cond"))
