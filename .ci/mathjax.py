@@ -1,8 +1,8 @@
 """MathJax in the documentation that is built, so that its formulas are set where there is no network.
 
-A hook of MkDocs (`hooks` in mkdocs.yml): the files lie in the package `django-static-mathjax` of the extra `docs`, whole
-and with their licence, and need no Django. Only what pages load is copied: one script, which has its fonts inside, and
-the extensions of TeX that it loads by itself.
+A hook of MkDocs (`hooks` in mkdocs.yml): the files lie in the package `django-static-mathjax` of the extra `docs`,
+whole and with their licence, and need no Django. Only what pages load is copied: one script, which has its fonts
+inside, and the extensions of TeX that it loads by itself.
 """
 
 from __future__ import annotations

@@ -191,7 +191,7 @@ def test_it_comes_back_from_its_folder(classes: int | None, tmp_path: Path) -> N
     pipe = DSNOPipeline.from_student(student(classes=classes))
     pipe.save_pretrained(tmp_path / "pipe")
     found = sorted(str(p.relative_to(tmp_path / "pipe")) for p in (tmp_path / "pipe").rglob("*") if p.is_file())
-    assert found == ["model_index.json", "student/config.json", f"student/{WEIGHTS}"]
+    assert found == ["README.md", "model_index.json", "student/config.json", f"student/{WEIGHTS}"]
     index = json.loads((tmp_path / "pipe" / "model_index.json").read_text())
     assert index["_class_name"] == "DSNOPipeline" and index["student"] == ["dsno.app.pipeline", "DSNOModel"]
     loaded = DSNOPipeline.from_pretrained(tmp_path / "pipe")
@@ -257,7 +257,7 @@ def test_missing_files_are_named(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"no folder .*student"):
         DSNOPipeline.from_pretrained(folder)
     (folder / "model_index.json").unlink()
-    with pytest.raises(FileNotFoundError, match=r"pipe has no model_index\.json \(it has nothing\)"):
+    with pytest.raises(FileNotFoundError, match=r"pipe has no model_index\.json \(it has README\.md\)"):
         DSNOPipeline.from_pretrained(folder)
     save_student(tmp_path / "student", student())
     with pytest.raises(

@@ -12,8 +12,8 @@ A call is one pass of the network, $z \mapsto (x_{t_1}, \dots, x_{t_M})$, or as 
 was trained for. There is no scheduler. The student of a latent model comes with its autoencoder (`vae`), which decodes
 the sample once, at the end.
 
-On disk: `model_index.json`, `student/config.json`, `student/diffusion_pytorch_model.safetensors`, and a `README.md` that
-says how to open it; no pickle, no code. Load it with `DSNOPipeline.from_pretrained`.
+On disk: `model_index.json`, `student/config.json`, `student/diffusion_pytorch_model.safetensors`, and a `README.md`
+that says how to open it; no pickle, no code. Load it with `DSNOPipeline.from_pretrained`.
 `diffusers.DiffusionPipeline.from_pretrained` cannot: it looks for the class inside diffusers, or runs code that lies
 beside the weights, and there is none. What version 0.1 saved loads, too.
 """
@@ -381,7 +381,8 @@ INSTEAD = {
 
 CARD = """# A sampler in one pass
 
-A student of a diffusion model, made with `dsno`. Its class is in that package, and no code lies here: install `dsno`, then
+A student of a diffusion model, made with `dsno`. Its class is in that package, and no code lies here:
+install `dsno`, then
 
 ```python
 from dsno import DSNOPipeline

@@ -59,8 +59,8 @@ class Teach:
         check_request(self.resume, self.overwrite)
         if self.train.warmup >= self.train.steps:
             say_aside(
-                f"--train.warmup {self.train.warmup} is no shorter than the {self.train.steps} steps: the learning rate "
-                "does not reach --train.lr"
+                f"--train.warmup {self.train.warmup} is no shorter than the {self.train.steps} steps: the learning "
+                "rate does not reach --train.lr"
             )
         images = load_data(self.data, range=self.range)
         with progress() as report:
