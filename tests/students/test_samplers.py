@@ -296,7 +296,8 @@ def test_the_sampler_of_an_operator_is_of_one_pass_unless_more_are_asked_for() -
 
 
 def test_a_wrapped_student_is_sampled_and_says_what_it_is() -> None:
-    made, z = student(), noise(seed_range(0, 2), SHAPE)
+    made = student()
+    z = noise(seed_range(0, 2), made.shape)
     expected = sampler_of(made)(z).sample
     assert torch.equal(sampler_of(nn.DataParallel(made))(z).sample, expected)
     known = (made.frames, made.shape, made.classes, made.guided, made.config)

@@ -227,7 +227,7 @@ class TrajectoryStudent(nn.Module):
         """Refuse noise or a condition that it does not take, as `check_inputs` does."""
         net = unwrapped(self.net)
         if isinstance(net, Lifted):
-            check_inputs(z, cond, net.backbone, net.guidance is not None)
+            check_inputs(z, cond, unwrapped(net.backbone), net.guidance is not None)
         else:
             check_noise(z)
 
