@@ -160,13 +160,14 @@ class TrajectoryStudent(nn.Module):
         self,
         x_t: Tensor,
         cond: Cond | None = None,
-        start: Tensor | float = 1.0,
+        start: Tensor | Sequence[float] | float = 1.0,
         select: Sequence[int] | None = None,
     ) -> Tensor:
         r"""$h$ for the selected frames (all by default): (B, *shape) to (B, len(select), *shape).
 
         `x_t` is the state at time `start`, a number or (B,); from pure noise, $x_1 = \sigma_1 z$ and 1.
         """
+        start = start if isinstance(start, Tensor | float | int) else torch.as_tensor(start, dtype=torch.float64)
         t = torch.as_tensor(start, dtype=x_t.dtype, device=x_t.device)
         shown = scale_input(self.kind, x_t, t, self.schedule, self.data_std)
         return self._read(x_t, self.net(shown, self.times, cond, start, select), t)

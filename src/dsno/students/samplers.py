@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import cast
 
@@ -11,14 +11,14 @@ import torch
 from torch import Tensor
 
 from dsno.borrow import unwrapped
-from dsno.condition import Cond, map_cond
+from dsno.condition import Cond
 from dsno.grids import check_grid, even
-from dsno.seeds import as_seeds, noise_tape
+from dsno.seeds import noise_tape
 from dsno.solvers.run import initial_state
 from dsno.students.flowmap import FlowMap
 from dsno.students.inputs import computing
 from dsno.students.operator import TrajectoryStudent
-from dsno.trajectory import Sampler, Trajectory
+from dsno.trajectory import Sampler, Trajectory, sampled
 
 __all__ = ["FlowMapSampler", "MultiPass", "OnePass", "Student", "passes_of", "sampler_of"]
 
@@ -116,7 +116,7 @@ class MultiPass:
     def __call__(self, z: Tensor, cond: Cond | None = None, seeds: Tensor | None = None) -> Trajectory:
         self.student.check(z, cond)
         with computing(z, self.student):
-            return _run(self._run, z, cond, seeds)
+            return sampled(self._run, z, cond, seeds)
 
     def _run(self, z: Tensor, cond: Cond | None, seeds: Tensor | None) -> Trajectory:
         student, first, start = self.student, 0, 1.0
@@ -200,7 +200,7 @@ class FlowMapSampler:
     def __call__(self, z: Tensor, cond: Cond | None = None, seeds: Tensor | None = None) -> Trajectory:
         self.map.check(z, cond)
         with computing(z, self.map):
-            return _run(self._run, z, cond, seeds)
+            return sampled(self._run, z, cond, seeds)
 
     def _run(self, z: Tensor, cond: Cond | None, seeds: Tensor | None) -> Trajectory:
         times, landings, schedule = self.grid.tolist(), cast(Tensor, self.landings).tolist(), self.map.schedule
@@ -219,21 +219,6 @@ class FlowMapSampler:
             x.append(x_s)
         N = len(times) - 1
         return Trajectory(torch.stack(x, 1), self.grid, None, cond, seeds, nfe=N, rounds=N)
-
-
-def _run(
-    run: Callable[[Tensor, Cond | None, Tensor | None], Trajectory], z: Tensor, cond: Cond | None, seeds: Tensor | None
-) -> Trajectory:
-    """A sampler's run; of no rows what it makes of one, without that."""
-    seeds = None if seeds is None else as_seeds(seeds)
-    if len(z):
-        return run(z, cond, seeds)
-
-    def one(rows: Tensor) -> Tensor:
-        return rows.new_zeros(1, *rows.shape[1:])
-
-    made = run(one(z), map_cond(one, cond), None if seeds is None else one(seeds))
-    return replace(made, x=made.x[:0], x0=None if made.x0 is None else made.x0[:0], cond=cond, seeds=seeds)
 
 
 def passes_of(map: FlowMap, passes: int = 1) -> FlowMapSampler:
