@@ -24,8 +24,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from _faults import make_set
-
 from dsno.cli import main
 from dsno.snapshots import latest
 
@@ -185,7 +183,7 @@ def full_disk(verb: str, disk: Path, spare: Sequence[int] = (0, 20_000, 150_000)
 
     Arguments:
         verb: One of `WRITERS`.
-        disk: A folder of a file system of its own, of 16 MB (`mount -t tmpfs -o size=16m tmpfs DISK`); it is emptied.
+        disk: A folder of a file system of its own, of 64 MB (`mount -t tmpfs -o size=64m tmpfs DISK`); it is emptied.
             Of another, files may have that many bytes each instead (`RLIMIT_FSIZE`).
         spare: Bytes that are left.
     """
@@ -260,7 +258,7 @@ NONSENSE: dict[str, tuple[tuple[str, ...], str]] = {
 def commands(folder: Path, names: Sequence[str]) -> list[Row]:
     """Each of `NONSENSE` by these names: one line, exit code 2, which names what is wrong."""
     place = folder / f"nonsense {names[0]}".replace(" ", "-")
-    make_set(place / "set")
+    _finished(_run(*GENERATE, "--out", str(place / "set")))
     for name in ("deep", "many"):
         (place / name).mkdir(parents=True)
     (place / "bad.zip").write_bytes(b"PK\x03\x04 nothing")

@@ -12,7 +12,7 @@ refutes it. Three kinds of cases:
   not interrupted; beside another one in their folder; on a full disk; interrupted while they start; asked for nonsense;
 - reading: what it costs to compare a shard with its checksum when it is first read, over twenty passes of reading it.
 
-Full disks are file systems of 16 MB where one may be mounted; else the sizes of files are limited. Writes
+Full disks are file systems of 64 MB where one may be mounted; else the sizes of files are limited. Writes
 benchmarks/results/faults.json.
 """
 
@@ -173,9 +173,9 @@ def files(quick: bool, scratch: Path) -> list[Row]:
 
 @contextlib.contextmanager
 def small_disk(folder: Path) -> Iterator[Path]:
-    """A file system of 16 MB, where one may be mounted; else the folder."""
+    """A file system of 64 MB, where one may be mounted; else the folder."""
     folder.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=16m", "tmpfs", folder], capture_output=True)
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64m", "tmpfs", folder], capture_output=True)
     try:
         yield folder
     finally:
@@ -188,7 +188,7 @@ def on_disk(verb: str, folder: Path) -> list[Row]:
         return full_disk(verb, disk)
 
 
-def accidents(quick: bool, scratch: Path, times: int = 8) -> list[Row]:
+def accidents(quick: bool, scratch: Path, times: int = 12) -> list[Row]:
     """All that happens to commands, a few at a time."""
     times, seed = 1 if quick else times, 0
     names = list(NONSENSE)

@@ -365,6 +365,18 @@ def test_frozen_weights_stay(tmp_path: Path) -> None:
         train(network().requires_grad_(False), Reverse(), CONFIG, tmp_path / "none")
 
 
+@pytest.mark.parametrize("wrap", [nn.DataParallel, lambda m: torch.compile(m, backend="eager")], ids=["dp", "compiled"])
+def test_a_run_goes_on_with_or_without_wrappers(wrap: Any, tmp_path: Path) -> None:
+    whole = weights(train(network(), Reverse(), CONFIG, tmp_path / "whole"))
+    for first, then in ((wrap, nn.Identity()), (nn.Identity(), wrap)):
+        out = tmp_path / type(then(network())).__name__
+        with pytest.raises(KeyboardInterrupt):
+            train(first(network()), Reverse(), CONFIG, out, progress=stop_at(13, KeyboardInterrupt))
+        names = read_tensors(latest(out) / "average.safetensors").keys()
+        assert names == dict(network().named_parameters()).keys()
+        assert torch.equal(weights(train(then(network()), Reverse(), CONFIG, out, resume=True)), whole)
+
+
 def test_a_model_that_cannot_be_saved_is_refused_before_the_first_step(tmp_path: Path) -> None:
     model = network()
     model.register_buffer("sparse", torch.eye(2).to_sparse())

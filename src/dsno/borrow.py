@@ -25,7 +25,7 @@ from torch import nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel
 
-__all__ = ["borrowed", "own_copy", "plain_names", "state_of", "unwrapped", "without_wrappers"]
+__all__ = ["borrowed", "own_copy", "parameters_of", "plain_names", "state_of", "unwrapped", "without_wrappers"]
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -104,6 +104,12 @@ def state_of(module: nn.Module) -> dict[str, Any]:
     """The state dict, with the names it has where nothing is wrapped."""
     state = module.state_dict()
     return {short: state[name] for name, short in plain_names(module, state).items()}
+
+
+def parameters_of(module: nn.Module) -> dict[str, nn.Parameter]:
+    """The parameters, by the names they have where nothing is wrapped."""
+    own = dict(module.named_parameters())
+    return {short: own[name] for name, short in plain_names(module, own).items()}
 
 
 def without_wrappers(tensors: Mapping[str, torch.Tensor], own: Collection[str]) -> dict[str, torch.Tensor]:

@@ -21,6 +21,7 @@ __all__ = [
     "is_sharded",
     "local",
     "loss_of",
+    "mean_of_all",
     "on_device",
     "prepared",
     "tf32",
@@ -143,6 +144,15 @@ def as_like(like: Tensor, value: Tensor) -> Tensor:
     if isinstance(like, DTensor):
         return distribute_tensor(value.to(like.device), like.device_mesh, like.placements)
     return torch.empty_like(like, dtype=value.dtype).copy_(value)
+
+
+def mean_of_all(value: Tensor) -> Tensor:
+    """The mean of a number over the processes that train together, each of which must call; in one, itself."""
+    if not torch.distributed.is_available() or not torch.distributed.is_initialized():
+        return value
+    total = value.detach().clone()
+    torch.distributed.all_reduce(total)
+    return total / torch.distributed.get_world_size()
 
 
 def on_device(

@@ -31,7 +31,7 @@ from typing import Any, Literal, Protocol
 import torch
 from torch import Tensor, nn
 
-from dsno.borrow import state_of, unwrapped
+from dsno.borrow import parameters_of, state_of, unwrapped, without_wrappers
 from dsno.checkpoint import CONFIG, check_keys, check_weights, check_writable, fill, naming, read_json
 from dsno.engine import accumulating, as_like, is_sharded, local, loss_of, on_device, prepared, tf32, unprepare, whole
 from dsno.outputs import TRAINING, claimed
@@ -264,7 +264,7 @@ class _Run:
         optimizer = torch.optim.Adam([p for p in self.model.parameters() if p.requires_grad], lr=config.lr)
         self.wrapped, self.optimizer = prepared(accelerator, self.model.train(), optimizer)
         # Sharding replaces the parameters, so they are looked up behind it.
-        self.trained = {n: p for n, p in self.model.named_parameters() if p.requires_grad}
+        self.trained = {n: p for n, p in parameters_of(self.model).items() if p.requires_grad}
         self.average = {n: p.detach().float().clone() for n, p in self.trained.items()}
         # A line of the log is the mean since the line before, which a checkpoint may lie behind.
         self.losses: list[Tensor] = []
@@ -337,7 +337,7 @@ class _Run:
         if self.config.channels_last:
             model.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
         with torch.no_grad():
-            own = dict(model.named_parameters())
+            own = parameters_of(model)
             for name, value in average.items():
                 own[name].copy_(value)
         return model.eval()
@@ -376,7 +376,7 @@ class _Run:
             for i, held in self.optimizer.state_dict()["state"].items()
             for key, value in held.items()
         }
-        held = {"model": self.model.state_dict(), "average": self.average, "optimizer": moments}
+        held = {"model": state_of(self.model), "average": self.average, "optimizer": moments}
         main = self.accelerator.is_main_process
         files = {name: whole(tensors, keep=main) for name, tensors in held.items()}
         if main:
@@ -396,7 +396,7 @@ class _Run:
         Raises:
             ValueError: if average or moments are not those of the model; names the file.
         """
-        source, saved = snapshot.path / "average.safetensors", snapshot.parts["average"]
+        source, saved = snapshot.path / "average.safetensors", without_wrappers(snapshot.parts["average"], self.average)
         check_weights(self.average, saved, source)
         for name, value in saved.items():
             self.average[name].copy_(as_like(self.average[name], value))

@@ -395,6 +395,11 @@ def test_batches_are_a_function_of_the_step_and_shared_by_processes(method: str)
     assert all(torch.equal(ahead[2][k], later[k]) for k in later)
     shares = [next(objective.batches(2, rank, 2)) for rank in (0, 1)]
     assert all(len(share["t"]) == 4 for share in shares)
+    # Together they are the batch, row by row.
+    rows = [torch.cat([b["x0"], b["eps"], b["t"][:, None], b["s"][:, None]], 1) for b in (later, *shares)]
+    assert sorted(rows[0].tolist()) == sorted(torch.cat(rows[1:]).tolist())
+    with pytest.raises(ValueError, match=r"a batch of 8, .* cannot be shared evenly by 3 processes: use a multiple"):
+        next(objective.batches(0, 0, 3))
     times = torch.cat([share["t"] for share in shares])
     assert float(times.min()) > 0 and float(times.max()) <= 1 and len(set(times.tolist())) > 4
     for share in shares:

@@ -40,7 +40,7 @@ from diffusers.utils.torch_utils import randn_tensor
 from PIL import Image
 from torch import Tensor, nn
 
-from dsno.borrow import unwrapped
+from dsno.borrow import borrowed, unwrapped
 from dsno.checkpoint import CONFIG, build, check_weights, read_json, read_tensors
 from dsno.condition import Cond, named
 from dsno.data.samples import to_uint8, to_unit
@@ -137,18 +137,18 @@ class DSNOModel(TrajectoryStudent, _Shared):  # type: ignore[misc]
 
     @classmethod
     def from_student(cls, student: TrajectoryStudent) -> Self:
-        """The same student, sharing its weights, in evaluation mode.
+        """The same student, sharing its weights, in evaluation mode; the given one stays in its own.
 
         Raises:
             ValueError: if its backbone is no `Backbone`: its configuration could not be saved.
         """
-        if not isinstance(student.net.backbone, Backbone):
+        if not isinstance(backbone := unwrapped(student.lifted.backbone), Backbone):
             raise ValueError(
-                f"a {type(student.net.backbone).__name__} does not say how to rebuild it: a pipeline needs a `Backbone`"
+                f"a {type(backbone).__name__} does not say how to rebuild it: a pipeline needs a `Backbone`"
             )
         with init_empty_weights():
             model = cls(**_public(student.config))
-        model.net = unwrapped(student.net)
+        model.net = borrowed(student.net)
         return model.eval()
 
     def refresh(self) -> None:
@@ -181,7 +181,7 @@ class FlowMapModel(FlowMap, _Shared):  # type: ignore[misc]
 
     @classmethod
     def from_student(cls, student: FlowMap) -> Self:
-        """The same map, sharing its weights, in evaluation mode.
+        """The same map, sharing its weights, in evaluation mode; the given one stays in its own.
 
         Raises:
             ValueError: if its network cannot be rebuilt from a configuration.
@@ -201,7 +201,7 @@ class FlowMapModel(FlowMap, _Shared):  # type: ignore[misc]
                 way=student.way,
                 steps=student.steps,
             )
-        model.net = net
+        model.net = borrowed(net)
         return model.eval()
 
 

@@ -52,6 +52,7 @@ from typing import Literal, cast
 import torch
 from torch import Tensor, nn
 
+from dsno.borrow import unwrapped
 from dsno.condition import Cond
 from dsno.denoise import Denoiser, expand_like
 from dsno.distillation.denoising import Denoising, noised
@@ -171,7 +172,7 @@ class Consistency:
         x_t = noised(self.schedule, x0, eps, t)
         with torch.no_grad(), same_draws(x_t):
             x_r = noised(self.schedule, x0, eps, r) if self.jump is None else self.jump(x_t, t, r, cond)
-            target = getattr(model, "module", model)(x_r, r, 0.0, cond)
+            target = unwrapped(model)(x_r, r, 0.0, cond)
         return (batch["weight"] * self.distance(model(x_t, t, 0.0, cond), target)).mean()
 
 
@@ -248,7 +249,7 @@ class ContinuousConsistency:
         s = (alpha**2 * std**2 + sigma**2).sqrt()
         cos, sin, d_theta = alpha * std / s, sigma / s, std * (d_sigma * alpha - sigma * d_alpha) / s**2
         x_t = alpha * x0 + sigma * eps
-        inner = getattr(model, "module", model)
+        inner = unwrapped(model)
         with torch.no_grad(), same_draws(x_t):
             x0_hat = x0 if self.teacher is None else self.teacher(x_t, t, cond)
             eps_hat = eps if self.teacher is None else (x_t - alpha * x0_hat) / sigma

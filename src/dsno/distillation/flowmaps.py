@@ -54,6 +54,7 @@ from typing import Any, Literal, cast
 import torch
 from torch import Tensor, nn
 
+from dsno.borrow import unwrapped
 from dsno.condition import Cond, map_cond
 from dsno.denoise import NEAREST, Denoiser, convert, expand_like, x0_from
 from dsno.distillation.denoising import Denoising, noised
@@ -169,14 +170,18 @@ class FlowMapMatching:
         self.noised = Denoising(x, schedule, "x0", labels, batch, seed)
 
     def batches(self, start: int, rank: int = 0, world: int = 1) -> Iterator[dict[str, Tensor]]:
-        """Batches from step `start` on; the rows at rest, $s = t$, come last."""
-        start += self.first
-        for step, batch in enumerate(self.noised.batches(start, rank, world), start):
-            g = generator(self.noised.seed, step, 1 + rank)
-            B, even = len(batch["t"]), batch["t"]
+        """Batches from step `start` on, each the share of `rank`; the rows at rest, $s = t$, come last."""
+        start, B, moving = start + self.first, self.noised.batch, self._moving(self.noised.batch)
+        if B % world or moving % world:
+            given = f"a batch of {B}, {B - moving} rows of it at rest,"
+            raise ValueError(f"{given} cannot be shared evenly by {world} processes: use a multiple")
+        mine = torch.cat([torch.arange(moving)[rank::world], torch.arange(moving, B)[rank::world]])
+        # Times are drawn for the whole batch, so that it is the same in any number of processes.
+        for step, batch in enumerate(self.noised.batches(start), start):
+            g, even = generator(self.noised.seed, step, 1), batch["t"]
             # Even in phase, but in no order: the rows at rest see all times, too.
             even = even[torch.randperm(B, generator=g)]
-            share, moving = torch.rand(B, generator=g), self._moving(B)
+            share = torch.rand(B, generator=g)
             if self.named == "direct":
                 p, q = share, even
             elif self.named == "shortcut":
@@ -197,7 +202,8 @@ class FlowMapMatching:
                 q = p * share
             p, q = p.clamp_min(self.floor), q.clamp_min(self.floor if self._sloped else 0.0)
             q[moving:] = p[moving:]
-            yield {**batch, "t": self.schedule.from_phase(p), "s": self.schedule.from_phase(q)}
+            made = {**batch, "t": self.schedule.from_phase(p), "s": self.schedule.from_phase(q)}
+            yield {name: rows[mine] for name, rows in made.items()}
 
     def __call__(self, model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
         """The loss of one batch, a scalar."""
@@ -276,7 +282,7 @@ class FlowMapMatching:
         u, n = X(x_t, t, s, cond, "velocity"), self._moving(len(t))
         with torch.no_grad():
             b = self._velocity(x_t, t, cond, b)
-            target, held, told = b.clone(), _plain(X), map_cond(lambda c: c[:n], cond)
+            target, held, told = b.clone(), unwrapped(X), map_cond(lambda c: c[:n], cond)
             # At rest E = b - u, whatever the derivative is.
             E = self._along(lambda x, t: held(x, t, s[:n], told), x_t[:n], t[:n], s[:n], b[:n])
             target[:n] = u[:n] + expand_like(self._scale(t[:n]) / self._scale(s[:n]), E) * E
@@ -285,7 +291,7 @@ class FlowMapMatching:
     def _shortcut(
         self, X: nn.Module, x_t: Tensor, t: Tensor, s: Tensor, cond: Cond | None, b: Tensor | None = None
     ) -> Tensor:
-        u, n, held = X(x_t, t, s, cond, "velocity"), self._moving(len(t)), _plain(X)
+        u, n, held = X(x_t, t, s, cond, "velocity"), self._moving(len(t)), unwrapped(X)
 
         def half(x: Tensor, t: Tensor, s: Tensor, cond: Cond | None) -> Tensor:
             # The shortest steps are made of what is learned at rest: DDIM's.
@@ -329,11 +335,6 @@ class FlowMapMatching:
 
     def _ddim(self, x_t: Tensor, t: Tensor, s: Tensor, cond: Cond | None) -> Tensor:
         return ddim_step(self.schedule, cast(Denoiser, self.teacher)(x_t, t, cond), x_t, t, s)
-
-
-def _plain(X: nn.Module) -> FlowMap:
-    """The map inside what parallel training wraps it with, for calls without a gradient."""
-    return cast(FlowMap, getattr(X, "module", X))
 
 
 @dataclass(frozen=True)

@@ -46,6 +46,7 @@ from dsno.distillation.denoising import noised
 from dsno.distillation.distances import from_folder
 from dsno.distillation.regression import OperatorOptions, TrajectoryDistillation, operator
 from dsno.distillation.stages import Given, Stage
+from dsno.engine import mean_of_all
 from dsno.seeds import generator
 from dsno.students.flowmap import FlowMap, flow_map_from_teacher
 from dsno.students.operator import TrajectoryStudent
@@ -167,8 +168,8 @@ class Matching:
         alpha_t, sigma_t = (expand_like(c, x) for c in self.schedule(t))
         with torch.no_grad():
             D, sine = self.teacher(x_t, t, cond), sigma_t / (alpha_t**2 + sigma_t**2).sqrt()
-            # One scale of all rows: of a row's own it would be correlated with what it scales.
-            g = (D_G - D) / (sine * ((x - D).abs() / sine).mean())
+            # One scale of all rows, of every process: of a row's own it would be correlated with what it scales.
+            g = (D_G - D) / (sine * mean_of_all(((x - D).abs() / sine).mean()))
         match = 0.5 * (x - (x - g).detach()).square().mean()
         denoise = ((1 + (alpha_t / sigma_t) ** 2) * (D_G - x.detach()).square()).mean()
         if self.anchor == 0:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
 import torch
 from torch import nn
@@ -98,7 +98,7 @@ def load_diffusers(
         teacher = _wrapped(model, ref.scheduler, shape, length, factor)
         if dtype is not None:
             # diffusers' own `to` has something to say about it.
-            nn.Module.to(teacher.net.model, dtype)
+            nn.Module.to(cast(nn.Module, teacher.net.model), dtype)
         return teacher
     folder = local_copy(ref)
     scheduler = load_scheduler(folder)

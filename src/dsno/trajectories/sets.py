@@ -40,7 +40,7 @@ class TrajectorySet(Dataset[dict[str, Any]]):
     gathered at once (which a `DataLoader` understands with `collate_fn=dict`).
 
     Files are memory-mapped; opening a folder reads headers only. A shard is compared with its checksum when a row of it
-    is first asked for in a process (about a second per gigabyte), unless the environment says `DSNO_UNCHECKED=1`.
+    is first asked for in a process (about two seconds per gigabyte), unless the environment says `DSNO_UNCHECKED=1`.
     Opening a URL (`hf://datasets/org/name`, `s3://bucket/name`, ...) reads the manifest only: a shard is fetched,
     checked and kept in a cache when it is first needed, and `batches` has the next ones fetched meanwhile.
 
