@@ -249,6 +249,10 @@ def test_a_run_that_fails_leaves_no_folder_that_it_made(tmp_path: Path) -> None:
     assert [p.name for p in tmp_path.rglob("*")] == ["before"]
     with pytest.raises(ZeroDivisionError), claimed(tmp_path / "e" / "f"):
         1 / 0  # noqa: B018
+    with pytest.raises(ZeroDivisionError), tidy():
+        with tidy():
+            writable(tmp_path / "g")
+        1 / 0  # noqa: B018
     assert [p.name for p in tmp_path.rglob("*")] == ["before"]
 
 

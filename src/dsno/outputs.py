@@ -216,16 +216,20 @@ def writable(path: Path | str) -> Path:
 @contextlib.contextmanager
 def tidy() -> Iterator[None]:
     """Remove the folders that `writable` made inside, if nothing came to lie in them because what is inside failed."""
-    before = _MADE.set([])
+    outer, made = _MADE.get(), list[Path]()
+    before = _MADE.set(made)
     try:
         yield
     except BaseException:
-        for folder in sorted({*(_MADE.get() or [])}, reverse=True):
+        for folder in sorted({*made}, reverse=True):
             with contextlib.suppress(OSError):
                 folder.rmdir()
         raise
     finally:
         _MADE.reset(before)
+        if outer is not None:
+            # What goes on behind this may fail, too.
+            outer += made
 
 
 @contextlib.contextmanager

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from dsno.checkpoint import write_atomically
 from dsno.cli.options import new_file
-from dsno.outputs import Kind, claimed
+from dsno.outputs import Kind, check_apart, claimed
 from dsno.report.pictures import check_grid_size, image_grid
 
 __all__ = ["BATCH", "Piece", "check_place", "check_size", "write_pieces"]
@@ -61,6 +61,7 @@ def check_place(out: Path, overwrite: bool, inputs: Sequence[object]) -> None:
         FileExistsError, PermissionError: as `new_file` does.
         ValueError: for a name that does not say what is to be written.
     """
+    check_apart(out, *inputs)
     if out.suffix not in ("", ".png", ".npy"):
         raise ValueError(
             f"{out} is neither .png, a picture, nor .npy, the numbers, nor a folder, for a picture of each sample: "

@@ -86,8 +86,10 @@ class Plan:
             return replace(RECIPES[self.recipe].workload(self.shape or None), name=self.recipe)
         try:
             teacher = load_teacher(self.recipe, shape=self.shape or None, variant=self.variant)
-        except FileNotFoundError as error:
-            raise FileNotFoundError(f"{error}; nor a recipe of that name: {', '.join(RECIPES)}") from None
+        except (FileNotFoundError, ValueError) as error:
+            if Path(self.recipe).exists():
+                raise
+            raise type(error)(f"{error}; nor is it a recipe: {', '.join(RECIPES)}") from None
         return Workload(self.recipe, lambda: teacher)
 
     def _changed(self, work: Workload) -> Workload:
