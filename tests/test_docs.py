@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import importlib.util
 from pathlib import Path
+from types import ModuleType, SimpleNamespace
+
+import pytest
 
 from dsno.cli.methods import options_table
 
@@ -13,3 +17,46 @@ def test_the_table_of_options_is_what_the_methods_declare() -> None:
     page = (ROOT / "docs/methods.md").read_text()
     held = page.split("<!-- options: dsno methods --markdown -->\n\n")[1].split("\n\n<!-- end -->")[0]
     assert held == options_table(), "write it again: dsno methods --markdown"
+
+
+@pytest.fixture
+def hook() -> ModuleType:
+    """What puts MathJax into the site."""
+    pytest.importorskip("mkdocs")
+    spec = importlib.util.spec_from_file_location("mathjax_hook", ROOT / ".ci" / "mathjax.py")
+    assert spec is not None and spec.loader is not None
+    made = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(made)
+    return made
+
+
+def test_formulas_are_set_by_a_script_of_the_site(hook: ModuleType) -> None:
+    pytest.importorskip("mathjax")
+    from mkdocs.structure.files import Files
+
+    plugins = SimpleNamespace(_current_plugin="mathjax")
+    config = SimpleNamespace(site_dir="site", use_directory_urls=False, plugins=plugins)
+    added = {file.src_uri: file.abs_src_path for file in hook.on_files(Files([]), config)}
+    page = (ROOT / "mkdocs.yml").read_text()
+    assert "javascripts/mathjax/tex-svg.js" in added and "  - javascripts/mathjax/tex-svg.js\n" in page
+    assert "javascripts/mathjax/LICENSE" in added and "javascripts/mathjax/input/tex/extensions/ams.js" in added
+    assert all(Path(path).is_file() for path in added.values())
+
+
+@pytest.mark.parametrize(
+    "html, refused",
+    [
+        ('<script src="../a.js"></script><a href="https://arxiv.org">x</a>', None),
+        ('<link rel="canonical" href="https://dsno.org/">', None),
+        ('<script src="https://cdn.org/a.js"></script>', "https://cdn.org/a.js"),
+        ("<link rel=stylesheet href=//cdn.org/a.css>", "//cdn.org/a.css"),
+        ('<img alt="x" src="http://cdn.org/a.png">', "http://cdn.org/a.png"),
+    ],
+)
+def test_a_page_loads_nothing_from_elsewhere(html: str, refused: str | None, hook: ModuleType) -> None:
+    page = SimpleNamespace(file=SimpleNamespace(src_uri="index.md"))
+    if refused is None:
+        assert hook.on_post_page(html, page, None) == html
+        return
+    with pytest.raises(hook.PluginError, match=f"index.md loads {refused}: put it into the site"):
+        hook.on_post_page(html, page, None)

@@ -21,6 +21,7 @@ from dsno.outputs import (
     locked,
     prepare_folder,
     sweep,
+    tidy,
     writable,
 )
 
@@ -46,7 +47,7 @@ def test_an_output_folder_with_something_in_it_is_not_touched(tmp_path: Path) ->
     out = prepare_folder(tmp_path / "a" / "out")
     assert list(out.iterdir()) == []
     student_in(out)
-    with pytest.raises(FileExistsError, match="exists already: pass --resume to continue it or --overwrite"):
+    with pytest.raises(FileExistsError, match="exists already: pass resume=True to continue it or overwrite=True"):
         prepare_folder(out)
     prepare_folder(out, resume=True)
     assert len(files(out)) == 7
@@ -234,3 +235,33 @@ def test_the_other_processes_of_a_run_leave_the_folder_to_the_first(
     monkeypatch.setenv("RANK", "1")
     with claimed(tmp_path, STUDENT, overwrite=True):
         assert (tmp_path / "config.json").exists() and not (tmp_path / LOCK).exists()
+
+
+# What a failure leaves
+
+
+def test_a_run_that_fails_leaves_no_folder_that_it_made(tmp_path: Path) -> None:
+    (tmp_path / "before").mkdir()
+    for out in ("a/b/c", "before/d", "before"):
+        with pytest.raises(ZeroDivisionError), tidy():
+            writable(tmp_path / out)
+            1 / 0  # noqa: B018
+    assert [p.name for p in tmp_path.rglob("*")] == ["before"]
+    with pytest.raises(ZeroDivisionError), claimed(tmp_path / "e" / "f"):
+        1 / 0  # noqa: B018
+    with pytest.raises(ZeroDivisionError), tidy():
+        with tidy():
+            writable(tmp_path / "g")
+        1 / 0  # noqa: B018
+    assert [p.name for p in tmp_path.rglob("*")] == ["before"]
+
+
+def test_what_a_run_wrote_before_it_failed_stays(tmp_path: Path) -> None:
+    with pytest.raises(ZeroDivisionError), tidy():
+        (writable(tmp_path / "a" / "b") / "file").write_text("kept")
+        writable(tmp_path / "a" / "c")
+        1 / 0  # noqa: B018
+    assert sorted(p.name for p in tmp_path.rglob("*")) == ["a", "b", "file"]
+    with tidy():
+        writable(tmp_path / "empty")
+    assert (tmp_path / "empty").is_dir()

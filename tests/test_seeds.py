@@ -1,10 +1,11 @@
 """Noise is a function of (seed, stream, index): the same in any batch, independent across each of the three."""
 
+import numpy as np
 import pytest
 import torch
 from scipy import stats
 
-from dsno.seeds import _philox, generator, mixed, noise, noise_tape, seed_range
+from dsno.seeds import _philox, check_noise, generator, mixed, noise, noise_tape, rows_at_once, seed_range
 
 
 # Random123, kat_vectors, philox4x32 10 rounds.
@@ -91,7 +92,18 @@ def test_seed_range_counts_up_in_64_bits() -> None:
     "arguments, message",
     [
         (([-1], (2,)), r"\[0, 2\^63\), got -1"),
-        (([2**63], (2,)), "Overflow"),
+        (([2**63], (2,)), r"\[0, 2\^63\), got 9223372036854775808"),
+        (([0, 0.5], (2,)), r"integers in \[0, 2\^63\), got 0.5"),
+        (([True], (2,)), r"integers in \[0, 2\^63\), got True"),
+        ((["7"], (2,)), r"integers in \[0, 2\^63\), got '7'"),
+        (("7", (2,)), r"a sequence of integers in \[0, 2\^63\), got '7'"),
+        ((7, (2,)), r"a sequence of integers in \[0, 2\^63\), got 7"),
+        ((torch.ones(2), (2,)), r"integers in \[0, 2\^63\), \(B,\), got float32 of shape \(2,\)"),
+        ((torch.ones(2, 2, dtype=torch.int64), (2,)), r"\(B,\), got int64 of shape \(2, 2\)"),
+        ((np.array([2**63], np.uint64), (2,)), r"integers in \[0, 2\^63\), got -"),
+        (([1], (2.5,)), r"the shape of a sample must be integers of 0 or more, got \(2.5,\)"),
+        (([1], (-2,)), r"the shape of a sample must be integers of 0 or more, got \(-2,\)"),
+        (([1], (2,), 1.0), r"stream must be an integer in \[0, 2\^32\), got 1.0"),
         (([1], (2,), -1), r"stream must be an integer in \[0, 2\^32\)"),
         (([1], (2,), 2**32), r"stream must be an integer in \[0, 2\^32\)"),
     ],
@@ -108,3 +120,58 @@ def test_generators_of_other_keys_draw_other_numbers() -> None:
     assert len(set(draws)) == len(keys)
     assert draws[4] == tuple(torch.rand(4, generator=generator(0, 1)).tolist())
     assert all(0 <= mixed(*key) < 1 << 32 for key in keys)
+
+
+@pytest.mark.parametrize("seeds", [[0, 2, 5], (0, 2, 5), np.array([0, 2, 5]), np.array([0, 2, 5], np.uint8)])
+def test_seeds_may_be_any_integers(seeds: object) -> None:
+    assert torch.equal(noise(seeds, (3,)), noise(torch.tensor([0, 2, 5]), (3,)))
+
+
+def test_no_seeds_make_no_noise() -> None:
+    for none in ([], seed_range(0, 0), torch.zeros(0)):
+        assert noise(none, (1, 8, 8)).shape == (0, 1, 8, 8)
+
+
+def test_noise_that_is_drawn_in_parts_is_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = noise(seed_range(3, 10), (7,), dtype=torch.float16)
+    monkeypatch.setattr("dsno.seeds.AT_ONCE", 20)
+    assert rows_at_once(7) == 2 and torch.equal(noise(seed_range(3, 10), (7,), dtype=torch.float16), whole)
+
+
+def test_noise_that_no_memory_holds_is_refused_by_its_size() -> None:
+    with pytest.raises(
+        ValueError, match=r"noise of 3.73e\+09 GB does not fit into the .* GB that are free: draw it in"
+    ):
+        noise([1], (10**18,))
+
+
+@pytest.mark.parametrize(
+    "start, count, message",
+    [
+        (0.5, 2, "the start of seeds must be an integer in .*, got 0.5"),
+        (-1, 2, "the start of seeds must be .*, got -1"),
+        (0, -1, "the count of seeds must be .*, got -1"),
+        (0, 2**63, "the count of seeds must be .*, got 9223372036854775808"),
+        (2**63 - 2, 5, "seeds must be less than 2\\^63: 5 of them from 9223372036854775806 on are not"),
+        (0, 2**62, "GB does not fit"),
+    ],
+)
+def test_a_range_of_seeds_is_one_of_integers(start: float, count: int, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        seed_range(start, count)
+
+
+@pytest.mark.parametrize(
+    "z, message",
+    [
+        ([[0.0]], r"a tensor \(B, 1, 2\), got a list: `noise\(seeds, shape\)` makes it"),
+        (torch.zeros(3, 2), r"the shape \(B, 1, 2\), got \(3, 2\)"),
+        (torch.zeros(3, 1, 2, dtype=torch.int64), "floating point numbers, got int64"),
+        (torch.full((3, 1, 2), torch.nan), "must be finite, and holds NaN or infinity"),
+        (torch.full((3, 1, 2), torch.inf), "must be finite"),
+    ],
+)
+def test_what_is_no_noise_is_refused(z: object, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        check_noise(z, (1, 2))
+    check_noise(torch.zeros(0, 1, 2), (1, 2))

@@ -593,7 +593,7 @@ def test_a_wrong_configuration_is_explained(wrong: dict[str, object], message: s
 
 def test_a_folder_with_something_in_it_is_not_touched(tmp_path: Path) -> None:
     train(network(), Reverse(), replace(CONFIG, steps=5), tmp_path / "out")
-    with pytest.raises(FileExistsError, match="exists already: pass --resume to continue it or --overwrite"):
+    with pytest.raises(FileExistsError, match="exists already: pass resume=True to continue it or overwrite=True"):
         train(network(), Reverse(), CONFIG, tmp_path / "out")
     assert losses(tmp_path / "out")[-1][0] == 5
     train(network(), Reverse(), CONFIG, tmp_path / "out", overwrite=True)

@@ -16,6 +16,7 @@ import logging
 import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
+from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -41,6 +42,7 @@ __all__ = [
     "locked",
     "prepare_folder",
     "sweep",
+    "tidy",
     "writable",
 ]
 
@@ -50,6 +52,9 @@ LOCK, TRACKED = ".lock", "dsno"
 
 BUILT_IN = ("digits",)
 """What is called so is a data set or a teacher of that name, whatever lies here."""
+
+_MADE: ContextVar[list[Path] | None] = ContextVar("made", default=None)
+"""The folders that `writable` made inside `tidy`."""
 
 UNWRITTEN = (errno.EACCES, errno.EPERM, errno.EROFS)
 LOCKLESS = (*UNWRITTEN, errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP)
@@ -148,7 +153,9 @@ def prepare_folder(path: Path | str, resume: bool = False, overwrite: bool = Fal
     check_request(resume, overwrite)
     if path.is_dir() and (found := held(path)):
         if not (resume or overwrite):
-            raise FileExistsError(f"{path} exists already: pass --resume to continue it or --overwrite to start again")
+            raise FileExistsError(
+                f"{path} exists already: pass resume=True to continue it or overwrite=True to start again"
+            )
         check_type(path, kind.types)
         if overwrite:
             _overwrite(path, kind, found)
@@ -192,8 +199,11 @@ def writable(path: Path | str) -> Path:
     path = Path(path)
     if path.exists() and not path.is_dir():
         raise FileExistsError(f"{path} is a file: expected a folder to write to")
+    missing = [folder for folder in (path, *path.parents) if not folder.exists()]
     try:
         path.mkdir(parents=True, exist_ok=True)
+        if (made := _MADE.get()) is not None:
+            made += missing
         probe = path / temporary_name("probe")
         try:
             probe.write_bytes(b"0")
@@ -202,6 +212,25 @@ def writable(path: Path | str) -> Path:
     except OSError as error:
         raise PermissionError(f"cannot write to {path} ({error.strerror}): choose another output folder") from None
     return path
+
+
+@contextlib.contextmanager
+def tidy() -> Iterator[None]:
+    """Remove the folders that `writable` made inside, if nothing came to lie in them because what is inside failed."""
+    outer, made = _MADE.get(), list[Path]()
+    before = _MADE.set(made)
+    try:
+        yield
+    except BaseException:
+        for folder in sorted({*made}, reverse=True):
+            with contextlib.suppress(OSError):
+                folder.rmdir()
+        raise
+    finally:
+        _MADE.reset(before)
+        if outer is not None:
+            # What goes on behind this may fail, too.
+            outer += made
 
 
 @contextlib.contextmanager
@@ -226,7 +255,7 @@ def claimed(
         return
     check_request(resume, overwrite)
     check_apart(path, *inputs)
-    with locked(writable(path) / LOCK, f"{path}"):
+    with tidy(), locked(writable(path) / LOCK, f"{path}"):
         sweep(path)
         yield prepare_folder(path, resume, overwrite, kind)
 

@@ -12,13 +12,88 @@ the noise of step $n$ of a stochastic chain.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
+import psutil
 import torch
 from torch import Tensor
 
-__all__ = ["generator", "mixed", "noise", "noise_tape", "seed_range"]
+__all__ = [
+    "AT_ONCE",
+    "as_seeds",
+    "check_noise",
+    "generator",
+    "mixed",
+    "noise",
+    "noise_tape",
+    "rows_at_once",
+    "seed_range",
+]
+
+LAST = 2**63 - 1
+
+AT_ONCE = 2**20
+"""Numbers that are drawn at once: on the way, each takes some twenty times the room that it has at the end."""
+
+
+def as_seeds(seeds: Sequence[int] | Tensor) -> Tensor:
+    r"""Seeds as an int64 tensor (B,), each an integer in $[0, 2^{63})$.
+
+    Raises:
+        ValueError: for what is no integer, or does not fit; shows the first one.
+    """
+    if not isinstance(seeds, Tensor | np.ndarray):
+        if isinstance(seeds, str | bytes) or not isinstance(seeds, Iterable):
+            raise ValueError(f"seeds must be a sequence of integers in [0, 2^63), got {seeds!r:.40}")
+        listed = [*seeds]
+        for seed in listed:
+            whole = isinstance(seed, int | np.integer) and not isinstance(seed, bool)
+            whole |= isinstance(seed, Tensor) and seed.ndim == 0 and _is_whole(seed.dtype)
+            if not whole or not 0 <= int(seed) <= LAST:
+                raise ValueError(f"seeds must be integers in [0, 2^63), got {seed!r:.40}")
+        return torch.tensor([int(seed) for seed in listed], dtype=torch.int64)
+    held = torch.as_tensor(seeds)
+    if held.ndim != 1 or (not _is_whole(held.dtype) and held.numel()):
+        kind = str(held.dtype).removeprefix("torch.")
+        raise ValueError(f"seeds must be integers in [0, 2^63), (B,), got {kind} of shape {tuple(held.shape)}")
+    held = held.to(torch.int64)
+    if len(held) and int(held.min()) < 0:
+        raise ValueError(f"seeds must be integers in [0, 2^63), got {int(held.min())}")
+    return held
+
+
+def _is_whole(dtype: torch.dtype) -> bool:
+    return not (dtype.is_floating_point or dtype.is_complex or dtype == torch.bool)
+
+
+def check_noise(z: Tensor, shape: Sequence[int] | None = None) -> None:
+    """Refuse what is no noise (B, *shape) to start from; a `shape` of None is any.
+
+    Raises:
+        ValueError: for no tensor, another shape, integers, or numbers that are not finite.
+    """
+    wanted = "(B, ...)" if shape is None else f"(B, {', '.join(map(str, shape))})"
+    if not isinstance(z, Tensor):
+        raise ValueError(f"noise must be a tensor {wanted}, got a {type(z).__name__}: `noise(seeds, shape)` makes it")
+    if z.ndim < 2 or (shape is not None and z.shape[1:] != tuple(shape)):
+        raise ValueError(f"noise must have the shape {wanted}, got {tuple(z.shape)}: `noise(seeds, shape)` makes it")
+    if not z.is_floating_point():
+        raise ValueError(f"noise must be of floating point numbers, got {str(z.dtype).removeprefix('torch.')}")
+    # A program that is compiled looks at no values.
+    if not torch.compiler.is_compiling() and not bool(z.isfinite().all()):
+        raise ValueError("noise must be finite, and holds NaN or infinity")
+
+
+def _room(numbers: int, dtype: torch.dtype, device: torch.device | str) -> None:
+    """Refuse noise that does not fit into memory."""
+    needed = numbers * dtype.itemsize
+    free = psutil.virtual_memory().available if torch.device(device).type == "cpu" else math.inf
+    if needed > free:
+        raise ValueError(
+            f"noise of {needed / 2**30:.3g} GB does not fit into the {free / 2**30:.3g} GB that are free: draw it in "
+            "batches of seeds, a row is the same in any"
+        )
 
 
 def noise(
@@ -41,24 +116,41 @@ def noise(
         Noise of shape (B, *shape).
 
     Raises:
-        ValueError: if a seed or the stream is negative or too large.
+        ValueError: if a seed, the stream or the shape is no integer, negative or too large; if the noise does not fit
+            into the memory of the host.
     """
-    keys = torch.as_tensor(seeds, dtype=torch.int64).reshape(-1, 1)
-    if len(keys) and int(keys.min()) < 0:
-        raise ValueError(f"seeds must be integers in [0, 2^63), got {int(keys.min())}")
-    keys = keys.to(device, non_blocking=True)  # checked where they are: seeds of the host do not wait for the device
-    if not 0 <= stream <= _MASK:
-        raise ValueError(f"stream must be an integer in [0, 2^32), got {stream}")
+    keys = as_seeds(seeds).reshape(-1, 1)  # checked where they are: seeds of the host do not wait for the device
+    keys = keys.to(device, non_blocking=True)
+    if isinstance(stream, bool) or not isinstance(stream, int) or not 0 <= stream <= _MASK:
+        raise ValueError(f"stream must be an integer in [0, 2^32), got {stream!r}")
+    if any(isinstance(n, bool) or not isinstance(n, int | np.integer) or n < 0 for n in shape):
+        raise ValueError(f"the shape of a sample must be integers of 0 or more, got {tuple(shape)}")
     size = math.prod(shape)
-    block = torch.arange(-(-size // 4), dtype=torch.int64, device=device).expand(len(keys), -1)
+    if size * len(keys) <= AT_ONCE:
+        return _drawn(keys, size, stream).reshape(len(keys), *shape).to(dtype)
+    _room(size * len(keys), dtype, device)
+    z = torch.empty(len(keys), size, dtype=dtype, device=device)
+    for part, rows in zip(z.split(rows_at_once(size)), keys.split(rows_at_once(size)), strict=True):
+        part.copy_(_drawn(rows, size, stream))
+    return z.reshape(len(keys), *shape)
+
+
+def rows_at_once(size: int) -> int:
+    """How many samples of `size` numbers are made at once, where more were asked for than fit in memory."""
+    return max(1, AT_ONCE // max(1, size))
+
+
+def _drawn(keys: Tensor, size: int, stream: int) -> Tensor:
+    """Normal numbers (B, size), in float32 or better, for keys (B, 1)."""
+    block = torch.arange(-(-size // 4), dtype=torch.int64, device=keys.device).expand(len(keys), -1)
     zero = torch.zeros_like(block)
     words = _philox([block & _MASK, block >> 32, zero + stream, zero], (keys & _MASK, keys >> 32))
-    precision = torch.float32 if torch.device(device).type == "mps" else torch.float64
+    precision = torch.float32 if keys.device.type == "mps" else torch.float64
     u0, u1, u2, u3 = ((w.to(precision) + 0.5) * 2.0**-32 for w in words)
     r0, r1 = (-2 * u0.log()).sqrt(), (-2 * u2.log()).sqrt()
     a0, a1 = 2 * math.pi * u1, 2 * math.pi * u3
     z = torch.stack([r0 * a0.cos(), r0 * a0.sin(), r1 * a1.cos(), r1 * a1.sin()], dim=-1)
-    return z.flatten(1)[:, :size].reshape(len(keys), *shape).to(dtype)
+    return z.flatten(1)[:, :size]
 
 
 def noise_tape(
@@ -73,7 +165,17 @@ def noise_tape(
 
 
 def seed_range(start: int, count: int) -> Tensor:
-    """Seeds `start`, ..., `start + count - 1` as an int64 tensor."""
+    r"""Seeds `start`, ..., `start + count - 1` as an int64 tensor.
+
+    Raises:
+        ValueError: for no integers, less than none, or a seed outside $[0, 2^{63})$.
+    """
+    for name, number in (("start", start), ("count", count)):
+        if isinstance(number, bool) or not isinstance(number, int | np.integer) or not 0 <= number <= LAST:
+            raise ValueError(f"the {name} of seeds must be an integer in [0, 2^63), got {number!r:.40}")
+    if start + count > LAST:
+        raise ValueError(f"seeds must be less than 2^63: {count} of them from {start} on are not")
+    _room(count, torch.int64, "cpu")
     return torch.arange(start, start + count, dtype=torch.int64)
 
 

@@ -6,14 +6,16 @@ A solver, an exact sampler in parallel and a student that answers in one pass al
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from torch import Tensor
 
-from dsno.condition import Cond
+from dsno.condition import Cond, map_cond
+from dsno.seeds import as_seeds
 
-__all__ = ["Sampler", "Trace", "Trajectory"]
+__all__ = ["Sampler", "Trace", "Trajectory", "sampled"]
 
 
 @dataclass(frozen=True)
@@ -71,6 +73,31 @@ class Trajectory:
     def sample(self) -> Tensor:
         """The last state, shape (B, *shape)."""
         return self.x[:, -1]
+
+
+def sampled(
+    run: Callable[[Tensor, Cond | None, Tensor | None], Trajectory],
+    z: Tensor,
+    cond: Cond | None = None,
+    seeds: Sequence[int] | Tensor | None = None,
+) -> Trajectory:
+    """What a sampler's `run` makes of noise (B, *shape), with seeds that are integers; of no rows no samples.
+
+    Raises:
+        ValueError: for seeds that are none, or not one for each row.
+    """
+    seeds = None if seeds is None else as_seeds(seeds)
+    if seeds is not None and len(seeds) != len(z):
+        raise ValueError(f"there are {len(seeds)} seeds for {len(z)} rows of noise: give one for each")
+    if len(z):
+        return run(z, cond, seeds)
+
+    # Networks are not made for a batch of nothing: it is what they make of one row, without that row.
+    def one(rows: Tensor) -> Tensor:
+        return rows.new_zeros(1, *rows.shape[1:])
+
+    made = run(one(z), map_cond(one, cond), None if seeds is None else one(seeds))
+    return replace(made, x=made.x[:0], x0=None if made.x0 is None else made.x0[:0], cond=cond, seeds=seeds, trace=None)
 
 
 class Sampler(Protocol):

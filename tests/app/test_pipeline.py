@@ -11,6 +11,7 @@ from diffusers import DiffusionPipeline
 from PIL import Image
 from torch import Tensor, nn
 
+import dsno
 from dsno.app.pipeline import DSNOModel, DSNOPipeline, DSNOPipelineOutput
 from dsno.checkpoint import read_tensors, write_json, write_tensors
 from dsno.data.samples import to_uint8
@@ -18,9 +19,10 @@ from dsno.denoise import Prediction
 from dsno.grids import quadratic
 from dsno.nets.diffusers import DiffusersNet
 from dsno.nets.unet import UNet
+from dsno.runs.shipped import shipped
 from dsno.schedule import Cosine
 from dsno.seeds import noise
-from dsno.students.files import save_student
+from dsno.students.files import load_student, save_student
 from dsno.students.flowmap import flow_map_from_teacher
 from dsno.students.lift import lift
 from dsno.students.operator import TrajectoryStudent, student_from_teacher
@@ -191,7 +193,7 @@ def test_it_comes_back_from_its_folder(classes: int | None, tmp_path: Path) -> N
     pipe = DSNOPipeline.from_student(student(classes=classes))
     pipe.save_pretrained(tmp_path / "pipe")
     found = sorted(str(p.relative_to(tmp_path / "pipe")) for p in (tmp_path / "pipe").rglob("*") if p.is_file())
-    assert found == ["model_index.json", "student/config.json", f"student/{WEIGHTS}"]
+    assert found == ["README.md", "model_index.json", "student/config.json", f"student/{WEIGHTS}"]
     index = json.loads((tmp_path / "pipe" / "model_index.json").read_text())
     assert index["_class_name"] == "DSNOPipeline" and index["student"] == ["dsno.app.pipeline", "DSNOModel"]
     loaded = DSNOPipeline.from_pretrained(tmp_path / "pipe")
@@ -257,7 +259,7 @@ def test_missing_files_are_named(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"no folder .*student"):
         DSNOPipeline.from_pretrained(folder)
     (folder / "model_index.json").unlink()
-    with pytest.raises(FileNotFoundError, match=r"pipe has no model_index\.json \(it has nothing\)"):
+    with pytest.raises(FileNotFoundError, match=r"pipe has no model_index\.json \(it has README\.md\)"):
         DSNOPipeline.from_pretrained(folder)
     save_student(tmp_path / "student", student())
     with pytest.raises(
@@ -493,3 +495,37 @@ def test_what_is_declared_is_named_by_its_file(folder: Path) -> None:
     edit(folder / "model_index.json", student=[1, 2])
     with pytest.raises(ValueError, match=r"model_index\.json: student\[0\] must be a text or null, got 1"):
         DSNOPipeline.from_pretrained(folder)
+
+
+@pytest.mark.parametrize(
+    "arguments, error, message",
+    [
+        ({"batch_size": 4}, ValueError, "takes no batch_size: num_images says how many images there are"),
+        ({"num_inference_steps": 4}, ValueError, "takes no num_inference_steps: a student makes one pass, or"),
+        ({"guidance_scale": 4.0}, ValueError, "takes no guidance_scale: guidance_weight is it less 1"),
+        ({"colour": "red"}, TypeError, "takes no argument 'colour'"),
+        ({"seeds": [0.5]}, ValueError, "seeds must be integers"),
+        ({"seeds": [2**63]}, ValueError, "seeds must be integers"),
+    ],
+)
+def test_what_other_pipelines_take_is_answered(arguments: dict, error: type[Exception], message: str) -> None:
+    pipe = DSNOPipeline.from_student(load_student(shipped() / "student"))
+    with pytest.raises(error, match=message):
+        pipe(**arguments)
+
+
+def test_a_saved_folder_says_how_to_open_it(tmp_path: Path) -> None:
+    pipe = dsno.DSNOPipeline.from_student(load_student(shipped() / "student"))
+    pipe.save_pretrained(tmp_path / "pipe")
+    said = (tmp_path / "pipe" / "README.md").read_text()
+    (line,) = (line for line in said.splitlines() if line.startswith("images = "))
+    names: dict[str, object] = {}
+    line = line.replace("this folder, or its name on the Hub", str(tmp_path / "pipe"))
+    exec(f"from dsno import DSNOPipeline\n{line}", names)
+    assert len(names["images"]) == 4
+    (tmp_path / "pipe" / "README.md").write_text("mine")
+    pipe.save_pretrained(tmp_path / "pipe")
+    assert (tmp_path / "pipe" / "README.md").read_text() == "mine"
+    # No code lies in the folder, and none is run: diffusers does not find the class.
+    with pytest.raises(AttributeError, match="DSNOPipeline"):
+        diffusers.DiffusionPipeline.from_pretrained(tmp_path / "pipe")

@@ -11,6 +11,7 @@ import textwrap
 import threading
 import time
 from functools import partial
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -23,6 +24,7 @@ from dsno.distillation import run
 from dsno.measure.results import load_results
 from dsno.report import compare
 from dsno.runs import teach
+from dsno.runs.shipped import shipped
 from dsno.students.files import load_student
 from dsno.teachers.load import load_teacher
 from dsno.trajectories.sets import TrajectorySet
@@ -114,6 +116,28 @@ def test_the_python_lines_run(
         assert {"teach": load_teacher, "convert": load_teacher, "generate": TrajectorySet, "distill": load_student}[
             verb
         ](here / "runs" / made)
+
+
+def test_the_version_is_said(tmp_path: Path) -> None:
+    ran = dsno("--version", at=tmp_path)
+    assert (ran.code, ran.out, ran.err) == (0, f"dsno {version('dsno')}\n", "")
+
+
+def test_a_verb_without_options_is_a_verb(tmp_path: Path) -> None:
+    ran = dsno("distill", at=tmp_path)
+    assert ran.code == 2 and ran.err.startswith("dsno: operator learns from the teacher's trajectories")
+    assert [*tmp_path.iterdir()] == []
+
+
+def test_an_unknown_recipe_lists_the_recipes(tmp_path: Path) -> None:
+    for verb in ("plan", "reproduce"):
+        ran = dsno(verb, "nowhere", at=tmp_path)
+        assert ran.code == 2 and "digits, fashion, fashion-gpu, sprites" in ran.err and len(ran.err.splitlines()) == 1
+
+
+def test_a_warm_up_that_is_longer_than_the_run_is_said(tmp_path: Path) -> None:
+    ran = dsno("teach", "--channels", 4, 8, "--train.steps", 2, "--train.warmup", 9, "--batch", 4, at=tmp_path)
+    assert ran.code == 0 and "note: --train.warmup 9 is no shorter than the 2 steps" in ran.err
 
 
 # Refusals
@@ -255,11 +279,13 @@ def test_what_is_overwritten_is_what_the_verb_wrote(here: Path) -> None:
 
 @pytest.mark.skipif(os.name != "posix", reason="pipes and signals of posix")
 def test_a_reader_that_has_read_enough_and_an_interrupt_are_no_failures() -> None:
-    dsno_ = [sys.executable, "-W", "ignore", "-m", "dsno.cli", "--help"]
+    python = [sys.executable, "-W", "ignore", "-m"]
+    dsno_ = [*python, "dsno", "cite", shipped()] if SHIPPED else [*python, "dsno", "methods"]
     with subprocess.Popen(dsno_, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment()) as process:
         assert process.stdout is not None and process.stderr is not None
         process.stdout.close()
         assert (process.wait(120), process.stderr.read()) == (141, b"")
+    dsno_ = [*python, "dsno.cli", "--help"]
     # Where it is when it is interrupted is not known; whatever it is, it says nothing.
     with subprocess.Popen(dsno_, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment()) as process:
         time.sleep(0.3)

@@ -7,6 +7,7 @@ import pytest
 
 from dsno.cli.console import progress, say, show
 from dsno.measure.table import table
+from dsno.trajectories.card import human_size
 from pretend import result
 from shell import Ran, dsno
 
@@ -36,11 +37,22 @@ def test_lines_name_the_stage_its_part_and_what_is_said(capsys: pytest.CaptureFi
         report("stage", 1, 4, "said")
         report("stage", 2, 4, "not said: too soon after the last")
         report("stage", 4, 4, "ends")
+        # A stage that goes on from somewhere has no rate before it is told of twice.
+        report("resumed", 500, 504, "not said: nobody knows how fast it is")
+        report("resumed", 501, 504, "said")
     out, err = capsys.readouterr()
-    first, second, last = err.splitlines()
+    first, second, last, resumed = err.splitlines()
+    assert re.fullmatch(r"resumed 501/504 \S+/s \d+ s left said", resumed)
     assert out == "" and first == "stage: begins"
     assert second.startswith("stage 1/4 ") and second.endswith(" s left said")
     assert re.fullmatch(r"stage 4/4 \S+/s 0 s left ends", last)
+
+
+def test_bytes_are_said_as_they_are_read(capsys: pytest.CaptureFixture[str]) -> None:
+    with progress(human_size) as report:
+        report("push", 0, 3_000_000, "")
+        report("push", 3_000_000, 3_000_000, "")
+    assert re.fullmatch(r"push 3\.0 MB/3\.0 MB \S+ [kMG]B/s 0 s left\n", capsys.readouterr().err)
 
 
 def test_only_the_first_process_speaks(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -293,8 +293,14 @@ def test_a_failure_is_one_line_and_touches_nothing(command: str, spoil: Spoil, m
     ("options", "message"),
     [
         ("--times 0.3 0", "0.3 is not stored"),
-        ("--times 0.5625 0.25", "last frame is its sample: --times needs 0, the last that is stored, got 0.5625 0.25"),
-        ("--method matching --times 0.25", "--times needs 0, the last that is stored, got 0.25"),
+        (
+            "--times 0.5625 0.25",
+            "--times must end with 0, the last that is stored: a student's last frame is its sample; got 0.5625 0.25",
+        ),
+        (
+            "--method matching --times 0.25",
+            "--times must end with 0, the last that is stored: a student's last frame is its sample; got 0.25",
+        ),
         ("--method knowledge --times 0", "--times is no option of the method knowledge"),
         (
             "--method knowledge --data digits",
@@ -310,7 +316,10 @@ def test_a_failure_is_one_line_and_touches_nothing(command: str, spoil: Spoil, m
             "--method consistency --data nowhere",
             "or trajectories of the teacher, whose ends are samples (`dsno generate",
         ),
-        ("--method guided --guidance 4 0", "LOW HIGH with 0 <= LOW < HIGH, got 4 0: the range of the paper is 0 4"),
+        (
+            "--method guided --guidance 4 0",
+            "LOW HIGH with 0 <= LOW < HIGH, got 4 0: that of the paper is --guidance 0 4",
+        ),
         (
             "--method guided",
             "guided needs a class-conditional teacher, and runs/teacher is told no class: take progressive",
@@ -318,11 +327,11 @@ def test_a_failure_is_one_line_and_touches_nothing(command: str, spoil: Spoil, m
         ("--method guided --guidance 2 2", "LOW HIGH with 0 <= LOW < HIGH, got 2 2"),
         ("--method lagrangian --from-data", "--from-data is no option of the method lagrangian"),
         ("--method consistency --stochastic", "--stochastic is no option of the method consistency"),
-        ("--method consistency --passes 4", "consistency is not trained for a number of passes: leave `--passes` out"),
-        ("--method knowledge --passes 4", "knowledge makes one pass: leave `--passes` out"),
+        ("--method consistency --passes 4", "consistency is not trained for a number of passes: leave --passes out"),
+        ("--method knowledge --passes 4", "knowledge makes one pass: leave --passes out"),
         (
             "--passes 4",
-            "operator is not trained for a number of passes: leave `--passes` out, and train it with `--inner",
+            "operator is not trained for a number of passes: leave --passes out, and train it with --inner",
         ),
         ("--method progressive --passes 3", "halving the teacher's 32 steps gives 16, 8, 4, 2, 1, not 3 passes"),
         ("--method consistency --distance perceptual", "the perceptual distance needs a feature network: "),

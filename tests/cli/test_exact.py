@@ -56,7 +56,7 @@ def test_a_receding_draft_needs_a_student_that_restarts(runs: Path) -> None:
     ("options", "message"),
     [
         (("--exact", "taa", "--tolerance", 0), "tolerance must be positive"),
-        (("--exact", "picard", "--window", 0), "the window must be at least 1 step"),
+        (("--exact", "picard", "--window", 0), "--window must be at least 1 step"),
         (("--exact", "taa", "--order", 9, "--steps", 8), "order must be from 1 to the chain's 8 steps, got 9"),
         (("--exact", "srds", "--blocks", 3, "--steps", 8), "3"),
         (("--exact", "speculative", "--eta", 0), "speculative sampling needs a chain with noise, got eta = 0"),

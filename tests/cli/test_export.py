@@ -2,14 +2,21 @@
 
 from pathlib import Path
 
+import pytest
+
 from dsno.checkpoint import read_json
 from refusals import Spoil, refusals, refuses
 from shell import dsno
 
 
-def test_a_student_leaves(here: Path) -> None:
-    ran = dsno("export", "--student", "runs/student", "--out", "student.pt2", at=here)
-    assert ran.code == 0 and read_json(here / "student.pt2.json")["shape"] == [1, 8, 8]
+@pytest.mark.parametrize("form", ["pt2", "onnx"])
+def test_a_student_leaves_without_a_word_of_the_libraries(
+    form: str, here: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    ran = dsno("export", "--student", "runs/student", "--out", f"student.{form}", at=here)
+    assert ran.code == 0 and read_json(here / f"student.{form}.json")["shape"] == [1, 8, 8]
+    said = f"sampler in student.{form}, described in student.{form}.json\nnext: dsno sample\n"
+    assert (ran.out, ran.err, capfd.readouterr()) == (said, "", ("", ""))
 
 
 def a_folder(here: Path) -> None:

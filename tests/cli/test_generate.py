@@ -75,7 +75,11 @@ def foreign(here: Path) -> None:
         "a grid must decrease strictly, from noise to data, got [1, 0.2, 0.6, 0]",
     ),
     ("generate --out new --times 1.5 0", None, "a grid must lie inside [0, 1] (1 is noise), got [1, 1.5, 0]"),
-    ("generate --out new --times 0.5 -0.5", None, "a grid must lie inside [0, 1] (1 is noise), got [1, 0.5, -0.5]"),
+    (
+        "generate --out new --times 0.5 -0.5",
+        None,
+        "--times must end with 0, the time of the sample that a student is to",
+    ),
     ("generate --out new --frames 0", None, "a grid needs at least one step, got 0"),
     ("generate --out new --frames 8 --steps 6", None, "a grid of 6 steps cannot pass through"),
     ("generate --count 64 --steps 6 --resume", another_teacher, "than asked for: teacher.sha256: expected"),
@@ -112,3 +116,9 @@ def not_cached(*arguments: object, **options: object) -> None:
     from huggingface_hub.errors import LocalEntryNotFoundError
 
     raise LocalEntryNotFoundError("not there")
+
+
+def test_a_set_without_a_shard_is_not_left(here: Path) -> None:
+    diverged(here)
+    assert dsno("generate", "--out", "new/set", "--count", 8, at=here).code == 2
+    assert not (here / "new").exists()

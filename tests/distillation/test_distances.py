@@ -78,7 +78,7 @@ def test_a_perceptual_distance_of_a_folder_is_that_of_its_network(tmp_path: Path
 def test_features_are_given_to_a_perceptual_distance_and_no_other(tmp_path: Path) -> None:
     a, b = torch.randn(2, 3), torch.randn(2, 3)
     assert torch.equal(from_folder("l1", None)(a, b), distance("l1")(a, b))
-    with pytest.raises(ValueError, match="needs a feature network: .* `--features FOLDER`"):
+    with pytest.raises(ValueError, match="needs a feature network: .* or features=FOLDER"):
         from_folder("l1+perceptual", None)
     with pytest.raises(ValueError, match="features are of a perceptual distance, and this one is l2: name one"):
         from_folder("l2", tmp_path)

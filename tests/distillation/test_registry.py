@@ -98,7 +98,7 @@ def test_a_backbone_without_forward_mode_is_refused_and_differences_mend_it(
     for method in differentiating:
         options = method.configured(derivative="forward")
         with pytest.raises(
-            ValueError, match=rf"{method.name} takes derivatives .* by differences \(`--derivative difference`\)"
+            ValueError, match=rf"{method.name} takes derivatives .* by differences \(derivative='difference'\)"
         ):
             run_stages(method, options, flow_map_from_teacher(teacher), drawn_on, tmp_path / "out")
         assert not (tmp_path / "out").exists()

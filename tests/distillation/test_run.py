@@ -168,10 +168,10 @@ def test_a_run_is_continued_with_its_own_settings_alone(
             "operator learns from the teacher's trajectories and there are none: make",
         ),
         ("matching", {"trajectories": None}, "or take a method that needs samples alone, such as shortcut"),
-        ("consistency", {"x": None}, "this method noises clean samples and there are none: give data"),
-        ("easy-consistency", {"x": None}, "this method noises clean samples and there are none: give data"),
+        ("consistency", {"x": None}, "this method noises clean samples and there are none: give some"),
+        ("easy-consistency", {"x": None}, "this method noises clean samples and there are none: give some"),
         ("guided", {}, r"Guided\(denoiser, null\) of a class-conditional one: got a Prediction"),
-        ("lagrangian", {"teacher": None}, "this method asks the teacher at every step and there is none: give it"),
+        ("lagrangian", {"teacher": None}, "this method asks the teacher at every step and there is none: give one"),
     ],
 )
 def test_what_a_method_is_not_given_is_said_before_any_work(
@@ -193,12 +193,16 @@ def test_what_a_method_is_not_given_is_said_before_any_work(
             {"interval": 3},
             "unknown key 'interval' in the options of consistency: did you mean 'intervals'",
         ),
-        ("knowledge", {"passes": 2}, "knowledge makes one pass: leave `--passes` out"),
-        ("operator", {"passes": 2}, "train it with `--inner-starts 0.5` for several"),
+        ("knowledge", {"passes": 2}, "knowledge makes one pass: leave `passes` out"),
+        ("operator", {"passes": 2}, "train it with inner_starts=0.5 for several"),
         ("lagrangian", {"passes": 4}, "lagrangian is not trained for a number of passes: .* choose it when you draw"),
         ("progressive", {"passes": 0}, "not 0 passes"),
         ("progressive", {"passes": 3}, "not 3 passes"),
-        ("guided", {"guidance": (4.0, 0.0)}, "LOW HIGH with 0 <= LOW < HIGH, got 4 0: the range of the paper is 0 4"),
+        (
+            "guided",
+            {"guidance": (4.0, 0.0)},
+            "LOW HIGH with 0 <= LOW < HIGH, got 4 0: that of the paper is guidance=\\(0, 4\\)",
+        ),
         ("guided", {"guidance": (-1.0, 2.0)}, "LOW HIGH with 0 <= LOW < HIGH, got -1 2"),
         ("guided", {"guidance": (2.0, 2.0)}, "LOW HIGH with 0 <= LOW < HIGH, got 2 2"),
         (
@@ -243,7 +247,7 @@ def test_the_name_of_a_perceptual_distance_is_noted(
     save_feature_net(features, FeatureNet("tiny", 1, 2, 4))
     for method in ("operator", "matching", "consistency"):
         student, out = METHODS[method].options().student(teacher, drawn_on), tmp_path / method
-        with pytest.raises(ValueError, match=r"needs a feature network: .* `--features FOLDER`"):
+        with pytest.raises(ValueError, match=r"needs a feature network: .* or features=FOLDER"):
             by(method, student, drawn_on, out, distance="l1+perceptual")
         with pytest.raises(ValueError, match="features are of a perceptual distance, and this one is (l1|the default)"):
             by(method, student, drawn_on, out, features=features)

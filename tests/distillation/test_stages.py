@@ -21,9 +21,9 @@ def test_what_is_given_is_handed_out(teacher: Prediction, trajectories: Trajecto
 @pytest.mark.parametrize(
     ("missing", "asked", "message"),
     [
-        ("teacher", "denoiser", r"asks the teacher at every step and there is none: give it \(`--teacher`\)"),
-        ("x", "samples", r"noises clean samples and there are none: give data \(`--data digits`"),
-        ("trajectories", "solved", r"trajectories and there are none: make them \(`dsno generate`\) and give"),
+        ("teacher", "denoiser", r"asks the teacher at every step and there is none: give one, or take a method"),
+        ("x", "samples", r"noises clean samples and there are none: give some as data, or trajectories"),
+        ("trajectories", "solved", r"trajectories and there are none: make them, `generate\(...\)`, and give"),
     ],
 )
 def test_what_is_missing_is_said_where_it_is_asked_for(

@@ -128,7 +128,7 @@ def test_bad_input() -> None:
     chain = Chain(Cosine(), uniform(4))
     once = wild()
     once.restarts = False
-    with pytest.raises(ValueError, match="starts from noise alone.*--inner-starts"):
+    with pytest.raises(ValueError, match="starts from noise alone.*inner_starts=0.5"):
         Receding(MIXTURE, chain, once)
     with pytest.raises(ValueError, match="tolerance must be positive"):
         Receding(MIXTURE, chain, wild(), tolerance=0.0)

@@ -14,7 +14,14 @@ from torch import Tensor
 
 from dsno.grids import quadratic
 from dsno.measure.results import Result
-from dsno.report.pictures import image_grid, interpolation, quality_against_cost, slerp, trajectory_strips
+from dsno.report.pictures import (
+    check_grid_size,
+    image_grid,
+    interpolation,
+    quality_against_cost,
+    slerp,
+    trajectory_strips,
+)
 from pretend import result
 
 
@@ -162,3 +169,23 @@ def test_pictures_need_no_display_and_no_pyplot() -> None:
     code += "dsno.report.pictures.trajectory_strips(*[torch.zeros(1, 1, 1, 8, 8)] * 2, [0.0])\n"
     code += "assert 'matplotlib.pyplot' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True, env={"PYTHONPATH": ":".join(sys.path)})
+
+
+def test_a_caption_stands_below_its_image() -> None:
+    x = images(3)
+    plain, grid = pixels(image_grid(x, 2)), pixels(image_grid(x, 2, ["1", "22", "333"]))
+    assert grid.shape == (2 * (96 + 20) + 8, 200, 4)
+    # The images are where they were, but for the room of a line; there is no fourth caption.
+    for held, before in ((grid[:96], plain[:96]), (grid[124:220], plain[104:])):
+        assert np.array_equal(held[..., 3], before[..., 3])
+        assert np.array_equal(held[held[..., 3] > 0], before[before[..., 3] > 0])
+    written = [bool(grid[r : r + 28, c : c + 96, 3].any()) for r, c in ((96, 0), (96, 104), (220, 0), (220, 104))]
+    assert written == [True, True, True, False]
+    with pytest.raises(ValueError, match="3 images need as many captions, or none, got 1"):
+        image_grid(x, 2, ["1"])
+
+
+def test_a_picture_that_no_viewer_opens_is_refused_by_its_size() -> None:
+    assert check_grid_size((64, 1, 8, 8)) == 8
+    with pytest.raises(ValueError, match=r"a picture of 10000 images has 12400 x 10400 pixels, more than 2\^26"):
+        check_grid_size((10_000, 1, 8, 8))

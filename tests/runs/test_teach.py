@@ -28,7 +28,7 @@ TEACH = TrainConfig(steps=4, lr=1e-3, warmup=2, checkpoint_every=2, log_every=1)
 
 def test_a_models_folder_is_not_touched_unasked(tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").write_text("mine")
-    with pytest.raises(FileExistsError, match="exists already: pass --resume"):
+    with pytest.raises(FileExistsError, match="exists already: pass resume=True"):
         teach(DIGITS, tmp_path, (8, 8), TEACH, 16)
     with pytest.raises(FileExistsError, match=r"holds other files \(thesis\.tex\) and not a teacher"):
         teach(DIGITS, tmp_path, (8, 8), TEACH, 16, overwrite=True)

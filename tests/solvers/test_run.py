@@ -8,8 +8,10 @@ from torch import Tensor, nn
 
 from dsno.denoise import Prediction
 from dsno.grids import quadratic, uniform
+from dsno.parallel import SRDS, ParaTAA
 from dsno.schedule import VE, Cosine, Tabulated
 from dsno.seeds import noise_tape, seed_range
+from dsno.solvers.chain import Chain
 from dsno.solvers.first_order import DDIM, Ancestral
 from dsno.solvers.heun import Heun
 from dsno.solvers.named import SOLVERS
@@ -134,3 +136,36 @@ def test_what_cannot_be_run_is_refused(build, message: str) -> None:
 
     with pytest.raises(ValueError, match=message):
         build(run)
+
+
+@pytest.mark.parametrize(
+    "z, message",
+    [
+        (torch.zeros(2, 3), r"noise must have the shape \(B, 1, 3\), got \(2, 3\)"),
+        (torch.full((2, 1, 3), torch.nan), "noise must be finite"),
+        (torch.zeros(2, 1, 3, dtype=torch.int64), "noise must be of floating point numbers, got int64"),
+        ([0.0], "noise must be a tensor"),
+    ],
+)
+def test_what_is_no_noise_of_the_teacher_is_refused(z: Tensor, message: str) -> None:
+    class Plain(Prediction):
+        def forward(self, x_t: Tensor, t: Tensor, cond: object = None) -> Tensor:
+            raise AssertionError("it is refused before")
+
+    denoiser = Plain(nn.Identity(), Cosine(), shape=(1, 3))
+    chain = Chain(Cosine(), uniform(2))
+    for sampler in (SolverSampler(denoiser, Cosine(), uniform(2)), ParaTAA(denoiser, chain), SRDS(denoiser, chain)):
+        with pytest.raises(ValueError, match=message):
+            sampler(z)
+
+
+def test_a_list_of_times_is_as_good_as_a_tensor() -> None:
+    z, times = states(2, (2,)), [1.0, 0.5, 0.2, 0.0]
+    denoiser = GaussianMixture(Cosine(), MEANS, 0.4)
+    grid = torch.tensor(times, dtype=torch.float64)
+    for make in (
+        lambda t: SolverSampler(denoiser, Cosine(), t, keep=t)(z).x,
+        lambda t: Chain(Cosine(), t).run(denoiser, z).x,
+        lambda t: ParaTAA(denoiser, Chain(Cosine(), t))(z).x,
+    ):
+        assert torch.equal(make(times), make(grid))

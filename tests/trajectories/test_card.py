@@ -68,9 +68,10 @@ def test_sizes_have_the_names_of_the_hub(made: Path, count: int, category: str) 
     assert f"# {count:,} diffusion trajectories" in found.text
 
 
-def test_bytes_are_read_as_megabytes_or_more() -> None:
-    assert [human_size(n) for n in (0, 123_456, 99_900_000, 10**8, 2_340_000_000)] == [
-        "0.0 MB",
+def test_bytes_are_read_in_the_unit_of_their_size() -> None:
+    assert [human_size(n) for n in (0, 12_345, 123_456, 99_900_000, 10**8, 2_340_000_000)] == [
+        "0.0 kB",
+        "12.3 kB",
         "0.1 MB",
         "99.9 MB",
         "0.1 GB",

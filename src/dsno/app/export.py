@@ -13,10 +13,13 @@ Needs: ONNX the packages onnx, onnxscript and onnxruntime (`pip install dsno[onn
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import io
+import logging
 import shutil
-from collections.abc import Callable, Mapping
+import warnings
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -237,7 +240,7 @@ def export_program(
     """
     path, student = Path(path), borrowed(student)
     _check_description(path)
-    with evaluating(student):
+    with evaluating(student), _hushed():
         program, conds, most = _exported(student, batch, cond, dynamic)
 
         def write(file: Path) -> dict[str, Any]:
@@ -249,6 +252,22 @@ def export_program(
             return _metadata(student, conds, "torch.export", {"batch": most if dynamic else batch, "error": error})
 
         return _publish(path, write)
+
+
+@contextlib.contextmanager
+def _hushed() -> Iterator[None]:
+    """Without what the libraries of an export say of themselves; errors are raised all the same."""
+    loggers = [logging.getLogger(name) for name in ("torch.onnx", "torch.export", "torch._dynamo", "onnxscript")]
+    levels = [logger.level for logger in loggers]
+    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+        warnings.simplefilter("ignore")
+        for logger in loggers:
+            logger.setLevel(logging.ERROR)
+        try:
+            yield
+        finally:
+            for logger, level in zip(loggers, levels, strict=True):
+                logger.setLevel(level)
 
 
 def _exported(
@@ -299,7 +318,7 @@ def export_onnx(
     if others := {p.dtype for p in student.parameters()} - {torch.float32, torch.float16}:
         found = " and ".join(sorted(map(_name, others)))
         raise ValueError(f"the student is in {found}, which onnxruntime has not on a CPU: export student.float()")
-    with evaluating(student):
+    with evaluating(student), _hushed():
         with torch.no_grad():
             program, conds, most = _exported(student, batch, cond, dynamic)
             names = ["z", *(name or "cond" for name in conds)]

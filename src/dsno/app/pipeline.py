@@ -12,9 +12,10 @@ A call is one pass of the network, $z \mapsto (x_{t_1}, \dots, x_{t_M})$, or as 
 was trained for. There is no scheduler. The student of a latent model comes with its autoencoder (`vae`), which decodes
 the sample once, at the end.
 
-On disk: `model_index.json`, `student/config.json` and `student/diffusion_pytorch_model.safetensors`; no pickle. Load it
-with `DSNOPipeline.from_pretrained`. `diffusers.DiffusionPipeline.from_pretrained` cannot: it looks for the class inside
-diffusers. What version 0.1 saved loads, too.
+On disk: `model_index.json`, `student/config.json`, `student/diffusion_pytorch_model.safetensors`, and a `README.md`
+that says how to open it; no pickle, no code. Load it with `DSNOPipeline.from_pretrained`.
+`diffusers.DiffusionPipeline.from_pretrained` cannot: it looks for the class inside diffusers, or runs code that lies
+beside the weights, and there is none. What version 0.1 saved loads, too.
 """
 
 from __future__ import annotations
@@ -47,7 +48,7 @@ from dsno.listing import entries
 from dsno.nets.backbone import Backbone, net_from_config
 from dsno.outside import check, reading, try_out
 from dsno.schedule import schedule_from_config
-from dsno.seeds import noise
+from dsno.seeds import as_seeds, noise
 from dsno.students.files import build_student
 from dsno.students.flowmap import FlowMap, TwoTime
 from dsno.students.operator import TrajectoryStudent
@@ -271,6 +272,14 @@ class DSNOPipeline(DiffusionPipeline):
                 f"{folder} is no folder, and the Hub gave no pipeline of that name: {error}"
             ) from error
 
+    def save_pretrained(self, save_directory: str | os.PathLike[str], *args: Any, **kwargs: Any) -> None:
+        """Save as diffusers does, arguments as there, with a `README.md` where there is none."""
+        folder = Path(save_directory)
+        folder.mkdir(parents=True, exist_ok=True)
+        if not (card := folder / "README.md").exists():
+            card.write_text(CARD, encoding="utf-8")
+        super().save_pretrained(save_directory, *args, **kwargs)
+
     @torch.no_grad()
     def __call__(
         self,
@@ -284,6 +293,7 @@ class DSNOPipeline(DiffusionPipeline):
         cond: Cond | None = None,
         guidance_weight: float | Sequence[float] | Tensor | None = None,
         passes: int | None = None,
+        **others: Any,
     ) -> DSNOPipelineOutput | tuple[Any, ...]:
         r"""Draw images.
 
@@ -304,12 +314,15 @@ class DSNOPipeline(DiffusionPipeline):
                 of diffusers is 1 + w.
             passes: Network passes that the student was trained for; the fewest by default. Passes that noise again
                 (consistency models) need `seeds`.
+            others: What pipelines of diffusers take and this one does not: refused, with what to pass instead.
 
         Raises:
+            TypeError: for an argument that nobody knows.
             ValueError: if the numbers of labels, generators, seeds, embeddings or weights differ, labels are missing,
                 superfluous or out of range, a weight is missing or superfluous, both a generator and seeds are given,
                 the output type does not exist, or the student was not trained for so many passes.
         """
+        _refuse(others)
         student = self.student
         if output_type not in ("pil", "np", "pt", "latent"):
             raise ValueError(f"unknown output_type {output_type!r}: expected 'pil', 'np', 'pt' or 'latent'")
@@ -317,7 +330,8 @@ class DSNOPipeline(DiffusionPipeline):
             raise ValueError(f"PIL has no images of {student.shape[0]} channels: ask for output_type 'np' or 'pt'")
         if generator is not None and seeds is not None:
             raise ValueError("pass a generator or seeds, not both")
-        seed = None if seeds is None else torch.as_tensor(seeds, dtype=torch.int64).reshape(-1)
+        seeds = seeds.reshape(-1) if isinstance(seeds, Tensor) else [seeds] if isinstance(seeds, int) else seeds
+        seed = None if seeds is None else as_seeds(seeds)
         label = None if class_labels is None else torch.as_tensor(class_labels, dtype=torch.int64)
         w = None if guidance_weight is None else torch.as_tensor(guidance_weight, dtype=torch.float32)
         given = {
@@ -351,6 +365,40 @@ class DSNOPipeline(DiffusionPipeline):
             sample = Latents(self.vae).decode(sample)
         output = DSNOPipelineOutput(_images(sample.float(), output_type), trajectory)
         return output if return_dict else output.to_tuple()
+
+
+INSTEAD = {
+    "batch_size": "num_images says how many images there are",
+    "eta": "a student draws no noise on its way, but for the passes of a consistency model",
+    "guidance_scale": "guidance_weight is it less 1, of a student that is told one",
+    "height": "a student makes images of one size",
+    "num_images_per_prompt": "num_images says how many images there are",
+    "num_inference_steps": "a student makes one pass, or as many as it was trained for: passes",
+    "prompt": "cond takes embeddings, which `dsno.teachers.prompts.encode_prompts` makes",
+    "width": "a student makes images of one size",
+}
+"""What is passed in place of arguments that other pipelines take."""
+
+CARD = """# A sampler in one pass
+
+A student of a diffusion model, made with `dsno`. Its class is in that package, and no code lies here:
+install `dsno`, then
+
+```python
+from dsno import DSNOPipeline
+
+images = DSNOPipeline.from_pretrained("this folder, or its name on the Hub")(num_images=4).images
+```
+
+`diffusers.DiffusionPipeline.from_pretrained` does not know the class.
+"""
+
+
+def _refuse(others: Mapping[str, Any]) -> None:
+    for name in others:
+        if name not in INSTEAD:
+            raise TypeError(f"DSNOPipeline takes no argument {name!r}")
+        raise ValueError(f"DSNOPipeline takes no {name}: {INSTEAD[name]}")
 
 
 def _public(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import re
 import shlex
 import signal
 import sys
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
+import torch
 import tyro
 
+from dsno import __version__
 from dsno.cli.check import CheckTeacher
 from dsno.cli.console import speaks
 from dsno.cli.convert import Convert
@@ -27,7 +30,10 @@ from dsno.cli.reproduce import Reproduce
 from dsno.cli.sample import Sample
 from dsno.cli.share import Pull, Push
 from dsno.cli.teach import Teach
+from dsno.cli.words import flag, flags_of, on_the_shell
+from dsno.distillation.registry import METHODS
 from dsno.interrupt import Interrupted
+from dsno.outputs import tidy
 
 __all__ = ["VERBS", "Verb", "main"]
 
@@ -58,28 +64,34 @@ VERBS: dict[str, type[Verb]] = {
 }
 """The subcommands by name, in the order in which they are used."""
 
+EXPECTED = (ValueError, OSError, FloatingPointError, ImportError, MemoryError, torch.OutOfMemoryError, Refused)
+"""What a failure is that the user can mend; anything else is a fault of ours, and shows where it is."""
+
 
 def main() -> None:
-    """Entry point: expected failures are one line on stderr and exit code 2."""
+    """Entry point: expected failures are one line on stderr and exit code 2, and leave no empty folder behind."""
     if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:
         signal.signal(signal.SIGINT, signal.default_int_handler)
-    verbs: dict[str, Callable[..., Verb]] = dict(VERBS)
-    if len(sys.argv) < 2 or sys.argv[1].startswith("-"):
-        # The overview shows a line per verb; each verb's own help shows all of its text.
-        verbs = {name: _titled(verb) for name, verb in VERBS.items()}
+    # Until there is a verb, errors are those of its arguments: of methods, whose options are known before.
+    flags = {name: flag(name) for method in METHODS.values() for name in method.names}
     try:
         try:
-            if sys.argv[1:2] == ["distill"]:
-                verbs["distill"] = with_options(sys.argv[2:])
-            code = tyro.extras.subcommand_cli_from_dict(verbs, prog="dsno", description=__doc__).run()
+            with tidy():
+                if sys.argv[1:] == ["--version"]:
+                    code = print(f"dsno {__version__}")
+                else:
+                    verb = _parsed(sys.argv[1:])
+                    flags = flags_of(verb)
+                    code = verb.run()
         finally:
             sys.stdout.flush()
     except BrokenPipeError:
         # Who reads has read enough, as `head` does; what is still to be written must not fail again at the exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(141)
-    except (ValueError, OSError, FloatingPointError, ImportError, Refused) as error:
-        print("dsno:", *str(error).splitlines(), file=sys.stderr)
+    except EXPECTED as error:
+        said = re.sub(r"^\[Errno \d+\] ", "", " ".join(str(error).splitlines())) or type(error).__name__
+        print("dsno:", on_the_shell(said, flags, VERBS), file=sys.stderr)
         sys.exit(2)
     except Interrupted as stopped:
         if speaks():
@@ -97,6 +109,17 @@ def _again(arguments: Sequence[str]) -> str:
     kept = [argument for argument in arguments if argument != "--overwrite"]
     resumes = any(field.name == "resume" for field in dataclasses.fields(VERBS[kept[0]]))  # type: ignore[arg-type]
     return shlex.join(["dsno", *kept, *["--resume"] * (resumes and "--resume" not in kept)])
+
+
+def _parsed(arguments: Sequence[str]) -> Verb:
+    """The verb that the arguments name, with its options."""
+    verbs: dict[str, Callable[..., Verb]] = dict(VERBS)
+    if not arguments or arguments[0].startswith("-"):
+        # The overview shows a line per verb; each verb's own help shows all of its text.
+        verbs = {name: _titled(verb) for name, verb in VERBS.items()}
+    if [*arguments[:1]] == ["distill"]:
+        verbs["distill"] = with_options(arguments[1:])
+    return tyro.extras.subcommand_cli_from_dict(verbs, prog="dsno", description=__doc__)
 
 
 def _titled(verb: type[Verb]) -> Callable[[], Verb]:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
+import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 from rich.console import Console
@@ -18,7 +19,20 @@ from dsno.runs.plan import Estimate
 from dsno.teachers.check.verdict import Verdict
 from dsno.train import Report
 
-__all__ = ["progress", "say", "show", "show_estimate", "show_methods", "show_options", "show_verdict", "speaks"]
+__all__ = [
+    "progress",
+    "say",
+    "say_aside",
+    "show",
+    "show_estimate",
+    "show_methods",
+    "show_options",
+    "show_verdict",
+    "speaks",
+]
+
+FEW = 256
+"""Fewer samples than these are said to be few."""
 
 SILENCE = 10.0
 """Seconds between two lines about a stage where there are no bars."""
@@ -29,7 +43,13 @@ COLOURS = {"ok": "green", "warning": "yellow", "failure": "bold red"}
 def say(done: str, after: str) -> None:
     """Print what was done, and the command that comes next."""
     if speaks():
-        print(f"{done}\nnext: {after}")
+        print(f"{done}\nnext: {after}" if after else done)
+
+
+def say_aside(text: str) -> None:
+    """Print what the user should know of a command that goes on all the same."""
+    if speaks():
+        print(f"note: {text}", file=sys.stderr)
 
 
 def speaks() -> bool:
@@ -38,13 +58,16 @@ def speaks() -> bool:
 
 
 @contextmanager
-def progress() -> Iterator[Report]:
-    """Progress bars, one per stage, with rate and estimate; plain lines where the output is not a terminal."""
+def progress(shown: Callable[[float], str] | None = None) -> Iterator[Report]:
+    """Progress bars, one per stage, with rate and estimate; plain lines where the output is not a terminal.
+
+    `shown` writes what is counted, and how much of it is done in a second: `human_size`, of bytes.
+    """
     console = Console(stderr=True, quiet=not speaks(), soft_wrap=True)
     bar = Progress(
         TextColumn("{task.description:<10}"),
         BarColumn(),
-        TextColumn("{task.completed}/{task.total}"),
+        TextColumn("{task.fields[part]}"),
         TextColumn("{task.fields[rate]}"),
         TimeElapsedColumn(),
         TextColumn("left"),
@@ -61,17 +84,19 @@ def progress() -> Iterator[Report]:
         now = time.monotonic()
         first, at = began.setdefault(stage, (now, done))
         rate = (done - at) / (now - first) if now > first else 0.0
-        shown = f"{rate:.1f}/s" if rate else ""
+        speed = "" if not rate else f"{rate:.1f}/s" if shown is None else f"{shown(rate)}/s"
+        part = f"{done}/{total}" if shown is None else f"{shown(done)}/{shown(total)}"
         if done == 0 and text:
             console.print(f"{stage}: {text}")
         if console.is_terminal:
             if stage not in tasks:
-                tasks[stage] = bar.add_task(stage, total=total, rate="", text="")
-            bar.update(tasks[stage], completed=done, rate=shown, text="" if done == 0 else text)
-        elif done and (done == total or now - printed.get(stage, 0.0) > SILENCE):
+                tasks[stage] = bar.add_task(stage, total=total, part="", rate="", text="")
+            bar.update(tasks[stage], completed=done, part=part, rate=speed, text="" if done == 0 else text)
+        # A line without a rate says nothing of how long it will take: the first one waits for it.
+        elif done and (done == total or (rate and now - printed.get(stage, -SILENCE) >= SILENCE)):
             printed[stage] = now
             left = f"{(total - done) / rate:.0f} s left" if rate else ""
-            console.print(" ".join(filter(None, (f"{stage} {done}/{total}", shown, left, text))))
+            console.print(" ".join(filter(None, (f"{stage} {part}", speed, left, text))))
 
     with bar:
         yield report
@@ -86,8 +111,11 @@ def show(results: Sequence[Result]) -> None:
         printed.add_row(*(f"[bold]{v}[/]" if row["name"] in winners.get(k, ()) else v for k, v in row.items()))
     # Squeezed into a narrow terminal or a pipe the columns would lose their digits.
     Console(width=200).print(printed)
-    if any(result.quality is not None for result in results):
+    measured = [result for result in results if result.quality is not None]
+    if measured:
         Console().print(Text(f"\n{BIAS}\n", "dim"))
+    if measured and (fewest := min(result.protocol.count for result in measured)) < FEW:
+        say_aside(f"{fewest} samples say little of a distance: take --count 2048, as the tables of the pages do")
 
 
 def show_verdict(verdict: Verdict) -> None:

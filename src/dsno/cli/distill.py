@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -163,7 +164,7 @@ def with_options(arguments: Sequence[str]) -> type[Distill]:
     Raises:
         ValueError: for an option of another method.
     """
-    named = [b for a, b in zip(arguments, [*arguments[1:], ""], strict=True) if a == "--method"]
+    named = [b for a, b in pairwise([*arguments, ""]) if a == "--method"]
     named += [a.removeprefix("--method=") for a in arguments if a.startswith("--method=")]
     method = METHODS.get(named[-1] if named else "operator")
     if method is None:

@@ -87,6 +87,9 @@ class Generate:
             raise ValueError(
                 f"--guidance is a weight of 0 or more, or LOW HIGH, got {' '.join(map(str, self.guidance))}"
             )
+        if self.times and self.times[-1] != 0:
+            shown = " ".join(f"{t:g}" for t in self.times)
+            raise ValueError(f"times must end with 0, the time of the sample that a student is to make, got {shown}")
         check_apart(self.out, self.teacher, self.labels, self.prompts)
         check_request(self.resume, self.overwrite)
         accelerator = launched()

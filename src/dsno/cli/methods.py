@@ -8,6 +8,7 @@ from pathlib import Path
 from tyro.conf import Positional
 
 from dsno.cli.console import say, show_methods, show_options
+from dsno.cli.words import flag
 from dsno.distillation.registry import METHODS, method_named
 from dsno.references import REFERENCES
 
@@ -72,11 +73,6 @@ def options_table() -> str:
     for (name, kind, default, text), methods in sorted(rows.items(), key=lambda row: row[0][0]):
         lines.append(f"| `{name}` | {kind} | {default} | {', '.join(methods)} | {text} |")
     return "\n".join(lines)
-
-
-def flag(name: str) -> str:
-    """What an option is called on the command line."""
-    return f"--{name.replace('_', '-')}"
 
 
 def shown(default: object) -> str:

@@ -84,7 +84,12 @@ class Plan:
         """The run as the recipe has it, or the default one of a teacher."""
         if self.recipe in RECIPES:
             return replace(RECIPES[self.recipe].workload(self.shape or None), name=self.recipe)
-        teacher = load_teacher(self.recipe, shape=self.shape or None, variant=self.variant)
+        try:
+            teacher = load_teacher(self.recipe, shape=self.shape or None, variant=self.variant)
+        except (FileNotFoundError, ValueError) as error:
+            if Path(self.recipe).exists():
+                raise
+            raise type(error)(f"{error}; nor is it a recipe: {', '.join(RECIPES)}") from None
         return Workload(self.recipe, lambda: teacher)
 
     def _changed(self, work: Workload) -> Workload:

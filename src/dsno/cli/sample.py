@@ -4,27 +4,27 @@ from __future__ import annotations
 
 import math
 import time
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-from dsno.checkpoint import write_atomically
 from dsno.cli.conditions import condition_by_seed, prompts_by_seed, under_guidance
 from dsno.cli.console import progress, say
-from dsno.cli.exact import OPTIONS, own_options, solve
-from dsno.cli.options import Device, Variant, device_of, new_file
-from dsno.condition import Cond, map_cond
+from dsno.cli.exact import OPTIONS, Solved, own_options, solve
+from dsno.cli.options import Device, Variant, device_of
+from dsno.cli.pieces import BATCH, Piece, check_place, check_size, write_pieces
+from dsno.condition import Cond, map_cond, named
 from dsno.denoise import Denoiser
 from dsno.grids import uniform
 from dsno.hub import is_hub_id
 from dsno.nets.backbone import sample_shape
 from dsno.parallel import EXACT, Receding, Replicas, Speculative
-from dsno.report.pictures import image_grid
 from dsno.runs.shipped import shipped
-from dsno.seeds import noise, seed_range
+from dsno.seeds import noise, rows_at_once, seed_range
 from dsno.solvers.chain import Chain
 from dsno.students.files import null_label, trained_for
 from dsno.students.origin import find_teacher, open_student, origin_of
@@ -34,6 +34,17 @@ from dsno.teachers.load import load_teacher
 from dsno.trajectories.labels import uniform_labels
 
 __all__ = ["Sample"]
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """Samples that are drawn when they are asked for, what decodes them, what is said then, and the next command."""
+
+    shape: tuple[int, ...]
+    pieces: Iterable[Piece]
+    latents: Latents | None
+    said: Callable[[], str]
+    following: str
 
 
 @dataclass(frozen=True)
@@ -54,7 +65,8 @@ class Sample:
     student: Path | None = None
     """Folder of the student; the digits student that ships with the package by default."""
     out: Path = Path("samples.png")
-    """The picture."""
+    """A picture of all (.png, with seeds and labels), the numbers (.npy), or a folder for a picture of each, named by
+    its seed."""
     count: int = 64
     """Samples."""
     seed: int = 0
@@ -105,11 +117,20 @@ class Sample:
     def run(self) -> None:
         if self.count < 1:
             raise ValueError(f"count must be at least 1, got {self.count}")
-        new_file(self.out, self.overwrite, self.student, self.teacher, self.draft, self.prompts)
-        samples, said, following = self._of_student() if self.exact is None else self._of_teacher(self.exact)
-        png = image_grid(samples.clamp(-1, 1))
-        write_atomically(self.out, lambda path: path.write_bytes(png))
-        say(f"{said}: {self.out}", following)
+        inputs = (self.student, self.teacher, self.draft, self.prompts)
+        check_place(self.out, self.overwrite, inputs)
+        drawn = self._of_student() if self.exact is None else self._of_teacher(self.exact)
+        latents = drawn.latents
+        if latents is None:
+            check_size(self.out, self.count, drawn.shape)
+
+        def pieces() -> Iterator[Piece]:
+            for piece in drawn.pieces:
+                samples = piece.samples if latents is None else latents.decode(piece.samples)
+                yield replace(piece, samples=samples.clamp(-1, 1))
+
+        write_pieces(self.out, self.count, pieces(), self.overwrite, inputs)
+        say(f"{drawn.said()}: {self.out}", drawn.following)
 
     def _decoder(self, ref: str | None) -> Latents | None:
         """What makes pictures of the samples, if they are latents of a diffusers model."""
@@ -127,8 +148,8 @@ class Sample:
                 return place
         return None
 
-    def _of_student(self) -> tuple[Tensor, str, str]:
-        """A student's samples as pictures, on the host, what is said of them, and the next command."""
+    def _of_student(self) -> Drawn:
+        """A student's samples."""
         for name in (*OPTIONS, "draft", "eta", "limit", "steps", "null"):
             if getattr(self, name) is not None:
                 raise ValueError(f"--{name} is an option of exact samplers: say which, --exact taa for example")
@@ -136,16 +157,27 @@ class Sample:
         student = open_student(folder, self.teacher, self.variant).to(device)
         latents = self._decoder(self._teacher(student))
         sampler = sampler_of(student, self.passes, fresh=self.fresh)
-        seeds = seed_range(self.seed, self.count)
-        cond = map_cond(lambda c: c.to(device), self._cond(student, seeds, folder))
-        z = noise(seeds, student.shape, device=device)
-        began = time.perf_counter()
-        made = sampler(z, cond, seeds)
-        samples = made.sample.cpu()
-        seconds = time.perf_counter() - began
-        samples = samples if latents is None else latents.decode(samples)
-        passes = "one pass" if made.rounds == 1 else f"{made.rounds} passes"
-        return samples, f"{self.count} samples in {passes}, {seconds:.2f} s", self._following(folder, cond)
+        check_seeds(self.seed, self.count)
+        # What is told a class or a weight is refused before anything is drawn.
+        told = self._cond(student, seed_range(self.seed, 1), folder)
+        rounds, seconds = 0, 0.0
+
+        def pieces() -> Iterator[Piece]:
+            nonlocal rounds, seconds
+            for seeds in batches(self.seed, self.count, student.shape):
+                cond = map_cond(lambda c: c.to(device), self._cond(student, seeds, folder))
+                z = noise(seeds, student.shape, device=device)
+                began = time.perf_counter()
+                made = sampler(z, cond, seeds)
+                samples = made.sample.cpu()
+                rounds, seconds = made.rounds, seconds + time.perf_counter() - began
+                yield Piece(samples, seeds, _labels(cond))
+
+        def said() -> str:
+            passes = "one pass" if rounds == 1 else f"{rounds} passes"
+            return f"{self.count} samples in {passes}, {seconds:.2f} s"
+
+        return Drawn(student.shape, pieces(), latents, said, self._following(folder, told))
 
     def _cond(self, student: Student, seeds: Tensor, folder: Path) -> Cond | None:
         """What the student is told.
@@ -184,8 +216,8 @@ class Sample:
             return f"dsno cite {folder}"
         return "dsno evaluate" if self.student is None else f"dsno evaluate --student {folder}"
 
-    def _of_teacher(self, name: str) -> tuple[Tensor, str, str]:
-        """The teacher's samples by an exact sampler, as `_of_student` has them."""
+    def _of_teacher(self, name: str) -> Drawn:
+        """The teacher's samples by an exact sampler."""
         for option in ("student", "passes"):
             if getattr(self, option) is not None:
                 raise ValueError(
@@ -214,16 +246,39 @@ class Sample:
         steps = 100 if self.steps is None else self.steps
         eta = float(kind is Speculative) if self.eta is None else self.eta
         sampler = kind(denoiser, Chain(teacher.schedule, uniform(steps), eta), **options)
-        with progress() as report:
-            solved = solve(
-                sampler,
-                seed_range(self.seed, self.count),
-                sample_shape(teacher),
-                condition,
-                device,
-                self.verify,
-                report,
-            )
-        samples = solved.samples if latents is None else latents.decode(solved.samples)
-        said = f"{solved}\n{self.count} samples, {solved.seconds:.2f} s"
-        return samples, said, "dsno sample   (the student's, in one pass)"
+        shape = sample_shape(teacher)
+        check_seeds(self.seed, self.count)
+        found: list[Solved] = []
+
+        def pieces() -> Iterator[Piece]:
+            # All at once: they are held until their errors are known.
+            seeds = seed_range(self.seed, self.count)
+            with progress() as report:
+                found.append(solve(sampler, seeds, shape, condition, device, self.verify, report))
+            yield Piece(found[0].samples, seeds, None if condition is None else _labels(condition(seeds)))
+
+        def said() -> str:
+            return f"{found[0]}\n{self.count} samples, {found[0].seconds:.2f} s"
+
+        return Drawn(shape, pieces(), latents, said, "dsno sample   (the student's, in one pass)")
+
+
+def batches(first: int, count: int, shape: Sequence[int]) -> Iterator[Tensor]:
+    """The seeds of so many samples, as many at once as are drawn in one batch."""
+    rows = max(64, min(BATCH, rows_at_once(math.prod(shape))))
+    for done in range(0, count, rows):
+        yield seed_range(first + done, min(rows, count - done))
+
+
+def check_seeds(seed: int, count: int) -> None:
+    """Refuse seeds that are none, before any work."""
+    for name, number in (("seed", seed), ("count", count), ("seed", seed + count)):
+        if not 0 <= number < 2**63:
+            raise ValueError(f"{name} must be an integer in [0, 2^63), got {number}")
+
+
+def _labels(cond: Cond | None) -> Tensor | None:
+    """The labels of a condition, on the host, if they are all of it or have a name."""
+    given = named(cond)
+    label = given.get("label", given.get(""))
+    return None if label is None or label.ndim != 1 or label.is_floating_point() else label.cpu()

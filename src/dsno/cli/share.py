@@ -8,6 +8,7 @@ from pathlib import Path
 from tyro.conf import Positional
 
 from dsno.cli.console import progress, say
+from dsno.trajectories.card import human_size
 from dsno.trajectories.sets import TrajectorySet
 from dsno.trajectories.share import pull, push
 
@@ -36,7 +37,7 @@ class Push:
     """Replace another set there."""
 
     def run(self) -> None:
-        with progress() as report:
+        with progress(human_size) as report:
             url = push(
                 self.data,
                 self.url,
@@ -68,7 +69,7 @@ class Pull:
     """Replace another set in --out."""
 
     def run(self) -> None:
-        with progress() as report:
+        with progress(human_size) as report:
             pull(
                 self.url,
                 self.out,

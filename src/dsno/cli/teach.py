@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from dsno.cli.console import progress, say
+from dsno.cli.console import progress, say, say_aside
 from dsno.cli.options import AsRead, Reading, Training
 from dsno.outputs import check_apart, check_request
 from dsno.runs.teach import teach
@@ -61,6 +61,11 @@ class Teach:
     def run(self) -> None:
         check_apart(self.out, self.data)
         check_request(self.resume, self.overwrite)
+        if self.train.warmup >= self.train.steps:
+            say_aside(
+                f"--train.warmup {self.train.warmup} is no shorter than the {self.train.steps} steps: the learning "
+                "rate does not reach --train.lr"
+            )
         images = self.reading.load(self.data)
         with progress() as report:
             teach(

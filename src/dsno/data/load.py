@@ -162,8 +162,8 @@ def _check_clear(x: Tensor, name: str) -> None:
     else:
         return
     raise ValueError(
-        f"{name} has numbers in {looks}, expected [-1, 1] or about unit variance: say what they are in, range={guess} "
-        f"(--range {guess[1:-1].replace(',', '')}), or range=(-1, 1) to take them as they are; standardise them with "
+        f"{name} has numbers in {looks}, expected [-1, 1] or about unit variance: say what they are in, range={guess}, "
+        "or range=(-1, 1) to take them as they are; standardise them with "
         "scale='std'; or store uint8 for pixels"
     )
 

@@ -321,7 +321,7 @@ class _Discrete(FlowMapOptions):
         """
         if self.levels is None:
             raise ValueError(
-                "this method draws noise levels: give their mean and standard deviation (`--levels -1.1 2`)"
+                "this method draws noise levels: give their mean and standard deviation (levels=(-1.1, 2))"
             )
         return Levels(*self.levels)
 

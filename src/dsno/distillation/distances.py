@@ -48,7 +48,7 @@ def from_folder(name: str, folder: Path | None) -> Distance:
         return distance(name)
     if "perceptual" not in name:
         raise ValueError(
-            f"features are of a perceptual distance, and this one is {name}: name one (`--distance l1+perceptual`), or "
+            f"features are of a perceptual distance, and this one is {name}: name one (distance='l1+perceptual'), or "
             "leave them out"
         )
     net = load_feature_net(folder).requires_grad_(False)
@@ -71,7 +71,7 @@ def _single(name: str, features: Features | None) -> Distance:
     if name == "perceptual":
         if features is None:
             raise ValueError(
-                "the perceptual distance needs a feature network: distance('perceptual', net.maps), `--features FOLDER`"
+                "the perceptual distance needs a feature network: distance('perceptual', net.maps), or features=FOLDER"
             )
         return _perceptual(features)
     raise ValueError(f"unknown distance {name!r}: expected l1, l2, huber, perceptual, or a sum such as l1+perceptual")

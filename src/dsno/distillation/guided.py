@@ -120,9 +120,8 @@ def check_guidance(low: float, high: float) -> None:
     """
     if not 0 <= low < high < math.inf:
         raise ValueError(
-            f"guidance is a range of weights, LOW HIGH with 0 <= LOW < HIGH, got {low:g} {high:g}: the range of the "
-            "paper is "
-            "0 4 (`--guidance 0 4`), where 0 is the conditional model"
+            f"guidance is a range of weights, LOW HIGH with 0 <= LOW < HIGH, got {low:g} {high:g}: that of the paper "
+            "is guidance=(0, 4), where 0 is the conditional model"
         )
 
 

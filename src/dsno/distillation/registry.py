@@ -50,10 +50,10 @@ KINDS: dict[str, type[Student]] = {"operator": TrajectoryStudent, "flow map": Fl
 """What methods train."""
 
 ADVICE = {
-    "1": "makes one pass: leave `--passes` out, or take a method that makes more (`dsno methods`)",
-    "1 to M": "is not trained for a number of passes: leave `--passes` out, and train it with `--inner-starts 0.5` for "
+    "1": "makes one pass: leave `passes` out, or take a method that makes more (`dsno methods`)",
+    "1 to M": "is not trained for a number of passes: leave `passes` out, and train it with inner_starts=0.5 for "
     "several (`dsno sample --passes`)",
-    "any": "is not trained for a number of passes: leave `--passes` out, and choose it when you draw "
+    "any": "is not trained for a number of passes: leave `passes` out, and choose it when you draw "
     "(`dsno sample --passes`)",
     "one number, chosen beforehand": "makes at least one pass",
 }
@@ -157,7 +157,7 @@ class Method:
             raise ValueError(
                 f"{self.name} learns from the teacher's trajectories and there are none"
                 + (f" in {found}" if found else "")
-                + ": make them (`dsno generate`) and give their folder (`--data runs/trajectories`), or take a method "
+                + ": make them, `generate(...)`, and give their folder as data, or take a method "
                 f"that needs samples alone, such as {instead} (`dsno methods`)"
             )
 
@@ -181,7 +181,7 @@ class Method:
                 raise ValueError(
                     f"{self.name} takes derivatives of the student, and a layer of its network has no forward mode: "
                     "take "
-                    "them by differences (`--derivative difference`), or a method without, such as shortcut "
+                    "them by differences (derivative='difference'), or a method without, such as shortcut "
                     f"({error})"
                 ) from None
 

@@ -198,15 +198,12 @@ def _check_inner_starts(data: TrajectorySet, student: TrajectoryStudent) -> None
         raise ValueError("inner starts need inner states: a student of one frame has none")
     if not (student.net.once or student.net.told == "input"):
         raise ValueError(
-            "inner starts need a student whose network is told its start: make it with told='input' (`--told input`) "
-            "or "
-            "once=True (`--once`)"
+            "inner starts need a student whose network is told its start: make it with told='input' or once=True"
         )
     if "state" not in data.targets:
         raise ValueError(
-            f"inner starts need trajectories that hold the states, these hold {data.targets}: generate them with the "
-            "targets "
-            "x0 and state (`dsno generate --targets x0 state`)"
+            f"inner starts need trajectories that hold the states, these hold {data.targets}: generate them with both, "
+            "`generate(..., targets=('x0', 'state'))`"
         )
 
 
@@ -322,8 +319,8 @@ def frames_of(data: TrajectorySet, times: Sequence[float]) -> TrajectorySet:
     chosen = data.at(sorted(times, reverse=True))
     if chosen.times[-1] != data.times[-1]:
         raise ValueError(
-            f"a student's last frame is its sample: --times needs {float(data.times[-1]):g}, the last that is stored, "
-            f"got {' '.join(f'{t:g}' for t in times)}"
+            f"times must end with {float(data.times[-1]):g}, the last that is stored: a student's last frame is its "
+            f"sample; got {' '.join(f'{t:g}' for t in times)}"
         )
     return chosen
 

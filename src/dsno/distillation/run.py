@@ -364,6 +364,6 @@ def _null(teacher: Prediction, options: Options) -> int:
     if null is None:
         raise ValueError(
             "this teacher does not say which label stands for none: give it "
-            f"(`--null {teacher.classes or 0}`), if the network was trained with one"
+            f"(null={teacher.classes or 0}), if the network was trained with one"
         )
     return check_null(teacher, int(null))

@@ -52,7 +52,7 @@ class Given:
         """
         if self.teacher is None:
             raise ValueError(
-                "this method asks the teacher at every step and there is none: give it (`--teacher`), or take a method "
+                "this method asks the teacher at every step and there is none: give one, or take a method "
                 "that learns from data alone, such as consistency-training (`dsno methods`)"
             )
         return self.teacher
@@ -66,9 +66,8 @@ class Given:
         """
         if self.x is None:
             raise ValueError(
-                "this method noises clean samples and there are none: give data (`--data digits`, a folder of images), "
-                "or "
-                "trajectories of the teacher, whose ends are samples (`--data runs/trajectories`)"
+                "this method noises clean samples and there are none: give some as data, or trajectories of the "
+                "teacher, whose ends are samples"
             )
         return self.x
 
@@ -81,9 +80,8 @@ class Given:
         """
         if self.trajectories is None:
             raise ValueError(
-                "this method learns from the teacher's trajectories and there are none: make them (`dsno generate`) "
-                "and "
-                "give their folder (`--data runs/trajectories`)"
+                "this method learns from the teacher's trajectories and there are none: make them, "
+                "`generate(...)`, and give them as data"
             )
         return self.trajectories
 

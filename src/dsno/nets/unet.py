@@ -262,6 +262,8 @@ class UNet(nn.Module):
 
     def forward(self, x: Tensor, t: Tensor, cond: Cond | None = None) -> Tensor:
         emb = self.emb(time_embedding(t, self.emb_in).to(x.dtype))
+        if self.label is None and cond is not None:
+            raise ValueError("this U-Net is told nothing, and would not read a condition: leave it out")
         if self.label is not None:
             if (label := label_of(cond)) is None:
                 raise ValueError("this U-Net is class conditional: pass labels of shape (B,) as cond")

@@ -19,8 +19,8 @@ from torch import Tensor, nn
 
 from dsno.condition import Cond, map_cond
 from dsno.cost import Meter, Metered
-from dsno.denoise import Denoiser, expand_like, modules_of
-from dsno.seeds import noise_tape
+from dsno.denoise import Denoiser, Prediction, expand_like, modules_of
+from dsno.seeds import as_seeds, check_noise, noise_tape
 from dsno.solvers.chain import Chain
 from dsno.solvers.run import initial_state
 from dsno.trajectory import Trace, Trajectory
@@ -194,8 +194,11 @@ class Exact(ABC):
         """From standard normal noise (B, *shape); the noise of a stochastic chain is streams 1 to N of the `seeds`.
 
         Raises:
-            ValueError: if the chain is stochastic and there are no seeds, or as `solve` does.
+            ValueError: for what is no noise or no seeds, if the chain is stochastic and there are none, or as `solve`
+                does.
         """
+        check_noise(z, self.denoiser.shape if isinstance(self.denoiser, Prediction) else None)
+        seeds = None if seeds is None else as_seeds(seeds)
         tape = None
         if self.chain.eta > 0 and seeds is not None:
             tape = noise_tape(seeds, z.shape[1:], len(self.chain), z.dtype, z.device)

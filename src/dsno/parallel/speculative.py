@@ -42,9 +42,10 @@ import torch
 from torch import Tensor
 
 from dsno.condition import Cond
+from dsno.denoise import Prediction
 from dsno.parallel.draft import Draft, guess, x0_of_student
 from dsno.parallel.rounds import Exact, Rounds, System, wide
-from dsno.seeds import noise
+from dsno.seeds import as_seeds, check_noise, noise
 from dsno.solvers.chain import Chain
 from dsno.solvers.run import initial_state
 from dsno.students.operator import TrajectoryStudent
@@ -126,6 +127,8 @@ class Speculative(Exact):
 
     def __call__(self, z: Tensor, cond: Cond | None = None, seeds: Tensor | None = None) -> Trajectory:
         """From standard normal noise (B, *shape); raises as `solve` does."""
+        check_noise(z, self.denoiser.shape if isinstance(self.denoiser, Prediction) else None)
+        seeds = None if seeds is None else as_seeds(seeds)
         return self.solve(initial_state(self.chain.schedule, z, float(self.chain.grid[0])), None, cond, seeds)
 
     @torch.no_grad()

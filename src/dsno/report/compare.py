@@ -46,6 +46,8 @@ log = logging.getLogger(__name__)
 REPORT = "report.html"
 
 HELD_OUT = 1 << 40
+
+FEWEST = 4
 """The seed of the first noise of a comparison: far from those of trajectories."""
 
 
@@ -121,6 +123,8 @@ def compare(
             passes than are asked for or was trained on one of the noises, or `count` or half of the data are too few
             for precision and recall.
     """
+    if count < FEWEST:
+        raise ValueError(f"count must be at least {FEWEST}, got {count}: precision and recall look at neighbours")
     if out is not None:
         check_apart(out, teacher, student, features, "" if isinstance(data, Samples) else data)
     written = [] if out is None else [Path(out) / RESULTS, Path(out) / REPORT]
@@ -174,7 +178,7 @@ def compare(
         html_report(
             page or Path(out or ".") / REPORT,
             f"{'Few passes' if passes else 'One pass'} beside its teacher: {images.name}",
-            _sections(results, solved, learned, z, fine, fine_steps, family),
+            _sections(results, solved, learned, z, fine, fine_steps, family, first_seed),
             f"{count} noises {_held_out(origin, first_seed, count)}, the same for every sampler; quality against "
             f"{len(images)} images in the features of {net.name}.",
         )
@@ -236,13 +240,14 @@ def _sections(
     fine: Tensor,
     fine_steps: int,
     family: str,
+    first_seed: int,
 ) -> list[Section]:
     """The page: samples, paths where the student makes them, numbers, and arcs of noise."""
     sampler = sampler_of(student)
     paths = [_paths(student, teacher, z, fine_steps)] if isinstance(student, TrajectoryStudent) else []
     arcs = [slerp(z[i], z[i + 1], 12) for i in range(0, min(8, len(z) - 1), 2)]
     return [
-        _samples(sampler, z[:64], fine[:64], fine_steps),
+        _samples(sampler, z[:64], fine[:64], fine_steps, first_seed),
         *paths,
         Section(
             "Quality against cost",
@@ -256,11 +261,12 @@ def _sections(
     ]
 
 
-def _samples(sampler: Sampler, z: Tensor, fine: Tensor, fine_steps: int) -> Section:
+def _samples(sampler: Sampler, z: Tensor, fine: Tensor, fine_steps: int, first_seed: int) -> Section:
     made = sampler(z)
     calls = "one network call" if made.rounds == 1 else f"{made.rounds} network calls"
-    student = Picture(image_grid(made.sample), f"The student, {calls}.")
-    teacher = Picture(image_grid(fine), f"The teacher from the same noises, {fine_steps} calls.")
+    seeds = [str(first_seed + n) for n in range(len(z))]
+    student = Picture(image_grid(made.sample, captions=seeds), f"The student, {calls}; below each sample is its seed.")
+    teacher = Picture(image_grid(fine, captions=seeds), f"The teacher from the same noises, {fine_steps} calls.")
     return Section("Samples", pictures=[student, teacher])
 
 

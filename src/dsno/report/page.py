@@ -1,7 +1,8 @@
 """A report as one page of HTML, pictures included.
 
 It loads nothing from anywhere: styles and pictures are inside the file, so it can be mailed, archived and opened
-without a network. It follows the reader's theme, light or dark. All text is escaped: names and captions are data.
+without a network. It follows the reader's theme, light or dark, and on narrow screens tables and pictures scroll by
+themselves. A field finds the rows of its tables. All text is escaped: names and captions are data.
 """
 
 from __future__ import annotations
@@ -159,9 +160,9 @@ h2 { font-size: 1.25rem; letter-spacing: -0.01em; margin: 0 0 .5rem }
 p { max-width: 44rem; margin: .5rem 0 1rem; color: var(--soft) }
 header p { font-size: 1.1rem }
 section { padding: 2rem 0; border-top: 1px solid var(--rule) }
-figure { margin: 1.25rem 0 0; min-width: 0 }
+figure { margin: 1.25rem 0 0; min-width: 0; max-width: 100%; overflow-x: auto }
 .row { display: flex; flex-wrap: wrap; column-gap: 3rem }
-img { display: block; max-width: 100%; height: auto }
+img { display: block; max-width: max(100%, 32rem); height: auto }
 figcaption { margin-top: .75rem; font-size: .875rem; color: var(--soft); max-width: 44rem }
 .wide { overflow-x: auto }
 table { border-collapse: collapse; font-size: .8125rem; font-variant-numeric: tabular-nums; margin: .75rem 0;
@@ -175,5 +176,14 @@ details { margin-top: 1rem; font-size: .875rem }
 summary { cursor: pointer; color: var(--soft) }
 dl { display: grid; grid-template-columns: max-content 1fr; gap: .25rem 1.5rem; margin: 1rem 0 }
 dt { color: var(--soft) }
-dd { margin: 0; font-variant-numeric: tabular-nums }
+dd { margin: 0; font-variant-numeric: tabular-nums; overflow-wrap: anywhere }
+@media (max-width: 40rem) {
+  main { padding: 1.5rem 1rem 3rem }
+  header { margin-bottom: 1.5rem }
+  h1 { font-size: 1.5rem }
+  dl { grid-template-columns: 1fr; gap: 0 }
+  dd { margin-bottom: .5rem }
+  td:first-child, th:first-child { position: sticky; left: 0; background: var(--paper) }
+}
+@media print { details > * { display: block } .wide, figure { overflow: visible } }
 """

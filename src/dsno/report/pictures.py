@@ -12,7 +12,7 @@ from __future__ import annotations
 import io
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import cycle
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -28,12 +28,23 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["Against", "image_grid", "interpolation", "quality_against_cost", "slerp", "trajectory_strips"]
+__all__ = [
+    "Against",
+    "check_grid_size",
+    "image_grid",
+    "interpolation",
+    "quality_against_cost",
+    "slerp",
+    "trajectory_strips",
+]
 
 COOL = ("#3e63dd", "#12a594", "#8e4ec6", "#7b8794")
 WARM = ("#e5532d", "#f5a524", "#d6409f", "#a5673f")
 
-TILE, GAP, DPI, WIDTH = 96, 8, 200, 1900
+TILE, GAP, CAPTION, DPI, WIDTH = 96, 8, 20, 200, 1900
+
+PIXELS = 2**26
+"""Of the largest picture: viewers take larger ones for a mistake, or an attack."""
 
 Pixels = np.ndarray[Any, Any]
 Number = Callable[[Result], float | None]
@@ -61,20 +72,61 @@ LIGHT = Theme("#ffffff", "#1c2024", "#60646c", "#e0e1e6")
 DARK = Theme("#18191b", "#edeef0", "#a5aab2", "#34373c")
 
 
-def image_grid(images: Tensor, columns: int | None = None) -> bytes:
+def image_grid(images: Tensor, columns: int | None = None, captions: Sequence[str] = ()) -> bytes:
     """A set of images (N, C, H, W) in [-1, 1] as one PNG, row by row; nearly square by default.
 
-    Values outside the range are clamped for display.
+    Values outside the range are clamped for display. Of `captions` one stands below each image, a seed say.
 
     Raises:
-        ValueError: unless there are images of 1 or 3 channels, finite, and one column or more.
+        ValueError: unless there are images of 1 or 3 channels, finite, one column or more, and as many captions as
+            images or none; for a picture of more than 2^26 pixels.
     """
+    columns = check_grid_size(images.shape, columns)
+    if captions and len(captions) != len(images):
+        raise ValueError(f"{len(images)} images need as many captions, or none, got {len(captions)}")
     tiles = _tiles(images)
-    columns = math.ceil(math.sqrt(len(tiles))) if columns is None else columns
+    rows = -(-len(tiles) // columns)
+    lines = [tiles[r * columns : (r + 1) * columns] for r in range(rows)]
+    if not captions:
+        return _png(_sheet(lines, columns))
+    sheet = _sheet(lines, columns, GAP + CAPTION)
+    return _captioned(np.pad(sheet, ((0, CAPTION), (0, 0), (0, 0))), tiles.shape[1:3], captions, columns)
+
+
+def check_grid_size(shape: Sequence[int], columns: int | None = None) -> int:
+    """The columns of a grid of images of shape (N, C, H, W); nearly square by default.
+
+    Raises:
+        ValueError: for another shape, no column, or more pixels than a picture is opened with.
+    """
+    if len(shape) != 4 or shape[1] not in (1, 3) or math.prod(shape) == 0:
+        raise ValueError(f"pictures are made of images (N, C, H, W) with 1 or 3 channels, got {tuple(shape)}")
+    columns = math.ceil(math.sqrt(shape[0])) if columns is None else columns
     if columns < 1:
         raise ValueError(f"a grid needs at least one column, got {columns}")
-    rows = -(-len(tiles) // columns)
-    return _png(_sheet([tiles[r * columns : (r + 1) * columns] for r in range(rows)], columns))
+    factor = _factor(shape)
+    height = -(-shape[0] // columns) * (shape[2] * factor + GAP + CAPTION)
+    width = columns * (shape[3] * factor + GAP)
+    if height * width > PIXELS:
+        raise ValueError(
+            f"a picture of {shape[0]} images has {height} x {width} pixels, more than 2^26: make one of fewer"
+        )
+    return columns
+
+
+def _captioned(sheet: Pixels, size: tuple[int, int], captions: Sequence[str], columns: int) -> bytes:
+    """A sheet with a caption below each tile of `size`, in a grey that is read on light paper and on dark."""
+    height, width = sheet.shape[:2]
+    fig = _figure(width, height, replace(LIGHT, paper="none"))
+    fig.figimage(sheet, 0, 0)
+    # A caption is as wide as its tile, whatever its length.
+    points = min(6.0, 1.5 * size[1] / max(map(len, captions)) * 72 / DPI)
+    for n, caption in enumerate(captions):
+        r, c = divmod(n, columns)
+        x, y = c * (size[1] + GAP) + size[1] / 2, r * (size[0] + GAP + CAPTION) + size[0] + (GAP + CAPTION) / 2
+        style: dict[str, Any] = {"fontsize": points, "ha": "center", "va": "center", "color": COOL[3]}
+        fig.text(x / width, 1 - y / height, caption, **style)
+    return _drawn(fig)
 
 
 def interpolation(images: Tensor) -> bytes:
@@ -303,14 +355,18 @@ def _drawn(fig: Figure) -> bytes:
 
 def _tiles(images: Tensor) -> Pixels:
     """(N, C, H, W) in [-1, 1] to opaque uint8 (N, h, w, 4), enlarged by a whole factor to about `TILE` pixels."""
-    if images.ndim != 4 or images.shape[1] not in (1, 3) or images.numel() == 0:
-        raise ValueError(f"pictures are made of images (N, C, H, W) with 1 or 3 channels, got {tuple(images.shape)}")
+    check_grid_size(images.shape)
     if not bool(torch.isfinite(images).all()):
         raise ValueError("an image has values that are not finite")
-    factor = max(1, round(TILE / max(images.shape[2:])))
+    factor = _factor(images.shape)
     pixels = to_uint8(images.detach().cpu().float()).expand(-1, 3, -1, -1).permute(0, 2, 3, 1)
     opaque = torch.cat([pixels, torch.full_like(pixels[..., :1], 255)], -1)
     return opaque.repeat_interleave(factor, 1).repeat_interleave(factor, 2).numpy()
+
+
+def _factor(shape: Sequence[int]) -> int:
+    """How many times images (N, C, H, W) are enlarged."""
+    return max(1, round(TILE / max(shape[2:])))
 
 
 def _sheet(rows: Sequence[Pixels], columns: int, between_rows: int = GAP) -> Pixels:

@@ -148,7 +148,7 @@ class Recipe:
             ValueError: if `out` holds a run of other settings; names the first one that differs.
         """
         check_apart(out, teacher, self.data)
-        out = self._open(out)
+        out = self._checked(out)
         if all((out / name / "config.json").is_file() for name in ("features", "teacher", "student")):
             return out
         samples = self.prepare(out, report, teacher, data, variant)
@@ -200,12 +200,14 @@ class Recipe:
         Raises:
             ValueError: as `run` does.
         """
-        out = self._open(out)
+        out = self._checked(out)
         given = None
         if teacher is not None and not (out / "teacher" / "config.json").is_file():
             # Before anything is trained: it may not be there.
             given = load_teacher(teacher, variant=variant)
         samples = load_data(self.data, size=self.size, range=self.range) if data is None else data
+        if not (settings := out / SETTINGS).is_file():
+            write_json(settings, asdict(self))
         for name in self._feature_nets(samples):
             if not (out / name / "config.json").is_file():
                 # What is optimised must not be what is measured: the loss has a feature network of its own.
@@ -312,12 +314,11 @@ class Recipe:
             **net,
         )
 
-    def _open(self, out: Path | str) -> Path:
-        """The folder of a run of these settings."""
+    def _checked(self, out: Path | str) -> Path:
+        """The folder of a run of these settings, or of none yet."""
         out = Path(out)
-        path = writable(out) / "recipe.json"
+        path = writable(out) / SETTINGS
         if not path.is_file():
-            write_json(path, asdict(self))
             return out
         noted = read_json(path)
         if not isinstance(noted, dict):
@@ -331,6 +332,8 @@ class Recipe:
                 )
         return out
 
+
+SETTINGS = "recipe.json"
 
 PUBLISHED: dict[str, Any] = {
     "where": "published",

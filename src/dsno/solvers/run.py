@@ -16,13 +16,13 @@ from torch import Tensor
 
 from dsno.condition import Cond
 from dsno.cost import evaluations
-from dsno.denoise import Denoiser, at_one_time
+from dsno.denoise import Denoiser, Prediction, at_one_time
 from dsno.grids import check_grid, find_times
 from dsno.schedule import Schedule
-from dsno.seeds import noise_tape
+from dsno.seeds import check_noise, noise_tape
 from dsno.solvers.first_order import DDIM
 from dsno.solvers.step import Past, Step
-from dsno.trajectory import Trajectory
+from dsno.trajectory import Trajectory, sampled
 
 __all__ = ["SolverSampler", "initial_state", "solve"]
 
@@ -126,6 +126,10 @@ class SolverSampler:
 
     @torch.no_grad()
     def __call__(self, z: Tensor, cond: Cond | None = None, seeds: Tensor | None = None) -> Trajectory:
+        check_noise(z, self.denoiser.shape if isinstance(self.denoiser, Prediction) else None)
+        return sampled(self._run, z, cond, seeds)
+
+    def _run(self, z: Tensor, cond: Cond | None, seeds: Tensor | None) -> Trajectory:
         x = initial_state(self.schedule, z, float(self.grid[0]))
         return solve(
             self.denoiser, self.schedule, x, self.grid, self.step, cond, seeds, keep=self.keep, keep_x0=self.keep_x0

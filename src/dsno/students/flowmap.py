@@ -39,6 +39,7 @@ from dsno.nets.backbone import Backbone, example
 from dsno.schedule import Schedule
 from dsno.solvers.run import initial_state
 from dsno.students.blocks import embedding_dim, find_blocks
+from dsno.students.inputs import check_inputs, computing, in_parts
 from dsno.students.rows import AddWeight, Call, Rows
 from dsno.students.weight import WeightEmbedding
 
@@ -149,11 +150,24 @@ class FlowMap(nn.Module):
 
     @torch.no_grad()
     def sample(self, z: Tensor, cond: Cond | None = None) -> Tensor:
-        """The sample, (B, *shape) from noise (B, *shape): in one pass, or in those of the grid it was trained for."""
+        """The sample, (B, *shape) from noise (B, *shape): in one pass, or in those of the grid it was trained for.
+
+        Raises:
+            ValueError: as `check_inputs` does.
+        """
+        self.check(z, cond)
+        with computing(z, self):
+            return in_parts(self._sampled, z, cond)
+
+    def _sampled(self, z: Tensor, cond: Cond | None) -> Tensor:
         x = initial_state(self.schedule, z)
         for t, s in pairwise(even(self.schedule, self.steps or 1).tolist()):
             x = self(x, t, s, cond)
         return x
+
+    def check(self, z: Tensor, cond: Cond | None = None) -> None:
+        """Refuse noise or a condition that it does not take, as `check_inputs` does."""
+        check_inputs(z, cond, self._backbone(), self.guided)
 
     def x0(self, x_t: Tensor, t: Tensor | float, s: Tensor | float, cond: Cond | None = None) -> Tensor:
         r"""$h(x_t, t, s)$, (B, *shape); at s = t the denoiser's $\hat x_0$."""

@@ -33,8 +33,10 @@ from dsno.condition import Cond
 from dsno.denoise import Kind, Prediction, expand_like, scale_input, x0_from
 from dsno.nets.backbone import Backbone, example
 from dsno.schedule import Schedule
+from dsno.seeds import check_noise
 from dsno.solvers.run import initial_state
 from dsno.students.blocks import Blocks, Told, Where
+from dsno.students.inputs import check_inputs, computing, in_parts
 from dsno.students.lift import Lifted, lift
 from dsno.students.temporal import Activation, Init
 
@@ -135,7 +137,7 @@ class TrajectoryStudent(nn.Module):
         if not self.restarts:
             raise ValueError(
                 "this student starts from noise alone, in one pass: for more, distil one with inner starts "
-                "(`dsno distill --inner-starts 0.5`, on trajectories generated with the targets x0 and state)"
+                "(`distill(..., inner_starts=0.5)`, on trajectories of `generate(..., targets=('x0', 'state'))`)"
             )
 
     def restarting(self, restarts: bool = True) -> TrajectoryStudent:
@@ -158,13 +160,14 @@ class TrajectoryStudent(nn.Module):
         self,
         x_t: Tensor,
         cond: Cond | None = None,
-        start: Tensor | float = 1.0,
+        start: Tensor | Sequence[float] | float = 1.0,
         select: Sequence[int] | None = None,
     ) -> Tensor:
         r"""$h$ for the selected frames (all by default): (B, *shape) to (B, len(select), *shape).
 
         `x_t` is the state at time `start`, a number or (B,); from pure noise, $x_1 = \sigma_1 z$ and 1.
         """
+        start = start if isinstance(start, Tensor | float | int) else torch.as_tensor(start, dtype=torch.float64)
         t = torch.as_tensor(start, dtype=x_t.dtype, device=x_t.device)
         shown = scale_input(self.kind, x_t, t, self.schedule, self.data_std)
         return self._read(x_t, self.net(shown, self.times, cond, start, select), t)
@@ -212,8 +215,22 @@ class TrajectoryStudent(nn.Module):
 
     @torch.no_grad()
     def sample(self, z: Tensor, cond: Cond | None = None) -> Tensor:
-        """`one_pass` without its graph."""
-        return self.one_pass(z, cond)
+        """`one_pass` without its graph, in parts where there are more rows than memory holds.
+
+        Raises:
+            ValueError: as `check_inputs` does.
+        """
+        self.check(z, cond)
+        with computing(z, self):
+            return in_parts(self.one_pass, z, cond)
+
+    def check(self, z: Tensor, cond: Cond | None = None) -> None:
+        """Refuse noise or a condition that it does not take, as `check_inputs` does."""
+        net = unwrapped(self.net)
+        if isinstance(net, Lifted):
+            check_inputs(z, cond, unwrapped(net.backbone), net.guidance is not None)
+        else:
+            check_noise(z)
 
     @property
     def config(self) -> dict[str, object]:

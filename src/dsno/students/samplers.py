@@ -16,8 +16,9 @@ from dsno.grids import check_grid, even
 from dsno.seeds import noise_tape
 from dsno.solvers.run import initial_state
 from dsno.students.flowmap import FlowMap
+from dsno.students.inputs import computing
 from dsno.students.operator import TrajectoryStudent
-from dsno.trajectory import Sampler, Trajectory
+from dsno.trajectory import Sampler, Trajectory, sampled
 
 __all__ = ["FlowMapSampler", "MultiPass", "OnePass", "Student", "passes_of", "sampler_of"]
 
@@ -84,9 +85,8 @@ class MultiPass:
             if M == 1:
                 raise ValueError(
                     f"a student of one frame makes one pass alone, got {self.through}: for more, distil one of several "
-                    "frames "
-                    "with inner starts (`dsno distill --inner-starts 0.5`), or by a method that makes more (`dsno "
-                    "methods`)"
+                    "frames with inner starts, `distill(..., inner_starts=0.5)`, or by a method that makes more "
+                    "(`dsno methods`)"
                 )
             raise ValueError(f"a student of {M} frames makes 1 to {M} passes, got {self.through}")
         if any(not i < j < M - 1 for i, j in pairwise((-1, *self.inner))):
@@ -114,6 +114,11 @@ class MultiPass:
 
     @torch.no_grad()
     def __call__(self, z: Tensor, cond: Cond | None = None, seeds: Tensor | None = None) -> Trajectory:
+        self.student.check(z, cond)
+        with computing(z, self.student):
+            return sampled(self._run, z, cond, seeds)
+
+    def _run(self, z: Tensor, cond: Cond | None, seeds: Tensor | None) -> Trajectory:
         student, first, start = self.student, 0, 1.0
         end, noises = student.frames - 1, iter(self._noises(z, seeds))
         x_t = initial_state(student.schedule, z)
@@ -193,6 +198,11 @@ class FlowMapSampler:
 
     @torch.no_grad()
     def __call__(self, z: Tensor, cond: Cond | None = None, seeds: Tensor | None = None) -> Trajectory:
+        self.map.check(z, cond)
+        with computing(z, self.map):
+            return sampled(self._run, z, cond, seeds)
+
+    def _run(self, z: Tensor, cond: Cond | None, seeds: Tensor | None) -> Trajectory:
         times, landings, schedule = self.grid.tolist(), cast(Tensor, self.landings).tolist(), self.map.schedule
         tape = None
         if landings != times[1:]:
@@ -248,7 +258,5 @@ def sampler_of(student: Student, passes: int | None = None, whole: bool = False,
     if not fresh:
         return sampler
     if student.way == "grid":
-        raise ValueError(
-            "a flow map of one grid's steps never jumps to t = 0 and back: leave fresh noise (`--fresh`) out"
-        )
+        raise ValueError("a flow map of one grid's steps never jumps to t = 0 and back: leave `fresh` out")
     return FlowMapSampler(student, sampler.grid, torch.zeros(len(sampler.grid) - 1))

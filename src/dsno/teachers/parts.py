@@ -211,7 +211,7 @@ def _without_weights(where: str, names: Collection[str], stem: str, variant: str
     pattern = rf"{re.escape(stem)}(?:\.([\w-]+?))?(?:-\d{{5}}-of-\d{{5}}(?:\.([\w-]+))?)?\.safetensors"
     found = {m[1] or m[2] for name in names if (m := re.fullmatch(pattern, name))}
     others = sorted(v for v in found if v)
-    ways = [f"take the variant {' or '.join(others)} (variant={others[0]!r}, --variant {others[0]})"] if others else []
+    ways = [f"take the variant {' or '.join(others)} (variant={others[0]!r})"] if others else []
     ways += ["leave the variant out"] if None in found else []
     ways = ways or ["save the model with save_pretrained(..., safe_serialization=True); pickled weights are not read"]
     name = f"{stem}.{variant}" if variant else stem

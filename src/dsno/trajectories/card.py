@@ -19,8 +19,10 @@ SUMMARY = (
 )
 
 
-def human_size(count: int) -> str:
+def human_size(count: float) -> str:
     """A number of bytes as it is read."""
+    if count < 1e5:
+        return f"{count / 1e3:.1f} kB"
     return f"{count / 1e9:.1f} GB" if count >= 1e8 else f"{count / 1e6:.1f} MB"
 
 

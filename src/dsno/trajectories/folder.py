@@ -7,7 +7,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from dsno.checkpoint import read_json
-from dsno.outputs import LOCK, held, locked, sweep, writable
+from dsno.outputs import LOCK, held, locked, sweep, tidy, writable
 from dsno.trajectories.format import check_foreign, check_shard, shard_count, shard_path, shards_in, unfinished
 from dsno.trajectories.manifest import MANIFEST, Manifest, differences, join, read_manifest, write_manifest
 
@@ -22,14 +22,15 @@ def alone(folder: Path) -> Iterator[None]:
         BlockingIOError: if another one does.
         FileExistsError, PermissionError: if it is a file, or cannot be made.
     """
-    if not folder.is_dir():
-        writable(folder)
-    with locked(folder / LOCK, f"{folder}"):
-        with suppress(OSError):  # a complete set may lie where nothing can be removed
-            sweep(folder)
-            for path in unfinished(folder):
-                path.unlink()
-        yield
+    with tidy():
+        if not folder.is_dir():
+            writable(folder)
+        with locked(folder / LOCK, f"{folder}"):
+            with suppress(OSError):  # a complete set may lie where nothing can be removed
+                sweep(folder)
+                for path in unfinished(folder):
+                    path.unlink()
+            yield
 
 
 def check_out(folder: Path, resume: bool, overwrite: bool) -> None:

@@ -34,9 +34,9 @@ from dsno.solvers.run import SolverSampler
 from dsno.trajectories.compute import PLAIN, Compute
 from dsno.trajectories.flights import Writer, flights, landed
 from dsno.trajectories.folder import alone, check_manifest, prepare
-from dsno.trajectories.format import check_shard, rows_of, shard_count, shard_path
+from dsno.trajectories.format import check_shard, rows_of, shard_count, shard_path, shards_in
 from dsno.trajectories.labels import Label, checked_labels
-from dsno.trajectories.manifest import Contents, Manifest, manifest_of
+from dsno.trajectories.manifest import MANIFEST, Contents, Manifest, manifest_of
 from dsno.trajectories.sets import TrajectorySet
 
 __all__ = ["store"]
@@ -114,7 +114,13 @@ def store(
             prepare(folder, manifest, resume, overwrite)
         if accelerator is not None:
             accelerator.wait_for_everyone()
-        _make(folder, manifest, sampler, label, compute, device, rank, world, progress)
+        try:
+            _make(folder, manifest, sampler, label, compute, device, rank, world, progress)
+        except BaseException:
+            # A manifest of nothing would be in the way of the next run.
+            if rank == 0 and not shards_in(folder):
+                (folder / MANIFEST).unlink(missing_ok=True)
+            raise
         if accelerator is not None:
             accelerator.wait_for_everyone()
         return TrajectorySet(folder)
