@@ -1,5 +1,6 @@
 """What the command line says on its way: lines on stderr, bars in a terminal, the next command at the end."""
 
+import dataclasses
 import re
 from pathlib import Path
 
@@ -75,3 +76,14 @@ def test_a_table_keeps_all_digits_in_a_narrow_pipe(
     for row in table(rows):
         (line,) = (line for line in shown.splitlines() if line.startswith(row["name"]))
         assert line.split() == " ".join(row.values()).split()
+
+
+def test_few_samples_are_said_to_be_few(capsys: pytest.CaptureFixture[str]) -> None:
+    few = result("DSNO", 1, 12.3456)
+    many = dataclasses.replace(few, protocol=dataclasses.replace(few.protocol, count=2048))
+    show([few])
+    assert capsys.readouterr().err == "note: " + (
+        "64 samples say little of a distance: take --count 2048, as the tables of the pages do\n"
+    )
+    show([many])
+    assert capsys.readouterr().err == ""

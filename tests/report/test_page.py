@@ -71,3 +71,10 @@ def test_a_failed_write_leaves_the_old_report(tmp_path: Path, monkeypatch: pytes
     with pytest.raises(OSError, match="disk full"):
         html_report(path, "new", [])
     assert "old" in path.read_text() and [p.name for p in tmp_path.iterdir()] == ["x.html"]
+
+
+def test_a_narrow_screen_scrolls_tables_and_pictures_alone(tmp_path: Path) -> None:
+    page = html_report(tmp_path / "a.html", "t", [Section("s", results=[result("DSNO", 1, 2.0)])]).read_text()
+    style = page.split("<style>")[1].split("</style>")[0]
+    assert "@media (max-width: 40rem)" in style and style.count("{") == style.count("}")
+    assert re.search(r"\.wide \{ overflow-x: auto \}", style) and re.search(r"figure \{[^}]*overflow-x: auto", style)

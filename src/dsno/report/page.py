@@ -2,7 +2,7 @@
 
 It loads nothing from anywhere: styles and pictures are inside the file, so it can be mailed, archived and opened
 without a network. It follows the reader's theme, light or dark, and on narrow screens tables and pictures scroll by
-themselves. A field finds the rows of its tables. All text is escaped: names and captions are data.
+themselves. All text is escaped: names and captions are data.
 """
 
 from __future__ import annotations
