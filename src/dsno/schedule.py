@@ -134,8 +134,9 @@ class Schedule(ABC):
             object.__setattr__(self, "_expected", Expected(tuple(times)))  # a frozen dataclass may be a schedule, too
 
     def _numbers(self, of: Function, times: tuple[float, ...], dtype: torch.dtype) -> Numbers:
-        t = torch.tensor(times, dtype=dtype, device="cpu")
-        answers = (torch.as_tensor(answer).expand_as(t).tolist() for answer in of(self, t))
+        with torch.device("cpu"):  # whatever the default is, while networks are built without memory
+            t = torch.tensor(times, dtype=dtype)
+            answers = [torch.as_tensor(answer).expand_as(t).tolist() for answer in of(self, t)]
         return dict(zip(times, zip(*answers, strict=True), strict=True))
 
     def __eq__(self, other: object) -> bool:
