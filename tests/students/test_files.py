@@ -1,6 +1,7 @@
 """A student comes back from its folder as it was, and a folder that is wrong says why."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -132,6 +133,22 @@ def test_weights_of_another_student_are_refused(tmp_path: Path) -> None:
     write_tensors(tmp_path / "a" / "model.safetensors", read_tensors(tmp_path / "b" / "model.safetensors"))
     with pytest.raises(ValueError, match=r"a holds another architecture than its configuration says: .*temporal"):
         load_student(tmp_path / "a")
+
+
+def test_what_is_stored_is_tried_out_before_it_takes_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    built: list[str] = []
+    monkeypatch.setattr("dsno.outside.try_out", lambda make, *_: built.append(_on_meta(make)))
+    save_student(tmp_path / "operator", student())
+    save_student(tmp_path / "map", flow_map_from_teacher(teacher()))
+    for name in ("operator", "map"):
+        load_student(tmp_path / name)
+    assert built == ["meta", "meta"]
+
+
+def _on_meta(make: Callable[[], tuple[object, nn.Module]]) -> str:
+    with torch.device("meta"):
+        (device,) = {p.device.type for p in make()[1].parameters()}
+    return device
 
 
 @pytest.mark.parametrize(

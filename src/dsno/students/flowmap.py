@@ -105,7 +105,8 @@ class FlowMap(nn.Module):
         self.net, self.schedule, self.kind, self.data_std = net, schedule, kind, data_std
         self.way, self.steps = way, steps
         self.two_time = isinstance(unwrapped(net), TwoTime)
-        self.affine = self._affine()
+        with torch.device("cpu"):  # it has numbers where a network is built without memory, too
+            self.affine = self._affine()
 
     @property
     def shape(self) -> tuple[int, ...]:

@@ -74,7 +74,8 @@ class TrajectoryStudent(nn.Module):
         restarts: bool = False,
     ) -> None:
         super().__init__()
-        t = torch.as_tensor(times, dtype=torch.float64)
+        # They are looked at, so they have numbers where a network is built without memory, too.
+        t = torch.as_tensor(times, dtype=torch.float64, device=times.device if isinstance(times, Tensor) else "cpu")
         if t.shape != (frames := unwrapped(net).frames,):
             raise ValueError(f"the network has {frames} frames but {tuple(t.shape)} times were given")
         if not bool((t[1:] < t[:-1]).all()) or t.min() < 0 or t.max() >= 1:
@@ -86,7 +87,8 @@ class TrajectoryStudent(nn.Module):
         self.net, self.schedule, self.times, self.target, self.kind = net, schedule, t, target, kind
         self.data_std, self.own_shape, self.own_classes = data_std, None if shape is None else tuple(shape), classes
         self.restarts = restarts
-        self.affine = self._affine()
+        with torch.device("cpu"):
+            self.affine = self._affine()
 
     @property
     def lifted(self) -> Lifted:
