@@ -1,3 +1,5 @@
+import signal
+
 import pytest
 import torch
 from hypothesis import settings
@@ -5,6 +7,9 @@ from hypothesis import settings
 from dsno.schedule import VE, Cosine, RectifiedFlow, Schedule, VPLinear, linear_beta
 
 torch.set_num_threads(1)
+# A shell makes what runs in its background deaf to Ctrl-C, and the tests of it with it.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 settings.register_profile("dsno", deadline=None, derandomize=True, max_examples=50)
 settings.load_profile("dsno")
 

@@ -15,7 +15,7 @@ def test_a_student_leaves_without_a_word_of_the_libraries(
 ) -> None:
     ran = dsno("export", "--student", "runs/student", "--out", f"student.{form}", at=here)
     assert ran.code == 0 and read_json(here / f"student.{form}.json")["shape"] == [1, 8, 8]
-    said = f"sampler in student.{form}, described in student.{form}.json\nnext: dsno sample\n"
+    said = f"sampler in student.{form}, described in student.{form}.json\nnext: dsno sample --student runs/student\n"
     assert (ran.out, ran.err, capfd.readouterr()) == (said, "", ("", ""))
 
 

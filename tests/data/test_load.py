@@ -140,7 +140,7 @@ UNIT = PIXELS / 255
             np.where(np.arange(180).reshape(5, 6, 6) == 7, 255, np.arange(180).reshape(5, 6, 6) % 3),
             r"\[0, 255\].*range=\(0, 255\)",
         ),
-        (UNIT * 270 - 7, r"\[-7, 256.6\d*\].*--range 0 255"),
+        (UNIT * 270 - 7, r"\[-7, 256.6\d*\].*range=\(0, 255\)"),
     ],
     ids=["rounding", "a filter", "mostly dark bytes", "bytes and a filter"],
 )

@@ -372,7 +372,7 @@ def test_bad_input() -> None:
     X, teacher = FlowMap(Exact(Cosine()), Cosine()), Gaussian(Cosine(), MEAN, STD)
     given = Given(teacher, Cosine(), 10, x=torch.zeros(4, 3))
     for method in METHODS:
-        with pytest.raises(ValueError, match="this method noises clean samples and there are none: give data"):
+        with pytest.raises(ValueError, match="this method noises clean samples and there are none: give some as data"):
             method(X, Given(teacher, Cosine(), 10))
         with pytest.raises(ValueError, match="must be positive, got 0"):
             method(X, given, OPTIONS[method](c=0.0))

@@ -262,6 +262,6 @@ def test_bad_input() -> None:
         progressive(X, given(), ProgressiveOptions(start=1))
     with pytest.raises(ValueError, match="3 training steps do not make 5 stages"):
         progressive(X, given(steps=3))
-    with pytest.raises(ValueError, match="there are none: give data"):
+    with pytest.raises(ValueError, match="there are none: give some as data"):
         progressive(X, given(x=None))
     assert X.way == "any" and X.steps is None

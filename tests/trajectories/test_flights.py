@@ -63,14 +63,14 @@ def test_an_error_of_the_disk_is_told_soon(tmp_path: Path, monkeypatch: pytest.M
         with pytest.raises(OSError, match="No space left"):
             make(tmp_path / "set", count=800, progress=progress)
     assert done[-1] <= 16, "shards were solved that could not be written"
-    assert sorted(contents(tmp_path / "set")) == ["manifest.json"]
+    assert not (tmp_path / "set").exists()
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_a_diverging_teacher_names_seeds_and_time(tmp_path: Path, value: float) -> None:
     with pytest.raises(FloatingPointError, match=r"x0 at t = 0\.25 of seeds 41 is not finite: .*no shard was written"):
         make(tmp_path / "set", sampler=sampler(Diverging(value, 0.25)), first_seed=40)
-    assert sorted(contents(tmp_path / "set")) == ["manifest.json"]
+    assert not (tmp_path / "set").exists()
     make(tmp_path / "set")  # as good as new
 
 

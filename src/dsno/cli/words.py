@@ -34,10 +34,11 @@ def flag(name: str) -> str:
 def flags_of(verb: object) -> dict[str, str]:
     """The flags of a verb by the names that the library knows them by; those of its training behind its own."""
     found: dict[str, str] = {}
-    for prefix, part in (("", verb), ("", getattr(verb, "options", None)), ("train.", getattr(verb, "train", None))):
-        if is_dataclass(part):
-            found = {f.name: flag(prefix + f.name) for f in fields(part)} | found
-    return {name: known for name, known in found.items() if name not in ("train", "options")}
+    for prefix, part in (("", "options"), ("", "reading"), ("train.", "train")):
+        if is_dataclass(held := getattr(verb, part, None)):
+            found = {f.name: flag(prefix + f.name) for f in fields(held)} | found
+    own = {f.name: flag(f.name) for f in fields(verb)} if is_dataclass(verb) else {}
+    return {name: known for name, known in (found | own).items() if name not in ("train", "options", "reading")}
 
 
 def on_the_shell(text: str, flags: Mapping[str, str], verbs: Collection[str]) -> str:
