@@ -131,7 +131,7 @@ def test_weights_cover_their_range_and_are_the_same_for_any_number_of_processes(
 
 def tiny() -> Prediction:
     torch.manual_seed(0)
-    net = UNet(1, 8, (8,), attention=(), classes=3, image_size=4)
+    net = UNet(1, 4, (8,), attention=(), classes=3)
     for parameter in net.head.parameters():
         nn.init.normal_(parameter, std=0.1)
     return Prediction(net, Cosine(), "v", shape=(1, 4, 4), classes=3).eval()
