@@ -76,7 +76,7 @@ def check_noise(z: Tensor, shape: Sequence[int] | None = None) -> None:
     wanted = "(B, ...)" if shape is None else f"(B, {', '.join(map(str, shape))})"
     if not isinstance(z, Tensor):
         raise ValueError(f"noise must be a tensor {wanted}, got a {type(z).__name__}: `noise(seeds, shape)` makes it")
-    if z.ndim < 2 or (shape is not None and z.shape[1:] != tuple(shape)):
+    if z.ndim < 1 or (shape is not None and z.shape[1:] != tuple(shape)):
         raise ValueError(f"noise must have the shape {wanted}, got {tuple(z.shape)}: `noise(seeds, shape)` makes it")
     if not z.is_floating_point():
         raise ValueError(f"noise must be of floating point numbers, got {str(z.dtype).removeprefix('torch.')}")
