@@ -155,7 +155,7 @@ def test_stages_train_in_the_one_loop(tmp_path: Path) -> None:
         train(*stage.make(X), config, tmp_path / stage.name)
     # Half of the rows of the first stage are on either step; the later ones ask the student.
     assert teacher.rows == stages[0].steps * 8 * 2
-    z, cond = torch.randn(4, 1, 4, 4), {"": torch.tensor([0, 1, 0, 1]), "weight": torch.tensor([0.0, 1.0, 2.0, 4.0])}
+    z, cond = torch.randn(4, *X.shape), {"": torch.tensor([0, 1, 0, 1]), "weight": torch.tensor([0.0, 1.0, 2.0, 4.0])}
     assert passes_of(X, 2)(z, cond).rounds == 2
 
 
