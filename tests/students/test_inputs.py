@@ -107,5 +107,5 @@ def test_many_rows_are_run_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_of_a_network_that_says_nothing_only_the_noise_is_looked_at() -> None:
     check_inputs(noise(range(2), (5,)), {"anything": torch.ones(2)}, torch.nn.Identity(), False)
-    with pytest.raises(ValueError, match=r"the shape \(B, ...\), got \(\)"):
+    with pytest.raises(ValueError, match=r"the shape \(B, \*shape\), got \(\)"):
         check_inputs(torch.ones(()), None, torch.nn.Identity(), False)
