@@ -1,6 +1,7 @@
 """A denoiser on overlapping tiles, blended at every step, is a denoiser of the canvas."""
 
 import math
+from itertools import pairwise
 
 import pytest
 import torch
@@ -33,7 +34,7 @@ def test_tiles_cover_a_line_and_overlap_by_what_was_asked(n: int, w: int, overla
     starts = tile_starts(n, w, overlap)
     assert starts[0] == 0 and starts[-1] == n - w
     least = w // 2 if overlap is None else overlap
-    assert all(0 < s - r <= w - least for r, s in zip(starts, starts[1:], strict=False))
+    assert all(0 < s - r <= w - least for r, s in pairwise(starts))
     # One tile fewer would not do.
     assert len(starts) == 1 or (len(starts) - 1) * (w - least) + least < n
 

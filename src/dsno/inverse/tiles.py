@@ -1,7 +1,7 @@
 r"""Pictures larger than a teacher's: its denoiser on overlapping tiles, blended at every step, is a denoiser of them.
 
-A canvas is cut into tiles of the teacher's size, which overlap, and all of them are denoised in one call. With $C_i$ the
-cut of tile $i$ and $C_i^\top$ its return to where it came from, zero elsewhere,
+A canvas is cut into tiles of the teacher's size, which overlap, and all of them are denoised in one call. With $C_i$
+the cut of tile $i$ and $C_i^\top$ its return to where it came from, zero elsewhere,
 
 $$ D_\square(x_t, t) = \sum_i C_i^\top \big( w_i \odot D(C_i x_t, t) \big), \qquad \sum_i C_i^\top w_i = 1. $$
 
@@ -143,7 +143,7 @@ class Tiled(Metered):
 def tile_starts(n: int, w: int, overlap: int | None = None) -> tuple[int, ...]:
     r"""The first points of the fewest tiles of width $w$ that cover $n$ points and overlap by at least $o$ = `overlap`,
 
-    $$ m = \Big\lceil \frac{n - o}{w - o} \Big\rceil, \qquad s_i = \mathrm{round} \Big( i \, \frac{n - w}{m - 1} \Big), $$
+    $$ m = \Big\lceil \frac{n - o}{w - o} \Big\rceil, \qquad s_i = \mathrm{round} \, \frac{i \, (n - w)}{m - 1}, $$
 
     spread evenly; the first begins where the points do, and the last ends where they do.
 
@@ -155,8 +155,8 @@ def tile_starts(n: int, w: int, overlap: int | None = None) -> tuple[int, ...]:
         raise ValueError(f"tiles of {w} points overlap by 0 to {w - 1}, got overlap={overlap}")
     if n < w:
         raise ValueError(
-            f"{n} points are fewer than the {w} of a tile: bring the sample to {w} or more first (enlarge or pad it), or "
-            "take a teacher of smaller ones"
+            f"{n} points are fewer than the {w} of a tile: enlarge or pad the sample to {w} or more first, or take "
+            "a teacher of smaller ones"
         )
     m = max(1, -(-(n - overlap) // (w - overlap)))
     return tuple(round(i * (n - w) / max(1, m - 1)) for i in range(m))
