@@ -1,1 +1,1 @@
-"""Inverse problems: a sample that agrees with a measurement, from a teacher that was never trained for it."""
+"""Inverse problems: samples that agree with what was measured of them, from a teacher that never saw the problem."""

@@ -15,7 +15,7 @@ where $s_i$ is the first point of tile $i$ and $w$ the width of a tile, so a til
 Tiles that were sampled one by one and blended at the end disagree where they overlap, and what is blended there is
 neither. Here they share one state, hence one noise, and agree at every step: of all directions $D_\square$ is the one
 that is nearest to what the tiles want, in squares weighted by $w_i$ (Bar-Tal, Yariv, Lipman, Dekel, 2023, arXiv
-2302.08113, eq. 5). And it is a denoiser: every sampler, guide and problem takes it, derivatives included.
+2302.08113). And it is a denoiser: every sampler, guide and problem takes it, derivatives included.
 
 What a tile does not see it does not know: nothing holds a large picture together over more than a tile.
 """
