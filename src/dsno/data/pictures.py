@@ -17,7 +17,7 @@ from torch import Tensor
 from dsno.data.samples import to_square
 from dsno.outside import one_line
 
-__all__ = ["PICTURES", "Background", "over_background", "read_pictures"]
+__all__ = ["PICTURES", "Background", "opened", "over_background", "read_pictures"]
 
 Background = int | tuple[int, int, int]
 """What shows through transparent pixels: a grey level or (r, g, b), 0..255."""
@@ -68,21 +68,30 @@ def read_pictures(
 
 def _opened(picture: Callable[[], bytes], name: str, background: Background) -> np.ndarray:
     """A picture as bytes, (H, W) if it is grey, else (H, W, 3), as viewers show it."""
+    return _pixels(opened(picture, name), name, background)
+
+
+def opened(picture: Callable[[], bytes], name: str) -> Any:
+    """A picture as Pillow's image, turned as its EXIF orientation says.
+
+    Raises:
+        ValueError: if it is damaged, or has several pages.
+    """
     from PIL import Image, ImageOps, UnidentifiedImageError
 
     with warnings.catch_warnings():
         warnings.simplefilter("error", Image.DecompressionBombWarning)
         try:
             # Of a file by name Pillow maps a TIFF into memory, with rows as long as they are once it is turned.
-            with Image.open(BytesIO(picture())) as opened:
-                pages = getattr(opened, "n_frames", 1) if opened.format == "TIFF" else 1
-                image = ImageOps.exif_transpose(opened)
+            with Image.open(BytesIO(picture())) as file:
+                pages = getattr(file, "n_frames", 1) if file.format == "TIFF" else 1
+                image = ImageOps.exif_transpose(file)
         except Exception as error:  # A damaged picture can make its reader raise almost any of them.
             said = "of no known format" if isinstance(error, UnidentifiedImageError) else one_line(error)
             raise ValueError(f"{name} is damaged or not a picture ({said})") from None
     if pages > 1:
         raise ValueError(f"{name} has {pages} pages: save each as a picture of its own, or all as an .npy array")
-    return _pixels(image, name, background)
+    return image
 
 
 def _pixels(image: Any, name: str, background: Background) -> np.ndarray:
