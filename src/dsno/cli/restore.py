@@ -1,0 +1,207 @@
+"""`dsno restore`: the user's pictures, restored by a teacher that was never trained for it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor
+from tyro.conf import Positional
+
+from dsno.borrow import unwrapped
+from dsno.cli.conditions import labels_by_seed, prompts_by_seed, under_guidance
+from dsno.cli.console import progress, say, say_aside
+from dsno.cli.options import Device, TeacherRef, Variant, device_of
+from dsno.cli.problems import OF_PROBLEM, ProblemName, stated
+from dsno.condition import Cond
+from dsno.data.originals import Original, read_originals
+from dsno.denoise import Prediction
+from dsno.hub import is_hub_id
+from dsno.inverse.named import RESTORERS
+from dsno.inverse.restore import Restorer
+from dsno.nets.backbone import Backbone, own_null, sample_shape
+from dsno.outputs import check_apart
+from dsno.runs.restore import Task, Worker, restore
+from dsno.teachers.latents import Latents, load_decoder
+from dsno.teachers.load import load_teacher
+
+__all__ = ["Restore"]
+
+
+@dataclass(frozen=True)
+class Restore:
+    """Restore pictures with a teacher that was never trained for it: fill, enlarge, deblur, or colour them.
+
+    Pictures larger than the teacher's are restored in tiles that agree at every step. With --degrade clean pictures are
+    measured first, and the restorations compared with them.
+
+    In Python:
+
+        from dsno import load_teacher, noise, shipped, seed_range
+        from dsno.grids import uniform
+        from dsno.inverse.operators import Mask
+        from dsno.inverse.named import RESTORERS
+        teacher, z = load_teacher("digits"), noise(seed_range(0, 8), (1, 8, 8))
+        problem = Mask.half((1, 8, 8))
+        y = problem.A(z.clamp(-1, 1))  # what was measured
+        made = RESTORERS["constrained"](uniform(20))(teacher, teacher.schedule, problem, y, z)
+        print(made.x, made.residual, made.cost)
+    """
+
+    pictures: Positional[str]
+    """A folder of pictures, a picture, or an .npy array of them: as they were measured, or clean with --degrade."""
+    teacher: TeacherRef = "digits"
+    variant: Variant = None
+    problem: ProblemName = "inpaint"
+    """What happened to them: parts are missing, pixels are (super), they are blurred by a kernel that is known (deblur)
+    or not (blind), or have lost their colour."""
+    method: str | None = None
+    """How to restore, a name that `dsno methods` lists; constrained by default, and blind for a blind problem."""
+    mask: Path | None = None
+    """Of inpaint: a picture, white where they are seen and black where not, or an .npy array of 1 and 0."""
+    box: float | None = None
+    """Of inpaint: a box in the middle is missing, this share of each side."""
+    half: Literal["right", "bottom"] | None = None
+    """Of inpaint: this half is missing."""
+    random: float | None = None
+    """Of inpaint: this share of the pixels is missing, which ones --seed says."""
+    factor: int | None = None
+    """Of super: how many times more pixels a side is to have; 4 by default."""
+    resize: Literal["average", "bicubic"] | None = None
+    """Of super: how the pixels were lost, as means of blocks (by default) or by bicubic resizing."""
+    kernel: Path | None = None
+    """Of deblur: the kernel, an .npy array (h, w); of blind the one that --degrade blurs by."""
+    kernel_size: int | None = None
+    """Of blind: the side of the kernel that is looked for, odd; 9 by default, and that of --kernel if there is one."""
+    border: Literal["circular", "zero"] | None = None
+    """Of deblur and blind: what was beyond the border, the other side (by default) or a middle grey."""
+    noise: float = 0.0
+    """The standard deviation of the noise in what was measured, of pixels in [-1, 1]: 0.05 is 6 of 255 levels."""
+    samples: int = 1
+    """Restorations of each picture: of several their mean and spread are written, too."""
+    seed: int = 0
+    """Sample j of each picture starts from the noise of seed + j."""
+    steps: int = 50
+    """Steps from noise to picture, on a uniform grid."""
+    reference: str | None = None
+    """Pictures of the same names, as they should come out, to measure with."""
+    degrade: bool = False
+    """The pictures are clean: apply the problem to them first, noise and all."""
+    label: int | None = None
+    """The class of the pictures, for a class-conditional teacher."""
+    prompts: Path | None = None
+    """Text file of what a text-to-image teacher is told of each picture, one a line."""
+    guidance: float | None = None
+    """The guidance weight, with --label or --prompts."""
+    out: Path = Path("runs/restored")
+    """Folder for the pictures, restored.json and report.html."""
+    device: Device = None
+    overwrite: bool = False
+    """Replace the restorations in --out."""
+
+    def run(self) -> None:
+        given = {name: getattr(self, name) for names in OF_PROBLEM.values() for name in names}
+        problem = stated(self.problem, self.noise, self.seed, self.degrade, given)
+        inputs = (self.pictures, self.teacher, self.reference, self.prompts, *problem.inputs)
+        check_apart(self.out, *inputs)
+        if self.degrade and self.reference is not None:
+            raise ValueError("--degrade takes the pictures themselves for references: leave out --reference")
+        name = self.method or ("blind" if self.problem == "blind" else "constrained")
+        method = method_of(name, self.problem)
+        pictures = read_originals(self.pictures)
+        references = None if self.reference is None else {o.name: o.x for o in read_originals(self.reference)}
+        device = device_of(self.device)
+        teacher = load_teacher(self.teacher, None, device, variant=self.variant)
+        latents = self._decoder(device)
+        condition = self._condition(teacher)
+        weights = () if self.guidance is None else (self.guidance,)
+        denoiser = under_guidance(
+            self.teacher, teacher, weights, self.prompts is not None, variant=self.variant
+        ).requires_grad_(False)
+        worker = Worker(denoiser, teacher.schedule, sample_shape(teacher), method, self.steps, latents, device)
+        task = Task(
+            pictures,
+            problem.of,
+            problem.whole,
+            problem.measure if self.degrade else None,
+            references,
+            self.samples,
+            self.seed,
+            condition,
+            array=Path(self.pictures).suffix == ".npy",
+        )
+        if latents is not None:
+            say_aside(f"{self.teacher} makes latents: the problem is seen, and differentiated, through its decoder")
+        notes = {
+            "teacher": self.teacher,
+            "kind": teacher.kind,
+            "method": name,
+            "problem": {"name": self.problem, "noise": self.noise, **problem.options},
+        }
+        with progress() as report:
+            held = restore(worker, task, self.out, notes, self.overwrite, inputs, report)
+        say(summary(held, self.out), f"dsno cite {self.out}")
+
+    def _decoder(self, device: torch.device) -> Latents | None:
+        """What makes pictures of the samples, if they are latents of a diffusers model."""
+        known = Path(self.teacher).is_dir() or is_hub_id(self.teacher)
+        latents = load_decoder(self.teacher, variant=self.variant) if known else None
+        return None if latents is None else latents.to(device)
+
+    def _condition(self, teacher: Prediction) -> Callable[[Tensor], Cond] | None:
+        """What the teacher is told of pictures, by their numbers.
+
+        Raises:
+            ValueError: if it has to be told something that was not given, or was given something that it is not told.
+        """
+        net = unwrapped(teacher.net)
+        if self.prompts is not None:
+            return prompts_by_seed(self.teacher, self.prompts, self.variant)
+        if self.label is not None:
+            return labels_by_seed(self.teacher, teacher.classes, str(self.label))
+        if self.guidance is not None:
+            raise ValueError("--guidance leads towards what the teacher is told: give --label or --prompts, too")
+        if isinstance(net, Backbone) and net.tokens:
+            raise ValueError(f"{self.teacher} is told a text: give --prompts, a file with a line for each picture")
+        if not teacher.classes:
+            return None
+        if (null := own_null(teacher)) is None:
+            raise ValueError(f"{self.teacher} is told a class: give that of the pictures, --label")
+        return lambda numbers: torch.full_like(numbers, null)
+
+
+def method_of(name: str, problem: ProblemName) -> Callable[[Tensor], Restorer]:
+    """What makes the restorer of a grid.
+
+    Raises:
+        ValueError: for an unknown name, or one that is not for this problem.
+    """
+    if name not in RESTORERS:
+        raise ValueError(f"unknown method {name!r}: expected one of {', '.join(sorted(RESTORERS))}")
+    if (name == "blind") != (problem == "blind"):
+        why = "estimates a kernel" if name == "blind" else "needs a kernel that is known"
+        instead = "take another method" if name == "blind" else "take --method blind"
+        raise ValueError(f"{name} {why}, and the problem is {problem}: {instead}")
+    return RESTORERS[name]
+
+
+def summary(held: dict[str, object], out: Path) -> str:
+    """What was done, how good it is, and where it lies."""
+    rows, cost, median = (held[name] for name in ("pictures", "cost", "median"))
+    assert isinstance(rows, list) and isinstance(cost, dict) and isinstance(median, dict)
+    samples = sum(len(row["seeds"]) for row in rows)
+    said = [f"residual {median['residual']:.3g}"]
+    if "psnr" in median:
+        said.append(f"PSNR {median['psnr']:.2f} dB (input {median.get('psnr_of_input', float('inf')):.2f})")
+    if "psnr_of_mean" in median:
+        said.append(f"of the mean {median['psnr_of_mean']:.2f}")
+    return (
+        f"{samples} restorations of {len(rows)} pictures, {cost['seconds']:.1f} s, {cost['rounds']} calls, "
+        f"{cost['vjps']} vjps; medians: {', '.join(said)}\n"
+        f"pictures and numbers in {out}, beside each other in {out / 'report.html'}"
+    )
+
+
