@@ -1,0 +1,167 @@
+r"""Linear inverse problems: what was measured of a sample, and how well that is known.
+
+$$ y = A x + \tau n, \qquad n \sim \mathcal N(0, I), $$
+
+with $A$ a mask, a blur, a loss of resolution or of colour. Nothing else is asked of a problem than $A$, its adjoint
+$A^\top$ and $\tau$; a matrix is never made. A sample $x \sim \mathcal N(z, r^2 I)$ of which $y$ was measured has the mean
+
+$$ \mathbb E[x \mid y] = \arg\min_x \frac{|A x - y|^2}{\tau^2} + \frac{|x - z|^2}{r^2}
+   = z + r^2 A^\top (r^2 A A^\top + \tau^2 I)^{-1} (y - A z), $$
+
+which is the proximal map of $\gamma / 2 \, |A x - y|^2$ with $\gamma = r^2 / \tau^2$, and without noise the projection
+$z + A^+ (y - A z)$ onto what fits. Every posterior step in this room that solves a problem is this one function
+(`posterior_mean`): in closed form where the problem has one, else by conjugate gradients.
+
+The methods are called as in `deepinv.physics.LinearPhysics`, whose objects are problems as they are.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
+
+from dsno.seeds import noise
+
+__all__ = ["Dagger", "Problem", "Prox", "check_problem", "conjugate_gradients", "noise_of", "posterior_mean"]
+
+
+@runtime_checkable
+class Problem(Protocol):
+    r"""$y = A x + \tau n$ with $A$ linear. Samples lie in $[-1, 1]$.
+
+    `noise` is $\tau \ge 0$ in the units of the samples; of a deepinv problem, which has no such attribute, it is
+    `noise_model.sigma` (`noise_of`).
+    """
+
+    def A(self, x: Tensor, /) -> Tensor:
+        """What is measured of samples, (B, *shape) to (B, *measured)."""
+
+    def A_adjoint(self, y: Tensor, /) -> Tensor:
+        """$A^\\top y$, (B, *measured) to (B, *shape)."""
+
+
+@runtime_checkable
+class Dagger(Problem, Protocol):
+    """A problem that knows its pseudo-inverse."""
+
+    def A_dagger(self, y: Tensor, /) -> Tensor:
+        """$A^+ y$, the shortest of the samples that fit best, (B, *measured) to (B, *shape)."""
+
+
+@runtime_checkable
+class Prox(Problem, Protocol):
+    """A problem that knows its proximal map."""
+
+    def prox_l2(self, z: Tensor, y: Tensor, gamma: float, /) -> Tensor:
+        r"""$\arg\min_x \tfrac\gamma2 |A x - y|^2 + \tfrac12 |x - z|^2$, of the shape of `z` (B, *shape)."""
+
+
+def noise_of(problem: Problem) -> float:
+    r"""$\tau$, the standard deviation of what is measured: `noise`, or `noise_model.sigma` of a deepinv problem; else 0.
+
+    Raises:
+        ValueError: if it is no finite number of 0 or more.
+    """
+    given = getattr(problem, "noise", None)
+    if given is None:
+        given = getattr(getattr(problem, "noise_model", None), "sigma", 0.0)
+    tau = float(given)
+    if not 0 <= tau < math.inf:
+        raise ValueError(f"the noise of a problem is a standard deviation of 0 or more, got {tau:g}")
+    return tau
+
+
+def check_problem(
+    problem: Problem, shape: Sequence[int], dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu"
+) -> tuple[int, ...]:
+    r"""The shape of what is measured of a sample of `shape`, if $A^\top$ is the adjoint of $A$ and its noise is one.
+
+    The dot test: $\langle A x, y \rangle = \langle x, A^\top y \rangle$ for noise x and y, to within the rounding of
+    `dtype`.
+
+    Raises:
+        ValueError: if the problem is not one of samples of this shape, its adjoint fails the dot test, or the noise is
+            negative.
+    """
+    noise_of(problem)
+    x = noise([0, 1], shape, 0, dtype, device)
+    try:
+        Ax = problem.A(x)
+        y = noise([0, 1], Ax.shape[1:], 1, dtype, device)
+        adjoint = problem.A_adjoint(y)
+    except (RuntimeError, IndexError) as error:
+        raise ValueError(
+            f"{type(problem).__name__} does not measure samples of shape {tuple(shape)}: state the problem for what the "
+            f"teacher makes, or, where that are latents, as Decoded(problem, latents) ({error})"
+        ) from None
+    if len(Ax) != len(x) or adjoint.shape != x.shape:
+        raise ValueError(
+            f"the adjoint of {type(problem).__name__} makes {tuple(adjoint.shape)} of what is measured of "
+            f"{tuple(x.shape)}: expected the same shape"
+        )
+    one, other = (Ax * y).flatten(1).sum(1).double(), (x * adjoint).flatten(1).sum(1).double()
+    scale = Ax.flatten(1).double().norm(dim=1) * y.flatten(1).double().norm(dim=1)
+    scale = torch.maximum(scale, x.flatten(1).double().norm(dim=1) * adjoint.flatten(1).double().norm(dim=1))
+    gap = float(((one - other).abs() / scale.clamp_min(torch.finfo(torch.float64).tiny)).max())
+    if not gap <= torch.finfo(dtype).eps ** 0.5:
+        raise ValueError(
+            f"the adjoint of {type(problem).__name__} is none: <A x, y> and <x, A_adjoint y> differ by {gap:.2g} of "
+            "their size; is A linear, and A_adjoint its transpose?"
+        )
+    return tuple(Ax.shape[1:])
+
+
+def posterior_mean(problem: Problem, z: Tensor, y: Tensor, variance: float, tau: float | None = None) -> Tensor:
+    r"""$\mathbb E[x \mid y]$ of $x \sim \mathcal N(z, r^2 I)$, the formula above, of the shape of `z` (B, *shape).
+
+    Arguments:
+        problem: $A$, with $\tau$ unless `tau` is given.
+        z: (B, *shape).
+        y: What was measured, (B, *measured).
+        variance: $r^2 \ge 0$.
+        tau: Noise instead of the problem's.
+    """
+    tau = noise_of(problem) if tau is None else tau
+    if variance == 0:
+        return z
+    if tau > 0:
+        gamma = variance / tau**2
+        if isinstance(problem, Prox):
+            return problem.prox_l2(z, y, gamma)
+        return z + conjugate_gradients(problem, gamma * problem.A_adjoint(y - problem.A(z)), gamma)
+    if isinstance(problem, Dagger):
+        return z + problem.A_dagger(y - problem.A(z))
+    return z + conjugate_gradients(problem, problem.A_adjoint(y - problem.A(z)), None)
+
+
+def conjugate_gradients(problem: Problem, b: Tensor, gamma: float | None, steps: int = 50) -> Tensor:
+    r"""$(I + \gamma A^\top A)^{-1} b$, or where `gamma` is None $(A^\top A)^+ b$, of the shape of `b` (B, *shape).
+
+    A fixed number of steps, and each row its own, so that nothing is read back from the device; a row that has arrived
+    stays where it is.
+
+    Source: Hestenes & Stiefel, 1952.
+    """
+
+    def dot(u: Tensor, v: Tensor) -> Tensor:
+        return (u * v).flatten(1).sum(1).reshape(-1, *[1] * (u.ndim - 1))
+
+    def apply(v: Tensor) -> Tensor:
+        normal = problem.A_adjoint(problem.A(v))
+        return normal if gamma is None else v + gamma * normal
+
+    x, r = torch.zeros_like(b), b
+    p, rr = r, dot(r, r)
+    least = rr * torch.finfo(b.dtype).eps ** 2
+    for _ in range(steps):
+        q = apply(p)
+        going = rr > least
+        step = torch.where(going, rr / torch.where(going, dot(p, q), 1.0), 0.0)
+        x, r = x + step * p, r - step * q
+        before, rr = rr, dot(r, r)
+        p = r + torch.where(going, rr / torch.where(going, before, 1.0), 0.0) * p
+    return x
