@@ -27,6 +27,7 @@ from dsno.cli.methods import Cite, Methods
 from dsno.cli.options import Refused
 from dsno.cli.plan import Plan
 from dsno.cli.reproduce import Reproduce
+from dsno.cli.restore import Restore
 from dsno.cli.sample import Sample
 from dsno.cli.share import Pull, Push
 from dsno.cli.teach import Teach
@@ -57,6 +58,7 @@ VERBS: dict[str, type[Verb]] = {
     "distill": Distill,
     "features": Features,
     "sample": Sample,
+    "restore": Restore,
     "export": Export,
     "evaluate": Evaluate,
     "reproduce": Reproduce,
