@@ -6,7 +6,7 @@ Each problem has options of its own, and an option of another problem is refused
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -125,13 +125,20 @@ def _blind(noise: float, seed: int, degrade: bool, asked: Mapping[str, Any]) -> 
     if size < 3 or size % 2 == 0:
         raise ValueError(f"kernel_size must be an odd number of 3 or more pixels, got {size}")
     circular = asked.get("border", "circular") == "circular"
-    unknown = torch.zeros(size, size)
-    unknown[size // 2, size // 2] = 1
-    blur = Blur(unknown, circular, noise)
-    true = blur if kernel is None else Blur(kernel, circular, noise)
+
+    def unknown(shape: Shape) -> Blur:
+        if size > min(shape[1:]):
+            raise ValueError(
+                f"kernel_size is {size}, and pictures have {shape[1]} x {shape[2]} pixels: take a smaller one"
+            )
+        none = torch.zeros(size, size)
+        none[size // 2, size // 2] = 1
+        return Blur(none, circular, noise)
+
     files = () if kernel is None else (asked["kernel"],)
-    made = _alike("blind", lambda shape: blur, {**asked, "kernel_size": size}, files)
-    return Stated(made.name, made.of, made.whole, lambda shape: true, made.options, files)
+    made = _alike("blind", unknown, {**asked, "kernel_size": size}, files)
+    true = unknown if kernel is None else lambda shape: Blur(kernel, circular, noise)
+    return replace(made, measure=true)
 
 
 def _gray(noise: float, seed: int, degrade: bool, asked: Mapping[str, Any]) -> Stated:

@@ -12,19 +12,21 @@ from torch import Tensor
 from tyro.conf import Positional
 
 from dsno.borrow import unwrapped
-from dsno.cli.conditions import labels_by_seed, prompts_by_seed, under_guidance
+from dsno.cli.conditions import prompts_by_seed, under_guidance
 from dsno.cli.console import progress, say, say_aside
 from dsno.cli.options import Device, TeacherRef, Variant, device_of
 from dsno.cli.problems import OF_PROBLEM, ProblemName, stated
 from dsno.condition import Cond
-from dsno.data.originals import Original, read_originals
+from dsno.data.originals import read_originals
 from dsno.denoise import Prediction
 from dsno.hub import is_hub_id
 from dsno.inverse.named import RESTORERS
 from dsno.inverse.restore import Restorer
 from dsno.nets.backbone import Backbone, own_null, sample_shape
 from dsno.outputs import check_apart
-from dsno.runs.restore import Task, Worker, restore
+from dsno.runs.restore import restore
+from dsno.runs.task import Task, Worker
+from dsno.seeds import seed_range
 from dsno.teachers.latents import Latents, load_decoder
 from dsno.teachers.load import load_teacher
 
@@ -103,6 +105,7 @@ class Restore:
     """Replace the restorations in --out."""
 
     def run(self) -> None:
+        seed_range(self.seed, max(1, self.samples))
         given = {name: getattr(self, name) for names in OF_PROBLEM.values() for name in names}
         problem = stated(self.problem, self.noise, self.seed, self.degrade, given)
         inputs = (self.pictures, self.teacher, self.reference, self.prompts, *problem.inputs)
@@ -161,7 +164,11 @@ class Restore:
         if self.prompts is not None:
             return prompts_by_seed(self.teacher, self.prompts, self.variant)
         if self.label is not None:
-            return labels_by_seed(self.teacher, teacher.classes, str(self.label))
+            if not 0 <= self.label < (teacher.classes or 0):
+                known = f"expected 0 to {teacher.classes - 1}" if teacher.classes else "it has no classes"
+                raise ValueError(f"label {self.label} is outside the classes of {self.teacher}: {known}")
+            label = self.label
+            return lambda numbers: torch.full_like(numbers, label)
         if self.guidance is not None:
             raise ValueError("--guidance leads towards what the teacher is told: give --label or --prompts, too")
         if isinstance(net, Backbone) and net.tokens:
@@ -199,9 +206,12 @@ def summary(held: dict[str, object], out: Path) -> str:
     if "psnr_of_mean" in median:
         said.append(f"of the mean {median['psnr_of_mean']:.2f}")
     return (
-        f"{samples} restorations of {len(rows)} pictures, {cost['seconds']:.1f} s, {cost['rounds']} calls, "
-        f"{cost['vjps']} vjps; medians: {', '.join(said)}\n"
+        f"restored {_counted(len(rows), 'picture')}, {_counted(samples, 'sample')}, in {cost['seconds']:.1f} s, "
+        f"{cost['rounds']} calls and "
+        f"{cost['vjps']} vjps; median {', '.join(said)}\n"
         f"pictures and numbers in {out}, beside each other in {out / 'report.html'}"
     )
 
 
+def _counted(n: int, noun: str) -> str:
+    return f"{n} {noun}" if n == 1 else f"{n} {noun}s"

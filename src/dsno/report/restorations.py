@@ -1,6 +1,6 @@
 r"""Restored pictures: how good they are, the files they are written to, and a page to look at.
 
-One answer of an inverse problem is a guess. Of several samples $x_1, \dots, x_S$ the page shows the mean and the spread,
+One answer of an inverse problem is a guess. Of several samples $x_1, \dots, x_S$ the page shows mean and spread,
 
 $$ \bar x = \frac1S \sum_j x_j, \qquad s = \Big( \frac{1}{S - 1} \sum_j (x_j - \bar x)^2 \Big)^{1/2}, $$
 
@@ -96,13 +96,16 @@ class Restoration:
         return held
 
     def files(self) -> dict[str, bytes]:
-        """What is written of it, by name: a PNG of each sample; of several their mean and their spread, black where they
-        agree; what was measured, if it was made; kernels, as numbers and as pictures."""
+        """What is written of it, by name: a PNG of each sample; of several their mean and their spread, black where
+        they agree; what was measured, if it was made; kernels, as numbers and as pictures."""
         several = len(self.x) > 1
         marks = [f"-seed-{seed}" if several else "" for seed in self.seeds]
         held = {f"{self.name}{mark}.png": as_png(x) for mark, x in zip(marks, self.x, strict=True)}
         if several:
-            held |= {f"{self.name}-mean.png": as_png(self.mean), f"{self.name}-spread.png": as_png(_bright(self.spread))}
+            held |= {
+                f"{self.name}-mean.png": as_png(self.mean),
+                f"{self.name}-spread.png": as_png(_bright(self.spread)),
+            }
         if self.measured:
             held[f"{self.name}-input.png"] = as_png(self.y)
         for mark, kernel in zip(marks, () if self.kernel is None else self.kernel, strict=self.kernel is not None):
@@ -143,8 +146,8 @@ def restoration_report(
         more: How many others there are.
     """
     legend = (
-        f"A difference or a spread is shown {MAGNIFIED:g} times as bright as it is: black is none. Pictures are enlarged "
-        "by whole factors, and nothing between pixels is smoothed."
+        f"A difference or a spread is shown {MAGNIFIED:g} times as bright as it is: black is none. Small pictures are "
+        "enlarged by whole factors, and nothing is smoothed."
     )
     rest = f"\n\n{more} more pictures are in the folder and not on this page." if more else ""
     return html_report(path, title, [r.section() for r in restorations], f"{summary}\n\n{legend}{rest}")

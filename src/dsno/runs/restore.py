@@ -11,11 +11,10 @@ be. Files are written aside until all are there: a run that fails or is stopped 
 
 from __future__ import annotations
 
-import functools
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -26,33 +25,23 @@ import torch
 from torch import Tensor
 
 from dsno.checkpoint import naming, read_json, temporary_name, version_of, write_json
-from dsno.condition import Cond, map_cond
+from dsno.condition import map_cond
 from dsno.cost import Cost, Meter
 from dsno.data.originals import Original
 from dsno.denoise import Denoiser, Guided, Prediction, evaluating, modules_of
 from dsno.grids import uniform
-from dsno.inverse.decoded import Decoded
-from dsno.inverse.operators import Mask
-from dsno.inverse.problem import Problem, check_problem, noise_of
-from dsno.inverse.restore import Restored, Restorer
-from dsno.inverse.tiles import Tiled
+from dsno.inverse.problem import Problem, check_problem
+from dsno.inverse.restore import Restored
 from dsno.outputs import Kind, claimed
 from dsno.report.restorations import Restoration, restoration_report
-from dsno.schedule import Schedule
-from dsno.seeds import noise, seed_range
+from dsno.runs.task import ROWS, Task, Worker, shown
+from dsno.seeds import noise
 from dsno.teachers.closed import Gaussian
-from dsno.teachers.latents import Latents
 from dsno.train import Report, quiet
 
-__all__ = ["RESTORATIONS", "RESTORED", "Task", "Worker", "restore"]
+__all__ = ["RESTORATIONS", "RESTORED", "restore"]
 
 RESTORATIONS, REPORT, ARRAY = "restored.json", "report.html", "restored.npy"
-
-MEASURED = 2**32 - 1
-"""The stream of the noise that clean pictures are measured with: the last, far from those of a chain."""
-
-ROWS = 64
-"""Rows of the network at once."""
 
 SHOWN = 48
 """Pictures on the page."""
@@ -79,146 +68,6 @@ def _written(folder: Path) -> list[Path]:
 
 RESTORED = Kind("a restoration", _written)
 """What `restore` writes into a folder."""
-
-
-@dataclass(frozen=True)
-class Worker:
-    """Who restores: a teacher with a method.
-
-    Attributes:
-        denoiser: The teacher, guided or not.
-        schedule: The schedule it was trained on.
-        shape: The shape of its samples, (C, H, W).
-        method: Makes the restorer of a grid: one of `dsno.inverse.named.RESTORERS`, with its options.
-        steps: Steps of the uniform grid that it goes through.
-        latents: Decodes samples into pictures, if they are latents.
-        device: Where it is.
-    """
-
-    denoiser: Denoiser
-    schedule: Schedule
-    shape: tuple[int, ...]
-    method: Callable[[Tensor], Restorer]
-    steps: int
-    latents: Latents | None = None
-    device: torch.device = torch.device("cpu")
-
-    @functools.cached_property
-    def picture(self) -> tuple[int, ...]:
-        """The shape of the pictures that it makes."""
-        if self.latents is None:
-            return self.shape
-        with torch.no_grad():
-            return tuple(self.latents.decode(torch.zeros(1, *self.shape, device=self.device)).shape[1:])
-
-    def canvas(self, name: str, shape: tuple[int, ...]) -> tuple[int, ...]:
-        """The shape of a sample that is, or decodes to, a picture of `shape`, called `name` in messages.
-
-        Raises:
-            ValueError: for another number of channels, or less than the teacher makes.
-        """
-        (C, *sides), (channels, *least) = shape, self.picture
-        if C != channels:
-            found, makes = ("in grey", "in colour") if C == 1 else ("in colour", "in grey")
-            how = "convert it to RGB, or colour it, problem='gray'" if C == 1 else "convert it to grey"
-            raise ValueError(f"{name} is {found}, and the teacher makes pictures {makes}: {how}")
-        if any(n < w for n, w in zip(sides, least, strict=True)):
-            raise ValueError(
-                f"{name} is restored to {_size(sides)} pixels, and the teacher makes {_size(least)}: enlarge or pad it "
-                "first, or take a teacher of smaller pictures; only larger ones are cut into tiles"
-            )
-        scales = [w // n for w, n in zip(least, self.shape[1:], strict=True)]
-        if any(n % k for n, k in zip(sides, scales, strict=True)):
-            raise ValueError(
-                f"{name} is restored to {_size(sides)} pixels, and each of the teacher's latents stands for "
-                f"{_size(scales)}: crop or pad it to whole ones"
-            )
-        return (self.shape[0], *(n // k for n, k in zip(sides, scales, strict=True)))
-
-    def on(self, canvas: tuple[int, ...]) -> Denoiser:
-        """The denoiser of samples of a shape, in tiles where it is not the teacher's own."""
-        return self.denoiser if canvas == self.shape else Tiled(self.denoiser, self.shape, canvas, limit=ROWS)
-
-    def stated(self, problem: Problem) -> Any:
-        """A problem of pictures for its samples: through the decoder, where they are latents."""
-        return problem if self.latents is None else Decoded(problem, self.latents)
-
-
-@dataclass(frozen=True)
-class Task:
-    """What is restored.
-
-    Attributes:
-        pictures: What was measured, or clean ones with `measure`.
-        problem: Makes the problem of pictures of a shape (C, H, W).
-        whole: The shape of a picture from that of what was measured of it.
-        measure: If the pictures are clean, makes the problem that they are measured by first; they are their own
-            references then.
-        references: What should come out, by name, where it is known.
-        samples: Restorations of each picture.
-        seed: The first seed.
-        condition: What the teacher is told of pictures, a function of their numbers (B,).
-        array: Whether the pictures came in an array, and are written as one, too.
-
-    Raises:
-        ValueError: for less than one sample.
-    """
-
-    pictures: Sequence[Original]
-    problem: Callable[[tuple[int, ...]], Problem]
-    whole: Callable[[tuple[int, ...]], tuple[int, ...]]
-    measure: Callable[[tuple[int, ...]], Problem] | None = None
-    references: Mapping[str, Tensor] | None = None
-    samples: int = 1
-    seed: int = 0
-    condition: Callable[[Tensor], Cond] | None = None
-    array: bool = False
-
-    def __post_init__(self) -> None:
-        if self.samples < 1:
-            raise ValueError(f"samples must be at least 1, got {self.samples}")
-
-    @property
-    def seeds(self) -> Tensor:
-        """Of the samples of each picture, (S,)."""
-        return seed_range(self.seed, self.samples)
-
-    def shape(self, picture: Original) -> tuple[int, ...]:
-        """The shape of what a picture is restored to."""
-        given = tuple(picture.x.shape)
-        return self.whole(given) if self.measure is None else given
-
-    def reference(self, picture: Original) -> Tensor | None:
-        """What a picture should be restored to, where it is known.
-
-        Raises:
-            ValueError: if there are references, and none of this name, or of another shape.
-        """
-        if self.measure is not None:
-            return picture.x
-        if self.references is None:
-            return None
-        if (found := self.references.get(picture.name)) is None:
-            raise ValueError(f"there is no reference of {picture.name}: expected a picture of that name, of any suffix")
-        if found.shape != self.shape(picture):
-            raise ValueError(
-                f"the reference of {picture.name} is {_shape(found.shape)}, and it is restored to "
-                f"{_shape(self.shape(picture))}: give the picture that should come out"
-            )
-        return found
-
-    def measured(self, problem: Problem, numbers: Sequence[int]) -> Tensor:
-        """What was measured of pictures of one size, (B, *measured); of clean ones it is measured now.
-
-        What a mask hides is 0, whatever the picture has there.
-        """
-        y = torch.stack([self.pictures[n].x for n in numbers])
-        if self.measure is not None:
-            problem = self.measure(tuple(y.shape[1:]))
-            y = problem.A(y)
-            if (tau := noise_of(problem)) > 0:
-                y = y + tau * noise([self.seed + n for n in numbers], y.shape[1:], MEASURED)
-        return problem.A(y) if isinstance(problem, Mask) else y
 
 
 @dataclass(frozen=True)
@@ -257,6 +106,7 @@ def restore(
 
     Raises:
         FileExistsError, PermissionError: as `claimed` does; if a file that is somebody else's would be replaced.
+        FloatingPointError: for restorations that are not finite.
         ValueError: before the network is asked, for a problem that cannot be stated for the pictures, whose adjoint
             fails the dot test, or that the method cannot solve; for pictures smaller than the teacher's or of other
             channels, two that would be written under one name, or a reference that is missing or of another shape.
@@ -314,12 +164,11 @@ def _batches(worker: Worker, task: Task) -> list[Batch]:
         measured = check_problem(problem, shape)
         if task.measure is None and measured != given:
             raise ValueError(
-                f"{first.name} is {_shape(given)}, and of {_shape(shape)} this problem measures {_shape(measured)}: give "
-                "what was measured, or clean pictures and degrade=True"
+                f"{first.name} is {shown(given)}, and of {shown(shape)} this problem measures {shown(measured)}: "
+                "give what was measured, or clean pictures and degrade=True"
             )
-        denoiser = worker.on(canvas)
-        rows = task.samples * (denoiser.tiles if isinstance(denoiser, Tiled) else 1)
-        together = max(1, ROWS // rows)
+        _, tiles = worker.on(canvas)
+        together = max(1, ROWS // (tiles * task.samples))
         for part in (tuple(numbers[n : n + together]) for n in range(0, len(numbers), together)):
             found.append(Batch(part, task.measured(problem, part), problem, canvas))
     return found
@@ -341,16 +190,15 @@ def _rehearsed(worker: Worker, batches: Sequence[Batch], task: Task) -> int:
                 meter = Meter(stand_in)
                 _called(worker, batch, task, meter, steps)
                 counted.append(meter.rounds)
-            denoiser = worker.on(batch.canvas)
-            rows = len(batch.numbers) * task.samples * (denoiser.tiles if isinstance(denoiser, Tiled) else 1)
-            chunks = -(-rows // ROWS) if isinstance(denoiser, Tiled) else 1
+            _, tiles = worker.on(batch.canvas)
+            chunks = -(-tiles * len(batch.numbers) * task.samples // ROWS) if tiles > 1 else 1
             known[key] = chunks * (counted[0] + (worker.steps - 1) * (counted[1] - counted[0]))
         calls += known[key]
     return calls
 
 
 def _restored(worker: Worker, batch: Batch, task: Task) -> Restored:
-    return _called(worker, batch, task, worker.on(batch.canvas), worker.steps)
+    return _called(worker, batch, task, worker.on(batch.canvas)[0], worker.steps)
 
 
 def _called(worker: Worker, batch: Batch, task: Task, denoiser: Denoiser, steps: int) -> Restored:
@@ -368,6 +216,9 @@ def _called(worker: Worker, batch: Batch, task: Task, denoiser: Denoiser, steps:
 def _finished(worker: Worker, batch: Batch, made: Restored, task: Task) -> Iterator[Restoration]:
     with torch.no_grad():
         x = made.x if worker.latents is None else worker.latents.decode(made.x)
+    if not bool(x.isfinite().all()):
+        names = ", ".join(task.pictures[n].name for n in batch.numbers)
+        raise FloatingPointError(f"the restorations of {names} are not finite: take more steps, or another method")
     S, seeds = task.samples, tuple(task.seeds.tolist())
     x, residual = x.float().clamp(-1, 1).cpu(), made.residual.cpu()
     kernel = None if made.kernel is None else made.kernel.float().cpu()
@@ -452,7 +303,16 @@ def _counting(denoiser: Denoiser, calls: int, report: Report) -> Iterator[None]:
 def _medians(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     """Of all samples of all pictures, by measure."""
     held = {}
-    for name in ("residual", "spread", "psnr", "ssim", "psnr_of_input", "ssim_of_input", "psnr_of_mean", "ssim_of_mean"):
+    for name in (
+        "residual",
+        "spread",
+        "psnr",
+        "ssim",
+        "psnr_of_input",
+        "ssim_of_input",
+        "psnr_of_mean",
+        "ssim_of_mean",
+    ):
         found = [v for row in rows if name in row for v in np.atleast_1d(row[name]).tolist() if v is not None]
         if found:
             held[name] = float(np.median(found))
@@ -464,14 +324,6 @@ def _said(held: Mapping[str, Any]) -> str:
     cost, rows = held["cost"], held["pictures"]
     samples = sum(len(row["seeds"]) for row in rows)
     return (
-        f"{len(rows)} pictures, {samples} samples, {held['steps']} steps: {cost['rounds']} calls, {cost['rows']} network "
-        f"evaluations, {cost['vjps']} vjps and {cost['jvps']} jvps in {cost['seconds']:.1f} s."
+        f"{len(rows)} pictures, {samples} samples, {held['steps']} steps: {cost['rounds']} calls, {cost['rows']} "
+        f"network evaluations, {cost['vjps']} vjps and {cost['jvps']} jvps in {cost['seconds']:.1f} s."
     )
-
-
-def _size(sides: Sequence[int]) -> str:
-    return " x ".join(map(str, sides))
-
-
-def _shape(shape: Sequence[int]) -> str:
-    return f"{_size(shape[1:])} pixels {'in grey' if shape[0] == 1 else 'in colour' if shape[0] == 3 else ''}".strip()
