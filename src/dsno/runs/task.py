@@ -82,7 +82,7 @@ class Worker:
             raise ValueError(f"pictures have 1 or 3 channels, and the teacher makes samples of shape {self.picture}")
         C, *sides = shape
         channels, *least = self.picture
-        if C != channels:
+        if channels != C:
             found, makes = ("in grey", "in colour") if C == 1 else ("in colour", "in grey")
             how = "convert it to RGB, or colour it, problem='gray'" if C == 1 else "convert it to grey"
             raise ValueError(f"{name} is {found}, and the teacher makes pictures {makes}: {how}")
