@@ -115,20 +115,19 @@ def check_problem(
     return tuple(Ax.shape[1:])
 
 
-def posterior_mean(problem: Problem, z: Tensor, y: Tensor, variance: float, tau: float | None = None) -> Tensor:
+def posterior_mean(problem: Problem, z: Tensor, y: Tensor, variance: float) -> Tensor:
     r"""$\mathbb E[x \mid y]$ of $x \sim \mathcal N(z, r^2 I)$, the formula above, of the shape of `z` (B, *shape).
 
     Arguments:
-        problem: $A$, with $\tau$ unless `tau` is given.
+        problem: $A$ and $\tau$.
         z: (B, *shape).
         y: What was measured, (B, *measured).
-        variance: $r^2 \ge 0$.
-        tau: Noise instead of the problem's.
+        variance: $r^2 \ge 0$; where it is infinite, what was measured is met exactly, as it is without noise.
     """
-    tau = noise_of(problem) if tau is None else tau
+    tau = noise_of(problem)
     if variance == 0:
         return z
-    if tau > 0:
+    if tau > 0 and variance < math.inf:
         gamma = variance / tau**2
         if isinstance(problem, Prox):
             return problem.prox_l2(z, y, gamma)
