@@ -149,5 +149,9 @@ def test_what_only_the_pictures_tell_is_refused_when_they_are_known(files: Path)
         made("blind", files, degrade=True)
     with pytest.raises(ValueError, match="kernel_size is 9, and pictures have 8 x 12 pixels: take a smaller one"):
         made("blind", files).of(SHAPE)
+    with pytest.raises(
+        ValueError, match="mask.png is of 8 x 12 pixels, and a picture of 12 x 8: bring it to that size"
+    ):
+        made("inpaint", files, mask="mask.png").of((1, 12, 8))
     with pytest.raises(ValueError, match="gray restores the colours of grey pictures"):
         made("gray", files).whole(SHAPE)

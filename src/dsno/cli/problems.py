@@ -90,7 +90,14 @@ def _inpaint(noise: float, seed: int, degrade: bool, asked: Mapping[str, Any]) -
     ((kind, value),) = asked.items()
     if kind == "mask":
         keep = read_mask(value)
-        return _alike("inpaint", lambda shape: Mask(keep, noise), asked, (value,))
+
+        def masked(shape: Shape) -> Mask:
+            if keep.shape != shape[1:]:
+                sides = [" x ".join(map(str, size)) for size in (keep.shape, shape[1:])]
+                raise ValueError(f"{value} is of {sides[0]} pixels, and a picture of {sides[1]}: bring it to that size")
+            return Mask(keep, noise)
+
+        return _alike("inpaint", masked, asked, (value,))
     makes: dict[str, Callable[[Shape], Mask]] = {
         "box": lambda shape: Mask.box(shape, value, noise),
         "half": lambda shape: Mask.half(shape, -1 if value == "right" else -2, noise),

@@ -114,7 +114,7 @@ def restore(
     out, batches = Path(out), _batches(worker, task)
     for picture in task.pictures:
         task.reference(picture)
-    _check_names(task.pictures, out)
+    _check_names(task.pictures, out, overwrite)
     calls = _rehearsed(worker, batches, task)
     finished, cost = list[Restoration](), Cost()
     with (
@@ -263,7 +263,7 @@ def _publish(staging: Path, folder: Path, held: Mapping[str, Any]) -> None:
     write_json(folder / RESTORATIONS, {**held, "files": files})
 
 
-def _check_names(pictures: Sequence[Original], out: Path) -> None:
+def _check_names(pictures: Sequence[Original], out: Path, overwrite: bool) -> None:
     """Refuse pictures that would be written over one another, or over what is not of a restoration.
 
     Raises:
@@ -274,7 +274,8 @@ def _check_names(pictures: Sequence[Original], out: Path) -> None:
         if (other := PART.sub("", name)) != name and other in names:
             raise ValueError(f"{name} is what a part of {other} would be called: rename one of these pictures")
     own = RESTORED.own(out)
-    for path in sorted(out.glob("*")):
+    # Without it a folder that holds anything is refused anyway.
+    for path in sorted(out.glob("*")) if overwrite else ():
         if path not in own and (path.name in (REPORT, ARRAY) or PART.sub("", path.stem) in names):
             raise FileExistsError(f"{path} is not of a restoration and would be replaced: choose another folder")
 
