@@ -20,7 +20,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakIdKeyDictionary
 
 from dsno.condition import Cond
-from dsno.denoise import Denoiser, Guided
+from dsno.denoise import Around, Denoiser
 
 __all__ = ["Live", "Meter", "Metered", "Throughput", "evaluations", "flops", "latency", "throughput", "timed"]
 
@@ -56,7 +56,7 @@ class Metered(nn.Module, ABC):
 
 def evaluations(denoiser: Denoiser) -> int:
     """Rows of the network for each row of a call: two of a guided denoiser, one of others."""
-    return denoiser.evaluations if isinstance(denoiser, Guided | Metered) else 1
+    return denoiser.evaluations if isinstance(denoiser, Around | Metered) else 1
 
 
 class Meter(Metered):
