@@ -307,6 +307,10 @@ OF_SOLVER = {
     "DPMSolverPP": "lu2022dpmpp",
     "DPM-Solver++": "lu2022dpmpp",
     "UniPC": "zhao2023unipc",
+    "PLMS": "liu2022pseudo",
+    "LTSP": "wizadwongsa2023accelerating",
+    "STSP": "wizadwongsa2023accelerating",
+    "Strang2": "wizadwongsa2023accelerating",
     # The exact samplers; a receding draft is this library's own.
     "Picard": "shih2023parallel",
     "ParaTAA": "tang2024accelerating",

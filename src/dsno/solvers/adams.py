@@ -66,7 +66,9 @@ def advanced(schedule: Schedule, past: Past, s: float) -> Tensor:
         return x_s
     w = adams_bashforth([r[0], *(r[j] for j in known)], noise_ratio(schedule, s))
     eps_0, alpha_s = _noise(schedule, newest), schedule.at(s)[0]
-    change = sum((w_j * (_noise(schedule, past[j]) - eps_0) for w_j, j in zip(w[1:], known, strict=True)), torch.zeros(()))
+    change = sum(
+        (w_j * (_noise(schedule, past[j]) - eps_0) for w_j, j in zip(w[1:], known, strict=True)), torch.zeros(())
+    )
     return x_s + alpha_s * change
 
 
