@@ -30,7 +30,7 @@ from dsno.condition import Cond, named, unnamed
 from dsno.denoise import Around, Denoiser, Prediction, at_one_time, expand_like, innermost
 from dsno.schedule import Schedule
 
-__all__ = ["TARGET", "Guide", "Halves", "Projection", "Reads", "Steered", "levels", "target_of", "untold"]
+__all__ = ["TARGET", "Guide", "Halves", "Projection", "Reads", "Steered", "as_label", "levels", "target_of", "untold"]
 
 TARGET = "guide"
 """The name in a condition of what a guide pulls each row towards, (B, ...): labels, pictures, embeddings."""
@@ -76,6 +76,13 @@ def target_of(cond: Cond | None) -> Tensor:
 def untold(cond: Cond | None) -> Cond | None:
     """The condition without the guide's target: what the denoiser itself is told."""
     return unnamed({name: c for name, c in named(cond).items() if name != TARGET})
+
+
+def as_label(cond: Cond | None) -> Cond | None:
+    """The condition of a steered teacher as its student is told it, which knows no guide: the target is its label."""
+    if cond is None or isinstance(cond, Tensor):
+        return cond
+    return {"label" if name == TARGET else name: c for name, c in cond.items()}
 
 
 def levels(schedule: Schedule, t: Tensor | float, x: Tensor) -> tuple[Tensor | float, Tensor | float]:

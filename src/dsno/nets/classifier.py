@@ -6,9 +6,9 @@ $c = \alpha_t / n_t$ with $n_t^2 = \alpha_t^2 + \sigma_t^2$, and nothing at all 
 $$ \log p(y \mid x_t) = \mathrm{log\,softmax}_y \big( b + c \, f(x_t / n_t, \theta_t) \big), \qquad
    \theta_t = \arctan(\sigma_t / \alpha_t) = \arccos c, $$
 
-whose gradient vanishes as $c$ does, as that of the true posterior. The network sees a state of unit scale and the angle,
-and no schedule: a classifier that was trained once serves teachers of every path, VP, VE or straight. At $\theta = 0$ it
-is an ordinary classifier of clean samples.
+whose gradient vanishes as $c$ does, as that of the true posterior. The network sees a state of unit scale and the
+angle, and no schedule: a classifier that was trained once serves teachers of every path, VP, VE or straight. At
+$\theta = 0$ it is an ordinary classifier of clean samples.
 """
 
 from __future__ import annotations

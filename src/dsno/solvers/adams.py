@@ -46,7 +46,7 @@ def noise_ratio(schedule: Schedule, t: float) -> float:
 
 
 def adams_bashforth(r: Sequence[float], r_s: float) -> list[float]:
-    r"""The weights $w_j$ of values at the ratios `r`, one to four, the newest first, in the step from `r[0]` to `r_s`."""
+    r"""The weights $w_j$ of values at the ratios `r`, one to four, newest first, in the step from `r[0]` to `r_s`."""
     h = r_s - r[0]
 
     def through(j: int, at: float) -> float:
