@@ -19,7 +19,7 @@ from dsno.nets.backbone import NETS
 from dsno.parallel import EXACT
 from dsno.references import OF_KIND, OF_METRIC, OF_NET, OF_SCHEDULE, OF_SOLVER, REFERENCES, Citation, bibtex, used_by
 from dsno.schedule import SCHEDULES
-from dsno.solvers.named import SOLVERS
+from dsno.solvers.named import SOLVERS, SPLITTINGS
 from dsno.students.files import save_student
 from dsno.teachers.native import save_teacher
 from dsno.trajectories.generate import generate
@@ -94,7 +94,7 @@ def test_every_method_has_its_papers() -> None:
 
 def test_every_solver_schedule_kind_network_and_metric_has_its_paper() -> None:
     # What trajectories and notes record is the class of the step.
-    assert {type(make()).__name__ for make in SOLVERS.values()} <= {*OF_SOLVER}
+    assert {type(make()).__name__ for make in {**SOLVERS, **SPLITTINGS}.values()} <= {*OF_SOLVER}
     assert {sampler.__name__ for sampler in EXACT.values()} - {"Receding"} <= {*OF_SOLVER}
     assert {*SCHEDULES} == {*OF_SCHEDULE}
     assert {*KINDS} == {*OF_KIND}

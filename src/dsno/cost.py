@@ -23,7 +23,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakIdKeyDictionary
 
 from dsno.condition import Cond
-from dsno.denoise import Denoiser, Guided, at_one_time
+from dsno.denoise import Around, Denoiser, at_one_time
 
 __all__ = [
     "Cost",
@@ -71,7 +71,7 @@ class Metered(nn.Module, ABC):
 
 def evaluations(denoiser: Denoiser) -> int:
     """Rows of the network for each row of a call: two of a guided denoiser, one of others."""
-    return denoiser.evaluations if isinstance(denoiser, Guided | Metered) else 1
+    return denoiser.evaluations if isinstance(denoiser, Around | Metered) else 1
 
 
 class Meter(Metered):

@@ -38,6 +38,7 @@ from dsno.condition import Cond, map_cond, named, rows_like, unnamed
 from dsno.schedule import Schedule
 
 __all__ = [
+    "Around",
     "Denoiser",
     "Guided",
     "Kind",
@@ -49,6 +50,7 @@ __all__ = [
     "each_row",
     "evaluating",
     "expand_like",
+    "innermost",
     "modules_of",
     "scale_input",
     "tensors_of",
@@ -272,7 +274,24 @@ class Prediction(nn.Module):
         return self.clipped(self.unclipped(x_t, t, cond))
 
 
-class Guided(nn.Module):
+class Around(nn.Module):
+    """A denoiser that is made of another one, and takes times and states as that one does.
+
+    `evaluations` are the rows of the network for each row of a call.
+    """
+
+    denoiser: Denoiser
+    evaluations: int = 1
+
+
+def innermost(denoiser: Denoiser) -> Denoiser:
+    """What guidance was put around, itself of others."""
+    while isinstance(denoiser, Around):
+        denoiser = denoiser.denoiser
+    return denoiser
+
+
+class Guided(Around):
     r"""Classifier-free guidance; a guided denoiser is again a denoiser (Ho & Salimans, 2022, arXiv 2207.12598, eq. 6).
 
     $$ D_w(x_t, t, c) = (1 + w) \, D(x_t, t, c) - w \, D(x_t, t, \varnothing) $$
@@ -340,10 +359,10 @@ def at_one_time(denoiser: Denoiser) -> Callable[[Tensor, float, Cond | None], Te
     not; anyone else's is told the time of `each_row`, and so is one that is compiled, for each number anew otherwise.
     """
     chain = [denoiser]
-    while isinstance(chain[-1], Guided):
+    while isinstance(chain[-1], Around):
         chain.append(chain[-1].denoiser)
     compiled = any(isinstance(part, nn.Module) and part._compiled_call_impl is not None for part in chain)
-    if isinstance(denoiser, Prediction | Guided) and isinstance(chain[-1], Prediction) and not compiled:
+    if isinstance(denoiser, Prediction | Around) and isinstance(chain[-1], Prediction) and not compiled:
         return denoiser
     return lambda x_t, t, cond: denoiser(x_t, each_row(t, x_t), cond)
 

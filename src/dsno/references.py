@@ -195,6 +195,26 @@ REFERENCES: dict[str, Citation] = {
         2022,
         "2211.01095",
     ),
+    "liu2022pseudo": Citation(
+        "Liu, Luping and Ren, Yi and Lin, Zhijie and Zhao, Zhou",
+        "Pseudo Numerical Methods for Diffusion Models on Manifolds",
+        2022,
+        "2202.09778",
+        ICLR,
+    ),
+    "wizadwongsa2023accelerating": Citation(
+        "Wizadwongsa, Suttisak and Suwajanakorn, Supasorn",
+        "Accelerating Guided Diffusion Sampling with Splitting Numerical Methods",
+        2023,
+        "2301.11558",
+        ICLR,
+    ),
+    "bansal2023universal": Citation(
+        "Bansal, Arpit and Chu, Hong-Min and Schwarzschild, Avi and Sengupta, Soumyadip and others",
+        "Universal Guidance for Diffusion Models",
+        2023,
+        "2302.07121",
+    ),
     "zhao2023unipc": Citation(
         "Zhao, Wenliang and Bai, Lujia and Rao, Yongming and Zhou, Jie and Lu, Jiwen",
         "UniPC: A Unified Predictor-Corrector Framework for Fast Sampling of Diffusion Models",
@@ -307,6 +327,10 @@ OF_SOLVER = {
     "DPMSolverPP": "lu2022dpmpp",
     "DPM-Solver++": "lu2022dpmpp",
     "UniPC": "zhao2023unipc",
+    "PLMS": "liu2022pseudo",
+    "LTSP": "wizadwongsa2023accelerating",
+    "STSP": "wizadwongsa2023accelerating",
+    "Strang2": "wizadwongsa2023accelerating",
     # The exact samplers; a receding draft is this library's own.
     "Picard": "shih2023parallel",
     "ParaTAA": "tang2024accelerating",
@@ -340,6 +364,14 @@ OF_NET = {
     "DhariwalUNet": "dhariwal2021diffusion",
     "MagnitudeUNet": "karras2024analyzing",
 }
+
+OF_GUIDE = {
+    "NoisyClassifier": "dhariwal2021diffusion",
+    "CleanClassifier": "bansal2023universal",
+    "LossGuide": "bansal2023universal",
+    "ClassifierFree": "ho2022classifier",
+}
+"""A guide by its class."""
 
 OF_METRIC = {
     "frechet": "heusel2017gans",
@@ -437,6 +469,7 @@ def _student(config: Mapping[str, Any]) -> list[str | None]:
         "zhang2018unreasonable" if "perceptual" in str(notes.get("options", notes).get("distance", "")) else None,
         "meng2023distillation" if weighted else None,
         "ho2022classifier" if notes.get("guided") else None,
+        OF_GUIDE.get(notes.get("guide", "")),
         OF_SOLVER.get(notes.get("solver", "")),
     ]
 
@@ -451,11 +484,19 @@ def _trajectories(manifest: Any) -> list[str] | None:
         [
             OF_SOLVER.get(manifest["solver"]["name"]),
             "ho2022classifier" if guided else None,
+            *_guides(teacher.get("guide")),
             OF_SCHEDULE.get(manifest["schedule"]["name"]),
             OF_KIND.get(inner.get("kind", "")),
             _threshold(inner.get("clip")),
         ]
     )
+
+
+def _guides(guide: Any) -> list[str | None]:
+    """What a manifest's guide is of, or each of its parts."""
+    if not isinstance(guide, Mapping):
+        return []
+    return [OF_GUIDE.get(str(guide.get("class"))), *(key for part in guide.get("parts", ()) for key in _guides(part))]
 
 
 def _threshold(clip: Any) -> str | None:

@@ -41,7 +41,7 @@ from torch import Tensor, nn
 
 from dsno.condition import Cond
 from dsno.cost import Metered
-from dsno.denoise import Denoiser, Guided, Prediction, expand_like
+from dsno.denoise import Around, Denoiser, Prediction, expand_like
 from dsno.distillation.denoising import noised
 from dsno.distillation.distances import from_folder
 from dsno.distillation.regression import OperatorOptions, TrajectoryDistillation, operator
@@ -186,7 +186,7 @@ def student_denoiser(teacher: Denoiser, guided: bool = False) -> nn.Module:
         ValueError: if the teacher is no network of this library's; or, where a weight is to be told, as
             `flow_map_from_teacher` does.
     """
-    while isinstance(teacher, Metered | Guided):
+    while isinstance(teacher, Metered | Around):
         teacher = teacher.denoiser
     if not isinstance(teacher, Prediction):
         raise ValueError(

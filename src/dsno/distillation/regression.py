@@ -35,6 +35,7 @@ from dsno.distillation.stages import Given, Stage
 from dsno.schedule import Schedule
 from dsno.seeds import generator
 from dsno.solvers.run import initial_state
+from dsno.steer import as_label
 from dsno.students.blocks import Told, Where
 from dsno.students.operator import Target, TrajectoryStudent, student_from_teacher
 from dsno.students.temporal import Activation, Init
@@ -162,6 +163,8 @@ class TrajectoryDistillation:
                 boost = len(others) / self.others
                 other = others[int(torch.randint(len(others), (), generator=g))]
                 others = [other] if float(torch.rand((), generator=g)) < self.others else []
+            if "cond" in batch:
+                batch["cond"] = as_label(batch["cond"])
             yield {**batch, "first": first, "frames": (*others, last), "boost": boost}
 
     def start(self, batch: dict[str, Any]) -> tuple[Tensor, float]:

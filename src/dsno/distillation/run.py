@@ -23,11 +23,12 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from dsno.borrow import unwrapped
 from dsno.checkpoint import CONFIG, tensor_sha
 from dsno.condition import Cond, named
 from dsno.config import settled
 from dsno.data.samples import Samples
-from dsno.denoise import Denoiser, Guided, Prediction
+from dsno.denoise import Around, Denoiser, Guided, Prediction, innermost
 from dsno.distillation.earlier import begun
 from dsno.distillation.registry import Method, method_named
 from dsno.distillation.regression import LiftOptions, has_weight, weights_in
@@ -35,6 +36,7 @@ from dsno.distillation.stages import Given, Options, Stage
 from dsno.engine import training_device
 from dsno.nets.backbone import check_null, own_null
 from dsno.nets.features import load_feature_net
+from dsno.nets.unet import UNet, with_classes
 from dsno.outputs import STUDENT, claimed
 from dsno.snapshots import changes_of, settings_of, snapshots_in
 from dsno.students.files import notes_of, save_student
@@ -49,7 +51,7 @@ __all__ = ["check_batch", "distill", "drawn_on", "guided_as", "null_of_set", "ru
 
 
 def distill(
-    teacher: Prediction | Guided | None,
+    teacher: Prediction | Around | None,
     data: TrajectorySet | Samples,
     out: Path | str,
     method: str = "operator",
@@ -67,7 +69,9 @@ def distill(
 
     Arguments:
         teacher: Where the student starts, and what methods ask that need a teacher while they train; guided as its
-            trajectories were, if it comes without. None where a `student` is given and the method asks no teacher.
+            trajectories were, if it comes without. None where a `student` is given and the method asks no teacher. Of
+            trajectories that a guide steered the student is told the target as its label, though the teacher knows
+            none: give the `Steered` teacher or the one inside.
         data: Its trajectories; or, of a method that needs clean samples alone, a data set. The ends of trajectories are
             samples, too.
         out: Folder for the student.
@@ -102,7 +106,7 @@ def distill(
         raise ValueError(f"{made[0]} is an option of making a student, and one is given: leave it out, or the student")
     if student is None:
         torch.manual_seed(config.seed)
-        student = settled.student(_unguided(cast(Prediction, teacher)), given)
+        student = settled.student(told_target(cast(Prediction, teacher), data), given)
     return run_stages(chosen, settled, student, given, out, config, resume, overwrite, report, sources)
 
 
@@ -118,7 +122,7 @@ def check_batch(batch: int | None) -> None:
 
 def drawn_on(
     method: Method,
-    teacher: Prediction | Guided | None,
+    teacher: Prediction | Around | None,
     data: TrajectorySet | Samples,
     config: TrainConfig,
     batch: int | None,
@@ -133,6 +137,11 @@ def drawn_on(
     trajectories = data if isinstance(data, TrajectorySet) else None
     method.check_data(trajectories is not None, getattr(data, "name", ""))
     denoiser: Denoiser | None = teacher
+    if trajectories is not None and trajectories.guide is not None and "teacher" in method.needs:
+        raise ValueError(
+            f"{method.name} asks the teacher while it trains, and {trajectories.source} was steered by a guide: take a "
+            "method that learns from trajectories alone, operator or knowledge"
+        )
     if trajectories is not None and teacher is not None:
         # The guidance that a method distils is not that of the trajectories.
         solved_by = guided_as(trajectories, _unguided(teacher) if method.guides else teacher)
@@ -140,7 +149,7 @@ def drawn_on(
         denoiser = teacher if method.guides else solved_by
     if method.guides and isinstance(teacher, Prediction):
         denoiser = Guided(teacher, torch.tensor(_null(teacher, options)))
-    known = student if teacher is None else _unguided(teacher)
+    known = student if teacher is None else told_target(teacher, data)
     assert known is not None
     x, labels = None, None
     if {"samples", "data"} & {*method.needs}:
@@ -150,14 +159,37 @@ def drawn_on(
     return Given(denoiser, known.schedule, config.steps, rows, config.seed, x, labels, trajectories)
 
 
-def guided_as(data: TrajectorySet, teacher: Prediction | Guided) -> Prediction | Guided:
+def told_target(teacher: Prediction | Around, data: TrajectorySet | Samples) -> Prediction:
+    """The teacher without guidance; of trajectories that a guide of classes steered, told these, which change nothing
+    yet.
+
+    Raises:
+        ValueError: if its network cannot be told classes.
+    """
+    inner = _unguided(teacher)
+    classes = data.guide.get("classes") if isinstance(data, TrajectorySet) and data.guide is not None else None
+    if classes is None or inner.classes is not None:
+        return inner
+    net = unwrapped(inner.net)
+    if not isinstance(net, UNet):
+        raise ValueError(
+            f"the student is told which of {classes} classes it was steered towards, and a {type(net).__name__} cannot "
+            "be told one: give a student that can, distill(..., student=...)"
+        )
+    told = with_classes(net, classes)
+    return Prediction(
+        told, inner.schedule, inner.kind, inner.time, inner.clip, inner.data_std, inner.shape, classes
+    ).train(inner.training)
+
+
+def guided_as(data: TrajectorySet, teacher: Prediction | Around) -> Prediction | Around:
     """The teacher, guided as it was when the set was made.
 
     Raises:
         ValueError: if it was guided away from something that is no label: give the `Guided` itself.
     """
     found = data.manifest["teacher"]
-    if isinstance(teacher, Guided) or found["class"] != "Guided":
+    if isinstance(teacher, Around) or found["class"] != "Guided":
         return teacher
     null = null_of_set(data)
     if null is None:
@@ -298,6 +330,7 @@ def _notes(
         notes |= {
             "solver": made["solver"]["name"],
             "guided": made["teacher"]["class"] == "Guided",
+            **({} if given.trajectories.guide is None else {"guide": given.trajectories.guide["class"]}),
             "trajectories": len(given.trajectories),
         }
         if has_weight(given.trajectories):
@@ -344,8 +377,8 @@ def _described(student: Student) -> dict[str, Any]:
     return {"net": type(net).__name__, "kind": student.kind}
 
 
-def _unguided(teacher: Prediction | Guided) -> Prediction:
-    inner = teacher.denoiser if isinstance(teacher, Guided) else teacher
+def _unguided(teacher: Prediction | Around) -> Prediction:
+    inner = innermost(teacher)
     if not isinstance(inner, Prediction):
         raise ValueError(f"a student starts from a network, and a {type(inner).__name__} is no Prediction of one")
     return inner

@@ -20,7 +20,17 @@ from torch.nn import functional as F
 
 from dsno.condition import Cond, label_of
 
-__all__ = ["Block", "Head", "PaddingMode", "Stem", "UNet", "depth_to_space", "space_to_depth", "time_embedding"]
+__all__ = [
+    "Block",
+    "Head",
+    "PaddingMode",
+    "Stem",
+    "UNet",
+    "depth_to_space",
+    "space_to_depth",
+    "time_embedding",
+    "with_classes",
+]
 
 PaddingMode = Literal["zeros", "circular", "reflect", "replicate"]
 
@@ -279,3 +289,17 @@ class UNet(nn.Module):
         for block in self.up:
             h = block(h, emb) if block.resample else block(h, emb, skips.pop())
         return depth_to_space(self.head(h), self.patch)
+
+
+def with_classes(net: UNet, classes: int) -> UNet:
+    """The same network told one of some classes, which change nothing yet: their embedding is zero.
+
+    Raises:
+        ValueError: for one that is told classes already.
+    """
+    if net.classes is not None:
+        raise ValueError(f"this U-Net is told one of {net.classes} classes already")
+    made = UNet(**{**net.config, "classes": classes})
+    state = net.state_dict()
+    made.load_state_dict({**state, "label.weight": torch.zeros_like(made.state_dict()["label.weight"])})
+    return made.to(next(net.parameters()).device)

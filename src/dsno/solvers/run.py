@@ -2,7 +2,8 @@
 
 The driver knows no solver. It announces the grid to the schedule, so that all coefficients are worked out once, tells
 the denoiser the time in float32 or better, whatever the states are, hands a stochastic step its noise, counts what the
-denoiser costs, and reads nothing back from the device inside the loop.
+denoiser costs, and reads nothing back from the device inside the loop. A steered denoiser (`dsno.steer`) is handed
+over as its `Halves`, which are called like any other and can be had apart.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from dsno.schedule import Schedule
 from dsno.seeds import check_noise, noise_tape
 from dsno.solvers.first_order import DDIM
 from dsno.solvers.step import Past, Step
+from dsno.steer import Halves, Steered
 from dsno.trajectory import Trajectory, sampled
 
 __all__ = ["SolverSampler", "initial_state", "solve"]
@@ -57,7 +59,9 @@ def solve(
         A trajectory of the kept states, noise first.
 
     Raises:
-        ValueError: for a bad grid, a kept time that is not on it, or a stochastic solver without seeds or tape.
+        FloatingPointError: if a gradient of a steered denoiser's guide is not finite; names the first, and its time.
+        ValueError: for a bad grid, a kept time that is not on it, or a stochastic solver without seeds or tape; for one
+            that splits a guide off a denoiser that has none.
     """
     step = DDIM() if step is None else step
     times = check_grid(grid)
@@ -66,14 +70,9 @@ def solve(
         if seeds is None:
             raise ValueError("a stochastic solver needs `seeds` (one per sample) or a noise `tape`")
         tape = noise_tape(seeds, x.shape[1:], len(times) - 1, x.dtype, x.device)
-    ask, rounds = at_one_time(denoiser), 0
+    D = Halves(denoiser, cond) if isinstance(denoiser, Steered) else _Asked(denoiser, cond)
     grid_times = times.tolist()
     schedule.expect(grid_times)
-
-    def D(x_t: Tensor, t: float) -> Tensor:
-        nonlocal rounds
-        rounds += 1
-        return ask(x_t, t, cond)
 
     states, x0s = [], []
     past: Past = ()
@@ -81,6 +80,8 @@ def solve(
         state = x
         z = tape[n] if tape is not None else None
         x, past = step(D, schedule, state, t, s, past, z)
+        if isinstance(D, Halves):
+            x = D.projected(x, s)
         if n in wanted:
             states.append(state)
             x0s.append(past[0].x0)
@@ -88,15 +89,28 @@ def solve(
         states.append(x)
         if keep_x0:
             x0s.append(x if schedule.at(grid_times[-1])[1] < 1e-4 else D(x, grid_times[-1]))
+    if isinstance(D, Halves):
+        D.check()
     return Trajectory(
         x=torch.stack(states, 1),
         t=times[sorted(wanted)],
         x0=torch.stack(x0s, 1) if keep_x0 else None,
         cond=cond,
         seeds=seeds,
-        nfe=rounds * evaluations(denoiser),
-        rounds=rounds,
+        nfe=D.rounds * evaluations(denoiser),
+        rounds=D.rounds,
     )
+
+
+class _Asked:
+    """A denoiser as steps see it, its condition given, and how often it was called."""
+
+    def __init__(self, denoiser: Denoiser, cond: Cond | None) -> None:
+        self._ask, self._cond, self.rounds = at_one_time(denoiser), cond, 0
+
+    def __call__(self, x_t: Tensor, t: float) -> Tensor:
+        self.rounds += 1
+        return self._ask(x_t, t, self._cond)
 
 
 def initial_state(schedule: Schedule, z: Tensor, start: float = 1.0) -> Tensor:

@@ -16,8 +16,9 @@ from torch import Tensor, nn
 
 from dsno.condition import Cond
 from dsno.cost import Metered
-from dsno.denoise import Denoiser, Guided, Prediction, evaluating, modules_of, tensors_of
+from dsno.denoise import Around, Denoiser, Prediction, evaluating, modules_of, tensors_of
 from dsno.solvers.run import SolverSampler
+from dsno.steer import Steered
 from dsno.trajectories.manifest import Manifest, dtype_names
 
 __all__ = ["PLAIN", "Compute"]
@@ -90,6 +91,9 @@ class Compute:
         """The denoiser in mixed precision; what it returns is in the precision of the state."""
         if self.autocast is None:
             return denoiser
+        if isinstance(denoiser, Steered):  # its guide stays in full precision, and can be split off as before
+            inner = self._mixed(denoiser.denoiser, device)
+            return Steered(inner, denoiser.guide, denoiser.scale, denoiser.schedule, denoiser.project)
 
         def evaluate(x_t: Tensor, t: Tensor, cond: Cond | None = None) -> Tensor:
             with torch.autocast(device.type, dtype=self.autocast):
@@ -104,6 +108,6 @@ PLAIN = Compute()
 
 def _nets(denoiser: Denoiser) -> list[nn.Module]:
     """The networks of a denoiser, without what is wrapped around them."""
-    while isinstance(denoiser, Metered | Guided):
+    while isinstance(denoiser, Metered | Around):
         denoiser = denoiser.denoiser
     return [denoiser.net] if isinstance(denoiser, Prediction) else list(modules_of(denoiser).values())

@@ -20,14 +20,14 @@ import torch
 from torch import Tensor
 
 from dsno.condition import map_cond
-from dsno.denoise import Guided, Prediction
+from dsno.denoise import Around, Denoiser, Prediction, innermost
 from dsno.grids import GRIDS, check_grid, quadratic, through
 from dsno.nets.backbone import sample_shape
 from dsno.outputs import check_request
 from dsno.schedule import Schedule
 from dsno.seeds import noise, seed_range
 from dsno.solvers.fine import solver_errors
-from dsno.solvers.named import SOLVERS
+from dsno.solvers.named import solver_named
 from dsno.solvers.run import SolverSampler
 from dsno.train import Report, quiet
 from dsno.trajectories.compute import PLAIN, Compute
@@ -41,7 +41,7 @@ __all__ = ["generate", "quadratic_frames"]
 
 
 def generate(
-    teacher: Prediction | Guided,
+    teacher: Prediction | Around,
     out: Path | str,
     count: int,
     *,
@@ -65,12 +65,13 @@ def generate(
     r"""Generate a teacher's trajectories into the folder `out`.
 
     Arguments:
-        teacher: A `Prediction`, or one under guidance. Any other denoiser goes to `store`, with a sampler.
+        teacher: A `Prediction`, or one under guidance, `Guided` or `Steered`. Any other denoiser goes to `store`, with
+            a sampler.
         out: The folder.
         count: How many trajectories.
         shape: The shape of one sample; the teacher's where it says.
         times: The frames that are kept, decreasing inside [0, 1); `quadratic_frames` of the schedule, four, by default.
-        solver: One of `dsno.solvers.named.SOLVERS`.
+        solver: One of `dsno.solvers.named.SOLVERS`; of a `Steered` teacher of `SPLITTINGS`, too.
         steps: Its steps.
         grid: One of `dsno.grids.GRIDS`, moved through `times`, or `best`: the one that the solver makes the least error
             on, which takes some 4,000 network evaluations at 16 steps. Trajectories that are resumed go on with the one
@@ -95,10 +96,9 @@ def generate(
             that does not say its shape; and whatever `store` raises.
     """
     check_request(resume, overwrite)
-    for what, name, known in (("solver", solver, SOLVERS), ("grid", grid, ("best", *GRIDS))):
-        if name not in known:
-            raise ValueError(f"unknown {what} {name!r}: expected one of {', '.join(known)}")
-    step, prediction = SOLVERS[solver](), _prediction(teacher)
+    step, prediction = solver_named(solver, teacher), _prediction(teacher)
+    if grid not in ("best", *GRIDS):
+        raise ValueError(f"unknown grid {grid!r}: expected one of {', '.join(('best', *GRIDS))}")
     if grid == "best" and step.stochastic:
         raise ValueError(f"the grid best is that of a solver of the ODE, and {solver} draws noise: name a grid for it")
     schedule = prediction.schedule
@@ -150,11 +150,11 @@ def quadratic_frames(schedule: Schedule, frames: int = 4) -> Tensor:
     return schedule.from_phase(quadratic(frames))[1:].round(decimals=12)
 
 
-def _prediction(teacher: Prediction | Guided) -> Prediction:
-    inner = teacher.denoiser if isinstance(teacher, Guided) else teacher
+def _prediction(teacher: Denoiser) -> Prediction:
+    inner = innermost(teacher)
     if not isinstance(inner, Prediction):
         raise ValueError(
-            f"a {type(inner).__name__} does not say its schedule: give a Prediction (or a Guided one), or call "
+            f"a {type(inner).__name__} does not say its schedule: give a Prediction (guided or not), or call "
             "dsno.trajectories.store.store() with a SolverSampler of it"
         )
     return inner

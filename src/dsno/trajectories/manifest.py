@@ -32,6 +32,7 @@ from dsno.denoise import Denoiser, Guided, Prediction, Threshold, tensors_of
 from dsno.grids import check_grid
 from dsno.outside import Length, Within, check
 from dsno.solvers.run import SolverSampler
+from dsno.steer import Steered
 
 __all__ = [
     "CODES",
@@ -245,6 +246,10 @@ def _described(denoiser: Denoiser) -> Manifest:
     if isinstance(denoiser, Guided):
         null = nested({k: _noted(x) for k, x in flat(denoiser.null).items()})["cond"]
         return {**known, "weight": denoiser.weight, "null": null, "denoiser": _described(denoiser.denoiser)}
+    if isinstance(denoiser, Steered):
+        project = {} if denoiser.project is None else {"project": _part(denoiser.project, {})}
+        guide = _part(denoiser.guide, denoiser.guide.config)
+        return {**known, "scale": denoiser.scale, "guide": guide, **project, "denoiser": _described(denoiser.denoiser)}
     if isinstance(denoiser, Prediction):
         clip = dataclasses.asdict(denoiser.clip) if isinstance(denoiser.clip, Threshold) else denoiser.clip
         known |= {"kind": denoiser.kind, "clip": clip}
@@ -252,6 +257,13 @@ def _described(denoiser: Denoiser) -> Manifest:
         known |= {"data_std": denoiser.data_std} if denoiser.data_std != 1 else {}
     state = tensors_of(denoiser)
     return {**known, "sha256": digest(state) if state else None}
+
+
+def _part(part: Any, config: Mapping[str, Any]) -> Manifest:
+    """A guide or a projection: its name, what it says of itself, and the checksum of its weights."""
+    state = tensors_of(part)
+    name = getattr(part, "__name__", type(part).__name__)
+    return {"class": name, **config, "sha256": digest(state) if state else None}
 
 
 def _noted(x: Tensor) -> Any:

@@ -8,7 +8,7 @@ as a path. A set somewhere else is one whose shards are fetched when a row in th
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -21,6 +21,7 @@ from dsno.denoise import Denoiser
 from dsno.grids import find_times
 from dsno.outside import unchecked
 from dsno.schedule import Schedule, schedule_from_config
+from dsno.steer import Steered, as_label
 from dsno.trajectories.format import check_foreign, check_shard, map_shard, shard_count, shard_path, shards_in
 from dsno.trajectories.manifest import NAMED, describe, differences, join, read_manifest
 
@@ -137,12 +138,15 @@ class TrajectorySet(Dataset[dict[str, Any]]):
         return schedule_from_config(self.manifest["schedule"])
 
     def check_teacher(self, teacher: Denoiser) -> None:
-        """Make sure that these are the trajectories of `teacher`.
+        """Make sure that these are the trajectories of `teacher`, or of it under a guide if it has none.
 
         Raises:
             ValueError: if they are another's; names what differs.
         """
         found = self.manifest["teacher"]
+        if not isinstance(teacher, Steered) and "guide" in found:
+            # To whoever has no guide, they are those of the teacher under it.
+            found = {**found["denoiser"], "description": found["description"]}
         if wrong := differences(describe(teacher, found["description"]), found, "teacher"):
             raise ValueError(
                 f"{self.source} holds trajectories of another teacher: {join(wrong)}. Give theirs, or call "
@@ -222,6 +226,12 @@ class TrajectorySet(Dataset[dict[str, Any]]):
         """
         return self._shard(0)[f"cond.{name}"][: len(self)]
 
+    @property
+    def guide(self) -> Mapping[str, Any] | None:
+        """What the manifest says of the guide of a steered teacher; None if there was none."""
+        found: Mapping[str, Any] | None = self.manifest["teacher"].get("guide")
+        return found
+
     def _refuse(self, name: str, rows: Tensor, index: Tensor) -> NoReturn:
         """Say in which file and row the first number is that is not finite.
 
@@ -267,7 +277,7 @@ def samples_of(data: TrajectorySet) -> tuple[Tensor, Tensor | None]:
         )
     cond = data.manifest["cond"]
     cond = cond if cond is None or data.manifest["format"] == NAMED else {"label": cond}
-    more = sorted(name for name, c in (cond or {}).items() if name != "label" or c["shape"])
+    more = sorted(name for name, c in as_label(cond or {}).items() if name != "label" or c["shape"])
     if more:
         raise ValueError(
             f"{data.source} is told {', '.join(more)} beside the state, and samples have labels alone: make "
@@ -277,6 +287,6 @@ def samples_of(data: TrajectorySet) -> tuple[Tensor, Tensor | None]:
     for rows in torch.arange(len(data)).split(1024):
         batch = data.__getitems__(rows.tolist())
         x[rows] = batch[data.targets[0]][:, -1]
-        if (found := label_of(batch.get("cond"))) is not None:
+        if (found := label_of(as_label(batch.get("cond")))) is not None:
             labels[rows] = found
     return x, labels if cond else None

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from dsno.borrow import unwrapped
 from dsno.condition import Cond, map_cond
 from dsno.cost import Metered
-from dsno.denoise import Denoiser, Guided, Prediction, modules_of
+from dsno.denoise import Around, Denoiser, Guided, Prediction, modules_of
 from dsno.nets.backbone import Backbone, sample_shape
 from dsno.schedule import Schedule
 from dsno.seeds import noise, seed_range
@@ -177,7 +177,7 @@ def subject_of(
 
 def _inner(teacher: Denoiser) -> Any:
     inner: Any = teacher
-    while isinstance(inner, Metered | Guided):
+    while isinstance(inner, Metered | Around):
         inner = inner.denoiser
     if not isinstance(getattr(inner, "schedule", None), Schedule):
         raise ValueError(
