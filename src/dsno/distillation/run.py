@@ -50,7 +50,7 @@ __all__ = ["check_batch", "distill", "drawn_on", "guided_as", "null_of_set", "ru
 
 def distill(
     teacher: Prediction | Guided | None,
-    data: TrajectorySet | Samples,
+    data: TrajectorySet | Samples | None,
     out: Path | str,
     method: str = "operator",
     config: TrainConfig = TrainConfig(steps=4000, lr=1e-3),  # noqa: B008 (frozen)
@@ -69,7 +69,7 @@ def distill(
         teacher: Where the student starts, and what methods ask that need a teacher while they train; guided as its
             trajectories were, if it comes without. None where a `student` is given and the method asks no teacher.
         data: Its trajectories; or, of a method that needs clean samples alone, a data set. The ends of trajectories are
-            samples, too.
+            samples, too. None for a method that needs neither.
         out: Folder for the student.
         method: A name in `METHODS`; `dsno methods` says when to take which.
         config: How to train; its steps are those of all stages together, its seed is that of the batches, too.
@@ -119,7 +119,7 @@ def check_batch(batch: int | None) -> None:
 def drawn_on(
     method: Method,
     teacher: Prediction | Guided | None,
-    data: TrajectorySet | Samples,
+    data: TrajectorySet | Samples | None,
     config: TrainConfig,
     batch: int | None,
     options: Options,
@@ -143,7 +143,7 @@ def drawn_on(
     known = student if teacher is None else _unguided(teacher)
     assert known is not None
     x, labels = None, None
-    if {"samples", "data"} & {*method.needs}:
+    if data is not None and {"samples", "data"} & {*method.needs}:
         x, labels = samples_of(data) if isinstance(data, TrajectorySet) else (data.x, data.labels)
         labels = labels if known.classes else None
     rows = batch or method.batch
