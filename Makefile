@@ -4,11 +4,12 @@ BIN := .venv/bin
 READY := .venv/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test faults lint docs weights clean
+.PHONY: help demo test gpu faults lint docs weights clean
 
 help:
 	@echo "make demo   noise to images in one forward pass, with a report"
 	@echo "make test   the test suite (ARGS='-k solve' selects)"
+	@echo "make gpu    one GPU in eight minutes: tests, speeds, a recipe (ARGS='--data fashion.npz')"
 	@echo "make faults  damage, attacks, kills and full disks by the hundred (15 minutes)"
 	@echo "make lint   style, types and the import contract"
 	@echo "make weights  the shipped weights, from nothing (25 minutes)"
@@ -21,6 +22,9 @@ demo: $(READY)
 # One thread per worker: two workers with all cores each are slower than either alone.
 test: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 $(ARGS)
+
+gpu: $(READY)
+	PATH="$(CURDIR)/$(BIN):$$PATH" PYTHON=python sh benchmarks/gpu.sh $(ARGS)
 
 faults: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/faults.py

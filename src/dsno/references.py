@@ -156,6 +156,14 @@ REFERENCES: dict[str, Citation] = {
         "2405.14867",
         NEURIPS,
     ),
+    "zhou2024score": Citation(
+        "Zhou, Mingyuan and Zheng, Huangjie and Wang, Zhendong and Yin, Mingzhang and Huang, Hai",
+        "Score identity Distillation: Exponentially Fast Distillation of Pretrained Diffusion Models for One-Step "
+        "Generation",
+        2024,
+        "2404.04057",
+        ICML,
+    ),
     # Guidance
     "ho2022classifier": Citation(
         "Ho, Jonathan and Salimans, Tim", "Classifier-Free Diffusion Guidance", 2022, "2207.12598"

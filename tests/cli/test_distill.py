@@ -116,6 +116,29 @@ def test_knowledge_is_one_frame_of_those_stored(runs: Path, tmp_path: Path) -> N
     assert "luhman2021knowledge" in ran.said and "zheng2023fast" not in ran.said and "zhao2023unipc" in ran.said
 
 
+@pytest.mark.parametrize("method", ["knowledge", "shortcut"])
+def test_a_student_goes_on_from_where_another_method_left_it(method: str, runs: Path, tmp_path: Path) -> None:
+    ran = dsno("distill", "--method", method, "--out", tmp_path / "first", *QUICK, at=runs)
+    assert ran.code == 0, ran.said
+    before = read_tensors(tmp_path / "first" / "model.safetensors")
+    distil = ("distill", "--method", "identity", "--student", tmp_path / "first", "--data", "nowhere")
+    ran = dsno(*distil, "--out", tmp_path / "second", *QUICK, at=runs)
+    assert ran.code == 0 and f"student in {tmp_path / 'second'}" in ran.said, ran.said
+    after = read_tensors(tmp_path / "second" / "model.safetensors")
+    assert before.keys() == after.keys() and any(not torch.equal(before[name], after[name]) for name in before)
+    again = read_tensors(tmp_path / "first" / "model.safetensors")
+    assert all(torch.equal(before[name], again[name]) for name in before)
+    assert notes_of(tmp_path / "second")["sources"] == {"teacher": "runs/teacher", "student": str(tmp_path / "first")}
+    following = ran.said.splitlines()[-1].removeprefix("next: dsno ").split()
+    assert dsno(*following, "--count", 2, "--overwrite", "--device", "cpu", at=runs).code == 0
+    assert "zhou2024score" in dsno("cite", tmp_path / "second", at=runs).said
+    ran = dsno("distill", "--method", "identity", "--out", tmp_path / "third", *QUICK, at=runs)
+    assert (
+        ran.code == 2 and "identity goes on from a student that another method trained: give it, --student" in ran.said
+    )
+    assert not (tmp_path / "third").exists()
+
+
 @pytest.mark.parametrize("method", ["operator", "matching"])
 def test_an_operator_of_some_of_the_stored_times(method: str, runs: Path, tmp_path: Path) -> None:
     distil = ("distill", "--method", method, "--times", 0.0, 0.25, "--out", tmp_path / "student")
@@ -200,6 +223,7 @@ OTHER: dict[str, tuple[str, object]] = {
     "anchor": ("--NAME 0.5", 0.5),
     "pace": ("--NAME 5", 5.0),
     "rate": ("--NAME 0.2", 0.2),
+    "a": ("--NAME 1", 1.0),
     "passes": ("--NAME 4", 4),
     "start": ("--NAME 16", 16),
     "stochastic": ("--NAME", True),

@@ -42,6 +42,8 @@ class Distill:
     teacher: str = "runs/teacher"
     """The teacher the student starts from (by every method, of data alone too), as `generate --teacher` takes it."""
     variant: Variant = None
+    student: Path | None = None
+    """Folder of a student to go on from, which stays as it is; one is made from the teacher by default."""
     data: str = "runs/trajectories"
     """Folder of its trajectories, or where they were pushed to (hf://datasets/org/name, ...): fetched as they are
     needed. Of a method that needs samples: their ends, or an image set as `teach --data`."""
@@ -62,18 +64,21 @@ class Distill:
 
     def run(self) -> None:
         from dsno.distillation.run import check_batch, distill
+        from dsno.students.files import load_student
         from dsno.teachers.load import load_teacher
         from dsno.trajectories.sets import TrajectorySet
 
-        check_apart(self.out, self.teacher, self.data)
+        check_apart(self.out, self.teacher, self.data, self.student)
         check_request(self.resume, self.overwrite)
         check_batch(self.batch)
         method = method_named(self.method)
         options: Options = method.options() if self.options is None else self.options  # type: ignore[assignment]
-        solved = TrajectorySet(self.data) if holds_trajectories(self.data) else None
+        reads = {*method.needs} != {"teacher"}
+        solved = TrajectorySet(self.data) if reads and holds_trajectories(self.data) else None
         method.check_data(solved is not None, self.data)
+        student = None if self.student is None else load_student(self.student)
         teacher = load_teacher(self.teacher, variant=self.variant)
-        data = self._samples(teacher) if solved is None else solved
+        data = self._samples(teacher) if reads and solved is None else solved
         if solved is not None and (given := self.reading.given()):
             raise ValueError(f"{given[0]} is of images, and {self.data} holds trajectories: leave it out")
         denoiser = self._guided(method, options, teacher, solved)
@@ -85,13 +90,20 @@ class Distill:
                 self.method,
                 self.train,
                 batch=self.batch,
+                student=student,
                 resume=self.resume,
                 overwrite=self.overwrite,
                 report=report,
-                sources={"teacher": self.teacher, "data": self.data},
+                sources=self._sources(reads),
                 **{f.name: getattr(options, f.name) for f in dataclasses.fields(options)},  # type: ignore[arg-type]
             )
         say(f"{method.student} in {self.out}", next_sample(self.out, method, options, solved))
+
+    def _sources(self, reads: bool) -> dict[str, str]:
+        """What the student is made of, in words."""
+        data = {"data": self.data} if reads else {}
+        student = {} if self.student is None else {"student": str(self.student)}
+        return {"teacher": self.teacher, **data, **student}
 
     def _guided(
         self, method: Method, options: Options, teacher: Prediction, solved: TrajectorySet | None

@@ -34,7 +34,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, cast
+from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor, nn
@@ -47,12 +47,24 @@ from dsno.distillation.distances import from_folder
 from dsno.distillation.regression import OperatorOptions, TrajectoryDistillation, operator
 from dsno.distillation.stages import Given, Stage
 from dsno.engine import mean_of_all
+from dsno.schedule import Schedule
 from dsno.seeds import generator
 from dsno.students.flowmap import FlowMap, flow_map_from_teacher
 from dsno.students.operator import TrajectoryStudent
 from dsno.students.samplers import Student
 
-__all__ = ["Matching", "MatchingOptions", "Pair", "matched", "matching", "student_denoiser"]
+__all__ = [
+    "Matching",
+    "MatchingOptions",
+    "Paced",
+    "Pair",
+    "at_levels",
+    "check_levels",
+    "matched",
+    "matching",
+    "one_ended",
+    "student_denoiser",
+]
 
 
 class Pair(nn.Module):
@@ -71,8 +83,8 @@ class Pair(nn.Module):
         super().__init__()
         if not pace > 0:
             raise ValueError(f"pace is the learning rate of the denoiser over the student's, above 0, got {pace:g}")
-        self.student: Any = _End(student) if isinstance(student, FlowMap) else student
-        self.fake = _Paced(fake, pace)
+        self.student: Any = one_ended(student)
+        self.fake = Paced(fake, pace)
 
     def forward(
         self, x: Tensor, cond: Cond | None, start: float, frames: Sequence[int], t: Tensor, eps: Tensor
@@ -87,6 +99,12 @@ class Pair(nn.Module):
         return made, x_t, self.fake(x_t, t, cond)
 
 
+def one_ended(student: nn.Module) -> Any:
+    """The student, whose last frame is its sample: of a flow map that is its jump to s = 0, as a student of one
+    frame."""
+    return _End(student) if isinstance(student, FlowMap) else student
+
+
 class _End(nn.Module):
     """A flow map's jump to s = 0 as a student of one frame."""
 
@@ -99,7 +117,7 @@ class _End(nn.Module):
         return cast(Tensor, self.map(x, start, 0.0, cond)).unsqueeze(1)
 
 
-class _Paced(nn.Module):
+class Paced(nn.Module):
     """A network whose parameters are `pace` times those held: one Adam moves them that much faster than others."""
 
     def __init__(self, net: nn.Module, pace: float) -> None:
@@ -112,6 +130,56 @@ class _Paced(nn.Module):
     def forward(self, x_t: Tensor, t: Tensor, cond: Cond | None = None) -> Tensor:
         scaled = {name: self.pace * parameter for name, parameter in self.net.named_parameters()}
         return cast(Tensor, torch.func.functional_call(self.net, scaled, (x_t, t, cond)))
+
+    def still(self, x_t: Tensor, t: Tensor, cond: Cond | None = None) -> Tensor:
+        """The same as a function of the state alone: its weights get no gradient."""
+        scaled = {name: self.pace * parameter.detach() for name, parameter in self.net.named_parameters()}
+        return cast(Tensor, torch.func.functional_call(self.net, scaled, (x_t, t, cond)))
+
+
+class Starts(Protocol):
+    """Where a student starts from: noises, with the conditions that go with them."""
+
+    @property
+    def batch(self) -> int:
+        """Rows per step, over all processes."""
+
+    @property
+    def seed(self) -> int:
+        """With the step, determines the batch."""
+
+    @property
+    def schedule(self) -> Schedule:
+        """The student's."""
+
+    def batches(self, start: int, rank: int = 0, world: int = 1) -> Iterator[dict[str, Any]]:
+        """Batches with `noise` and, where the student is told one, `cond`, from step `start` on."""
+
+
+def check_levels(low: float, high: float) -> None:
+    """Make sure that there are noise levels between two phases.
+
+    Raises:
+        ValueError: for a range outside (0, 1) or without room.
+    """
+    if not 0 < low < high < 1:
+        raise ValueError(f"noise levels are compared from low to high, 0 < low < high < 1, got {low:g} and {high:g}")
+
+
+def at_levels(
+    starts: Starts, low: float, high: float, start: int, rank: int = 0, world: int = 1
+) -> Iterator[dict[str, Any]]:
+    """The batches of `starts` from step `start` on, with what their samples are noised by: t (B,), whose phase is
+    uniform in [low, high], and eps (B, *shape)."""
+    B = starts.batch
+    mine = slice(rank * B // world, (rank + 1) * B // world)
+    for step, batch in enumerate(starts.batches(start, rank, world), start):
+        g = generator(starts.seed, step, 1)
+        # One stratum per sample: the levels of a batch cover the range evenly.
+        level = (torch.rand(1, generator=g) + torch.arange(B) / B) % 1
+        t = starts.schedule.from_phase(low + (high - low) * level)
+        eps = torch.randn(B, *batch["noise"].shape[1:], generator=g)
+        yield {**batch, "t": t[mine], "eps": eps[mine]}
 
 
 class Matching:
@@ -139,25 +207,14 @@ class Matching:
     ) -> None:
         if not anchor >= 0:
             raise ValueError(f"anchor is the weight of the regression, at least 0, got {anchor:g}")
-        if not 0 < low < high < 1:
-            raise ValueError(
-                f"noise levels are compared from low to high, 0 < low < high < 1, got {low:g} and {high:g}"
-            )
+        check_levels(low, high)
         self.regression, self.schedule, self.teacher = regression, regression.schedule, teacher
         self.anchor, self.low, self.high = anchor, low, high
 
     def batches(self, start: int, rank: int = 0, world: int = 1) -> Iterator[dict[str, Any]]:
         """The regression's batches from step `start` on, with the noise levels t and the noise eps of the
         comparison."""
-        B, seed = self.regression.batch, self.regression.seed
-        mine = slice(rank * B // world, (rank + 1) * B // world)
-        for step, batch in enumerate(self.regression.batches(start, rank, world), start):
-            g = generator(seed, step, 1)
-            # One stratum per sample: the levels of a batch cover the range evenly.
-            level = (torch.rand(1, generator=g) + torch.arange(B) / B) % 1
-            t = self.schedule.from_phase(self.low + (self.high - self.low) * level)
-            eps = torch.randn(B, *batch["noise"].shape[1:], generator=g)
-            yield {**batch, "t": t[mine], "eps": eps[mine]}
+        return at_levels(self.regression, self.low, self.high, start, rank, world)
 
     def __call__(self, pair: nn.Module, batch: dict[str, Any]) -> Tensor:
         """The sum of the losses of one batch, a scalar."""

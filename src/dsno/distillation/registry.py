@@ -9,6 +9,7 @@ and in what the map is compared with:
 | two steps of the teacher, or of itself | a grid, or any | `progressive`, `guided`, `shortcut`, `progressive-map` |
 | its own value one small step on | s = 0 | `consistency` and its kin |
 | the teacher's velocity, or the data's | any | `lagrangian`, `eulerian`, `meanflow`, `direct` |
+| the law of the teacher's samples | s = 0 | `matching`, `identity` |
 
 A method is a function `(student, given, options) -> stages` (`dsno.distillation.stages`) in the file of its family,
 beside the dataclass of its options, from which the command line, the notes of a student and the table in the
@@ -30,7 +31,7 @@ import torch
 from torch import nn
 
 from dsno.checkpoint import check_keys
-from dsno.distillation import consistency, flowmaps, guided, matching, progressive, regression
+from dsno.distillation import consistency, flowmaps, guided, identity, matching, progressive, regression
 from dsno.distillation.derivatives import jvp
 from dsno.distillation.stages import FlowMapOptions, Given, Options, Stage
 from dsno.students.flowmap import FlowMap
@@ -46,8 +47,12 @@ a teacher's weights."""
 
 Passes = Literal["1", "1 to M", "any", "one number, chosen beforehand"]
 
-KINDS: dict[str, type[Student]] = {"operator": TrajectoryStudent, "flow map": FlowMap}
-"""What methods train."""
+KINDS: dict[str, tuple[type[Student], ...]] = {
+    "operator": (TrajectoryStudent,),
+    "flow map": (FlowMap,),
+    "student": (TrajectoryStudent, FlowMap),
+}
+"""What methods train; a `student` is either, one that another method trained."""
 
 ADVICE = {
     "1": "makes one pass: leave `passes` out, or take a method that makes more (`dsno methods`)",
@@ -75,7 +80,7 @@ class Method:
     Attributes:
         name: What it is called by.
         title: Its name in the literature.
-        student: What it trains: a `TrajectoryStudent` or a `FlowMap`.
+        student: What it trains: a `TrajectoryStudent`, a `FlowMap`, or whichever it is given to go on from.
         needs: What it cannot do without.
         passes: How many passes the student can make afterwards.
         references: Keys of `dsno.references.REFERENCES`.
@@ -89,7 +94,7 @@ class Method:
 
     name: str
     title: str
-    student: Literal["operator", "flow map"]
+    student: Literal["operator", "flow map", "student"]
     needs: tuple[Need, ...]
     passes: Passes
     references: tuple[str, ...]
@@ -283,6 +288,17 @@ METHODS: dict[str, Method] = {
             matching.matched,
             matching.MatchingOptions,
             batch=256,
+        ),
+        Method(
+            "identity",
+            "score identity distillation",
+            "student",
+            ("teacher",),
+            "1",
+            ("zhou2024score",),
+            "A student of one pass is there and should reach its teacher, or pass it: needs no data, only minutes.",
+            identity.identity,
+            identity.IdentityOptions,
         ),
         Method(
             "progressive",

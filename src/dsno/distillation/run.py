@@ -52,7 +52,7 @@ __all__ = ["check_batch", "distill", "drawn_on", "guided_as", "null_of_set", "ru
 
 def distill(
     teacher: Prediction | Around | None,
-    data: TrajectorySet | Samples,
+    data: TrajectorySet | Samples | None,
     out: Path | str,
     method: str = "operator",
     config: TrainConfig = TrainConfig(steps=4000, lr=1e-3),  # noqa: B008 (frozen)
@@ -73,7 +73,7 @@ def distill(
             trajectories that a guide steered the student is told the target as its label, though the teacher knows
             none: give the `Steered` teacher or the one inside.
         data: Its trajectories; or, of a method that needs clean samples alone, a data set. The ends of trajectories are
-            samples, too.
+            samples, too. None for a method that needs neither.
         out: Folder for the student.
         method: A name in `METHODS`; `dsno methods` says when to take which.
         config: How to train; its steps are those of all stages together, its seed is that of the batches, too.
@@ -123,7 +123,7 @@ def check_batch(batch: int | None) -> None:
 def drawn_on(
     method: Method,
     teacher: Prediction | Around | None,
-    data: TrajectorySet | Samples,
+    data: TrajectorySet | Samples | None,
     config: TrainConfig,
     batch: int | None,
     options: Options,
@@ -152,7 +152,7 @@ def drawn_on(
     known = student if teacher is None else told_target(teacher, data)
     assert known is not None
     x, labels = None, None
-    if {"samples", "data"} & {*method.needs}:
+    if data is not None and {"samples", "data"} & {*method.needs}:
         x, labels = samples_of(data) if isinstance(data, TrajectorySet) else (data.x, data.labels)
         labels = labels if known.classes else None
     rows = batch or method.batch

@@ -1,0 +1,211 @@
+"""Score identity distillation: its identities hold, its gradient vanishes at the exact pair alone, and falls there."""
+
+from itertools import islice
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from conditional import same, small_teacher
+from dsno.condition import Cond
+from dsno.denoise import Denoiser, Guided, Prediction
+from dsno.distillation.identity import Fresh, Identity, IdentityOptions, Twin, identity
+from dsno.distillation.matching import Matching, Pair
+from dsno.distillation.run import distill
+from dsno.distillation.stages import Given
+from dsno.nets.unet import UNet
+from dsno.schedule import Cosine, Schedule
+from dsno.students.files import load_student, notes_of
+from dsno.students.flowmap import FlowMap, flow_map_from_teacher
+from dsno.students.operator import student_from_teacher
+from dsno.teachers.closed import Gaussian
+from dsno.train import TrainConfig
+from gaussians import D64, MEAN, SCHEDULES, STD, Affine, NoAnchor, Normal, nodes
+
+OFF = MEAN + 0.2, 0.8 * STD
+
+
+def twin_of(schedule: Schedule, m: Tensor = MEAN, k: Tensor = STD, told: tuple[Tensor, Tensor] | None = None) -> Twin:
+    return Twin(FlowMap(Affine(schedule, m, k), schedule, "x0"), Normal(schedule, *(told or (m, k))))
+
+
+def gradients(objective: Identity | Matching, pair: nn.Module, schedule: Schedule) -> list[Tensor]:
+    """Of the student's m and k, and of the denoiser's."""
+    return [
+        *torch.autograd.grad(objective(pair, nodes(schedule)), [*pair.student.parameters(), *pair.fake.parameters()])
+    ]
+
+
+def judged(schedule: Schedule, a: float = 1.2, teacher: Denoiser | None = None) -> Identity:
+    return Identity(NoAnchor(schedule), teacher or Gaussian(schedule, MEAN, STD), a)
+
+
+@pytest.mark.parametrize("a", [0.0, 1.0, 1.2])
+@pytest.mark.parametrize("schedule", SCHEDULES, ids=repr)
+def test_gradients_vanish_at_the_exact_pair_alone(schedule: Schedule, a: float) -> None:
+    def largest(twin: Twin) -> tuple[float, float]:
+        m, k, *fake = gradients(judged(schedule, a), twin, schedule)
+        return float(torch.cat([m, k]).abs().max()), float(torch.cat(fake).abs().max())
+
+    student, fake = largest(twin_of(schedule))
+    assert student < 1e-10 and fake < 1e-10
+    # Another student whose denoiser is exact: that one has nothing to learn, the student has.
+    student, fake = largest(twin_of(schedule, *OFF))
+    assert student > 1e-3 and fake < 1e-10
+    # The right student, and a wrong denoiser of its samples.
+    student, fake = largest(twin_of(schedule, told=OFF))
+    assert student > 1e-3 and fake > 1e-3
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES, ids=repr)
+def test_the_score_identities_hold(schedule: Schedule) -> None:
+    """So the loss is (1 - a) times the weighted Fisher divergence, and with a = 1 it is 0 for every student."""
+    batch = nodes(schedule)
+    with torch.no_grad():
+        x, x_t, D_G, own = twin_of(schedule, *OFF)(schedule.at(1.0)[1] * batch["noise"], None, batch["t"], batch["eps"])
+        D = Gaussian(schedule, MEAN, STD)(x_t, batch["t"])
+        assert torch.equal(D_G, own)
+        # In each level alone: over its four nodes the means of quadratics are exact.
+        by_level = [v.reshape(3, 4, 3).mean(1) for v in ((D - D_G) * (D_G - x), (D - D_G) * (D - x), (D - D_G) ** 2)]
+    zero, mixed, fisher = by_level
+    assert float(zero.abs().max()) < 1e-12 < 1e-6 < float(fisher.min())
+    assert torch.allclose(mixed, fisher, atol=1e-12)
+
+
+@pytest.mark.parametrize("a", [0.0, 1.0, 1.2])
+@pytest.mark.parametrize("schedule", SCHEDULES, ids=repr)
+def test_descending_it_brings_the_law_of_the_student_to_the_teachers(schedule: Schedule, a: float) -> None:
+    m, k = OFF[0].clone(), OFF[1].clone()
+    far = [float((m - MEAN).norm()), float((k - STD).norm())]
+    for _ in range(400):
+        g = gradients(judged(schedule, a), twin_of(schedule, m, k), schedule)  # with the exact denoiser of its samples
+        m, k = m - 0.3 * g[0], k - 0.3 * g[1]
+    assert float((m - MEAN).norm()) < 0.2 * far[0] and float((k - STD).norm()) < 0.4 * far[1]
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES, ids=repr)
+def test_without_gradients_through_the_denoisers_it_is_matching(schedule: Schedule) -> None:
+    class Stopped(nn.Module):
+        def __init__(self, inner: Denoiser) -> None:
+            super().__init__()
+            self.inner = inner
+
+        def forward(self, x_t: Tensor, t: Tensor, cond: Cond | None = None) -> Tensor:
+            return self.inner(x_t.detach(), t, cond)
+
+    m, k = OFF
+    twin = Twin(FlowMap(Affine(schedule, m, k), schedule, "x0"), Stopped(Normal(schedule, MEAN, k)))
+    pair = Pair(FlowMap(Affine(schedule, m, k), schedule, "x0"), Normal(schedule, MEAN, k))
+    teacher = Gaussian(schedule, MEAN, STD)
+    found = gradients(judged(schedule, 0.0, Stopped(teacher)), twin, schedule)
+    expected = gradients(Matching(NoAnchor(schedule), teacher, anchor=0.0), pair, schedule)
+    assert all(torch.allclose(a, b, atol=1e-12) for a, b in zip(found, expected, strict=True))
+    through = gradients(judged(schedule, 0.0), twin_of(schedule, m, k, (MEAN, k)), schedule)
+    assert not torch.allclose(through[0], expected[0], rtol=1e-2)
+
+
+# With networks
+
+
+def teacher_of(classes: int | None = None) -> Prediction:
+    torch.manual_seed(0)
+    net = UNet(1, 4, (4, 8), attention=(), classes=classes, null=classes is not None)
+    for p in net.parameters():
+        nn.init.normal_(p, std=0.2)
+    return Prediction(net, Cosine(), "v", shape=(1, 4, 4), classes=classes).eval()
+
+
+def given(teacher: Denoiser | None = None, **changes: object) -> Given:
+    return Given(**{"teacher": teacher or teacher_of(), "schedule": Cosine(), "steps": 4, "batch": 8, **changes})
+
+
+@pytest.mark.parametrize("kind", ["operator", "state", "flow map"])
+def test_each_side_gets_its_own_gradient_and_the_teacher_none(kind: str) -> None:
+    teacher = teacher_of()
+    student = (
+        flow_map_from_teacher(teacher)
+        if kind == "flow map"
+        else student_from_teacher(teacher, [0.5, 0.0], "state" if kind == "state" else "x0", init="normal")
+    )
+    (stage,) = identity(student, given(teacher))
+    twin, objective = stage.make(student)
+    with torch.no_grad():  # D_G as the teacher's copy would leave the student nothing to learn
+        for p in twin.fake.parameters():
+            p.mul_(1.1)
+    batch = next(objective.batches(0))
+
+    def found(side: nn.Module) -> list[Tensor]:
+        parameters = [p for p in side.parameters() if p.requires_grad]
+        return [g for g in torch.autograd.grad(objective(twin, batch), parameters, allow_unused=True) if g is not None]
+
+    for side, other in ((twin.student, twin.fake), (twin.fake, twin.student)):
+        whole = found(side)
+        other.requires_grad_(False)
+        alone = found(side)
+        other.requires_grad_(True)
+        assert len(whole) == len(alone) > 5 and float(torch.cat([g.flatten() for g in whole]).abs().max()) > 0
+        assert all(torch.allclose(a, b, rtol=1e-4, atol=1e-6) for a, b in zip(whole, alone, strict=True))
+    objective(twin, batch).backward()
+    assert all(p.requires_grad and p.grad is None for p in teacher.parameters())
+
+
+def test_batches_are_functions_of_the_step_and_shared_evenly() -> None:
+    starts = Fresh(Cosine(), (1, 4, 4), classes=3, null=2, batch=8, seed=1)
+    objective = Identity(starts, teacher_of())
+    whole = list(islice(objective.batches(0), 16))
+    for step, batch in enumerate(whole):
+        again = next(objective.batches(step))
+        shares = [next(objective.batches(step, rank, 2)) for rank in range(2)]
+        for name in ("noise", "cond", "t", "eps"):
+            assert torch.equal(batch[name], again[name])
+            assert torch.equal(batch[name], torch.cat([share[name] for share in shares]))
+    assert {int(label) for batch in whole for label in batch["cond"]} == {0, 1}
+    assert not torch.equal(whole[0]["noise"], whole[1]["noise"])
+    with pytest.raises(ValueError, match="a batch of 8 cannot be shared evenly by 3 processes"):
+        next(objective.batches(0, 0, 3))
+
+
+@pytest.mark.parametrize("kind", ["operator", "flow map"])
+def test_a_student_goes_on_without_data_and_a_run_that_was_cut_short_ends_alike(kind: str, tmp_path: Path) -> None:
+    teacher = small_teacher()
+
+    def start() -> nn.Module:
+        torch.manual_seed(1)
+        return flow_map_from_teacher(teacher) if kind == "flow map" else student_from_teacher(teacher, [0.5, 0.0])
+
+    def run(out: Path, *, resume: bool = False) -> nn.Module:
+        config = TrainConfig(steps=4, lr=1e-2, warmup=0, checkpoint_every=2)
+        return distill(teacher, None, out, "identity", config, batch=8, student=start(), resume=resume)
+
+    whole = run(tmp_path / "whole")
+    assert not same(whole, start())
+    run(tmp_path / "again")
+    for path in ((tmp_path / "again" / "training" / "identity" / "step-4"), tmp_path / "again"):
+        for file in path.glob("*"):
+            if file.is_file():
+                file.unlink()
+    assert same(run(tmp_path / "again", resume=True), whole)
+    made = load_student(tmp_path / "whole")
+    assert not isinstance(made, FlowMap) or (made.way, made.steps) == ("grid", 1)
+    assert notes_of(tmp_path / "whole")["references"] == ["zhou2024score"]
+
+
+def test_bad_input(tmp_path: Path) -> None:
+    teacher = teacher_of(2)
+    student = student_from_teacher(teacher, [0.0])
+    with pytest.raises(ValueError, match="identity goes on from a student that another method trained: give it"):
+        distill(teacher, None, tmp_path / "out", "identity")
+    assert not (tmp_path / "out").exists()
+    for a in (-0.1, 1.3):
+        with pytest.raises(ValueError, match=rf"a is the share .* in \[0, 1.2\], got {a:g}"):
+            identity(student, given(teacher), IdentityOptions(a=a))
+    with pytest.raises(ValueError, match="a Gaussian is no Prediction that can be copied"):
+        identity(student, given(Gaussian(Cosine(), torch.zeros(1, 4, 4, dtype=D64), 1.0)))
+    with pytest.raises(ValueError, match="trains a TrajectoryStudent or a FlowMap, got a Linear"):
+        identity(nn.Linear(2, 2), given(teacher))
+    guided = student_from_teacher(teacher, [0.0], guidance=True)
+    with pytest.raises(ValueError, match="this student is told a guidance weight: take matching"):
+        identity(guided, given(Guided(teacher, torch.tensor(2), 1.0)))
+    with pytest.raises(ValueError, match="pace is the learning rate of the denoiser"):
+        identity(student, given(teacher), IdentityOptions(pace=0.0))[0].make(student)
