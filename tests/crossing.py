@@ -16,6 +16,13 @@ def paired(bridge: Bridge, std: float = 0.2, dtype: torch.dtype = torch.float64)
     return PairedMixture(bridge, MEANS.to(dtype), std, A.to(dtype), NOISE)
 
 
+def scattered(bridge: Bridge, d: int = 2) -> PairedMixture:
+    """Eight narrow components anywhere, seen through a matrix of any kind."""
+    g = torch.Generator().manual_seed(0)
+    means = torch.randn(8, d, dtype=torch.float64, generator=g)
+    return PairedMixture(bridge, means, 0.05, 0.7 * torch.randn(d, d, dtype=torch.float64, generator=g) / d**0.5, 0.3)
+
+
 def one(bridge: Bridge) -> PairedMixture:
     """A single Gaussian, on axes of its own."""
     scale = torch.tensor([[1.2, 0.0], [0.0, 0.3]], dtype=torch.float64)

@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from crossing import A, MEANS, NOISE, paired, sliced
+from crossing import MEANS, NOISE, A, paired, sliced
 from dsno.bridge.closed import PairedMixture
-from dsno.bridge.coefficients import I2SB, Bridge, BrownianBridge, DDBMVE, DDBMVP
+from dsno.bridge.coefficients import DDBMVE, DDBMVP, I2SB, Bridge, BrownianBridge
 
 ALL: dict[str, Bridge] = {"brownian": BrownianBridge(), "i2sb": I2SB(), "vp": DDBMVP(), "ve": DDBMVE()}
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from dsno.bridge.coefficients import BRIDGES, I2SB, Bridge, BrownianBridge, DDBMVE, DDBMVP, Pinned, bridge_from_config
+from dsno.bridge.coefficients import BRIDGES, DDBMVE, DDBMVP, I2SB, Bridge, BrownianBridge, Pinned, bridge_from_config
 
 ALL: dict[str, Bridge] = {
     "brownian": BrownianBridge(0.7),

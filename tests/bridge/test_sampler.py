@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from crossing import paired, sliced
-from dsno.bridge.coefficients import I2SB, Bridge, BrownianBridge, DDBMVE, DDBMVP
+from crossing import paired, scattered, sliced
+from dsno.bridge.coefficients import DDBMVE, DDBMVP, I2SB, Bridge, BrownianBridge
 from dsno.bridge.sampler import BRIDGE_STEPS, BridgeSampler, bridge_grid, cross, steps_of, told
 from dsno.seeds import noise, seed_range
 
@@ -58,14 +58,14 @@ def test_the_noise_of_the_start_is_stream_0_of_the_seeds() -> None:
 # The law at the end
 
 
-def distances(name: str, calls: int, count: int = 4000, **grid: float) -> float:
+def distance(name: str, calls: int, count: int = 4000, **grid: float) -> float:
     """Sliced W2 to p(x_0 | x_T) of a sampler with at most so many calls."""
-    bridge = BrownianBridge()
-    teacher = paired(bridge)
-    exact = teacher.sample(starts(count), torch.Generator().manual_seed(0))
+    bridge = I2SB()
+    teacher, g = scattered(bridge), torch.Generator().manual_seed(2)
+    start = teacher.pairs(1, g)[0].expand(count, 2)
     within = max(n for n in range(1, calls + 1) if _has(name, n))
     sampler = BridgeSampler.of_calls(teacher, bridge, within, name, **grid)
-    return sliced(sampler(starts(count), seeds=seed_range(0, count)).sample, exact)
+    return sliced(sampler(start, seeds=seed_range(0, count)).sample, teacher.sample(start, g))
 
 
 def _has(name: str, calls: int) -> bool:
@@ -76,15 +76,16 @@ def _has(name: str, calls: int) -> bool:
 
 
 def test_odes3_is_ahead_of_the_ancestral_sampler_at_a_dozen_calls_and_behind_it_at_a_few() -> None:
-    assert distances("odes3", 13) < 0.75 * distances("ancestral", 13)
-    assert distances("odes3", 21) < 0.75 * distances("ancestral", 21)
-    assert distances("odes3", 5) > distances("ancestral", 5)
+    # 0.067 and 0.106, 0.039 and 0.091, 0.28 and 0.14.
+    assert distance("odes3", 13) < 0.8 * distance("ancestral", 13)
+    assert distance("odes3", 21) < 0.6 * distance("ancestral", 21)
+    assert distance("odes3", 5) > 1.5 * distance("ancestral", 5)
 
 
 @every_name
 def test_many_calls_reach_the_law(name: str) -> None:
-    # Two draws of 4000 from the law itself are 0.02 to 0.04 apart.
-    assert distances(name, 301, t_1=0.98) < 0.07
+    # Two draws of 2000 from the law itself are 0.03 to 0.06 apart; Euler's steps near T are the worst.
+    assert distance(name, 150, 2000, t_1=0.98) < 0.11 < 0.15 < distance(name, 1, 2000)
 
 
 # Grids and cost
@@ -120,9 +121,7 @@ def test_no_grid_gives_a_nan(bridge: Bridge, name: str) -> None:
     for grid in ([1, 0], [1, 0.5, 0], [1, 1 - 1e-6, 0.5, 1e-6, 0], [1, 0.9, 0.1], bridge_grid(bridge, 7, exponent=4)):
         grid = torch.as_tensor(grid, dtype=torch.float64)
         step = BRIDGE_STEPS[name].make()
-        made = cross(
-            teacher, bridge, starts(4).float(), grid, step, seeds=seed_range(0, 4), keep=grid, keep_x0=True
-        )
+        made = cross(teacher, bridge, starts(4).float(), grid, step, seeds=seed_range(0, 4), keep=grid, keep_x0=True)
         assert made.x.dtype == torch.float32 and bool(made.x.isfinite().all() and made.x0.isfinite().all())
         assert made.x.shape == (4, len(grid), 2) == made.x0.shape
 
@@ -176,7 +175,7 @@ def test_calls_that_no_grid_has_are_refused_with_those_it_has(name: str, calls: 
         (lambda b: bridge_grid(b, 0), "at least one step, got 0"),
         (lambda b: bridge_grid(b, 4, t_1=1.0), r"t_1 is where the start ends, inside \(0, 1\), got 1"),
         (lambda b: bridge_grid(b, 4, exponent=0.0), "exponent of a bridge's grid must be positive, got 0"),
-        (lambda b: cross(paired(b), b, starts(2), [1, 0]), "the start of a bridge is stochastic: give `seeds`"),
+        (lambda b: cross(paired(b), b, starts(2), [1, 0]), "a bridge starts with noise: give `seeds`"),
         (lambda b: cross(paired(b), b, starts(2), [0.5, 0]), "one below 1 from a state x on the bridge"),
         (lambda b: cross(paired(b), b, starts(2), [1, 0], x=starts(2)), "starts from x_T alone"),
         (lambda b: cross(paired(b), b, starts(2), [1, 0], seeds=[1, 2], keep=[0.3]), "t = 0.3 is not on the grid"),

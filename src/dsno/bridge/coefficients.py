@@ -38,7 +38,7 @@ from torch import Tensor
 from dsno.checkpoint import build
 from dsno.schedule import Schedule
 
-__all__ = ["BRIDGES", "I2SB", "Bridge", "BrownianBridge", "DDBMVE", "DDBMVP", "Pinned", "bridge_from_config"]
+__all__ = ["BRIDGES", "DDBMVE", "DDBMVP", "I2SB", "Bridge", "BrownianBridge", "Pinned", "bridge_from_config"]
 
 
 class Bridge(ABC):

@@ -164,16 +164,16 @@ def cross(
     step = Heun() if step is None else step
     times = check_grid(grid)
     begins = float(times[0]) == 1
-    wanted = set(find_times(times, [times[0], times[-1]] if keep is None else keep, "on the grid, so it cannot be kept"))
+    kept = times[[0, -1]] if keep is None else keep
+    wanted = set(find_times(times, kept, "on the grid, so it cannot be kept"))
     if begins != (x is None):
         raise ValueError("a grid that begins at 1 starts from x_T alone, and one below 1 from a state x on the bridge")
-    shape, kind = start.shape[1:], {"dtype": start.dtype, "device": start.device}
     if seeds is None and ((begins and z is None) or (step.stochastic and tape is None)):
-        raise ValueError("the start of a bridge is stochastic: give `seeds` (one per sample), or its noise `z` and `tape`")
+        raise ValueError("a bridge starts with noise: give `seeds` (one per sample), or `z` of the start and a `tape`")
     if begins and z is None and seeds is not None:
-        z = noise(seeds, shape, **kind)
+        z = noise(seeds, start.shape[1:], 0, start.dtype, start.device)
     if step.stochastic and tape is None and seeds is not None:
-        tape = noise_tape(seeds, shape, len(times) - 1, **kind)
+        tape = noise_tape(seeds, start.shape[1:], len(times) - 1, start.dtype, start.device)
     schedule, cond, rounds = Pinned(bridge), told(start, cond), 0
     grid_times, pulled = times.tolist(), bridge(times)[0].tolist()
     a = dict(zip(grid_times, pulled, strict=True))
