@@ -19,7 +19,7 @@ from dsno.schedule import Schedule
 from dsno.solvers.first_order import DDIM
 from dsno.solvers.step import Eval, Evaluate, Past
 
-__all__ = ["Heun"]
+__all__ = ["Heun", "velocity"]
 
 
 @dataclass(frozen=True)
@@ -41,12 +41,13 @@ class Heun:
         if schedule.at(s)[1] == 0 or s == 0:
             return DDIM()(D, schedule, x, t, s, past, z)
         x0_hat = D(x, t)
-        d_1 = self._flow(schedule, x, x0_hat, t)
+        d_1 = velocity(schedule, x, x0_hat, t)
         x_euler = x + (s - t) * d_1
-        d_2 = self._flow(schedule, x_euler, D(x_euler, s), s)
+        d_2 = velocity(schedule, x_euler, D(x_euler, s), s)
         return x + (s - t) * (d_1 + d_2) / 2, (Eval(t, x, x0_hat),)
 
-    @staticmethod
-    def _flow(schedule: Schedule, x: Tensor, x0_hat: Tensor, t: float) -> Tensor:
-        (alpha_t, sigma_t), (d_alpha, d_sigma) = schedule.at(t), schedule.slope(t)
-        return d_alpha * x0_hat + d_sigma / sigma_t * (x - alpha_t * x0_hat)
+
+def velocity(schedule: Schedule, x: Tensor, x0_hat: Tensor, t: float) -> Tensor:
+    r"""$\dot x(x_t, t)$ above of a state and the denoiser's answer, (B, *shape), where $\sigma_t > 0$."""
+    (alpha_t, sigma_t), (d_alpha, d_sigma) = schedule.at(t), schedule.slope(t)
+    return d_alpha * x0_hat + d_sigma / sigma_t * (x - alpha_t * x0_hat)

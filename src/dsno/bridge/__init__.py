@@ -1,0 +1,1 @@
+"""Diffusion bridges: from one picture to another, trained on pairs and sampled in few calls."""

@@ -1,0 +1,269 @@
+r"""Sampling of bridges: one stochastic start, then any solver.
+
+The probability-flow ODE of a bridge is singular at $t = T$, where $\dot c_t / c_t \to -\infty$, and starts from the one
+point $x_T$: solved as it stands it gives one answer and no other. So the first step of every sampler here draws from
+the bridge between $x_T$ and the first prediction,
+
+$$ x_{t_1} = a_{t_1} x_T + b_{t_1} D(x_T, T, x_T) + c_{t_1} z, $$
+
+and from $t_1$ on the ODE, or the SDE, is solved by a step of `solvers` or `steps` in $y_t = x_t - a_t x_T$, which is
+a diffusion on the schedule $(b_t, c_t)$. The price of the start is that $D$ is taken for constant on $(t_1, T)$: its
+bias grows as $t_1$ falls, the stiffness of what follows as $t_1$ rises. Hence $t_1$ is a setting, and so is the
+exponent $p$ of the grid behind it, which is equal steps of a power of the share of the variance,
+
+$$ r_{t_n}^2 = r_{t_1}^2 \Big(1 - \frac{n - 1}{N - 1}\Big)^p, \qquad n = 1, \dots, N. $$
+
+Source: Wang et al., 2024 (arXiv 2412.19992); Zheng et al., 2024 (arXiv 2405.15885), "booting noise".
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from dsno.bridge.coefficients import Bridge, Pinned
+from dsno.bridge.steps import Euler, ExponentialHeun, Hybrid
+from dsno.condition import Cond
+from dsno.cost import evaluations
+from dsno.denoise import Denoiser, at_one_time
+from dsno.grids import check_grid, find_times
+from dsno.seeds import check_noise, noise, noise_tape
+from dsno.solvers.first_order import DDIM, Ancestral
+from dsno.solvers.heun import Heun
+from dsno.solvers.multistep import DPMSolverPP
+from dsno.solvers.step import Past, Step
+from dsno.trajectory import Trajectory, sampled
+
+__all__ = ["BRIDGE_STEPS", "EXPONENT", "SHARE", "BridgeSampler", "bridge_grid", "cross", "steps_of", "told"]
+
+SHARE, EXPONENT = 0.9, 1.5
+r"""$r_{t_1}^2$ and $p$ where nothing else is asked for (measured in `benchmarks/bridge.py`)."""
+
+
+class Named(NamedTuple):
+    """A step by name, and the calls that it makes: of one step inside the grid, and of the last one."""
+
+    make: Callable[[], Step]
+    inner: int = 1
+    last: int = 1
+
+
+BRIDGE_STEPS: dict[str, Named] = {
+    "ancestral": Named(Ancestral),
+    "euler": Named(Euler),
+    "hybrid": Named(Hybrid, 3, 2),
+    "dbim1": Named(DDIM),
+    "dbim2": Named(lambda: DPMSolverPP(2)),
+    "dbim3": Named(lambda: DPMSolverPP(3)),
+    "odes3": Named(Heun, 2),
+    "odes3-exponential": Named(ExponentialHeun, 2),
+}
+"""How to make each step of a bridge's sampler. `ancestral` and `hybrid` are stochastic behind the start, too."""
+
+
+def steps_of(name: str, calls: int) -> int:
+    """The number of steps with which the sampler `name` makes so many network calls, its start being one.
+
+    Raises:
+        ValueError: for an unknown name; for calls that no grid of the sampler has, with the nearest that it has.
+    """
+    if name not in BRIDGE_STEPS:
+        raise ValueError(f"unknown sampler {name!r} of bridges: expected one of {', '.join(BRIDGE_STEPS)}")
+    _, inner, last = BRIDGE_STEPS[name]
+    if calls == 1:
+        return 1
+    first = 1 + last
+    steps, rest = divmod(calls - first, inner)
+    if calls < first or rest:
+        near = [n for n in (1, *range(first, calls + inner + 1, inner)) if abs(n - calls) < max(inner, first)]
+        raise ValueError(
+            f"{name} makes 1, {first}, {first + inner}, {first + 2 * inner}, ... calls, got {calls}: "
+            f"take {' or '.join(map(str, near))}"
+        )
+    return steps + 2
+
+
+def bridge_grid(bridge: Bridge, steps: int, t_1: float | None = None, exponent: float = EXPONENT) -> Tensor:
+    r"""The times of `steps` steps: $T = 1$, then $t_1$ and so on above, to 0; (steps + 1,) float64.
+
+    Arguments:
+        bridge: Whose share of the variance is stepped.
+        steps: N, the start included.
+        t_1: Where the start ends, in (0, 1); where $r_{t_1}^2$ is `SHARE` by default.
+        exponent: $p > 0$; larger is denser towards the data.
+
+    Raises:
+        ValueError: for no steps, a `t_1` outside (0, 1), or an `exponent` that is not positive.
+    """
+    if steps < 1:
+        raise ValueError(f"a bridge needs at least one step, got {steps}")
+    if not exponent > 0:
+        raise ValueError(f"the exponent of a bridge's grid must be positive, got {exponent}")
+    if t_1 is not None and not 0 < t_1 < 1:
+        raise ValueError(f"t_1 is where the start ends, inside (0, 1), got {t_1}")
+    share = torch.tensor(SHARE, dtype=torch.float64)
+    if t_1 is not None:
+        share = bridge.levels(torch.tensor(t_1, dtype=torch.float64))[1] ** 2
+    rest = torch.linspace(1, 0, steps, dtype=torch.float64) if steps > 1 else torch.zeros(1, dtype=torch.float64)
+    times = bridge.time(share * rest**exponent)
+    times[-1] = 0.0
+    if t_1 is not None and steps > 1:
+        times[0] = t_1
+    return check_grid(torch.cat([times.new_ones(1), times]))
+
+
+def told(start: Tensor, cond: Cond | None = None) -> dict[str, Tensor]:
+    """What a bridge's denoiser is told beside the state: $x_T$ under `start`, labels (B,) under `label`, and so on."""
+    others: Mapping[str, Tensor] = {"label": cond} if isinstance(cond, Tensor) else cond or {}
+    return {"start": start, **others}
+
+
+def cross(
+    denoiser: Denoiser,
+    bridge: Bridge,
+    start: Tensor,
+    grid: Tensor | Sequence[float],
+    step: Step | None = None,
+    cond: Cond | None = None,
+    seeds: Tensor | None = None,
+    *,
+    x: Tensor | None = None,
+    z: Tensor | None = None,
+    tape: Tensor | None = None,
+    keep: Sequence[float] | Tensor | None = None,
+    keep_x0: bool = False,
+) -> Trajectory:
+    r"""Go from $x_T$ to a sample, or on from a state of the bridge.
+
+    Arguments:
+        denoiser: $D(x_t, t, \mathrm{cond})$, told $x_T$ under `start` of the condition.
+        bridge: The bridge it was trained on.
+        start: $x_T$, shape (B, *shape).
+        grid: N + 1 strictly decreasing times in [0, 1]; one that begins at 1 begins with the stochastic start.
+        step: What follows it; `Heun`, which is ODES3, by default.
+        cond: What else the denoiser is told, first dimension B; a tensor are labels.
+        seeds: (B,) seeds: stream 0 is the noise of the start, streams 1 to N those of stochastic steps.
+        x: The state at `grid[0]`, (B, *shape), for a grid that begins below 1.
+        z: The noise of the start, (B, *shape), instead of stream 0.
+        tape: The noise of the steps, (N, B, *shape), instead of streams 1 to N.
+        keep: The times whose states are returned; the first and the last by default.
+        keep_x0: Also return $\hat x_0$ at each kept state, at no extra evaluation but for a grid that ends above 0.
+
+    Returns:
+        The trajectory of the kept states, $x_T$ first.
+
+    Raises:
+        ValueError: for a bad grid or a kept time that is not on it, a grid below 1 without `x`, or noise that is needed
+            without seeds.
+    """
+    step = Heun() if step is None else step
+    times = check_grid(grid)
+    begins = float(times[0]) == 1
+    kept = times[[0, -1]] if keep is None else keep
+    wanted = set(find_times(times, kept, "on the grid, so it cannot be kept"))
+    if begins != (x is None):
+        raise ValueError("a grid that begins at 1 starts from x_T alone, and one below 1 from a state x on the bridge")
+    if seeds is None and ((begins and z is None) or (step.stochastic and tape is None)):
+        raise ValueError("a bridge starts with noise: give `seeds` (one per sample), or `z` of the start and a `tape`")
+    if begins and z is None and seeds is not None:
+        z = noise(seeds, start.shape[1:], 0, start.dtype, start.device)
+    if step.stochastic and tape is None and seeds is not None:
+        tape = noise_tape(seeds, start.shape[1:], len(times) - 1, start.dtype, start.device)
+    schedule, cond, rounds = Pinned(bridge), told(start, cond), 0
+    grid_times, pulled = times.tolist(), bridge(times)[0].tolist()
+    a = dict(zip(grid_times, pulled, strict=True))
+    schedule.expect(grid_times)
+    ask = at_one_time(denoiser)
+
+    def D(y: Tensor, t: float) -> Tensor:
+        nonlocal rounds
+        rounds += 1
+        return ask(y + (a[t] if t in a else bridge.at(t)[0]) * start, t, cond)
+
+    y = torch.zeros_like(start) if x is None else x - a[grid_times[0]] * start
+    states, x0s = [], []
+    past: Past = ()
+    for n, (t, s) in enumerate(pairwise(grid_times)):
+        state = y
+        if t == 1:
+            (b_s, c_s), x0_hat = schedule.at(s), D(y, t)
+            y = b_s * x0_hat if z is None else b_s * x0_hat + c_s * z
+        else:
+            y, past = step(D, schedule, y, t, s, past, None if tape is None else tape[n])
+            x0_hat = past[0].x0
+        if n in wanted:
+            states.append(state + a[t] * start)
+            x0s.append(x0_hat)
+    if len(times) - 1 in wanted:
+        states.append(y + a[grid_times[-1]] * start)
+        if keep_x0:
+            x0s.append(y if grid_times[-1] == 0 else D(y, grid_times[-1]))
+    return Trajectory(
+        x=torch.stack(states, 1),
+        t=times[sorted(wanted)],
+        x0=torch.stack(x0s, 1) if keep_x0 else None,
+        cond=cond,
+        seeds=seeds,
+        nfe=rounds * evaluations(denoiser),
+        rounds=rounds,
+    )
+
+
+@dataclass(frozen=True)
+class BridgeSampler:
+    """A solver on a bridge's grid: from $x_T$ to a trajectory, without a graph.
+
+    Called as `sampler(start, cond, seeds)`; samples of one $x_T$ are its copies with other seeds.
+
+    Attributes:
+        denoiser: What is sampled.
+        bridge: The bridge it was trained on.
+        grid: N + 1 decreasing times from 1.
+        step: What follows the start; `Heun`, which is ODES3, by default.
+        keep: The times whose states are returned, as in `cross`.
+        keep_x0: Also return the denoiser's answer there.
+    """
+
+    denoiser: Denoiser
+    bridge: Bridge
+    grid: Tensor
+    step: Step = field(default_factory=Heun)
+    keep: Tensor | None = None
+    keep_x0: bool = False
+
+    @classmethod
+    def of_calls(
+        cls,
+        denoiser: Denoiser,
+        bridge: Bridge,
+        calls: int,
+        name: str = "odes3",
+        t_1: float | None = None,
+        exponent: float = EXPONENT,
+    ) -> BridgeSampler:
+        """The sampler `name` of `BRIDGE_STEPS` with so many network calls; errors as `steps_of` and `bridge_grid`."""
+        grid = bridge_grid(bridge, steps_of(name, calls), t_1, exponent)
+        return cls(denoiser, bridge, grid, BRIDGE_STEPS[name].make())
+
+    @torch.no_grad()
+    def __call__(self, start: Tensor, cond: Cond | None = None, seeds: Tensor | None = None) -> Trajectory:
+        check_noise(start)
+        return sampled(self._run, start, cond, seeds)
+
+    def _run(self, start: Tensor, cond: Cond | None, seeds: Tensor | None) -> Trajectory:
+        return cross(
+            self.denoiser,
+            self.bridge,
+            start,
+            self.grid,
+            self.step,
+            cond,
+            seeds,
+            keep=self.keep,
+            keep_x0=self.keep_x0,
+        )
