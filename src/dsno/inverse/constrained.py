@@ -11,8 +11,8 @@ denoiser that is linear near $x_t$, steps $x_t \mathrel{+}= \lambda J A^\top e$ 
 
 $$ e_{k+1} = (I - \lambda P J^2 P) \, e_k, $$
 
-which contracts while $0 < \lambda \mu^2 < 2$, $\mu$ the largest eigenvalue of $J$ there. What is found is *a* sample that
-fits; it is no draw from the posterior, whose spread it falls short of.
+which contracts while $0 < \lambda \mu^2 < 2$, $\mu$ the largest eigenvalue of $J$ there. What is found is *a* sample
+that fits; it is no draw from the posterior, whose spread it falls short of.
 
 Source: Graikos, Jojic & Samaras, 2024 (arXiv 2410.18804).
 """
@@ -41,8 +41,8 @@ class Constrained(Guidance):
        x_t \mathrel{+}= \lambda_k n_t \frac{g}{|g|_\infty}, \quad \hat x_0 \leftarrow D(x_t, t) $$
 
     with $n_t = \sqrt{\alpha_t^2 + \sigma_t^2}$, so that a step is as long on every schedule as on a variance preserving
-    one; $\lambda_k$ falls linearly. 1 + 2K evaluations a step. Of a noisy measurement the step is shortened to the share
-    of the misfit that the noise does not explain, which is ours.
+    one; $\lambda_k$ falls linearly. 1 + 2K evaluations a step. Of a noisy measurement the step is shortened to the
+    share of the misfit that the noise does not explain, which is ours.
 
     Attributes:
         inner: K.

@@ -230,16 +230,16 @@ class Guidance(ABC):
         if isinstance(problem, Decoded):
             if self.solves:
                 raise ValueError(
-                    f"{type(self).__name__} solves a linear problem, and one that is Decoded is none: take Constrained, "
-                    "DPS or MPGD for a teacher of latents"
+                    f"{type(self).__name__} solves a linear problem, and one that is Decoded is none: take "
+                    "Constrained, DPS or MPGD for a teacher of latents"
                 )
             with torch.no_grad():
                 shape, stated = problem.decode(z[:1]).shape[1:], problem.problem
         measured = check_problem(stated, shape, z.dtype, z.device)
         if y.shape != (len(z), *measured):
             raise ValueError(
-                f"what was measured of {tuple(shape)} is {(len(z), *measured)} here, and y is {tuple(y.shape)}: a teacher "
-                "of latents takes Decoded(problem, latents)"
+                f"what was measured of {tuple(shape)} is {(len(z), *measured)} here, and y is {tuple(y.shape)}: a "
+                "teacher of latents takes Decoded(problem, latents)"
             )
         if not bool(y.isfinite().all()):
             raise ValueError("what was measured must be finite, and y holds NaN or infinity")
