@@ -92,7 +92,8 @@ class Mask:
         return cls(keep.reshape(*shape[1:]), noise)
 
     def A(self, x: Tensor, /) -> Tensor:
-        if self.keep.ndim >= x.ndim or torch.broadcast_shapes(self.keep.shape, x.shape[1:]) != x.shape[1:]:
+        sides = zip(reversed(self.keep.shape), reversed(x.shape[1:]), strict=False)
+        if self.keep.ndim >= x.ndim or any(k not in (1, n) for k, n in sides):
             raise ValueError(f"the mask is {tuple(self.keep.shape)}, and samples are {tuple(x.shape[1:])}: resize one")
         return x * self.keep.to(x)
 
