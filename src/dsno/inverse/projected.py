@@ -55,7 +55,10 @@ class DiffPIR(Guidance):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_options(self, self.prior, self.fresh, "prior", "fresh")
+        if not self.prior > 0 or not 0 <= self.fresh <= 1:
+            raise ValueError(
+                f"DiffPIR takes prior > 0 and fresh in [0, 1], got {self.prior:g} and {self.fresh:g}"
+            )
 
     @property
     def stochastic(self) -> bool:
@@ -143,7 +146,7 @@ class Replacement(Guidance):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_options(self, self.resamples, self.eta, "resamples")
+        check_options(self, 1.0, self.eta)
         if self.resamples < 1:
             raise ValueError(f"each step is made at least once, got resamples={self.resamples}")
 
