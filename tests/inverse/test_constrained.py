@@ -72,7 +72,9 @@ def test_unnormalised_corrections_contract_by_the_identity(lam: float) -> None:
         e = e @ contraction
     assert torch.allclose((y - after) * KEEP, e, rtol=0, atol=1e-13)
     assert torch.allclose(after, moved @ J, rtol=0, atol=1e-13)
-    assert lam * float(torch.linalg.eigvalsh(J).max()) ** 2 < 2 and float(e.norm()) < float(((y - x0_hat) * KEEP).norm())
+    assert lam * float(torch.linalg.eigvalsh(J).max()) ** 2 < 2 and float(e.norm()) < float(
+        ((y - x0_hat) * KEEP).norm()
+    )
 
 
 def test_the_difference_is_the_forward_derivative_which_is_the_pullback_of_an_exact_denoiser() -> None:

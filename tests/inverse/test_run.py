@@ -1,4 +1,4 @@
-"""Without guidance every restorer is the plain sampler, on every schedule it is the same, and it counts what it costs."""
+"""Without guidance it is the plain sampler, on every schedule it is the same, and it counts what it costs."""
 
 import re
 from collections.abc import Callable

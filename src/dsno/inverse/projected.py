@@ -56,9 +56,7 @@ class DiffPIR(Guidance):
     def __post_init__(self) -> None:
         super().__post_init__()
         if not self.prior > 0 or not 0 <= self.fresh <= 1:
-            raise ValueError(
-                f"DiffPIR takes prior > 0 and fresh in [0, 1], got {self.prior:g} and {self.fresh:g}"
-            )
+            raise ValueError(f"DiffPIR takes prior > 0 and fresh in [0, 1], got {self.prior:g} and {self.fresh:g}")
 
     @property
     def stochastic(self) -> bool:
