@@ -33,7 +33,7 @@ class DPS(Guidance):
 
     $$ x_s = a x_t + b \hat x_0 + \nu z + \zeta n_s n_t \, J^\top \frac{A^\top e}{|e|}, \qquad e = y - A \hat x_0, $$
 
-    which is $-\zeta \nabla_{x_t} |y - A \hat x_0|$ for a variance preserving schedule; $n_t^2 = \alpha_t^2 + \sigma_t^2$
+    which is $-\zeta \nabla_{x_t} |y - A \hat x_0|$ on a variance preserving schedule; $n_t^2 = \alpha_t^2 + \sigma_t^2$
     makes it the same on any. A step does not become shorter with the grid's: the default was chosen for fifty steps.
 
     Attributes:
