@@ -3,7 +3,8 @@ r"""Linear inverse problems: what was measured of a sample, and how well that is
 $$ y = A x + \tau n, \qquad n \sim \mathcal N(0, I), $$
 
 with $A$ a mask, a blur, a loss of resolution or of colour. Nothing else is asked of a problem than $A$, its adjoint
-$A^\top$ and $\tau$; a matrix is never made. A sample $x \sim \mathcal N(z, r^2 I)$ of which $y$ was measured has the mean
+$A^\top$ and $\tau$; a matrix is never made. A sample $x \sim \mathcal N(z, r^2 I)$ of which $y$ was measured has the
+mean
 
 $$ \mathbb E[x \mid y] = \arg\min_x \frac{|A x - y|^2}{\tau^2} + \frac{|x - z|^2}{r^2}
    = z + r^2 A^\top (r^2 A A^\top + \tau^2 I)^{-1} (y - A z), $$
@@ -61,7 +62,7 @@ class Prox(Problem, Protocol):
 
 
 def noise_of(problem: Problem) -> float:
-    r"""$\tau$, the standard deviation of what is measured: `noise`, or `noise_model.sigma` of a deepinv problem; else 0.
+    r"""$\tau$, the standard deviation of what is measured: `noise`, or deepinv's `noise_model.sigma`; else 0.
 
     Raises:
         ValueError: if it is no finite number of 0 or more.
@@ -95,8 +96,8 @@ def check_problem(
         adjoint = problem.A_adjoint(y)
     except (RuntimeError, IndexError) as error:
         raise ValueError(
-            f"{type(problem).__name__} does not measure samples of shape {tuple(shape)}: state the problem for what the "
-            f"teacher makes, or, where that are latents, as Decoded(problem, latents) ({error})"
+            f"{type(problem).__name__} does not measure samples of shape {tuple(shape)}: state the problem for what "
+            f"the teacher makes, or, where that are latents, as Decoded(problem, latents) ({error})"
         ) from None
     if len(Ax) != len(x) or adjoint.shape != x.shape:
         raise ValueError(
@@ -115,31 +116,29 @@ def check_problem(
     return tuple(Ax.shape[1:])
 
 
-def posterior_mean(problem: Problem, z: Tensor, y: Tensor, variance: float, tau: float | None = None) -> Tensor:
+def posterior_mean(problem: Problem, z: Tensor, y: Tensor, variance: float) -> Tensor:
     r"""$\mathbb E[x \mid y]$ of $x \sim \mathcal N(z, r^2 I)$, the formula above, of the shape of `z` (B, *shape).
 
     Arguments:
-        problem: $A$, with $\tau$ unless `tau` is given.
+        problem: $A$ and $\tau$.
         z: (B, *shape).
         y: What was measured, (B, *measured).
-        variance: $r^2 \ge 0$.
-        tau: Noise instead of the problem's.
+        variance: $r^2 \ge 0$; where it is infinite, what was measured is met exactly, as it is without noise.
     """
-    tau = noise_of(problem) if tau is None else tau
+    tau = noise_of(problem)
+    exact = tau == 0 or variance == math.inf
     if variance == 0:
         return z
-    if tau > 0:
-        gamma = variance / tau**2
-        if isinstance(problem, Prox):
-            return problem.prox_l2(z, y, gamma)
-        return z + conjugate_gradients(problem, gamma * problem.A_adjoint(y - problem.A(z)), gamma)
-    if isinstance(problem, Dagger):
+    if exact and isinstance(problem, Dagger):
         return z + problem.A_dagger(y - problem.A(z))
-    return z + conjugate_gradients(problem, problem.A_adjoint(y - problem.A(z)), None)
+    if not exact and isinstance(problem, Prox):
+        return problem.prox_l2(z, y, variance / tau**2)
+    return z + conjugate_gradients(problem, problem.A_adjoint(y - problem.A(z)), 0.0 if exact else tau**2 / variance)
 
 
-def conjugate_gradients(problem: Problem, b: Tensor, gamma: float | None, steps: int = 50) -> Tensor:
-    r"""$(I + \gamma A^\top A)^{-1} b$, or where `gamma` is None $(A^\top A)^+ b$, of the shape of `b` (B, *shape).
+def conjugate_gradients(problem: Problem, b: Tensor, ridge: float = 0.0, steps: int = 50) -> Tensor:
+    r"""$(A^\top A + \delta I)^{-1} b$ with a `ridge` $\delta \ge 0$, of the shape of `b` (B, *shape); without one the
+    shortest solution, for b in the range of $A^\top$.
 
     A fixed number of steps, and each row its own, so that nothing is read back from the device; a row that has arrived
     stays where it is.
@@ -151,8 +150,7 @@ def conjugate_gradients(problem: Problem, b: Tensor, gamma: float | None, steps:
         return (u * v).flatten(1).sum(1).reshape(-1, *[1] * (u.ndim - 1))
 
     def apply(v: Tensor) -> Tensor:
-        normal = problem.A_adjoint(problem.A(v))
-        return normal if gamma is None else v + gamma * normal
+        return problem.A_adjoint(problem.A(v)) + ridge * v
 
     x, r = torch.zeros_like(b), b
     p, rr = r, dot(r, r)
