@@ -81,7 +81,7 @@ class FastEM:
 
     sampler: Driven = PiGDM(uniform(100))
     step: KernelStep = KernelStep()
-    spread: float = 0.0
+    spread: float = 0.1
 
     def __call__(
         self,
@@ -178,7 +178,7 @@ class PlainMAP:
     In each part everything else is constant: x is a division in Fourier space, $g$ keeps the differences of a pixel
     whose length is above $\sqrt{2 w / \mu}$, and k is the M-step on $\nabla x$ and $\nabla y$, for which the
     brightness says nothing. $\mu$ grows from round to round, so that the kernel is learned from the salient edges
-    first. The difficulty of every method of this kind stays: the likeliest solution under a sparse prior is often no
+    first; behind the last round x is the Wiener filter's, of differences as large as those found. The difficulty of every method of this kind stays: the likeliest solution under a sparse prior is often no
     blur (Levin, Weiss, Durand & Freeman, 2009).
 
     Attributes:
@@ -198,7 +198,7 @@ class PlainMAP:
     step: KernelStep = KernelStep()
     rounds: int = 30
     inner: int = 4
-    weight: float = 4e-3
+    weight: float = 1e-3
     penalty: tuple[float, float] = (0.02, 2.0)
 
     def __post_init__(self) -> None:
@@ -243,7 +243,12 @@ class PlainMAP:
             dx, dy = (_differences(v, axes).movedim(0, 1).flatten(1, 2) for v in (x, y))
             found = self.step(blur, dx[None], dy)
             blur = found.revised(centred(found.kernel), found.noise)
-        return x, blur
+        # The picture that the kernel is learned from is a sketch. What it leaves of y is noise to the Wiener filter,
+        # and how large its differences are is what that filter knows of pictures.
+        K, left = blur.otf(spatial, y), (blur.A(x) - y).square().flatten(1).mean(1)
+        mu = left / _differences(x, axes).square().mean((0, *range(2, y.ndim + 1)))
+        below = K.abs() ** 2 + mu.reshape(-1, *[1] * (y.ndim - 1)) * (D.abs() ** 2).sum(0)
+        return torch.fft.irfftn(K.conj() * Y / below, s=spatial, dim=axes), blur
 
 
 def _differences(x: Tensor, axes: Sequence[int]) -> Tensor:
