@@ -46,7 +46,7 @@ class DPS(Guidance):
     Source: Chung et al., 2023 (arXiv 2209.14687), algorithm 1.
     """
 
-    scale: float = field(default=3.0, kw_only=True)
+    scale: float = field(default=1.0, kw_only=True)
     eta: float = field(default=1.0, kw_only=True)
 
     def __post_init__(self) -> None:

@@ -56,9 +56,9 @@ class Constrained(Guidance):
         ValueError: for options out of range.
     """
 
-    inner: int = field(default=5, kw_only=True)
+    inner: int = field(default=2, kw_only=True)
     lr: tuple[float, float] = field(default=(0.5, 0.1), kw_only=True)
-    eta: float = field(default=0.0, kw_only=True)
+    eta: float = field(default=1.0, kw_only=True)
     difference: float = field(default=0.005, kw_only=True)
     derivative: Literal["difference", "forward"] = field(default="difference", kw_only=True)
     normalised: bool = field(default=True, kw_only=True)
