@@ -26,8 +26,11 @@ from dsno.teachers.closed import Gaussian
 D, SEEN = 16, 8
 
 METHODS: dict[str, Callable[[], Guidance]] = {
-    **{f"constrained K={K}": lambda K=K: Constrained(uniform(20), inner=K, lr=(0.5, 0.1), eta=0.0) for K in (0, 1, 3, 5)},
-    "constrained K=2, eta=1": lambda: Constrained(uniform(20)),
+    **{
+        f"constrained K={K}": lambda K=K: Constrained(uniform(20), inner=K, lr=(0.5, 0.1), eta=0.0)
+        for K in (0, 1, 3, 5)
+    },
+    "constrained, eta=1": lambda: Constrained(uniform(10)),
     "dps": lambda: DPS(uniform(50)),
     "pigdm": lambda: PiGDM(uniform(50)),
     "diffpir": lambda: DiffPIR(uniform(50)),
@@ -93,7 +96,7 @@ def contraction(denoiser: Denoiser, keep: Tensor, truth: Tensor, t: float = 0.4,
 
 
 def asymmetry(teacher: Any, images: Tensor) -> list[dict[str, float]]:
-    r"""$|J v - J^\top v|$ over $|J v + J^\top v|$ for noise v, and the cosine between both, by time: means over images."""
+    r"""$|J v - J^\top v|$ over $|J v + J^\top v|$ for noise v, and the cosine of both, by time: means over images."""
     rows = []
     for t in (0.9, 0.7, 0.5, 0.3, 0.1):
         alpha_t, sigma_t = teacher.schedule.at(t)
