@@ -132,11 +132,12 @@ def posterior_mean(problem: Problem, z: Tensor, y: Tensor, variance: float) -> T
         problem: $A$ and $\tau$.
         z: (B, *shape).
         y: What was measured, (B, *measured).
-        variance: $r^2 \ge 0$; where it is infinite, what was measured is met exactly, as it is without noise.
+        variance: $r^2 \ge 0$; where it is infinite what was measured is met exactly, as it is without noise, whatever
+            $r^2$ is.
     """
     tau = noise_of(problem)
     exact = tau == 0 or variance == math.inf
-    if variance == 0:
+    if variance == 0 and not exact:
         return z
     if exact and isinstance(problem, Dagger):
         return z + problem.A_dagger(y - problem.A(z))
