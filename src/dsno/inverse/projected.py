@@ -36,10 +36,10 @@ class DiffPIR(Guidance):
 
     $$ x_s = \alpha_s \tilde x_0 + \sigma_s \big( \sqrt{1 - \zeta} \, \tilde\epsilon + \sqrt\zeta \, z \big). $$
 
-    The paper has $r_t = \sigma_t / \alpha_t$, which is infinite on pure noise: there a noisy measurement was inverted
-    whatever that did to its noise, and of a blur nothing was left. Ours is that of data of unit variance, and is the
-    same where it matters, at little noise. Without noise $\tilde x_0 = \hat x_0 + A^+ (y - A \hat x_0)$, the null-space projection of DDNM (Wang et al., 2023,
-    arXiv 2212.00490, eq. 12), whatever $\lambda$ is.
+    The paper has $r_t = \sigma_t / \alpha_t$, which is infinite on pure noise: there a noisy blur is inverted, whatever
+    that does to its noise. Ours is that of data of unit variance, and the same where little noise is left. Without
+    noise $\tilde x_0 = \hat x_0 + A^+ (y - A \hat x_0)$, the null-space projection of DDNM (Wang et al., 2023, arXiv
+    2212.00490, eq. 12), whatever $\lambda$ is.
 
     Attributes:
         prior: $\lambda$, how much the denoiser's answer is trusted against a noisy measurement.
