@@ -9,8 +9,8 @@ without a vjp, contracts as its identity says, and falls short of the true sprea
 ahead of DPS in PSNR on inpainting, with no vjp and in half of the time. A difference of the other sign, or a spread of
 the posterior's, refutes it. Options of both are chosen on validation images that are not measured. Beside them stand
 the pseudo-inverse and a network of the teacher's size that was trained for one task of each kind. `own` restores the
-user's images with the user's teacher, latents through their decoder, and classes by lot. What is measured is kept in --runs. Writes
-benchmarks/results/inverse[_NAME].json and docs/images/inverse-NAME.png.
+user's images with the user's teacher, latents through their decoder, and classes by lot. What is measured is kept in
+--runs. Writes benchmarks/results/inverse[_NAME].json and docs/images/inverse-NAME.png.
 """
 
 from __future__ import annotations
@@ -209,8 +209,11 @@ class Bench:
         """A method with its own options, or those that were chosen for a kind of task."""
         if name in FIXED:
             return self._made(FIXED[name])
-        chosen = kept(self.runs / f"choice-{name}-{kind}.json", lambda: self._choose(name, kind))
-        return self._made(CANDIDATES[name][chosen["chosen"]])
+        return self._made(CANDIDATES[name][self.choice(name, kind)["chosen"]])
+
+    def choice(self, name: str, kind: str) -> dict[str, Any]:
+        """Which of the candidates was chosen, with what all of them reached."""
+        return kept(self.runs / f"choice-{name}-{kind}.json", lambda: self._choose(name, kind))
 
     def _made(self, entry: tuple[Make, int, dict[str, Any]]) -> Guidance:
         make, steps, options = entry
@@ -448,14 +451,13 @@ def main(given: Sequence[str] | None = None) -> None:
     for task in TASKS:
         check_problem(problem_of(task, bench.truth.shape[1:], 0.0), bench.truth.shape[1:], device=bench.device)
     rows = rows_of(bench)
-    names = {f"{name}, {kind}": bench.method(name, kind) for name in LEADERS for kind in KINDS}
     numbers = {
         "rows": rows,
         "seconds": kept(bench.runs / "seconds.json", bench.seconds),
         "asymmetry": asymmetry(bench.teacher, bench.truth[:8])
         if bench.decoder is None and not bench.teacher.classes
         else [],
-        "chosen": {name: repr(method).replace(", dtype=torch.float64", "") for name, method in names.items()},
+        "chosen": {f"{name}, {kind}": bench.choice(name, kind) for name in LEADERS for kind in KINDS},
         "seen": bench.seen,
     }
     title = f"inverse_{arguments.problem}"
