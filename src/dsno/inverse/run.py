@@ -205,30 +205,33 @@ class Guidance(ABC):
             raise ValueError(f"{type(self).__name__} takes noise in its steps: give `seeds`, one for each row")
         if rows is not None and len(rows) != len(z):
             raise ValueError(f"there are {len(rows)} seeds for {len(z)} rows of noise: give one for each")
+        kept = [] if self.keep is None else find_times(self.grid, self.keep, "on the grid, so it cannot be kept")
         meter = denoiser if isinstance(denoiser, Meter) else Meter(denoiser)
         before = counts(meter)
         run = Run(meter, schedule, problem, y, cond, rows, revise)
-        kept, seconds = timed(self._run, run, z)
+        (x, states), seconds = timed(self._run, run, z, kept)
         spent = {name: value - before[name] for name, value in counts(meter).items()}
         cost = Cost(**spent, gradients=run.gradients, seconds=seconds)
         with torch.no_grad():
-            residual = (run.y - run.problem.A(kept.sample)).flatten(1).square().mean(1).sqrt()
-        made = None
-        if self.keep is not None:
-            wanted = find_times(self.grid, self.keep, "on the grid, so it cannot be kept")
-            made = Trajectory(kept.x[:, wanted], self.grid[wanted], None, cond, rows, cost.rows // len(z), cost.rounds)
-        return Restored(kept.sample, cost, residual, made)
+            residual = (run.y - run.problem.A(x)).flatten(1).square().mean(1).sqrt()
+        path = None
+        if kept:
+            each, held = cost.rows // len(z), torch.stack(states, 1)
+            path = Trajectory(held, self.grid[kept], None, cond, rows, each, cost.rounds)
+        return Restored(x, cost, residual, path)
 
     @torch.no_grad()
-    def _run(self, run: Run, z: Tensor) -> Trajectory:
+    def _run(self, run: Run, z: Tensor, kept: Sequence[int]) -> tuple[Tensor, list[Tensor]]:
+        """The sample, and the states that are kept."""
         times = self.grid.tolist()
         run.schedule.expect(times)
         x = initial_state(run.schedule, z, times[0])
-        states = [x]
-        for t, s in pairwise(times):
+        states = [x] if 0 in kept else []
+        for n, (t, s) in enumerate(pairwise(times), start=1):
             x = self.step(run, x, t, s)
-            states = [*states, x] if self.keep is not None else [x]
-        return Trajectory(torch.stack(states, 1), self.grid[-len(states) :])
+            if n in kept:
+                states.append(x)
+        return x, states
 
     def _checked(self, denoiser: Denoiser, problem: Problem | Decoded, y: Tensor, z: Tensor, known: bool) -> Tensor:
         """What was measured, as the run takes it."""
