@@ -103,11 +103,19 @@ class Cost:
     seconds: float = 0.0
     peak: int | None = None
 
+    def __add__(self, other: Cost) -> Cost:
+        """Of one run after another: sums, and the higher peak of those that were measured."""
+        peaks = [peak for peak in (self.peak, other.peak) if peak is not None]
+        names = ("rounds", "rows", "vjps", "jvps", "gradients", "seconds")
+        sums = {name: getattr(self, name) + getattr(other, name) for name in names}
+        return Cost(**sums, peak=max(peaks, default=None))
+
 
 def vjp(
     meter: Metered, x_t: Tensor, t: Tensor | float, cond: Cond | None = None
 ) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
-    r"""$\hat x_0 = D(x_t, t)$, (B, *shape) without a graph, and its pullback $v \mapsto (\partial D / \partial x_t)^\top v$.
+    r"""$\hat x_0 = D(x_t, t)$, (B, *shape) without a graph, and its pullback $v \mapsto J^\top v$, J the Jacobian in
+    $x_t$.
 
     The pullback takes and returns (B, *shape), and can be called again; the activations live as long as it does. Each
     of its calls is counted in `meter.vjps`.
