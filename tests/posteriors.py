@@ -48,7 +48,7 @@ class Correlated(NamedTuple):
         return z * self.std @ self.basis.T
 
     def posterior(self, keep: Tensor, y: Tensor, tau: float = 0.0) -> tuple[Tensor, Tensor]:
-        """Mean (B, hidden) and standard deviation (hidden,) of the hidden coordinates, given `y` (B, d) at the others."""
+        """Mean (B, hidden) and spread (hidden,) of the hidden coordinates, given `y` (B, d) at the others."""
         C = self.covariance
         seen = C[keep][:, keep] + tau**2 * torch.eye(int(keep.sum()), dtype=D64)
         gain = torch.linalg.solve(seen, C[keep][:, ~keep]).T

@@ -99,3 +99,10 @@ def test_a_problem_of_other_samples_is_refused_with_what_to_do() -> None:
         check_problem(Function(matrix, (2, 6)), (2, 8))
     with pytest.raises(ValueError, match=r"makes \(2, 2, 6\) of what is measured of \(2, 2, 8\)"):
         check_problem(_wrong(lambda x: x[..., :6], lambda y: y), (2, 8))
+
+
+def test_a_proximal_map_that_is_none_is_refused() -> None:
+    grey = Grey()
+    held = SimpleNamespace(A=grey.A, A_adjoint=grey.A_adjoint, noise=0.0, prox_l2=lambda z, y, gamma: z)
+    with pytest.raises(ValueError, match=r"prox_l2 of SimpleNamespace is not the minimum .* Function\(problem.A"):
+        check_problem(held, (3, 4))

@@ -67,9 +67,8 @@ def noise_of(problem: Problem) -> float:
     Raises:
         ValueError: if it is no finite number of 0 or more.
     """
-    given = getattr(problem, "noise", None)
-    if given is None:
-        given = getattr(getattr(problem, "noise_model", None), "sigma", 0.0)
+    model = getattr(problem, "noise_model", None)  # of deepinv, where `noise` is a method
+    given = getattr(problem, "noise", 0.0) if model is None else getattr(model, "sigma", 0.0)
     tau = float(given)
     if not 0 <= tau < math.inf:
         raise ValueError(f"the noise of a problem is a standard deviation of 0 or more, got {tau:g}")
@@ -82,13 +81,15 @@ def check_problem(
     r"""The shape of what is measured of a sample of `shape`, if $A^\top$ is the adjoint of $A$ and its noise is one.
 
     The dot test: $\langle A x, y \rangle = \langle x, A^\top y \rangle$ for noise x and y, to within the rounding of
-    `dtype`.
+    `dtype`. Where there is a proximal map, it must be a minimum to within a hundredth: the slope there is
+    $x - z - A^\top (y - A x)$.
 
     Raises:
-        ValueError: if the problem is not one of samples of this shape, its adjoint fails the dot test, or the noise is
-            negative.
+        ValueError: if the problem is not one of samples of this shape, its adjoint fails the dot test, its `prox_l2` is
+            no minimum, or the noise is negative.
     """
     noise_of(problem)
+    name = type(problem).__name__
     x = noise([0, 1], shape, 0, dtype, device)
     try:
         Ax = problem.A(x)
@@ -96,12 +97,12 @@ def check_problem(
         adjoint = problem.A_adjoint(y)
     except (RuntimeError, IndexError) as error:
         raise ValueError(
-            f"{type(problem).__name__} does not measure samples of shape {tuple(shape)}: state the problem for what "
+            f"{name} does not measure samples of shape {tuple(shape)}: state the problem for what "
             f"the teacher makes, or, where that are latents, as Decoded(problem, latents) ({error})"
         ) from None
     if len(Ax) != len(x) or adjoint.shape != x.shape:
         raise ValueError(
-            f"the adjoint of {type(problem).__name__} makes {tuple(adjoint.shape)} of what is measured of "
+            f"the adjoint of {name} makes {tuple(adjoint.shape)} of what is measured of "
             f"{tuple(x.shape)}: expected the same shape"
         )
     one, other = (Ax * y).flatten(1).sum(1).double(), (x * adjoint).flatten(1).sum(1).double()
@@ -110,9 +111,17 @@ def check_problem(
     gap = float(((one - other).abs() / scale.clamp_min(torch.finfo(torch.float64).tiny)).max())
     if not gap <= torch.finfo(dtype).eps ** 0.5:
         raise ValueError(
-            f"the adjoint of {type(problem).__name__} is none: <A x, y> and <x, A_adjoint y> differ by {gap:.2g} of "
+            f"the adjoint of {name} is none: <A x, y> and <x, A_adjoint y> differ by {gap:.2g} of "
             "their size; is A linear, and A_adjoint its transpose?"
         )
+    if isinstance(problem, Prox):
+        nearest = problem.prox_l2(x, y, 1.0)
+        slope = nearest - x - problem.A_adjoint(y - problem.A(nearest))
+        if not float(slope.norm()) <= 1e-2 * float(x.norm() + adjoint.norm()):
+            raise ValueError(
+                f"prox_l2 of {name} is not the minimum it says: leave it out, or state the problem as "
+                f"Function(problem.A, {tuple(shape)}), whose solves need none"
+            )
     return tuple(Ax.shape[1:])
 
 
@@ -123,11 +132,12 @@ def posterior_mean(problem: Problem, z: Tensor, y: Tensor, variance: float) -> T
         problem: $A$ and $\tau$.
         z: (B, *shape).
         y: What was measured, (B, *measured).
-        variance: $r^2 \ge 0$; where it is infinite, what was measured is met exactly, as it is without noise.
+        variance: $r^2 \ge 0$; where it is infinite what was measured is met exactly, as it is without noise, whatever
+            $r^2$ is.
     """
     tau = noise_of(problem)
     exact = tau == 0 or variance == math.inf
-    if variance == 0:
+    if variance == 0 and not exact:
         return z
     if exact and isinstance(problem, Dagger):
         return z + problem.A_dagger(y - problem.A(z))
