@@ -1,5 +1,7 @@
 """The M-step finds the kernel where it can be known, and with the variance of originals it is one of EM."""
 
+from itertools import pairwise
+
 import pytest
 import torch
 from torch import Tensor
@@ -154,7 +156,7 @@ class Field:
 def test_the_likelihood_rises_in_every_round_with_the_posterior_variance_in_it() -> None:
     field = Field()
     k, found = field.rounds(8, with_variance=True)
-    assert all(later > before + 1 for before, later in zip(found, found[1:], strict=False))
+    assert all(later > before + 1 for before, later in pairwise(found))
     assert found[-1] > found[0] + 300 and found[-1] < field.log_likelihood(field.k)
     assert kernel_error(k, field.k) < kernel_error(delta((7, 7))[None, None], field.k)
 
@@ -163,7 +165,7 @@ def test_the_likelihood_falls_with_the_posterior_mean_in_the_place_of_the_origin
     # The published failure, kept: the kernel stays at no blur.
     field = Field()
     k, found = field.rounds(8, with_variance=False)
-    assert all(later < before for before, later in zip(found, found[1:], strict=False))
+    assert all(later < before for before, later in pairwise(found))
     assert kernel_error(k, delta((7, 7))[None, None]) < 0.1 < kernel_error(k, field.k)
 
 

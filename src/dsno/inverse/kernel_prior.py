@@ -19,6 +19,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -83,7 +84,7 @@ class KernelDenoiser(nn.Module):
             raise ValueError(f"a kernel denoiser needs a channel and two layers or more, got {width} and {layers}")
         self.config: dict[str, object] = {"width": width, "layers": layers}
         widths = [2, *[width] * (layers - 1), 1]
-        self.convs = nn.ModuleList(nn.Conv2d(i, o, 3, padding=1) for i, o in zip(widths, widths[1:], strict=False))
+        self.convs = nn.ModuleList(nn.Conv2d(i, o, 3, padding=1) for i, o in pairwise(widths))
         for conv in self.convs[:-1]:
             nn.init.kaiming_normal_(conv.weight, nonlinearity="relu")
         # It begins as the identity.
@@ -173,7 +174,8 @@ def train_kernel_denoiser(
     objective = _Denoise(batch, seed, tuple(sizes))
     settings = {"batch": batch, "sizes": list(sizes)}
     with claimed(out, KERNELS, resume and not overwrite, overwrite):
-        train(net, objective, config, Path(out) / "training", True, False, None, stage_progress("kernels", report), settings)
+        progress = stage_progress("kernels", report)
+        train(net, objective, config, Path(out) / "training", resume=True, progress=progress, settings=settings)
         save_kernel_denoiser(out, net, steps=steps, **settings)
     return net.requires_grad_(False)
 

@@ -31,7 +31,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -64,13 +64,15 @@ class Moments:
     def system(self, size: Sequence[int]) -> tuple[Tensor, Tensor]:
         r"""The matrix $r_{m - m'}$, (B, S, S), and $b_m$, (B, S), on a support of S pixels; the formula above."""
         axes = tuple(range(1, 1 + len(size)))
-        r, b = (torch.fft.irfftn(F, s=self.spatial, dim=axes).flatten(1) for F in (self.power.to(self.cross), self.cross))
+        r, b = (
+            torch.fft.irfftn(F, s=self.spatial, dim=axes).flatten(1) for F in (self.power.to(self.cross), self.cross)
+        )
         m = torch.cartesian_prod(*(torch.arange(n, device=r.device) - n // 2 for n in size)).reshape(-1, len(size))
         between = m[:, None] - m[None, :]
         return r[:, self._pixel(between)], b[:, self._pixel(m)]
 
     def error(self, kernel: Tensor) -> Tensor:
-        r"""$\tfrac1n \sum_i \mathbb E \lVert y - k * x_i \rVert^2 = k^\top r k - 2 b^\top k + \lVert y \rVert^2$, (B,)."""
+        r"""$\tfrac1n \sum_i \mathbb E \lVert y - k * x_i \rVert^2 = k^\top r k - 2 b^\top k + |y|^2$, (B,)."""
         r, b = self.system(kernel.shape[2:])
         k = kernel.flatten(1).to(b)
         return ((r @ k[..., None])[..., 0] * k).sum(1) - 2 * (b * k).sum(1) + self.energy
@@ -120,9 +122,9 @@ class KernelStep:
         ValueError: for a number out of its range.
     """
 
-    prior: KernelPrior = Shrink()
+    prior: KernelPrior = field(default_factory=Shrink)
     beta: float = 1e5
-    level: float = 0.01
+    level: float = 0.003
     rounds: int = 10
     learn_noise: bool = False
 
