@@ -119,7 +119,9 @@ class FastEM:
             r2 = sigma_t**2 / (alpha_t**2 + sigma_t**2)
             level = self.step.level + (self.coarse - self.step.level) * math.sqrt(r2)
             step = replace(self.step, level=level)
-            blur = _centred(step(blur, x0_hat.unflatten(0, (n, len(y))), y, self.spread * r2))
+            # A teacher may overshoot the range of pictures by far while the kernel is wrong.
+            x = x0_hat.clamp(-1, 1).unflatten(0, (n, len(y)))
+            blur = _centred(step(blur, x, y, self.spread * r2))
             return _each(blur, n)
 
         several = _Copies(y, z, cond, seeds, n)
