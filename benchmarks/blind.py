@@ -57,11 +57,11 @@ SHOWN = {"fast, 4 runs": "fast, 4 runs", "oracle": "kernel known"}
 class Size:
     """What is measured of a teacher."""
 
-    count: int = 24
+    count: int = 10
     """Images of each kernel size and seed, each with a kernel of its own."""
     sizes: tuple[int, ...] = (5, 7, 9)
     seeds: int = 3
-    steps: int = 50
+    steps: int = 100
     """Of every run."""
     rounds: int = 10
     """Of classic EM."""
@@ -80,9 +80,10 @@ class Bench:
     def __init__(
         self, denoiser: Denoiser, schedule: Schedule, images: Tensor, prior: KernelDenoiser, size: Size, reach: int = 4
     ) -> None:
-        self.denoiser, self.schedule, self.images, self.size, self.reach = denoiser, schedule, images, size, reach
+        self.denoiser, self.schedule, self.images, self.prior = denoiser, schedule, images, prior
+        self.size, self.reach = size, reach
         grid, coarse = uniform(size.steps), KernelStep(prior, level=0.01)
-        fast = FastEM(grid, step=KernelStep(prior))
+        fast = FastEM(grid, step=KernelStep(prior, level=0.001), coarse=0.02)
         self.methods: dict[str, Restorer] = {
             "map": PlainMAP(coarse),
             "classic": ClassicEM(grid, step=coarse, rounds=size.rounds),
@@ -312,11 +313,9 @@ def options() -> argparse.ArgumentParser:
     made.add_argument("problem", choices=["closed", "fashion", "sprites", "own"], nargs="?", default="closed")
     made.add_argument("--source", type=Path, help="the recipe's folder; runs/NAME by default")
     made.add_argument("--reference", help="held-out images; the recipe's data by default, which its teacher saw")
-    made.add_argument(
-        "--runs", type=Path, help="folder of what is measured, and of the kernel prior; runs/blind by default"
-    )
+    made.add_argument("--runs", type=Path, help="what is trained and measured; runs/blind by default")
     made.add_argument("--device", default="cpu", help="where the networks are")
-    made.add_argument("--count", type=int, help="images of each kernel size and seed, 24 by default")
+    made.add_argument("--count", type=int, help="images of each kernel size and seed, 10 by default")
     made.add_argument("--teacher", help="of `own`: as `load_teacher` takes it")
     made.add_argument("--data", help="of `own`: as `load_data` takes it")
     made.add_argument("--size", type=int, help="of `own`: resize images to this many pixels a side")
@@ -349,8 +348,8 @@ def main(given: Sequence[str] | None = None) -> None:
     write(
         arguments,
         title,
-        f"{size.count} pictures {tuple(bench.images.shape[1:])} for each kernel size ({', '.join(map(str, size.sizes))} "
-        f"pixels a side) and each of {size.seeds} seeds, {where}; a kernel of motion for each, circular, noise {TAU:g}; "
+        f"{size.count} pictures {tuple(bench.images.shape[1:])} for each kernel size, {', '.join(map(str, size.sizes))} "
+        f"pixels a side, and each of {size.seeds} seeds, {where}; a kernel of motion for each, circular, noise {TAU:g}; "
         f"kernels begin as no blur; PiGDM of {size.steps} steps, classic EM of {size.rounds} rounds of one run; "
         "kernel prior trained on made kernels; medians over pictures, at the shift of up to 4 pixels that agrees best, "
         "mean over sizes; rows, vjps and seconds a picture; kernel error relative, at its best shift",

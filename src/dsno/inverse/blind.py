@@ -76,8 +76,8 @@ class FastEM:
         grid: N + 1 decreasing times.
         sampler: Called with the grid, what restores while the kernel changes: `PiGDM`, `DPS`, or one with options,
             `partial(PiGDM, eta=0.5)`.
-        step: The M-step; its level is $s_0$.
-        coarse: $s_1 \ge 0$.
+        step: The M-step; its level is $s_0$, 0.001 for a learned prior.
+        coarse: $s_1 \ge 0$, 0.02 for a learned prior.
         spread: The share of $r_t^2$ that is the variance of $\hat x_0$ in the M-step; $\ge 0$.
         samples: Runs of one picture, in one batch.
 
@@ -89,7 +89,7 @@ class FastEM:
     grid: Tensor
     sampler: Callable[[Tensor], Driven] = field(default=PiGDM, kw_only=True)
     step: KernelStep = field(default_factory=KernelStep, kw_only=True)
-    coarse: float = field(default=0.02, kw_only=True)
+    coarse: float = field(default=0.05, kw_only=True)
     spread: float = field(default=0.0, kw_only=True)
     samples: int = field(default=1, kw_only=True)
 
@@ -150,7 +150,7 @@ class ClassicEM:
 
     grid: Tensor
     sampler: Callable[[Tensor], Driven] = field(default=PiGDM, kw_only=True)
-    step: KernelStep = field(default_factory=lambda: KernelStep(level=0.01), kw_only=True)
+    step: KernelStep = field(default_factory=KernelStep, kw_only=True)
     rounds: int = field(default=10, kw_only=True)
     samples: int = field(default=1, kw_only=True)
 
@@ -236,10 +236,10 @@ class PlainMAP:
     of Wang, Yang, Yin & Zhang, 2008.
     """
 
-    step: KernelStep = field(default_factory=lambda: KernelStep(level=0.01))
+    step: KernelStep = field(default_factory=KernelStep)
     rounds: int = 30
     inner: int = 4
-    weight: float = 1e-3
+    weight: float = 4e-3
     penalty: tuple[float, float] = (0.02, 2.0)
 
     def __post_init__(self) -> None:
@@ -308,6 +308,7 @@ def _start(problem: Problem, y: Tensor) -> Blur:
             "a blind method weighs the picture by its noise: state one above 0, and let the M-step learn it if it is "
             "unknown (learn_noise)"
         )
+    problem.A(y)  # which refuses a kernel that is larger than the pictures
     return problem.revised(problem.rows.to(y).expand(len(y), *problem.rows.shape[1:]))
 
 

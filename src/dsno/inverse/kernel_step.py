@@ -114,7 +114,8 @@ class KernelStep:
     Attributes:
         prior: What is called $\mathrm{prox}_{\lambda R / \beta}$, told the level $\sqrt{\lambda / \beta}$.
         beta: $\beta > 0$: $\alpha = \tau^2 \beta$ is what the prior weighs, against the squares of a picture.
-        level: $\sqrt{\lambda / \beta} \ge 0$, the noise that the prior takes off a kernel of sum 1.
+        level: $\sqrt{\lambda / \beta} \ge 0$, the noise that the prior takes off a kernel of sum 1; the default is for
+            `Shrink`, a learned prior takes about 0.01.
         rounds: Of the two halves, at least one.
         learn_noise: Also estimate $\tau$, one for all pictures; reading it back makes the host wait for the device.
 
@@ -124,7 +125,7 @@ class KernelStep:
 
     prior: KernelPrior = field(default_factory=Shrink)
     beta: float = 1e5
-    level: float = 0.003
+    level: float = 0.05
     rounds: int = 10
     learn_noise: bool = False
 
