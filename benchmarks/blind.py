@@ -348,8 +348,9 @@ def main(given: Sequence[str] | None = None) -> None:
     write(
         arguments,
         title,
-        f"{size.count} pictures {tuple(bench.images.shape[1:])} for each kernel size, {', '.join(map(str, size.sizes))} "
-        f"pixels a side, and each of {size.seeds} seeds, {where}; a kernel of motion for each, circular, noise {TAU:g}; "
+        f"{size.count} pictures {'x'.join(map(str, bench.images.shape[1:]))} for each kernel size, "
+        f"{', '.join(map(str, size.sizes))} pixels a side, and each of {size.seeds} seeds, {where}; "
+        f"a kernel of motion for each, circular, noise {TAU:g}; "
         f"kernels begin as no blur; PiGDM of {size.steps} steps, classic EM of {size.rounds} rounds of one run; "
         "kernel prior trained on made kernels; medians over pictures, at the shift of up to 4 pixels that agrees best, "
         "mean over sizes; rows, vjps and seconds a picture; kernel error relative, at its best shift",

