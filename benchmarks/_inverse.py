@@ -8,11 +8,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from dsno.condition import Cond
-from dsno.cost import Meter, vjp
+from dsno.cost import Meter
 from dsno.denoise import Denoiser
-from dsno.distillation.derivatives import jvp
 from dsno.grids import uniform
 from dsno.inverse.backprop import DPS, PiGDM
 from dsno.inverse.constrained import Constrained
@@ -103,9 +103,13 @@ def asymmetry(teacher: Any, images: Tensor) -> list[dict[str, float]]:
         seeds = seed_range(0, len(images))
         z, v = (noise(seeds, images.shape[1:], stream, images.dtype, images.device) for stream in (0, 1))
         x_t = alpha_t * images + sigma_t * z
-        with torch.no_grad():
-            _, forward = jvp(lambda x, t=t: teacher(x, t), (x_t,), (v,))
-            backward = vjp(Meter(teacher), x_t, t)[1](v)
+        # J v is the derivative of J^T u in u, for networks whose layers have no forward mode.
+        x_t, u = x_t.requires_grad_(), torch.zeros_like(v).requires_grad_()
+        with sdpa_kernel(SDPBackend.MATH):
+            x0_hat = teacher(x_t, t)
+            (pulled,) = torch.autograd.grad(x0_hat, x_t, u, create_graph=True)
+            (forward,) = torch.autograd.grad(pulled, u, v, retain_graph=True)
+            (backward,) = torch.autograd.grad(x0_hat, x_t, v)
         one, other = forward.flatten(1), backward.flatten(1)
         rows.append(
             {

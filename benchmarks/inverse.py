@@ -9,8 +9,8 @@ without a vjp, contracts as its identity says, and falls short of the true sprea
 ahead of DPS in PSNR on inpainting, with no vjp and in half of the time. A difference of the other sign, or a spread of
 the posterior's, refutes it. Options of both are chosen on validation images that are not measured. Beside them stand
 the pseudo-inverse and a network of the teacher's size that was trained for one task of each kind. `own` restores the
-user's images with the user's teacher, latents through their decoder. What is measured is kept in --runs. Writes
-benchmarks/results/inverse[_NAME].json and docs/images/inverse-NAME.png.
+user's images with the user's teacher, latents through their decoder, and classes by lot. What is measured is kept in
+--runs. Writes benchmarks/results/inverse[_NAME].json and docs/images/inverse-NAME.png.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from __future__ import annotations
 import argparse
 import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,7 @@ import torch
 from _common import Claim, alternating, claim, fit, kept, mean_and_spread, parse, parser, runs_of, write
 from _inverse import asymmetry, gaussian_rows
 from torch import Tensor, nn
-from torchmetrics.functional.image import structural_similarity_index_measure
+from torchmetrics.functional.image import structural_similarity_index_measure as ssim
 
 from dsno.checkpoint import read_json
 from dsno.cost import Cost, Live
@@ -209,8 +209,11 @@ class Bench:
         """A method with its own options, or those that were chosen for a kind of task."""
         if name in FIXED:
             return self._made(FIXED[name])
-        chosen = kept(self.runs / f"choice-{name}-{kind}.json", lambda: self._choose(name, kind))
-        return self._made(CANDIDATES[name][chosen["chosen"]])
+        return self._made(CANDIDATES[name][self.choice(name, kind)["chosen"]])
+
+    def choice(self, name: str, kind: str) -> dict[str, Any]:
+        """Which of the candidates was chosen, with what all of them reached."""
+        return kept(self.runs / f"choice-{name}-{kind}.json", lambda: self._choose(name, kind))
 
     def _made(self, entry: tuple[Make, int, dict[str, Any]]) -> Guidance:
         make, steps, options = entry
@@ -236,18 +239,14 @@ class Bench:
             x = truth[start : start + self.size.batch]
             seeds = seed_range(2**32 * (seed + 1) + start, len(x))
             z = noise(seeds, sample_shape(self.teacher), device=self.device)
-            restored = method(self.teacher, self.teacher.schedule, stated, measured(problem, x, seeds), z, seeds=seeds)
+            classes = self.teacher.classes
+            cond = None if classes is None else (seeds % classes).to(self.device)
+            y = measured(problem, x, seeds)
+            restored = method(self.teacher, self.teacher.schedule, stated, y, z, cond, seeds)
             with torch.no_grad():
                 made.append(restored.x if self.decoder is None else self.decoder(restored.x))
             residuals.append(restored.residual)
-            cost = Cost(
-                *(
-                    a + b
-                    for a, b in zip(
-                        list(asdict(cost).values())[:6], list(asdict(restored.cost).values())[:6], strict=True
-                    )
-                )
-            )
+            cost += restored.cost
         return torch.cat(made), torch.cat(residuals), cost
 
     def row(self, name: str, task: str, tau: float, seed: int) -> dict[str, Any]:
@@ -286,7 +285,7 @@ class Bench:
         clamped = x.clamp(-1, 1)
         quality: dict[str, float | None] = {
             "psnr": float(psnr(x, self.truth).mean()),
-            "ssim": float(structural_similarity_index_measure(clamped, self.truth, data_range=2.0)),
+            "ssim": float(ssim(clamped, self.truth, False, kernel_size=7, data_range=2.0)),
             "feature_distance": None,
             "frechet": None,
         }
@@ -452,12 +451,13 @@ def main(given: Sequence[str] | None = None) -> None:
     for task in TASKS:
         check_problem(problem_of(task, bench.truth.shape[1:], 0.0), bench.truth.shape[1:], device=bench.device)
     rows = rows_of(bench)
-    names = {f"{name}, {kind}": bench.method(name, kind) for name in LEADERS for kind in KINDS}
     numbers = {
         "rows": rows,
         "seconds": kept(bench.runs / "seconds.json", bench.seconds),
-        "asymmetry": asymmetry(bench.teacher, bench.truth[:8]) if bench.decoder is None else [],
-        "chosen": {name: repr(method).replace(", dtype=torch.float64", "") for name, method in names.items()},
+        "asymmetry": asymmetry(bench.teacher, bench.truth[:8])
+        if bench.decoder is None and not bench.teacher.classes
+        else [],
+        "chosen": {f"{name}, {kind}": bench.choice(name, kind) for name in LEADERS for kind in KINDS},
         "seen": bench.seen,
     }
     title = f"inverse_{arguments.problem}"

@@ -68,9 +68,9 @@ class DiffPIR(Guidance):
     def step(self, run: Run, x: Tensor, t: float, s: float) -> Tensor:
         (alpha_t, sigma_t), (alpha_s, sigma_s) = run.schedule.at(t), run.schedule.at(s)
         x0_hat = run.x0(x, t)
-        problem = run.revise(x0_hat, t)
+        run.revise(x0_hat, t)
         variance = sigma_t**2 / (alpha_t**2 + sigma_t**2) / self.prior
-        x0_hat = posterior_mean(problem, x0_hat, run.y, variance)
+        x0_hat = posterior_mean(run.linear, x0_hat, run.y, variance)
         x_s = alpha_s * x0_hat + sigma_s * math.sqrt(1 - self.fresh) / sigma_t * (x - alpha_t * x0_hat)
         return x_s + sigma_s * math.sqrt(self.fresh) * run.noise(x) if self.stochastic else x_s
 
@@ -111,10 +111,10 @@ class MPGD(Guidance):
         a, b, nu = affine(run.schedule, t, s, self.eta)
         alpha_t, sigma_t = run.schedule.at(t)
         x0_hat = run.x0(x, t)
-        problem = run.revise(x0_hat, t)
+        run.revise(x0_hat, t)
         _, v = run.misfit(x0_hat)
         rho = (lengths(run.along(x0_hat, v)) / lengths(v)) ** 2
-        kappa = 1 / (rho + noise_of(problem) ** 2 * (1 + alpha_t**2 / sigma_t**2))
+        kappa = 1 / (rho + noise_of(run.problem) ** 2 * (1 + alpha_t**2 / sigma_t**2))
         x_s = a * x + b * (x0_hat + self.scale * expand_like(kappa, v) * v)
         return x_s + nu * run.noise(x) if self.stochastic else x_s
 
@@ -163,10 +163,10 @@ class Replacement(Guidance):
         back = alpha_t / alpha_s
         for again in reversed(range(self.resamples)):
             x0_hat = run.x0(x, t)
-            problem = run.revise(x0_hat, t)
+            run.revise(x0_hat, t)
             x_s = a * x + b * x0_hat + nu * run.noise(x)
-            noisy = alpha_s * run.y + sigma_s * problem.A(run.noise(x))
-            x_s = posterior_mean(problem, x_s, noisy, (sigma_s / alpha_s) ** 2)
+            noisy = alpha_s * run.y + sigma_s * run.linear.A(run.noise(x))
+            x_s = posterior_mean(run.linear, x_s, noisy, (sigma_s / alpha_s) ** 2)
             if again:
                 x = back * x_s + math.sqrt(max(0.0, sigma_t**2 - (back * sigma_s) ** 2)) * run.noise(x)
         return x_s
