@@ -68,8 +68,10 @@ class Driven(Protocol):
 class FastEM:
     r"""One run of a restorer, and an M-step at $\hat x_0$ in each of its steps.
 
-    The prior's level falls with the noise, $s_t = s_0 + (s_1 - s_0) \sigma_t / \sqrt{\alpha_t^2 + \sigma_t^2}$: an
-    original that is hardly there says little of the kernel. `samples` runs of a picture, side by side, have one kernel,
+    $$ k \leftarrow M_{s_t}(k; \hat x_0(x_t), y), \qquad x_s = \text{the restorer's step from } x_t \text{ given } k,
+       \qquad s_t = s_0 + (s_1 - s_0) \frac{\sigma_t}{\sqrt{\alpha_t^2 + \sigma_t^2}} $$
+
+    The level $s_t$ of the kernel's prior falls with the noise: an original that is hardly there says little. `samples` runs of a picture, side by side, have one kernel,
     whose M-step is over all of them: one that goes astray is outvoted. The restoration is their mean.
 
     Attributes:
@@ -133,6 +135,8 @@ class FastEM:
 class ClassicEM:
     r"""`rounds` of `samples` whole runs each, and an M-step behind each round: what fast EM is compared with.
 
+    $$ x_1, \dots, x_n \sim p(x \mid y, k_l), \qquad k_{l+1} = M(k_l; x_1, \dots, x_n, y) $$
+
     The first run starts from the given noise; that of every other is drawn from the seeds. The restoration is the mean
     of the last round's samples.
 
@@ -169,15 +173,27 @@ class ClassicEM:
         seeds: Sequence[int] | Tensor | None = None,
     ) -> Restored:
         """Restore `y` (B, C, *spatial); the kernel of `problem` is where the estimate begins, such as `delta(size)`."""
-        blur, sampler, costs = _start(problem, y), self.sampler(self.grid), list[Cost]()
+        (x, blur, cost), seconds = timed(self._rounds, denoiser, schedule, _start(problem, y), y, z, cond, seeds)
+        return _restored(x.mean(0), y, blur, replace(cost, seconds=seconds))
+
+    def _rounds(
+        self,
+        denoiser: Denoiser,
+        schedule: Schedule,
+        blur: Blur,
+        y: Tensor,
+        z: Tensor,
+        cond: Cond | None,
+        seeds: Sequence[int] | Tensor | None,
+    ) -> tuple[Tensor, Blur, Cost]:
+        """The last round's samples (n, B, C, *spatial), the kernel behind it, and what the runs cost."""
+        sampler, cost = self.sampler(self.grid), Cost()
         for turn in range(self.rounds):
-            each = _each(blur, self.samples)
             several = _Copies(y, z, cond, seeds, self.samples, turn)
-            made = several.run(sampler, denoiser, schedule, problem, lambda x0_hat, t, each=each: each)
-            x = made.x.unflatten(0, (self.samples, len(y)))
-            blur = _centred(self.step(blur, x, y))
-            costs.append(made.cost)
-        return _restored(x.mean(0), y, blur, _sum(costs))
+            made = several.run(sampler, denoiser, schedule, _each(blur, self.samples))
+            x, cost = made.x.unflatten(0, (self.samples, len(y))), cost + made.cost
+            blur = _centred(self.step(blur, x.clamp(-1, 1), y))
+        return x, blur, cost
 
 
 class _Copies:
@@ -204,7 +220,7 @@ class _Copies:
         self.y, self.cond = torch.cat([y] * n), None if cond is None else map_cond(lambda c: torch.cat([c] * n), cond)
 
     def run(
-        self, sampler: Driven, denoiser: Denoiser, schedule: Schedule, problem: Problem, revise: Revise
+        self, sampler: Driven, denoiser: Denoiser, schedule: Schedule, problem: Problem, revise: Revise | None = None
     ) -> Restored:
         return sampler(denoiser, schedule, problem, self.y, self.z, self.cond, self.seeds, revise)
 
@@ -319,14 +335,6 @@ def _centred(blur: Blur) -> Blur:
 def _each(blur: Blur, n: int) -> Blur:
     """The blur of n runs of the same pictures."""
     return blur.revised(torch.cat([blur.kernel] * n))
-
-
-def _sum(costs: Sequence[Cost]) -> Cost:
-    """What runs one after another cost."""
-    return Cost(
-        **{name: sum(getattr(c, name) for c in costs) for name in Cost.__dataclass_fields__ if name != "peak"},
-        peak=max((c.peak for c in costs if c.peak is not None), default=None),
-    )
 
 
 def _restored(x: Tensor, y: Tensor, blur: Blur, cost: Cost) -> Restored:
