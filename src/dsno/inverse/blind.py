@@ -71,8 +71,9 @@ class FastEM:
     $$ k \leftarrow M_{s_t}(k; \hat x_0(x_t), y), \qquad x_s = \text{the restorer's step from } x_t \text{ given } k,
        \qquad s_t = s_0 + (s_1 - s_0) \frac{\sigma_t}{\sqrt{\alpha_t^2 + \sigma_t^2}} $$
 
-    The level $s_t$ of the kernel's prior falls with the noise: an original that is hardly there says little. `samples` runs of a picture, side by side, have one kernel,
-    whose M-step is over all of them: one that goes astray is outvoted. The restoration is their mean.
+    The level $s_t$ of the kernel's prior falls with the noise: an original that is hardly there says little of it.
+    `samples` runs of a picture, side by side, have one kernel, whose M-step is over all of them: one that goes astray
+    is outvoted. The restoration is their mean.
 
     Attributes:
         grid: N + 1 decreasing times.
