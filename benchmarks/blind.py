@@ -187,7 +187,7 @@ def field(rounds: int, side: int = 32) -> dict[str, Any]:
 
 def dictionary(prior: KernelDenoiser, size: Size) -> Bench:
     """Digits of 16 pixels, each with a little noise, as a teacher in closed form."""
-    x = F.interpolate(load_data("digits").x[::6], size=(16, 16), mode="bilinear")
+    x = F.interpolate(load_data("digits").x[::12], size=(16, 16), mode="bilinear")
     teacher = GaussianMixture(Cosine(), x, 0.1)
     drawn = teacher.sample(512, generator(CHOOSE))
     return Bench(teacher, Cosine(), drawn, prior, size)
@@ -341,7 +341,7 @@ def main(given: Sequence[str] | None = None) -> None:
         numbers = {"exact": exact(), "field": field(size.field), **numbers}
     title = "blind" if closed else f"blind_{arguments.problem}"
     where = (
-        "drawn from a mixture of 300 digits of 16 pixels, of standard deviation 0.1, the teacher in closed form"
+        "drawn from a mixture of 150 digits of 16 pixels, of standard deviation 0.1, the teacher in closed form"
         if closed
         else f"{'the teacher was trained on them' if seen else 'held out'}, its answers clipped to [-1, 1]"
     )
