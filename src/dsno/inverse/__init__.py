@@ -1,6 +1,7 @@
 """Inverse problems: samples that agree with what was measured of them, from a teacher that never saw the problem."""
 
 from dsno.inverse.backprop import DPS, PiGDM
+from dsno.inverse.blind import ClassicEM, FastEM, PlainMAP
 from dsno.inverse.blur import Blur
 from dsno.inverse.constrained import Constrained
 from dsno.inverse.decoded import Decoded
@@ -15,15 +16,18 @@ __all__ = [
     "MPGD",
     "RESTORERS",
     "Blur",
+    "ClassicEM",
     "Composition",
     "Constrained",
     "Decoded",
     "DiffPIR",
     "Downsample",
+    "FastEM",
     "Function",
     "Grey",
     "Mask",
     "PiGDM",
+    "PlainMAP",
     "Problem",
     "Replacement",
     "Restored",

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from dsno.inverse.backprop import DPS, PiGDM
+from dsno.inverse.blind import ClassicEM, FastEM
 from dsno.inverse.constrained import Constrained
 from dsno.inverse.projected import MPGD, DiffPIR, Replacement
 from dsno.inverse.restore import Restorer
@@ -18,5 +19,7 @@ RESTORERS: dict[str, Callable[..., Restorer]] = {
     "diffpir": DiffPIR,
     "replacement": Replacement,
     "mpgd": MPGD,
+    "blind": FastEM,
+    "blind-classic": ClassicEM,
 }
 """Their classes; each takes its `grid`, N + 1 decreasing times, first, and has a default for every other option."""
