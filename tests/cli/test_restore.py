@@ -118,7 +118,8 @@ def test_what_is_seen_comes_back_as_it_was(here: Path) -> None:
 
 
 def test_a_restoration_is_what_the_library_makes(here: Path) -> None:
-    restored("photos/a.png", "--teacher", "grey", "--half", "right", "--samples", 2, "--seed", 7, at=here)
+    given = ("--half", "right", "--samples", 2, "--seed", 7, "--method", "constrained")
+    restored("photos/a.png", "--teacher", "grey", *given, at=here)
     teacher, problem, z = load_teacher(here / "grey"), Mask.half((1, 8, 8)), noise(seed_range(7, 2), (1, 8, 8))
     y = problem.A(torch.from_numpy(GREY.copy()).float()[None, None] / 127.5 - 1).expand(2, -1, -1, -1)
     made = RESTORERS["constrained"](uniform(2))(teacher.eval(), teacher.schedule, problem, y, z)

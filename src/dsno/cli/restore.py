@@ -61,7 +61,8 @@ class Restore:
     """What happened to them: parts are missing, pixels are (super), they are blurred by a kernel that is known (deblur)
     or not (blind), or have lost their colour."""
     method: str | None = None
-    """How to restore, a name that `dsno methods` lists; constrained by default, and blind for a blind problem."""
+    """How to restore, a name that `dsno methods` lists. By default diffpir, which is the quickest; of a teacher of
+    latents constrained, and of a blind problem blind."""
     mask: Path | None = None
     """Of inpaint: a picture, white where they are seen and black where not, or an .npy array of 1 and 0."""
     box: float | None = None
@@ -112,13 +113,15 @@ class Restore:
         check_apart(self.out, *inputs)
         if self.degrade and self.reference is not None:
             raise ValueError("--degrade takes the pictures themselves for references: leave out --reference")
-        name = self.method or ("blind" if self.problem == "blind" else "constrained")
-        method = method_of(name, self.problem)
+        if self.method is not None:
+            check_method(self.method, self.problem)
         pictures = read_originals(self.pictures)
         references = None if self.reference is None else {o.name: o.x for o in read_originals(self.reference)}
         device = device_of(self.device)
         teacher = load_teacher(self.teacher, None, device, variant=self.variant)
         latents = self._decoder(device)
+        name = self.method or ("blind" if self.problem == "blind" else "diffpir" if latents is None else "constrained")
+        method = check_method(name, self.problem)
         condition = self._condition(teacher)
         weights = () if self.guidance is None else (self.guidance,)
         denoiser = under_guidance(
@@ -180,7 +183,7 @@ class Restore:
         return lambda numbers: torch.full_like(numbers, null)
 
 
-def method_of(name: str, problem: ProblemName) -> Callable[[Tensor], Restorer]:
+def check_method(name: str, problem: ProblemName) -> Callable[[Tensor], Restorer]:
     """What makes the restorer of a grid.
 
     Raises:
