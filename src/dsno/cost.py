@@ -107,7 +107,8 @@ class Cost:
 def vjp(
     meter: Metered, x_t: Tensor, t: Tensor | float, cond: Cond | None = None
 ) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
-    r"""$\hat x_0 = D(x_t, t)$, (B, *shape) without a graph, and its pullback $v \mapsto (\partial D / \partial x_t)^\top v$.
+    r"""$\hat x_0 = D(x_t, t)$, (B, *shape) without a graph, and its pullback $v \mapsto J^\top v$, J the Jacobian in
+    $x_t$.
 
     The pullback takes and returns (B, *shape), and can be called again; the activations live as long as it does. Each
     of its calls is counted in `meter.vjps`.

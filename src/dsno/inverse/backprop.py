@@ -33,9 +33,8 @@ class DPS(Guidance):
 
     $$ x_s = a x_t + b \hat x_0 + \nu z + \zeta n_s n_t \, J^\top \frac{A^\top e}{|e|}, \qquad e = y - A \hat x_0, $$
 
-    which is $-\zeta \nabla_{x_t} |y - A \hat x_0|$ for a variance preserving schedule; $n_t = \sqrt{\alpha_t^2 +
-    \sigma_t^2}$ makes it the same on any. The paper's $\zeta$ of about 1 is for a thousand steps, fewer need a larger one:
-    the default was chosen for fifty.
+    which is $-\zeta \nabla_{x_t} |y - A \hat x_0|$ on a variance preserving schedule; $n_t^2 = \alpha_t^2 + \sigma_t^2$
+    makes it the same on any. A step does not become shorter with the grid's: the default was chosen for fifty steps.
 
     Attributes:
         scale: $\zeta$.
@@ -47,7 +46,7 @@ class DPS(Guidance):
     Source: Chung et al., 2023 (arXiv 2209.14687), algorithm 1.
     """
 
-    scale: float = field(default=3.0, kw_only=True)
+    scale: float = field(default=1.0, kw_only=True)
     eta: float = field(default=1.0, kw_only=True)
 
     def __post_init__(self) -> None:

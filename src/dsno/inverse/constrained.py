@@ -11,8 +11,8 @@ denoiser that is linear near $x_t$, steps $x_t \mathrel{+}= \lambda J A^\top e$ 
 
 $$ e_{k+1} = (I - \lambda P J^2 P) \, e_k, $$
 
-which contracts while $0 < \lambda \mu^2 < 2$, $\mu$ the largest eigenvalue of $J$ there. What is found is *a* sample that
-fits; it is no draw from the posterior, whose spread it falls short of.
+which contracts while $0 < \lambda \mu^2 < 2$, $\mu$ the largest eigenvalue of $J$ there. What is found is *a* sample
+that fits; it is no draw from the posterior, whose spread it falls short of.
 
 Source: Graikos, Jojic & Samaras, 2024 (arXiv 2410.18804).
 """
@@ -41,8 +41,8 @@ class Constrained(Guidance):
        x_t \mathrel{+}= \lambda_k n_t \frac{g}{|g|_\infty}, \quad \hat x_0 \leftarrow D(x_t, t) $$
 
     with $n_t = \sqrt{\alpha_t^2 + \sigma_t^2}$, so that a step is as long on every schedule as on a variance preserving
-    one; $\lambda_k$ falls linearly. 1 + 2K evaluations a step. Of a noisy measurement the step is shortened to the share
-    of the misfit that the noise does not explain, which is ours.
+    one; $\lambda_k$ falls linearly. 1 + 2K evaluations a step. Of a noisy measurement the step is shortened to the
+    share of the misfit that the noise does not explain, which is ours.
 
     Attributes:
         inner: K.
@@ -56,9 +56,9 @@ class Constrained(Guidance):
         ValueError: for options out of range.
     """
 
-    inner: int = field(default=5, kw_only=True)
+    inner: int = field(default=2, kw_only=True)
     lr: tuple[float, float] = field(default=(0.5, 0.1), kw_only=True)
-    eta: float = field(default=0.0, kw_only=True)
+    eta: float = field(default=1.0, kw_only=True)
     difference: float = field(default=0.005, kw_only=True)
     derivative: Literal["difference", "forward"] = field(default="difference", kw_only=True)
     normalised: bool = field(default=True, kw_only=True)

@@ -46,8 +46,8 @@ class Decoded:
 
 
 def linearised(problem: Problem | Decoded, x: Tensor) -> tuple[Tensor, Pull]:
-    r"""$A(x)$, (B, *measured), and the pullback $v \mapsto A'(x)^\top v$: $A^\top$ of a linear problem, else through the
-    decoder."""
+    r"""$A(x)$, (B, *measured), and the pullback $v \mapsto A'(x)^\top v$: $A^\top$ of a linear problem, else through
+    the decoder."""
     if not isinstance(problem, Decoded):
         return problem.A(x), problem.A_adjoint
     with torch.enable_grad():

@@ -122,7 +122,7 @@ class KernelStep:
 
     prior: KernelPrior = Shrink()
     beta: float = 1e5
-    level: float = 0.02
+    level: float = 0.01
     rounds: int = 10
     learn_noise: bool = False
 

@@ -3,7 +3,7 @@ r"""What is measured of samples: parts of them, fewer pixels, no colour, or what
 | problem | $A$ | $A A^\top$ |
 |---|---|---|
 | `Mask` | $m \odot x$ with $m$ of 0 and 1 | $m$ |
-| `Downsample` | $M_1 \otimes \dots \otimes M_d$, a short matrix for each axis | $M_1 M_1^\top \otimes \dots \otimes M_d M_d^\top$ |
+| `Downsample` | $\bigotimes_i M_i$, a short matrix for each axis | $\bigotimes_i M_i M_i^\top$ |
 | `Grey` | $\sum_c w_c x_c$ | $\lvert w \rvert^2$ |
 
 So $A A^\top$ is diagonal at once or after a change of basis on each axis apart, and pseudo-inverse and proximal map are
@@ -92,7 +92,8 @@ class Mask:
         return cls(keep.reshape(*shape[1:]), noise)
 
     def A(self, x: Tensor, /) -> Tensor:
-        if self.keep.ndim >= x.ndim or torch.broadcast_shapes(self.keep.shape, x.shape[1:]) != x.shape[1:]:
+        sides = zip(reversed(self.keep.shape), reversed(x.shape[1:]), strict=False)
+        if self.keep.ndim >= x.ndim or any(k not in (1, n) for k, n in sides):
             raise ValueError(f"the mask is {tuple(self.keep.shape)}, and samples are {tuple(x.shape[1:])}: resize one")
         return x * self.keep.to(x)
 

@@ -3,7 +3,8 @@ r"""Linear inverse problems: what was measured of a sample, and how well that is
 $$ y = A x + \tau n, \qquad n \sim \mathcal N(0, I), $$
 
 with $A$ a mask, a blur, a loss of resolution or of colour. Nothing else is asked of a problem than $A$, its adjoint
-$A^\top$ and $\tau$; a matrix is never made. A sample $x \sim \mathcal N(z, r^2 I)$ of which $y$ was measured has the mean
+$A^\top$ and $\tau$; a matrix is never made. A sample $x \sim \mathcal N(z, r^2 I)$ of which $y$ was measured has the
+mean
 
 $$ \mathbb E[x \mid y] = \arg\min_x \frac{|A x - y|^2}{\tau^2} + \frac{|x - z|^2}{r^2}
    = z + r^2 A^\top (r^2 A A^\top + \tau^2 I)^{-1} (y - A z), $$
@@ -61,14 +62,13 @@ class Prox(Problem, Protocol):
 
 
 def noise_of(problem: Problem) -> float:
-    r"""$\tau$, the standard deviation of what is measured: `noise`, or `noise_model.sigma` of a deepinv problem; else 0.
+    r"""$\tau$, the standard deviation of what is measured: `noise`, or deepinv's `noise_model.sigma`; else 0.
 
     Raises:
         ValueError: if it is no finite number of 0 or more.
     """
-    given = getattr(problem, "noise", None)
-    if given is None:
-        given = getattr(getattr(problem, "noise_model", None), "sigma", 0.0)
+    model = getattr(problem, "noise_model", None)  # of deepinv, where `noise` is a method
+    given = getattr(problem, "noise", 0.0) if model is None else getattr(model, "sigma", 0.0)
     tau = float(given)
     if not 0 <= tau < math.inf:
         raise ValueError(f"the noise of a problem is a standard deviation of 0 or more, got {tau:g}")
@@ -81,13 +81,15 @@ def check_problem(
     r"""The shape of what is measured of a sample of `shape`, if $A^\top$ is the adjoint of $A$ and its noise is one.
 
     The dot test: $\langle A x, y \rangle = \langle x, A^\top y \rangle$ for noise x and y, to within the rounding of
-    `dtype`.
+    `dtype`. Where there is a proximal map, it must be a minimum to within a hundredth: the slope there is
+    $x - z - A^\top (y - A x)$.
 
     Raises:
-        ValueError: if the problem is not one of samples of this shape, its adjoint fails the dot test, or the noise is
-            negative.
+        ValueError: if the problem is not one of samples of this shape, its adjoint fails the dot test, its `prox_l2` is
+            no minimum, or the noise is negative.
     """
     noise_of(problem)
+    name = type(problem).__name__
     x = noise([0, 1], shape, 0, dtype, device)
     try:
         Ax = problem.A(x)
@@ -95,12 +97,12 @@ def check_problem(
         adjoint = problem.A_adjoint(y)
     except (RuntimeError, IndexError) as error:
         raise ValueError(
-            f"{type(problem).__name__} does not measure samples of shape {tuple(shape)}: state the problem for what the "
-            f"teacher makes, or, where that are latents, as Decoded(problem, latents) ({error})"
+            f"{name} does not measure samples of shape {tuple(shape)}: state the problem for what "
+            f"the teacher makes, or, where that are latents, as Decoded(problem, latents) ({error})"
         ) from None
     if len(Ax) != len(x) or adjoint.shape != x.shape:
         raise ValueError(
-            f"the adjoint of {type(problem).__name__} makes {tuple(adjoint.shape)} of what is measured of "
+            f"the adjoint of {name} makes {tuple(adjoint.shape)} of what is measured of "
             f"{tuple(x.shape)}: expected the same shape"
         )
     one, other = (Ax * y).flatten(1).sum(1).double(), (x * adjoint).flatten(1).sum(1).double()
@@ -109,9 +111,17 @@ def check_problem(
     gap = float(((one - other).abs() / scale.clamp_min(torch.finfo(torch.float64).tiny)).max())
     if not gap <= torch.finfo(dtype).eps ** 0.5:
         raise ValueError(
-            f"the adjoint of {type(problem).__name__} is none: <A x, y> and <x, A_adjoint y> differ by {gap:.2g} of "
+            f"the adjoint of {name} is none: <A x, y> and <x, A_adjoint y> differ by {gap:.2g} of "
             "their size; is A linear, and A_adjoint its transpose?"
         )
+    if isinstance(problem, Prox):
+        nearest = problem.prox_l2(x, y, 1.0)
+        slope = nearest - x - problem.A_adjoint(y - problem.A(nearest))
+        if not float(slope.norm()) <= 1e-2 * float(x.norm() + adjoint.norm()):
+            raise ValueError(
+                f"prox_l2 of {name} is not the minimum it says: leave it out, or state the problem as "
+                f"Function(problem.A, {tuple(shape)}), whose solves need none"
+            )
     return tuple(Ax.shape[1:])
 
 
@@ -125,20 +135,19 @@ def posterior_mean(problem: Problem, z: Tensor, y: Tensor, variance: float) -> T
         variance: $r^2 \ge 0$; where it is infinite, what was measured is met exactly, as it is without noise.
     """
     tau = noise_of(problem)
+    exact = tau == 0 or variance == math.inf
     if variance == 0:
         return z
-    if tau > 0 and variance < math.inf:
-        gamma = variance / tau**2
-        if isinstance(problem, Prox):
-            return problem.prox_l2(z, y, gamma)
-        return z + conjugate_gradients(problem, gamma * problem.A_adjoint(y - problem.A(z)), gamma)
-    if isinstance(problem, Dagger):
+    if exact and isinstance(problem, Dagger):
         return z + problem.A_dagger(y - problem.A(z))
-    return z + conjugate_gradients(problem, problem.A_adjoint(y - problem.A(z)), None)
+    if not exact and isinstance(problem, Prox):
+        return problem.prox_l2(z, y, variance / tau**2)
+    return z + conjugate_gradients(problem, problem.A_adjoint(y - problem.A(z)), 0.0 if exact else tau**2 / variance)
 
 
-def conjugate_gradients(problem: Problem, b: Tensor, gamma: float | None, steps: int = 50) -> Tensor:
-    r"""$(I + \gamma A^\top A)^{-1} b$, or where `gamma` is None $(A^\top A)^+ b$, of the shape of `b` (B, *shape).
+def conjugate_gradients(problem: Problem, b: Tensor, ridge: float = 0.0, steps: int = 50) -> Tensor:
+    r"""$(A^\top A + \delta I)^{-1} b$ with a `ridge` $\delta \ge 0$, of the shape of `b` (B, *shape); without one the
+    shortest solution, for b in the range of $A^\top$.
 
     A fixed number of steps, and each row its own, so that nothing is read back from the device; a row that has arrived
     stays where it is.
@@ -150,8 +159,7 @@ def conjugate_gradients(problem: Problem, b: Tensor, gamma: float | None, steps:
         return (u * v).flatten(1).sum(1).reshape(-1, *[1] * (u.ndim - 1))
 
     def apply(v: Tensor) -> Tensor:
-        normal = problem.A_adjoint(problem.A(v))
-        return normal if gamma is None else v + gamma * normal
+        return problem.A_adjoint(problem.A(v)) + ridge * v
 
     x, r = torch.zeros_like(b), b
     p, rr = r, dot(r, r)

@@ -2,7 +2,7 @@ r"""Guidance that never differentiates the denoiser: its answer is moved to what
 
 | | what is moved | how far |
 |---|---|---|
-| `DiffPIR` | $\hat x_0$, to the mean of $\mathcal N(\hat x_0, r_t^2 I)$ given y | a solve; without noise the projection of DDNM |
+| `DiffPIR` | $\hat x_0$, to the mean of $\mathcal N(\hat x_0, r_t^2 I)$ given y | a solve; DDNM's, without noise |
 | `MPGD` | $\hat x_0$, along $A^\top (y - A \hat x_0)$ | to the lowest point of that line |
 | `Replacement` | $x_s$, so that $A x_s$ is y, made as noisy as $x_s$ | a projection |
 
@@ -30,8 +30,8 @@ __all__ = ["MPGD", "DiffPIR", "Replacement"]
 class DiffPIR(Guidance):
     r"""Plug and play restoration: the denoiser as the prior's step of half-quadratic splitting.
 
-    $$ \tilde x_0 = \arg\min_x \frac{|A x - y|^2}{\tau^2} + \frac{\lambda \alpha_t^2}{\sigma_t^2} |x - \hat x_0|^2, \qquad
-       \tilde\epsilon = \frac{x_t - \alpha_t \tilde x_0}{\sigma_t}, $$
+    $$ \tilde x_0 = \arg\min_x \frac{|A x - y|^2}{\tau^2} + \frac{\lambda \alpha_t^2}{\sigma_t^2} |x - \hat x_0|^2,
+       \qquad \tilde\epsilon = \frac{x_t - \alpha_t \tilde x_0}{\sigma_t}, $$
 
     $$ x_s = \alpha_s \tilde x_0 + \sigma_s \big( \sqrt{1 - \zeta} \, \tilde\epsilon + \sqrt\zeta \, z \big). $$
 
@@ -55,7 +55,8 @@ class DiffPIR(Guidance):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_options(self, self.prior, self.fresh, "prior", "fresh")
+        if not self.prior > 0 or not 0 <= self.fresh <= 1:
+            raise ValueError(f"DiffPIR takes prior > 0 and fresh in [0, 1], got {self.prior:g} and {self.fresh:g}")
 
     @property
     def stochastic(self) -> bool:
@@ -119,7 +120,8 @@ class MPGD(Guidance):
 class Replacement(Guidance):
     r"""What was measured, made as noisy as the state, takes its place in it; RePaint for masks.
 
-    $$ x_s \mathrel{+}= \min\Big(1, \frac{\sigma_s}{\alpha_s \tau}\Big) A^+ \big( \alpha_s y + \sigma_s A z - A x_s \big) $$
+    $$ x_s \mathrel{+}= \min\Big(1, \frac{\sigma_s}{\alpha_s \tau}\Big)
+       A^+ \big( \alpha_s y + \sigma_s A z - A x_s \big) $$
 
     after an ancestral step. What was replaced and what was not are then of two samples; going back to t by fresh noise
     and down again, `resamples` times in all, lets the denoiser make one of them. The last state fits exactly; where the
@@ -142,7 +144,7 @@ class Replacement(Guidance):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_options(self, self.resamples, self.eta, "resamples")
+        check_options(self, 1.0, self.eta)
         if self.resamples < 1:
             raise ValueError(f"each step is made at least once, got resamples={self.resamples}")
 

@@ -42,16 +42,14 @@ DIFFERENCE = 1e-2
 """Of samples in [-1, 1]: how far a decoder is moved to see where it goes."""
 
 
-def check_options(of: object, scale: float, share: float, name: str = "scale", name_of_share: str = "eta") -> None:
+def check_options(of: object, scale: float, eta: float) -> None:
     """Make sure that a method's `scale` is not negative, and its share of fresh noise in [0, 1].
 
     Raises:
         ValueError: if not.
     """
-    if not scale >= 0 or not 0 <= share <= 1:
-        raise ValueError(
-            f"{type(of).__name__} takes {name} >= 0 and {name_of_share} in [0, 1], got {scale:g} and {share:g}"
-        )
+    if not scale >= 0 or not 0 <= eta <= 1:
+        raise ValueError(f"{type(of).__name__} takes scale >= 0 and eta in [0, 1], got {scale:g} and {eta:g}")
 
 
 def lengths(x: Tensor) -> Tensor:
@@ -134,7 +132,7 @@ class Run:
         if noise_of(self.problem) == 0:
             return 1.0
         if self._probe is None:
-            self._probe = noise(range(len(self.y)), self.y.shape[1:], PROBE, self.y.dtype, self.y.device)
+            self._probe = noise([0], self.y.shape[1:], PROBE, self.y.dtype, self.y.device).expand_as(self.y)
         _, pull = linearised(self.problem, x)
         self.gradients += len(x) if isinstance(self.problem, Decoded) else 0
         floor = noise_of(self.problem) * lengths(pull(self._probe))
@@ -230,16 +228,16 @@ class Guidance(ABC):
         if isinstance(problem, Decoded):
             if self.solves:
                 raise ValueError(
-                    f"{type(self).__name__} solves a linear problem, and one that is Decoded is none: take Constrained, "
-                    "DPS or MPGD for a teacher of latents"
+                    f"{type(self).__name__} solves a linear problem, and one that is Decoded is none: take "
+                    "Constrained, DPS or MPGD for a teacher of latents"
                 )
             with torch.no_grad():
                 shape, stated = problem.decode(z[:1]).shape[1:], problem.problem
         measured = check_problem(stated, shape, z.dtype, z.device)
         if y.shape != (len(z), *measured):
             raise ValueError(
-                f"what was measured of {tuple(shape)} is {(len(z), *measured)} here, and y is {tuple(y.shape)}: a teacher "
-                "of latents takes Decoded(problem, latents)"
+                f"what was measured of {tuple(shape)} is {(len(z), *measured)} here, and y is {tuple(y.shape)}: a "
+                "teacher of latents takes Decoded(problem, latents)"
             )
         if not bool(y.isfinite().all()):
             raise ValueError("what was measured must be finite, and y holds NaN or infinity")
