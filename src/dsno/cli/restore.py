@@ -145,6 +145,7 @@ class Restore:
             "teacher": self.teacher,
             "kind": teacher.kind,
             "method": name,
+            "guidance": self.guidance,
             "problem": {"name": self.problem, "noise": self.noise, **problem.options},
         }
         with progress() as report:
