@@ -284,8 +284,8 @@ REFERENCES: dict[str, Citation] = {
         venue=ICLR,
     ),
     "zhu2023denoising": Citation(
-        "Zhu, Yuanzhi and Zhang, Kai and Liang, Jingyun and Cao, Jiezhang and Wen, Bihan and Timofte, Radu and Van Gool, "
-        "Luc",
+        "Zhu, Yuanzhi and Zhang, Kai and Liang, Jingyun and Cao, Jiezhang and Wen, Bihan and Timofte, Radu and "
+        "Van Gool, Luc",
         "Denoising Diffusion Models for Plug-and-Play Image Restoration",
         2023,
         "2305.08995",
@@ -318,6 +318,12 @@ REFERENCES: dict[str, Citation] = {
         2024,
         "2309.00287",
         "IEEE/CVF Winter Conference on Applications of Computer Vision",
+    ),
+    "xu2013unnatural": Citation(
+        "Xu, Li and Zheng, Shicheng and Jia, Jiaya",
+        "Unnatural {L0} Sparse Representation for Natural Image Deblurring",
+        2013,
+        venue=CVPR,
     ),
     "bartal2023multidiffusion": Citation(
         "Bar-Tal, Omer and Yariv, Lior and Lipman, Yaron and Dekel, Tali",

@@ -10,7 +10,7 @@ from tyro.conf import Positional
 from dsno.cli.console import say, show_methods, show_options
 from dsno.cli.words import flag
 from dsno.distillation.registry import METHODS, method_named
-from dsno.inverse.named import CHOICES, RESTORERS
+from dsno.inverse.named import CHOICES
 from dsno.references import OF_RESTORER, REFERENCES
 
 __all__ = ["Cite", "Methods", "options_table"]
@@ -18,8 +18,7 @@ __all__ = ["Cite", "Methods", "options_table"]
 
 @dataclass(frozen=True)
 class Methods:
-    """List the methods of distillation and of restoring pictures: what each needs, what it costs, where it is from, when
-    to choose it.
+    """List the methods of distillation and of restoring pictures: what each needs, where it is from, when to choose it.
 
     Every student starts from a teacher's weights; a method that needs no teacher does not ask it afterwards. To restore
     nothing is trained.
@@ -62,7 +61,9 @@ class Methods:
                 for method in METHODS.values()
             ]
         )
-        print("To restore pictures, nothing is trained:\n")
+        print(
+            "Every student starts from a teacher's weights; a method that needs no teacher does not ask it afterwards."
+        )
         show_methods(
             [
                 {
@@ -73,13 +74,11 @@ class Methods:
                     "when": choice.choose,
                 }
                 for name, choice in CHOICES.items()
-                if name in RESTORERS
             ],
-            (14, 22, 10, 34, 60),
+            (14, 24, 10, 28, 60),
         )
         say(
-            "Every student starts from a teacher's weights; a method that needs no teacher does not ask it afterwards.",
-            "dsno distill --method NAME   (or dsno restore PICTURES --method NAME)",
+            "To restore pictures nothing is trained: dsno restore PICTURES --method NAME.", "dsno distill --method NAME"
         )
 
 

@@ -3,14 +3,34 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
+
+from torch import Tensor
 
 from dsno.inverse.backprop import DPS, PiGDM
+from dsno.inverse.blind import ClassicEM, FastEM, PlainMAP
 from dsno.inverse.constrained import Constrained
+from dsno.inverse.kernel_step import KernelStep
 from dsno.inverse.projected import MPGD, DiffPIR, Replacement
 from dsno.inverse.restore import Restorer
 
 __all__ = ["CHOICES", "RESTORERS", "Choice"]
+
+
+def fast_em(grid: Tensor, step: KernelStep = FastEM.step, **options: Any) -> Restorer:
+    """`FastEM`, driving `PiGDM` on a grid; `options` are PiGDM's."""
+    return FastEM(PiGDM(grid, **options), step)
+
+
+def classic_em(grid: Tensor, step: KernelStep = ClassicEM.step, **options: Any) -> Restorer:
+    """`ClassicEM`, driving `PiGDM` on a grid; `options` are PiGDM's."""
+    return ClassicEM(PiGDM(grid, **options), step)
+
+
+def plain_map(grid: Tensor, step: KernelStep = PlainMAP.step) -> Restorer:
+    """`PlainMAP`, which has no teacher and so no grid."""
+    return PlainMAP(step)
+
 
 RESTORERS: dict[str, Callable[..., Restorer]] = {
     "constrained": Constrained,
@@ -19,6 +39,9 @@ RESTORERS: dict[str, Callable[..., Restorer]] = {
     "diffpir": DiffPIR,
     "replacement": Replacement,
     "mpgd": MPGD,
+    "blind": fast_em,
+    "blind-em": classic_em,
+    "blind-map": plain_map,
 }
 """Their classes; each takes its `grid`, N + 1 decreasing times, first, and has a default for every other option."""
 
@@ -28,7 +51,8 @@ class Choice(NamedTuple):
 
     Attributes:
         step: What a step costs, in network calls.
-        takes: What it takes of a problem: `any`, what is seen through a decoder too, or `linear`, which it solves.
+        takes: What problems: `any`, those that are seen through a decoder, too; `linear` ones, which it solves; or `a
+            blur` with an unknown kernel.
         choose: When to take it.
     """
 
@@ -46,6 +70,8 @@ CHOICES: dict[str, Choice] = {
     "diffpir": Choice("1 call", "linear", "first of all: nothing is quicker, and without noise it fits exactly"),
     "replacement": Choice("5 calls", "linear", "parts that are missing, where they should go with what is seen"),
     "mpgd": Choice("1 call", "any", "to see what the others gain"),
-    "blind": Choice("1 call, 1 vjp, a step for the kernel", "linear", "a blur that nobody measured"),
+    "blind": Choice("1 call, 1 vjp, an M-step", "a blur", "a blur that nobody measured"),
+    "blind-em": Choice("10 calls, 10 vjps", "a blur", "to see what blind gains: a run for each round of EM"),
+    "blind-map": Choice("no call", "a blur", "there is no teacher of such pictures; or to see what one gains"),
 }
 """What to know of each, by name."""
