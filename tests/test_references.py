@@ -158,7 +158,7 @@ def test_a_runs_folder_is_the_sum_of_those_in_it(tmp_path: Path) -> None:
 def test_what_holds_nothing_is_explained(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="no folder .*nowhere: name one of a student, a flow map"):
         used_by(tmp_path / "nowhere")
-    expected = "holds no student, flow map, trajectories, teacher, results or restored pictures, and neither"
+    expected = "holds no student, flow map, trajectories, teacher, results or restored pictures, and "
     with pytest.raises(ValueError, match=expected):
         used_by(tmp_path)
     write_json(tmp_path / CONFIG, {"type": "feature net"})
@@ -246,7 +246,7 @@ def test_trajectories_teachers_and_whole_runs_are_cited(
         used_by(tmp_path / "nowhere")
     (tmp_path / "empty").mkdir()
     with pytest.raises(
-        ValueError, match="holds no student, flow map, trajectories, teacher, results or restored pictures, and neither"
+        ValueError, match="holds no student, flow map, trajectories, teacher, results or restored pictures, and "
     ):
         used_by(tmp_path / "empty")
 

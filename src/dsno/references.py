@@ -104,8 +104,8 @@ def used_by(folder: Path | str) -> list[str]:
         parts = [used for path in entries(folder) if path.is_dir() and (used := _used(path)) is not None]
         if not parts:
             raise ValueError(
-                f"{folder} holds no student, flow map, trajectories, teacher, results or restored pictures, and neither "
-                "does a folder in it: nothing to cite"
+                f"{folder} holds no student, flow map, trajectories, teacher, results or restored pictures, and "
+                "neither does a folder in it: nothing to cite"
             )
         found = [key for part in parts for key in part]
     return list(dict.fromkeys(found))

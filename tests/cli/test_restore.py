@@ -229,6 +229,32 @@ def test_a_list_that_leads_elsewhere_removes_nothing(here: Path) -> None:
         assert RESTORED.own(here / "out") == []
 
 
+# Teachers of diffusers
+
+
+def test_a_teacher_of_latents_sees_the_problem_through_its_decoder(here: Path) -> None:
+    pytest.importorskip("diffusers")
+    from pipelines import write_pipelines
+
+    sd = write_pipelines(here)["sd"]
+    (here / "prompts.txt").write_text("a cat\n")
+    given = ("rgb", "--teacher", sd, "--random", 0.5, "--degrade")
+    ran = restored(*given, "--prompts", "prompts.txt", at=here)
+    assert "makes latents: the problem is seen, and differentiated, through its decoder" in ran.err
+    held = read_json(here / "out" / "restored.json")
+    assert held["method"] == "constrained" and held["cost"]["vjps"] == 0 < held["cost"]["gradients"]
+    assert pixels(here / "out" / "a.png").shape == (8, 8, 3)
+    for more, message in (
+        (
+            ("--prompts", "prompts.txt", "--method", "diffpir"),
+            "DiffPIR solves a linear problem, and one that is Decoded",
+        ),
+        ((), "is told a text: give --prompts, a file with a line for each picture"),
+    ):
+        ran = dsno("restore", *given, *more, *QUICK[:-1], "new", at=here)
+        assert ran.code == 2 and message in ran.err.splitlines()[-1] and not (here / "new").exists()
+
+
 # Refusals
 
 GIVEN = "restore photos --steps 2 --device cpu --out out"
