@@ -8,11 +8,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from dsno.condition import Cond
-from dsno.cost import Meter, vjp
+from dsno.cost import Meter
 from dsno.denoise import Denoiser
-from dsno.distillation.derivatives import jvp
 from dsno.grids import uniform
 from dsno.inverse.backprop import DPS, PiGDM
 from dsno.inverse.constrained import Constrained
@@ -26,8 +26,11 @@ from dsno.teachers.closed import Gaussian
 D, SEEN = 16, 8
 
 METHODS: dict[str, Callable[[], Guidance]] = {
-    **{f"constrained K={K}": lambda K=K: Constrained(uniform(20), inner=K, lr=(0.5, 0.1), eta=0.0) for K in (0, 1, 3, 5)},
-    "constrained K=2, eta=1": lambda: Constrained(uniform(20)),
+    **{
+        f"constrained K={K}": lambda K=K: Constrained(uniform(20), inner=K, lr=(0.5, 0.1), eta=0.0)
+        for K in (0, 1, 3, 5)
+    },
+    "constrained, eta=1": lambda: Constrained(uniform(10)),
     "dps": lambda: DPS(uniform(50)),
     "pigdm": lambda: PiGDM(uniform(50)),
     "diffpir": lambda: DiffPIR(uniform(50)),
@@ -93,16 +96,20 @@ def contraction(denoiser: Denoiser, keep: Tensor, truth: Tensor, t: float = 0.4,
 
 
 def asymmetry(teacher: Any, images: Tensor) -> list[dict[str, float]]:
-    r"""$|J v - J^\top v|$ over $|J v + J^\top v|$ for noise v, and the cosine between both, by time: means over images."""
+    r"""$|J v - J^\top v|$ over $|J v + J^\top v|$ for noise v, and the cosine of both, by time: means over images."""
     rows = []
     for t in (0.9, 0.7, 0.5, 0.3, 0.1):
         alpha_t, sigma_t = teacher.schedule.at(t)
         seeds = seed_range(0, len(images))
         z, v = (noise(seeds, images.shape[1:], stream, images.dtype, images.device) for stream in (0, 1))
         x_t = alpha_t * images + sigma_t * z
-        with torch.no_grad():
-            _, forward = jvp(lambda x, t=t: teacher(x, t), (x_t,), (v,))
-            backward = vjp(Meter(teacher), x_t, t)[1](v)
+        # J v is the derivative of J^T u in u, for networks whose layers have no forward mode.
+        x_t, u = x_t.requires_grad_(), torch.zeros_like(v).requires_grad_()
+        with sdpa_kernel(SDPBackend.MATH):
+            x0_hat = teacher(x_t, t)
+            (pulled,) = torch.autograd.grad(x0_hat, x_t, u, create_graph=True)
+            (forward,) = torch.autograd.grad(pulled, u, v, retain_graph=True)
+            (backward,) = torch.autograd.grad(x0_hat, x_t, v)
         one, other = forward.flatten(1), backward.flatten(1)
         rows.append(
             {

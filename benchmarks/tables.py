@@ -397,6 +397,48 @@ def precision(record: Record) -> str:
     return rows(["milliseconds", *sides], body)
 
 
+def inverse(record: Record) -> str:
+    """Restorers where the posterior is known."""
+    body = [
+        [
+            f"{r['method']}, noise {r['noise']:g}",
+            f"{r['rows']:.0f}",
+            f"{r['vjps']:.0f}",
+            *(f"{r[key]:.3f}" for key in ("misfit", "spread", "bias")),
+        ]
+        for r in record["rows"]
+    ]
+    return rows(["method", "evaluations", "vjps", "misfit", "spread", "bias"], body)
+
+
+def restored(record: Record) -> str:
+    """Restorers on images: quality beside cost, seconds over those of DPS on the same task."""
+
+    def shown(value: float | None, digits: int) -> str:
+        return "-" if value is None else f"{value:.{digits}f}"
+
+    dps = {(r["task"], r["noise"]): r["seconds"] for r in record["rows"] if r["method"] == "dps"}
+    body = [
+        [
+            f"{r['task']}{', noise ' + format(r['noise'], 'g') if r['noise'] else ''}: {r['method']}",
+            *(shown(r[key], digits) for key, digits in (("psnr", 2), ("ssim", 3), ("feature_distance", 3))),
+            *(shown(r[key], digits) for key, digits in (("frechet", 2), ("residual", 3), ("rows", 0), ("vjps", 0))),
+            shown(r["seconds"] / dps[r["task"], r["noise"]] if r["rounds"] else None, 2),
+            shown(r["peak_megabytes"], 2),
+        ]
+        for r in record["rows"]
+        if r["seed"] == 0
+    ]
+    cost = ["misfit", "evaluations", "vjps", "seconds over DPS", "MB a sample"]
+    return rows(["task: method", "PSNR", "SSIM", "feature distance", "Fréchet", *cost], body)
+
+
+def asymmetry(record: Record) -> str:
+    """How symmetric a trained teacher's Jacobian is."""
+    body = [[f"{r['t']:g}", f"{r['asymmetry']:.3f}", f"{r['cosine']:.4f}"] for r in record["asymmetry"]]
+    return rows(["t", "skew part over symmetric part", "cosine of J v and J^T v"], body)
+
+
 TABLES: dict[str, Callable[[Record], str]] = {
     **{f"claims {path.stem}": claims for path in sorted(RESULTS.glob("*.json"))},
     **dict.fromkeys(("recipe", "fashion"), recipe),
@@ -418,6 +460,9 @@ TABLES: dict[str, Callable[[Record], str]] = {
     "guided": guided,
     "guided_digits": guided_digits,
     "faults": faults,
+    "inverse": inverse,
+    **{path.stem: restored for path in sorted(RESULTS.glob("inverse_*.json"))},
+    **{f"asymmetry {path.stem}": asymmetry for path in sorted(RESULTS.glob("inverse_*.json"))},
 }
 """Who writes a table; the last word of its name is the result that it is of."""
 

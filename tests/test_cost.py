@@ -5,7 +5,7 @@ import torch
 from torch import Tensor, nn
 
 from dsno.condition import Cond
-from dsno.cost import Live, Meter, flops, latency, throughput, timed, vjp
+from dsno.cost import Cost, Live, Meter, flops, latency, throughput, timed, vjp
 from dsno.denoise import Guided, Prediction
 from dsno.schedule import Cosine
 
@@ -51,6 +51,12 @@ def test_a_pullback_is_counted_whenever_it_is_called_and_leaves_no_graph() -> No
     assert (guided.rows, guided.vjps) == (4, 4)
     meter.reset()
     assert (meter.rounds, meter.rows, meter.vjps, meter.jvps) == (0, 0, 0, 0)
+
+
+def test_costs_add_up_and_the_higher_peak_stays() -> None:
+    one, other = Cost(1, 2, 3, 4, 5, 0.5, None), Cost(10, 20, 30, 40, 50, 1.0, 7)
+    assert one + other == Cost(11, 22, 33, 44, 55, 1.5, 7) and (one + one).peak is None
+    assert (other + Cost(peak=9)).peak == 9
 
 
 def test_a_meter_takes_one_time_of_all_rows_as_a_number() -> None:

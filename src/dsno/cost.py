@@ -103,6 +103,13 @@ class Cost:
     seconds: float = 0.0
     peak: int | None = None
 
+    def __add__(self, other: Cost) -> Cost:
+        """Of one run after another: sums, and the higher peak of those that were measured."""
+        peaks = [peak for peak in (self.peak, other.peak) if peak is not None]
+        names = ("rounds", "rows", "vjps", "jvps", "gradients", "seconds")
+        sums = {name: getattr(self, name) + getattr(other, name) for name in names}
+        return Cost(**sums, peak=max(peaks, default=None))
+
 
 def vjp(
     meter: Metered, x_t: Tensor, t: Tensor | float, cond: Cond | None = None

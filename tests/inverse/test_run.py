@@ -12,6 +12,7 @@ from dsno.cost import Meter
 from dsno.denoise import Guided, Prediction
 from dsno.grids import check_grid, uniform
 from dsno.inverse.backprop import DPS, PiGDM
+from dsno.inverse.blur import Blur
 from dsno.inverse.constrained import Constrained
 from dsno.inverse.named import RESTORERS
 from dsno.inverse.operators import Downsample, Function, Mask
@@ -134,6 +135,21 @@ def test_a_meter_of_the_callers_goes_on_counting_and_guidance_counts_twice() -> 
         made = DPS(uniform(4))(meter, Cosine(), problem, problem.A(x), z, label, seeds)
         assert (made.cost.rounds, made.cost.rows, made.cost.vjps, made.cost.jvps) == (4, 24, 24, 0)
     assert (meter.rounds, meter.rows, meter.vjps) == (8, 48, 48) and made.cost.seconds > 0
+
+
+@pytest.mark.parametrize("name", RESTORERS)
+def test_what_a_mask_hides_of_the_measurement_is_not_looked_at(name: str) -> None:
+    z, seeds, x = given()
+    teacher, problem = mixture(Cosine()), Mask.box(SHAPE)
+    one, other = (RESTORERS[name](uniform(3))(teacher, Cosine(), problem, y, z, seeds=seeds) for y in (x, problem.A(x)))
+    assert torch.equal(one.x, other.x) and torch.equal(one.residual, other.residual)
+
+
+def test_a_problem_may_be_another_for_each_row() -> None:
+    z, seeds, x = given()
+    each = Blur(torch.rand(3, 1, 3, 3, dtype=D64))
+    made = DPS(uniform(3))(mixture(Cosine()), Cosine(), each, each.A(x), z, seeds=seeds)
+    assert made.x.shape == z.shape
 
 
 def test_a_problem_may_be_revised_on_the_way() -> None:

@@ -116,7 +116,7 @@ class PiGDM(Guidance):
         (alpha_t, sigma_t), n_s = run.schedule.at(t), math.hypot(*run.schedule.at(s))
         r2 = self.variance * sigma_t**2 / (alpha_t**2 * self.variance + sigma_t**2)
         x0_hat, pull = run.vjp(x, t)
-        problem = run.revise(x0_hat, t)
-        delta = posterior_mean(problem, x0_hat, run.y, r2) - x0_hat
+        run.revise(x0_hat, t)
+        delta = posterior_mean(run.linear, x0_hat, run.y, r2) - x0_hat
         x_s = a * x + b * x0_hat + self.scale * n_s * alpha_t * pull(delta)
         return x_s + nu * run.noise(x) if self.stochastic else x_s

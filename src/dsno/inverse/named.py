@@ -62,14 +62,12 @@ class Choice(NamedTuple):
 
 
 CHOICES: dict[str, Choice] = {
-    "constrained": Choice(
-        "1 + 2 K calls, K = 5", "any", "latents, or no memory for a vjp; a sample that fits, quickly"
-    ),
-    "dps": Choice("1 call, 1 vjp", "any", "noisy measurements, and problems that are seen through a decoder"),
-    "pigdm": Choice("1 call, 1 vjp", "linear", "few steps, with or without noise"),
-    "diffpir": Choice("1 call", "linear", "first of all: nothing is quicker, and without noise it fits exactly"),
-    "replacement": Choice("5 calls", "linear", "parts that are missing, where they should go with what is seen"),
-    "mpgd": Choice("1 call", "any", "to see what the others gain"),
+    "constrained": Choice("1 + 2 inner calls", "any", "networks too large to differentiate, and latents"),
+    "dps": Choice("1 call, 1 vjp", "any", "problems that nobody can solve, and latents; in many steps"),
+    "pigdm": Choice("1 call, 1 vjp", "linear", "few steps, where a vjp can be paid for"),
+    "diffpir": Choice("1 call", "linear", "first of all: blur, lost pixels and noise, and whatever has to be quick"),
+    "replacement": Choice("5 calls", "linear", "parts that are missing, without noise: the best of what it costs"),
+    "mpgd": Choice("1 call", "any", "a first look, in hundreds of steps"),
     "blind": Choice("1 call, 1 vjp, an M-step", "a blur", "a blur that nobody measured"),
     "blind-em": Choice("10 calls, 10 vjps", "a blur", "to see what blind gains: a run for each round of EM"),
     "blind-map": Choice("no call", "a blur", "there is no teacher of such pictures; or to see what one gains"),

@@ -61,7 +61,7 @@ class Prox(Problem, Protocol):
         r"""$\arg\min_x \tfrac\gamma2 |A x - y|^2 + \tfrac12 |x - z|^2$, of the shape of `z` (B, *shape)."""
 
 
-def noise_of(problem: Problem) -> float:
+def noise_of(problem: object) -> float:
     r"""$\tau$, the standard deviation of what is measured: `noise`, or deepinv's `noise_model.sigma`; else 0.
 
     Raises:
@@ -76,13 +76,17 @@ def noise_of(problem: Problem) -> float:
 
 
 def check_problem(
-    problem: Problem, shape: Sequence[int], dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu"
+    problem: Problem,
+    shape: Sequence[int],
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str = "cpu",
+    rows: int = 2,
 ) -> tuple[int, ...]:
     r"""The shape of what is measured of a sample of `shape`, if $A^\top$ is the adjoint of $A$ and its noise is one.
 
     The dot test: $\langle A x, y \rangle = \langle x, A^\top y \rangle$ for noise x and y, to within the rounding of
     `dtype`. Where there is a proximal map, it must be a minimum to within a hundredth: the slope there is
-    $x - z - A^\top (y - A x)$.
+    $x - z - A^\top (y - A x)$. Of a batch of `rows`, which a problem that is another for each row needs to be its own.
 
     Raises:
         ValueError: if the problem is not one of samples of this shape, its adjoint fails the dot test, its `prox_l2` is
@@ -90,10 +94,10 @@ def check_problem(
     """
     noise_of(problem)
     name = type(problem).__name__
-    x = noise([0, 1], shape, 0, dtype, device)
+    x = noise(range(rows), shape, 0, dtype, device)
     try:
         Ax = problem.A(x)
-        y = noise([0, 1], Ax.shape[1:], 1, dtype, device)
+        y = noise(range(rows), Ax.shape[1:], 1, dtype, device)
         adjoint = problem.A_adjoint(y)
     except (RuntimeError, IndexError) as error:
         raise ValueError(
@@ -132,11 +136,12 @@ def posterior_mean(problem: Problem, z: Tensor, y: Tensor, variance: float) -> T
         problem: $A$ and $\tau$.
         z: (B, *shape).
         y: What was measured, (B, *measured).
-        variance: $r^2 \ge 0$; where it is infinite, what was measured is met exactly, as it is without noise.
+        variance: $r^2 \ge 0$; where it is infinite what was measured is met exactly, as it is without noise, whatever
+            $r^2$ is.
     """
     tau = noise_of(problem)
     exact = tau == 0 or variance == math.inf
-    if variance == 0:
+    if variance == 0 and not exact:
         return z
     if exact and isinstance(problem, Dagger):
         return z + problem.A_dagger(y - problem.A(z))

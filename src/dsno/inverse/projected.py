@@ -30,13 +30,16 @@ __all__ = ["MPGD", "DiffPIR", "Replacement"]
 class DiffPIR(Guidance):
     r"""Plug and play restoration: the denoiser as the prior's step of half-quadratic splitting.
 
-    $$ \tilde x_0 = \arg\min_x \frac{|A x - y|^2}{\tau^2} + \frac{\lambda \alpha_t^2}{\sigma_t^2} |x - \hat x_0|^2,
-       \qquad \tilde\epsilon = \frac{x_t - \alpha_t \tilde x_0}{\sigma_t}, $$
+    $$ \tilde x_0 = \arg\min_x \frac{|A x - y|^2}{\tau^2} + \frac{\lambda}{r_t^2} |x - \hat x_0|^2,
+       \qquad \tilde\epsilon = \frac{x_t - \alpha_t \tilde x_0}{\sigma_t}, \qquad
+       r_t^2 = \frac{\sigma_t^2}{\alpha_t^2 + \sigma_t^2}, $$
 
     $$ x_s = \alpha_s \tilde x_0 + \sigma_s \big( \sqrt{1 - \zeta} \, \tilde\epsilon + \sqrt\zeta \, z \big). $$
 
-    Without noise $\tilde x_0 = \hat x_0 + A^+ (y - A \hat x_0)$, the null-space projection of DDNM (Wang et al., 2023,
-    arXiv 2212.00490, eq. 12), whatever $\lambda$ is.
+    The paper has $r_t = \sigma_t / \alpha_t$, which is infinite on pure noise: there a noisy blur is inverted, whatever
+    that does to its noise. Ours is that of data of unit variance, and the same where little noise is left. Without
+    noise $\tilde x_0 = \hat x_0 + A^+ (y - A \hat x_0)$, the null-space projection of DDNM (Wang et al., 2023, arXiv
+    2212.00490, eq. 12), whatever $\lambda$ is.
 
     Attributes:
         prior: $\lambda$, how much the denoiser's answer is trusted against a noisy measurement.
@@ -65,9 +68,9 @@ class DiffPIR(Guidance):
     def step(self, run: Run, x: Tensor, t: float, s: float) -> Tensor:
         (alpha_t, sigma_t), (alpha_s, sigma_s) = run.schedule.at(t), run.schedule.at(s)
         x0_hat = run.x0(x, t)
-        problem = run.revise(x0_hat, t)
-        variance = (sigma_t / alpha_t) ** 2 / self.prior if alpha_t > 0 else math.inf
-        x0_hat = posterior_mean(problem, x0_hat, run.y, variance)
+        run.revise(x0_hat, t)
+        variance = sigma_t**2 / (alpha_t**2 + sigma_t**2) / self.prior
+        x0_hat = posterior_mean(run.linear, x0_hat, run.y, variance)
         x_s = alpha_s * x0_hat + sigma_s * math.sqrt(1 - self.fresh) / sigma_t * (x - alpha_t * x0_hat)
         return x_s + sigma_s * math.sqrt(self.fresh) * run.noise(x) if self.stochastic else x_s
 
@@ -108,10 +111,10 @@ class MPGD(Guidance):
         a, b, nu = affine(run.schedule, t, s, self.eta)
         alpha_t, sigma_t = run.schedule.at(t)
         x0_hat = run.x0(x, t)
-        problem = run.revise(x0_hat, t)
+        run.revise(x0_hat, t)
         _, v = run.misfit(x0_hat)
         rho = (lengths(run.along(x0_hat, v)) / lengths(v)) ** 2
-        kappa = 1 / (rho + noise_of(problem) ** 2 * (1 + alpha_t**2 / sigma_t**2))
+        kappa = 1 / (rho + noise_of(run.problem) ** 2 * (1 + alpha_t**2 / sigma_t**2))
         x_s = a * x + b * (x0_hat + self.scale * expand_like(kappa, v) * v)
         return x_s + nu * run.noise(x) if self.stochastic else x_s
 
@@ -120,12 +123,13 @@ class MPGD(Guidance):
 class Replacement(Guidance):
     r"""What was measured, made as noisy as the state, takes its place in it; RePaint for masks.
 
-    $$ x_s \mathrel{+}= \min\Big(1, \frac{\sigma_s}{\alpha_s \tau}\Big)
-       A^+ \big( \alpha_s y + \sigma_s A z - A x_s \big) $$
+    $$ x_s \leftarrow \arg\min_x \frac{|A x - (\alpha_s y + \sigma_s A z)|^2}{\alpha_s^2 \tau^2}
+       + \frac{|x - x_s|^2}{\sigma_s^2}
+       \;\overset{\tau = 0}{=}\; x_s + A^+ \big( \alpha_s y + \sigma_s A z - A x_s \big) $$
 
     after an ancestral step. What was replaced and what was not are then of two samples; going back to t by fresh noise
-    and down again, `resamples` times in all, lets the denoiser make one of them. The last state fits exactly; where the
-    measurement is noisier than the state, it is followed the less.
+    and down again, `resamples` times in all, lets the denoiser make one of them. The last state fits exactly; a noisy
+    measurement is followed the less, the less noise is left in the state.
 
     Attributes:
         resamples: How often each step is made.
@@ -134,7 +138,8 @@ class Replacement(Guidance):
     Raises:
         ValueError: for options out of range.
 
-    Source: Lugmayr et al., 2022 (arXiv 2201.09865), algorithm 1, with $A^+$ in the place of a mask.
+    Source: Lugmayr et al., 2022 (arXiv 2201.09865), algorithm 1, with $A^+$ in the place of a mask, and noise, which is
+    ours.
     """
 
     solves: ClassVar[bool] = True
@@ -158,12 +163,10 @@ class Replacement(Guidance):
         back = alpha_t / alpha_s
         for again in reversed(range(self.resamples)):
             x0_hat = run.x0(x, t)
-            problem = run.revise(x0_hat, t)
+            run.revise(x0_hat, t)
             x_s = a * x + b * x0_hat + nu * run.noise(x)
-            tau = noise_of(problem)
-            share = min(1.0, sigma_s / (alpha_s * tau)) if tau > 0 else 1.0
-            noisy = alpha_s * run.y + sigma_s * problem.A(run.noise(x))
-            x_s = x_s + share * (posterior_mean(problem, x_s, noisy, math.inf) - x_s)
+            noisy = alpha_s * run.y + sigma_s * run.linear.A(run.noise(x))
+            x_s = posterior_mean(run.linear, x_s, noisy, (sigma_s / alpha_s) ** 2)
             if again:
                 x = back * x_s + math.sqrt(max(0.0, sigma_t**2 - (back * sigma_s) ** 2)) * run.noise(x)
         return x_s

@@ -26,6 +26,7 @@ from dsno.denoise import Denoiser, Prediction, expand_like
 from dsno.distillation.derivatives import jvp
 from dsno.grids import check_grid, find_times
 from dsno.inverse.decoded import Decoded, linearised
+from dsno.inverse.operators import Mask
 from dsno.inverse.problem import Problem, check_problem, noise_of
 from dsno.inverse.restore import Restored, Revise
 from dsno.schedule import Schedule
@@ -50,6 +51,11 @@ def check_options(of: object, scale: float, eta: float) -> None:
     """
     if not scale >= 0 or not 0 <= eta <= 1:
         raise ValueError(f"{type(of).__name__} takes scale >= 0 and eta in [0, 1], got {scale:g} and {eta:g}")
+
+
+def counts(meter: Meter) -> dict[str, int]:
+    """What a meter has counted."""
+    return {"rounds": meter.rounds, "rows": meter.rows, "vjps": meter.vjps, "jvps": meter.jvps}
 
 
 def lengths(x: Tensor) -> Tensor:
@@ -105,10 +111,15 @@ class Run:
         self.meter.jvps += len(x_t) * self.meter.evaluations
         return jvp(lambda x: self.meter(x, t, self.cond), (x_t,), (v,))
 
-    def revise(self, x0_hat: Tensor, t: float) -> Problem | Decoded:
-        """The problem from here on, which who does not know it may revise by the denoiser's answer."""
+    def revise(self, x0_hat: Tensor, t: float) -> None:
+        """Let who does not know the problem revise it by the denoiser's answer; from here on it is the revised one."""
         if self._revise is not None:
             self.problem = self._revise(x0_hat, t)
+
+    @property
+    def linear(self) -> Problem:
+        """The problem as it stands, of a method that solves it."""
+        assert not isinstance(self.problem, Decoded)
         return self.problem
 
     def misfit(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -188,43 +199,43 @@ class Guidance(ABC):
         revise: Revise | None = None,
     ) -> Restored:
         """Restore; see `Restorer`, and `Revise` for a problem that is learnt on the way."""
-        self._check(denoiser, problem, y, z)
+        y = self._checked(denoiser, problem, y, z, revise is None)
         rows = None if seeds is None else as_seeds(seeds)
         if rows is None and self.stochastic:
             raise ValueError(f"{type(self).__name__} takes noise in its steps: give `seeds`, one for each row")
         if rows is not None and len(rows) != len(z):
             raise ValueError(f"there are {len(rows)} seeds for {len(z)} rows of noise: give one for each")
+        kept = [] if self.keep is None else find_times(self.grid, self.keep, "on the grid, so it cannot be kept")
         meter = denoiser if isinstance(denoiser, Meter) else Meter(denoiser)
-        before = meter.rounds, meter.rows, meter.vjps, meter.jvps
-        run = Run(meter, schedule, problem, y.to(z), cond, rows, revise)
-        kept, seconds = timed(self._run, run, z)
-        counts = (
-            now - then for now, then in zip((meter.rounds, meter.rows, meter.vjps, meter.jvps), before, strict=True)
-        )
-        cost = Cost(*counts, gradients=run.gradients, seconds=seconds)
+        before = counts(meter)
+        run = Run(meter, schedule, problem, y, cond, rows, revise)
+        (x, states), seconds = timed(self._run, run, z, kept)
+        spent = {name: value - before[name] for name, value in counts(meter).items()}
+        cost = Cost(**spent, gradients=run.gradients, seconds=seconds)
         with torch.no_grad():
-            residual = (run.y - run.problem.A(kept.sample)).flatten(1).square().mean(1).sqrt()
-        made = None
-        if self.keep is not None:
-            wanted = find_times(self.grid, self.keep, "on the grid, so it cannot be kept")
-            made = Trajectory(kept.x[:, wanted], self.grid[wanted], None, cond, rows, cost.rows // len(z), cost.rounds)
-        return Restored(kept.sample, cost, residual, made)
+            residual = (run.y - run.problem.A(x)).flatten(1).square().mean(1).sqrt()
+        path = None
+        if kept:
+            each, held = cost.rows // len(z), torch.stack(states, 1)
+            path = Trajectory(held, self.grid[kept], None, cond, rows, each, cost.rounds)
+        return Restored(x, cost, residual, path)
 
     @torch.no_grad()
-    def _run(self, run: Run, z: Tensor) -> Trajectory:
+    def _run(self, run: Run, z: Tensor, kept: Sequence[int]) -> tuple[Tensor, list[Tensor]]:
+        """The sample, and the states that are kept."""
         times = self.grid.tolist()
         run.schedule.expect(times)
         x = initial_state(run.schedule, z, times[0])
-        states = [x]
-        for t, s in pairwise(times):
+        states = [x] if 0 in kept else []
+        for n, (t, s) in enumerate(pairwise(times), start=1):
             x = self.step(run, x, t, s)
-            states = [*states, x] if self.keep is not None else [x]
-        return Trajectory(torch.stack(states, 1), self.grid[-len(states) :])
+            if n in kept:
+                states.append(x)
+        return x, states
 
-    def _check(self, denoiser: Denoiser, problem: Problem | Decoded, y: Tensor, z: Tensor) -> None:
+    def _checked(self, denoiser: Denoiser, problem: Problem | Decoded, y: Tensor, z: Tensor, known: bool) -> Tensor:
+        """What was measured, as the run takes it."""
         check_noise(z, denoiser.shape if isinstance(denoiser, Prediction) else None)
-        shape: Sequence[int] = z.shape[1:]
-        stated: Problem | Decoded = problem
         if isinstance(problem, Decoded):
             if self.solves:
                 raise ValueError(
@@ -233,7 +244,9 @@ class Guidance(ABC):
                 )
             with torch.no_grad():
                 shape, stated = problem.decode(z[:1]).shape[1:], problem.problem
-        measured = check_problem(stated, shape, z.dtype, z.device)
+        else:
+            shape, stated = z.shape[1:], problem
+        measured = check_problem(stated, shape, z.dtype, z.device, len(z))
         if y.shape != (len(z), *measured):
             raise ValueError(
                 f"what was measured of {tuple(shape)} is {(len(z), *measured)} here, and y is {tuple(y.shape)}: a "
@@ -241,3 +254,5 @@ class Guidance(ABC):
             )
         if not bool(y.isfinite().all()):
             raise ValueError("what was measured must be finite, and y holds NaN or infinity")
+        # What a mask hides may hold anything: grey, or the picture itself.
+        return stated.A(y.to(z)) if isinstance(stated, Mask) and known else y.to(z)
