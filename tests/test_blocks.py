@@ -39,6 +39,7 @@ TINY = {
     "generate": "--count 32 --steps 6 --targets x0 state --grid quadratic",
     "distill": QUICK,
     "sample": "--count 2 --overwrite",
+    "restore": "--steps 2",
     "evaluate": "--count 8 --overwrite",
     "export": "--overwrite",
 }

@@ -14,10 +14,22 @@ from dsno.checkpoint import CONFIG, read_json, version_of, write_json
 from dsno.denoise import KINDS, Guided, Prediction
 from dsno.distillation.registry import METHODS
 from dsno.grids import uniform
+from dsno.inverse.named import RESTORERS
 from dsno.measure.results import RESULTS, Quality, save_results
 from dsno.nets.backbone import NETS
 from dsno.parallel import EXACT
-from dsno.references import OF_KIND, OF_METRIC, OF_NET, OF_SCHEDULE, OF_SOLVER, REFERENCES, Citation, bibtex, used_by
+from dsno.references import (
+    OF_KIND,
+    OF_METRIC,
+    OF_NET,
+    OF_RESTORER,
+    OF_SCHEDULE,
+    OF_SOLVER,
+    REFERENCES,
+    bibtex,
+    used_by,
+)
+from dsno.runs.restore import RESTORATIONS
 from dsno.schedule import SCHEDULES
 from dsno.solvers.named import SOLVERS, SPLITTINGS
 from dsno.students.files import save_student
@@ -35,6 +47,7 @@ TAIL = ["nichol2021improved", "salimans2022progressive"]
 TEACHER = {"type": "teacher", "schedule": {"name": "none"}, "kind": "none", "net": {}}
 STUDENT = {**TEACHER, "type": "student", "times": [0.0], "lift": {}}
 MAP = {**TEACHER, "type": "flow map"}
+PICTURES: dict[str, Any] = {"pictures": [], "schedule": "none", "kind": "none"}
 SET = {"teacher": {"class": "Prediction"}, "schedule": {"name": "none"}, "solver": {"name": "none"}}
 
 
@@ -60,24 +73,6 @@ def test_every_entry_is_bibtex() -> None:
     assert own.startswith("@software{dsno,") and f"  version       = {{{version_of('dsno')}}}," in own
 
 
-def test_an_entry_is_what_bibtex_wants() -> None:
-    paper = Citation("Doe, Jane and Roe, Richard", "A {Title}", 2024, "2401.00001", "A Journal", journal=True)
-    assert paper.bibtex("doe2024title") == (
-        "@article{doe2024title,\n"
-        "  author        = {Doe, Jane and Roe, Richard},\n"
-        "  title         = {{A {Title}}},\n"
-        "  journal       = {A Journal},\n"
-        "  year          = {2024},\n"
-        "  eprint        = {2401.00001},\n"
-        "  archiveprefix = {arXiv},\n"
-        "}"
-    )
-    assert paper.short == "Doe & Roe, 2024, arXiv 2401.00001"
-    assert Citation("Doe, Jane", "X", 2024).short == "Doe, 2024"
-    assert Citation("Doe, A. and Roe, B. and Poe, C.", "X", 2024).short == "Doe et al., 2024"
-    assert "eprint" not in Citation("Doe, Jane", "X", 2024).bibtex("x")
-
-
 def test_each_paper_is_asked_for_once_and_unknown_ones_not_at_all() -> None:
     assert bibtex(["heusel2017gans", "heusel2017gans"]).count("@inproceedings{") == 1
     with pytest.raises(KeyError):
@@ -98,6 +93,7 @@ def test_every_solver_schedule_kind_network_and_metric_has_its_paper() -> None:
     assert {sampler.__name__ for sampler in EXACT.values()} - {"Receding"} <= {*OF_SOLVER}
     assert {*SCHEDULES} == {*OF_SCHEDULE}
     assert {*KINDS} == {*OF_KIND}
+    assert {*RESTORERS} <= {*OF_RESTORER}
     assert {*NETS} - {"UNet", "DiffusersNet"} <= {*OF_NET}
     assert {field.name for field in dataclasses.fields(Quality)} - {"diversity"} == {*OF_METRIC}
 
@@ -114,6 +110,8 @@ def test_no_entry_is_an_orphan(tmp_path: Path) -> None:
         (CONFIG, {**TEACHER, "clip": {"ratio": 0.995}}),
         (CONFIG, {**STUDENT, "notes": {"method": "knowledge", "distance": "l1+perceptual"}}),
         (RESULTS, {"results": rows}),
+        *((RESTORATIONS, {**PICTURES, "method": name}) for name in OF_RESTORER),
+        (RESTORATIONS, {**PICTURES, "tiled": True, "pictures": [{"ssim": [1.0]}]}),
     ]
     found = [cited(tmp_path / str(n), name, content) for n, (name, content) in enumerate(held)]
     assert {*itertools.chain(*found)} == {*REFERENCES}
@@ -160,7 +158,7 @@ def test_a_runs_folder_is_the_sum_of_those_in_it(tmp_path: Path) -> None:
 def test_what_holds_nothing_is_explained(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="no folder .*nowhere: name one of a student, a flow map"):
         used_by(tmp_path / "nowhere")
-    expected = "holds no student, flow map, trajectories, teacher or results, and neither does"
+    expected = "holds no student, flow map, trajectories, teacher, results or restored pictures, and "
     with pytest.raises(ValueError, match=expected):
         used_by(tmp_path)
     write_json(tmp_path / CONFIG, {"type": "feature net"})
@@ -248,7 +246,7 @@ def test_trajectories_teachers_and_whole_runs_are_cited(
         used_by(tmp_path / "nowhere")
     (tmp_path / "empty").mkdir()
     with pytest.raises(
-        ValueError, match="holds no student, flow map, trajectories, teacher or results, and neither does"
+        ValueError, match="holds no student, flow map, trajectories, teacher, results or restored pictures, and "
     ):
         used_by(tmp_path / "empty")
 

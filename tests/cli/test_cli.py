@@ -14,6 +14,7 @@ from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -81,12 +82,12 @@ def as_it_is(model: torch.nn.Module, *arguments: object, **options: object) -> t
 
 
 @pytest.mark.parametrize(
-    "verb", ["demo", "teach", "check-teacher", "convert", "generate", "distill", "sample", "evaluate"]
+    "verb", ["demo", "teach", "check-teacher", "convert", "generate", "distill", "sample", "restore", "evaluate"]
 )
 def test_the_python_lines_run(
     verb: str, here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    if verb in ("demo", "convert") and not SHIPPED:
+    if verb in ("demo", "convert", "restore") and not SHIPPED:
         pytest.skip("no weights ship with this package")
     monkeypatch.chdir(here)
     made = {"teach": "teacher", "convert": "teacher", "generate": "trajectories", "distill": "student"}.get(verb)
@@ -94,9 +95,11 @@ def test_the_python_lines_run(
         shutil.rmtree(here / "runs" / made)
     if verb == "distill":
         assert dsno("generate", "--count", 256, "--steps", 6, "--overwrite", at=here).code == 0
+    if verb == "restore":
+        Image.fromarray(np.zeros((8, 8), np.uint8)).save(here / "digit.png")
     code = lines(verb)
     # As shown, but for the sizes and the loop of training.
-    for size in ("20_000", "2048", "512"):
+    for size in ("20_000", "2048", "512", "50"):
         code = code.replace(size, "8")
     for module in (run, teach):
         monkeypatch.setattr(module, "train", as_it_is)
@@ -110,6 +113,8 @@ def test_the_python_lines_run(
         assert "this teacher" in capsys.readouterr().out
     elif verb == "evaluate":
         assert names["results"][0].name == "DSNO"
+    elif verb == "restore":
+        assert names["spread"].shape == (1, 8, 8) and names["mean"].startswith(b"\x89PNG")
     elif verb == "sample":
         assert names["images"].shape == (64, 1, 8, 8) and bool(names["images"].isfinite().all())
     else:

@@ -45,6 +45,7 @@ BASE = {
     "methods": "methods",
     "distill": f"distill --out new {QUICK}",
     "sample": "sample --count 2 --out new/samples.png",
+    "restore": "restore one --teacher runs/teacher --half right --steps 2 --out new",
     "export": "export --student runs/student --out new/student.pt2",
     "evaluate": "evaluate --data one --count 4 --out new",
     "reproduce": "reproduce digits --out new --teacher nowhere",

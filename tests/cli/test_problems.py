@@ -114,7 +114,7 @@ def test_a_blind_problem_knows_its_kernel_only_where_it_blurs(files: Path) -> No
     problem = made("blind", files, degrade=True, kernel="kernel.npy")
     assert torch.equal(problem.measure(SHAPE).kernel, torch.from_numpy(KERNEL.astype(np.float32)))
     unknown = problem.of(SHAPE).kernel
-    assert unknown.shape == (3, 3) and unknown[1, 1] == 1 and unknown.sum() == 1
+    assert problem.of(SHAPE).noise == 0.05 and unknown.shape == (3, 3) and unknown[1, 1] == 1 and unknown.sum() == 1
     assert problem.inputs == (files / "kernel.npy",) and problem.options["kernel_size"] == 3
 
 

@@ -167,10 +167,10 @@ def show_options(rows: Sequence[Mapping[str, str]]) -> None:
     (console if console.is_terminal else Console(width=140)).print(_words(rows))
 
 
-def show_methods(rows: Sequence[Mapping[str, str]]) -> None:
+def show_methods(rows: Sequence[Mapping[str, str]], widths: Sequence[int] = (22, 8, 14, 14, 26, 60)) -> None:
     """Print a table of methods, names in bold; the last column wraps."""
     made = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 1, 0))
-    for title, width in zip(rows[0], (22, 8, 14, 14, 26, 60), strict=True):
+    for title, width in zip(rows[0], widths, strict=True):
         made.add_column(title, max_width=width)
     for row in rows:
         first, *rest = row.values()

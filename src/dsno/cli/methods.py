@@ -10,26 +10,30 @@ from tyro.conf import Positional
 from dsno.cli.console import say, show_methods, show_options
 from dsno.cli.words import flag
 from dsno.distillation.registry import METHODS, method_named
-from dsno.references import REFERENCES
+from dsno.inverse.named import CHOICES
+from dsno.references import OF_RESTORER, REFERENCES
 
 __all__ = ["Cite", "Methods", "options_table"]
 
 
 @dataclass(frozen=True)
 class Methods:
-    """List the methods of distillation: what each needs, how many passes it makes, where it is from, when to choose it.
+    """List the methods of distillation and of restoring pictures: what each needs, where it is from, when to choose it.
 
-    Every student starts from a teacher's weights; a method that needs no teacher does not ask it afterwards.
+    Every student starts from a teacher's weights; a method that needs no teacher does not ask it afterwards. To restore
+    nothing is trained.
 
     In Python:
 
         from dsno.distillation.registry import METHODS
         for name, method in METHODS.items():
             print(name, method.needs, method.passes, method.choose, method.described())
+        from dsno.inverse.named import CHOICES
+        print(CHOICES["diffpir"].choose)
     """
 
     name: Positional[str] = ""
-    """A method, whose options are then listed."""
+    """A method of distillation, whose options are then listed."""
     markdown: bool = False
     """Print the options of all methods as the table of docs/methods.md."""
 
@@ -57,9 +61,24 @@ class Methods:
                 for method in METHODS.values()
             ]
         )
+        print(
+            "Every student starts from a teacher's weights; a method that needs no teacher does not ask it afterwards."
+        )
+        show_methods(
+            [
+                {
+                    "restorer": name,
+                    "a step": choice.step,
+                    "problems": choice.takes,
+                    "reference": REFERENCES[OF_RESTORER[name][0]].short,
+                    "when": choice.choose,
+                }
+                for name, choice in CHOICES.items()
+            ],
+            (14, 24, 10, 28, 60),
+        )
         say(
-            "Every student starts from a teacher's weights; a method that needs no teacher does not ask it afterwards.",
-            "dsno distill --method NAME",
+            "To restore pictures nothing is trained: dsno restore PICTURES --method NAME.", "dsno distill --method NAME"
         )
 
 

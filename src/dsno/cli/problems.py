@@ -18,6 +18,7 @@ from dsno.cli.words import flag
 from dsno.data.arrays import load_numpy
 from dsno.data.originals import read_original
 from dsno.inverse.blur import Blur
+from dsno.inverse.kernels import delta
 from dsno.inverse.operators import Downsample, Grey, Mask
 from dsno.inverse.problem import Problem
 
@@ -27,11 +28,14 @@ ProblemName = Literal["inpaint", "super", "deblur", "blind", "gray"]
 
 Shape = tuple[int, ...]
 
+BEGUN = 0.02
+"""The noise that a blind method begins with, if none was stated and it is to be estimated."""
+
 OF_PROBLEM: dict[ProblemName, tuple[str, ...]] = {
     "inpaint": ("mask", "box", "half", "random"),
     "super": ("factor", "resize"),
     "deblur": ("kernel", "border"),
-    "blind": ("kernel_size", "kernel", "border"),
+    "blind": ("kernel_size", "kernel"),
     "gray": (),
 }
 """The options of each problem."""
@@ -131,20 +135,17 @@ def _blind(noise: float, seed: int, degrade: bool, asked: Mapping[str, Any]) -> 
     size = asked.get("kernel_size", 9 if kernel is None else max(kernel.shape))
     if size < 3 or size % 2 == 0:
         raise ValueError(f"kernel_size must be an odd number of 3 or more pixels, got {size}")
-    circular = asked.get("border", "circular") == "circular"
 
     def unknown(shape: Shape) -> Blur:
         if size > min(shape[1:]):
             raise ValueError(
                 f"kernel_size is {size}, and pictures have {shape[1]} x {shape[2]} pixels: take a smaller one"
             )
-        none = torch.zeros(size, size)
-        none[size // 2, size // 2] = 1
-        return Blur(none, circular, noise)
+        return Blur(delta((size, size)).float(), noise=noise or BEGUN)
 
     files = () if kernel is None else (asked["kernel"],)
     made = _alike("blind", unknown, {**asked, "kernel_size": size}, files)
-    true = unknown if kernel is None else lambda shape: Blur(kernel, circular, noise)
+    true = unknown if kernel is None else lambda shape: Blur(kernel, noise=noise)
     return replace(made, measure=true)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,7 @@ from dsno.condition import Cond
 from dsno.data.originals import read_originals
 from dsno.denoise import Prediction
 from dsno.hub import is_hub_id
+from dsno.inverse.kernel_step import KernelStep
 from dsno.inverse.named import RESTORERS
 from dsno.inverse.restore import Restorer
 from dsno.nets.backbone import Backbone, own_null, sample_shape
@@ -42,15 +44,15 @@ class Restore:
 
     In Python:
 
-        from dsno import load_teacher, noise, shipped, seed_range
+        from dsno import load_teacher, noise, seed_range
+        from dsno.data.originals import as_png, read_original
         from dsno.grids import uniform
-        from dsno.inverse.operators import Mask
         from dsno.inverse.named import RESTORERS
-        teacher, z = load_teacher("digits"), noise(seed_range(0, 8), (1, 8, 8))
-        problem = Mask.half((1, 8, 8))
-        y = problem.A(z.clamp(-1, 1))  # what was measured
-        made = RESTORERS["constrained"](uniform(20))(teacher, teacher.schedule, problem, y, z)
-        print(made.x, made.residual, made.cost)
+        from dsno.inverse.operators import Mask
+        teacher, seeds, problem = load_teacher("digits"), seed_range(0, 8), Mask.half((1, 8, 8))
+        y, z = problem.A(read_original("digit.png").x.expand(8, 1, 8, 8)), noise(seeds, (1, 8, 8))
+        made = RESTORERS["diffpir"](uniform(50))(teacher, teacher.schedule, problem, y, z, seeds=seeds)
+        mean, spread = as_png(made.x.mean(0)), made.x.std(0)
     """
 
     pictures: Positional[str]
@@ -61,7 +63,8 @@ class Restore:
     """What happened to them: parts are missing, pixels are (super), they are blurred by a kernel that is known (deblur)
     or not (blind), or have lost their colour."""
     method: str | None = None
-    """How to restore, a name that `dsno methods` lists; constrained by default, and blind for a blind problem."""
+    """How to restore, a name that `dsno methods` lists. By default diffpir, which is the quickest; of a teacher of
+    latents constrained, and of a blind problem blind."""
     mask: Path | None = None
     """Of inpaint: a picture, white where they are seen and black where not, or an .npy array of 1 and 0."""
     box: float | None = None
@@ -79,9 +82,10 @@ class Restore:
     kernel_size: int | None = None
     """Of blind: the side of the kernel that is looked for, odd; 9 by default, and that of --kernel if there is one."""
     border: Literal["circular", "zero"] | None = None
-    """Of deblur and blind: what was beyond the border, the other side (by default) or a middle grey."""
+    """Of deblur: what was beyond the border, the other side (by default) or a middle grey."""
     noise: float = 0.0
-    """The standard deviation of the noise in what was measured, of pixels in [-1, 1]: 0.05 is 6 of 255 levels."""
+    """The standard deviation of the noise in what was measured, of pixels in [-1, 1]: 0.05 is 6 of 255 levels. Of a
+    blind problem it is estimated, if it is not stated."""
     samples: int = 1
     """Restorations of each picture: of several their mean and spread are written, too."""
     seed: int = 0
@@ -112,13 +116,15 @@ class Restore:
         check_apart(self.out, *inputs)
         if self.degrade and self.reference is not None:
             raise ValueError("--degrade takes the pictures themselves for references: leave out --reference")
-        name = self.method or ("blind" if self.problem == "blind" else "constrained")
-        method = method_of(name, self.problem)
+        if self.method is not None:
+            check_method(self.method, self.problem)
         pictures = read_originals(self.pictures)
         references = None if self.reference is None else {o.name: o.x for o in read_originals(self.reference)}
         device = device_of(self.device)
         teacher = load_teacher(self.teacher, None, device, variant=self.variant)
         latents = self._decoder(device)
+        name = self.method or ("blind" if self.problem == "blind" else "diffpir" if latents is None else "constrained")
+        method = check_method(name, self.problem, self.noise)
         condition = self._condition(teacher)
         weights = () if self.guidance is None else (self.guidance,)
         denoiser = under_guidance(
@@ -142,6 +148,7 @@ class Restore:
             "teacher": self.teacher,
             "kind": teacher.kind,
             "method": name,
+            "guidance": self.guidance,
             "problem": {"name": self.problem, "noise": self.noise, **problem.options},
         }
         with progress() as report:
@@ -180,19 +187,22 @@ class Restore:
         return lambda numbers: torch.full_like(numbers, null)
 
 
-def method_of(name: str, problem: ProblemName) -> Callable[[Tensor], Restorer]:
-    """What makes the restorer of a grid.
+def check_method(name: str, problem: ProblemName, noise: float = 0.0) -> Callable[[Tensor], Restorer]:
+    """What makes the restorer of a grid, for a problem with noise of a standard deviation.
 
     Raises:
         ValueError: for an unknown name, or one that is not for this problem.
     """
     if name not in RESTORERS:
         raise ValueError(f"unknown method {name!r}: expected one of {', '.join(sorted(RESTORERS))}")
-    if (name == "blind") != (problem == "blind"):
-        why = "estimates a kernel" if name == "blind" else "needs a kernel that is known"
-        instead = "take another method" if name == "blind" else "take --method blind"
-        raise ValueError(f"{name} {why}, and the problem is {problem}: {instead}")
-    return RESTORERS[name]
+    blind = name.startswith("blind")
+    if blind != (problem == "blind"):
+        why = "estimates a kernel" if blind else "needs a kernel that is known"
+        raise ValueError(
+            f"the method {name} {why}, and the problem is {problem}: take {'another' if blind else '--method blind'}"
+        )
+    make = RESTORERS[name]
+    return functools.partial(make, step=KernelStep(learn_noise=True)) if blind and not noise else make
 
 
 def summary(held: dict[str, object], out: Path) -> str:

@@ -103,7 +103,7 @@ class Tiled(Metered):
         cond = map_cond(lambda c: torch.cat([c] * self.tiles), cond)
         rows = len(cut) if self.limit is None else self.limit
         answers = [
-            self.denoiser(cut[n : n + rows], t[n : n + rows], map_cond(lambda c, n=n: c[n : n + rows], cond))  # type: ignore[misc]
+            self.denoiser(cut[n : n + rows], t[n : n + rows], map_cond(lambda c, n=n: c[n : n + rows], cond))
             for n in range(0, len(cut), rows)
         ]
         return self._blend(torch.cat(answers))

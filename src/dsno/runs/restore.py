@@ -141,6 +141,7 @@ def restore(
             **(notes or {}),
             "schedule": worker.schedule.config["name"],
             "steps": worker.steps,
+            "tiled": any(worker.on(batch.canvas)[1] > 1 for batch in batches),
             "degraded": task.measure is not None,
             "cost": asdict(cost),
             "median": _medians(rows),
