@@ -17,7 +17,18 @@ from dsno.grids import uniform
 from dsno.measure.results import RESULTS, Quality, save_results
 from dsno.nets.backbone import NETS
 from dsno.parallel import EXACT
-from dsno.references import OF_KIND, OF_METRIC, OF_NET, OF_SCHEDULE, OF_SOLVER, REFERENCES, Citation, bibtex, used_by
+from dsno.references import (
+    OF_GUIDE,
+    OF_KIND,
+    OF_METRIC,
+    OF_NET,
+    OF_SCHEDULE,
+    OF_SOLVER,
+    REFERENCES,
+    Citation,
+    bibtex,
+    used_by,
+)
 from dsno.schedule import SCHEDULES
 from dsno.solvers.named import SOLVERS, SPLITTINGS
 from dsno.students.files import save_student
@@ -113,6 +124,7 @@ def test_no_entry_is_an_orphan(tmp_path: Path) -> None:
         *((CONFIG, {**TEACHER, "net": net}) for net in nets),
         (CONFIG, {**TEACHER, "clip": {"ratio": 0.995}}),
         (CONFIG, {**STUDENT, "notes": {"method": "knowledge", "distance": "l1+perceptual"}}),
+        *((CONFIG, {**STUDENT, "notes": {"guide": name}}) for name in OF_GUIDE),
         (RESULTS, {"results": rows}),
     ]
     found = [cited(tmp_path / str(n), name, content) for n, (name, content) in enumerate(held)]

@@ -158,11 +158,10 @@ class Steered(Around):
         return torch.where(heard, x0_hat + sigma_t**2 / torch.where(heard, alpha_t, 1.0) * slope, x0_hat)
 
     def forward(self, x_t: Tensor, t: Tensor | float, cond: Cond | None = None) -> Tensor:
-        told, D = untold(cond), self.denoiser
+        told = untold(cond)
 
         def ask(x: Tensor) -> Tensor:
-            answer: Callable[..., Tensor] = D
-            return answer(x, t) if told is None else answer(x, t, told)
+            return at_one_time(self.denoiser)(x, t, told) if isinstance(t, float) else self.denoiser(x, t, told)
 
         if self.silent(t):
             return ask(x_t)
