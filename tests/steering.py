@@ -27,7 +27,7 @@ def posterior(mixture: GaussianMixture, share: float = 1.0) -> DensityGuide:
 
     def log_density(x_t: Tensor, t: Tensor | float, label: Tensor | None) -> Tensor:
         assert label is not None
-        alpha_t, sigma_t = (c.reshape(-1, 1) for c in mixture.schedule(torch.as_tensor(t).to(x_t)))
+        alpha_t, sigma_t = (c.reshape(-1, 1) for c in mixture.schedule(torch.as_tensor(t, dtype=x_t.dtype)))
         v = alpha_t**2 * mixture.stds**2 + (share * sigma_t) ** 2
         away = (x_t[:, None] - alpha_t[..., None] * mixture.means).square().sum(-1)
         log_p = -away / (2 * v) - v.log() * x_t.shape[-1] / 2

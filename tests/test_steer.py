@@ -25,15 +25,17 @@ from steering import posterior, ring, start, steered
 def test_at_scale_1_it_is_the_conditional_denoiser(schedule: Schedule, t: float) -> None:
     """Bayes' rule: the guide is the posterior of the mixture's own classes."""
     mixture, (x, cond) = ring(schedule), start(schedule, 6)
-    exact = mixture(x, torch.tensor(t).double(), cond["guide"])
+    exact = mixture(x, torch.tensor(t, dtype=torch.float64), cond["guide"])
     model = Steered(mixture, posterior(mixture), 1.0, schedule)
-    for time in (t, torch.tensor(t).double(), torch.full((6,), t).double()):
+    for time in (t, torch.tensor(t, dtype=torch.float64), torch.full((6,), t, dtype=torch.float64)):
         torch.testing.assert_close(model(x, time, cond), exact, rtol=1e-9, atol=1e-9)
     torch.testing.assert_close(Halves(model, cond)(x, t), exact, rtol=1e-9, atol=1e-9)
     # In noises: eps - sigma_t w grad.
     alpha_t, sigma_t = schedule.at(t)
     slope = Halves(model, cond).slope(x, t)
-    eps, eps_w = ((x - alpha_t * x0_hat) / sigma_t for x0_hat in (mixture(x, torch.tensor(t).double()), exact))
+    eps, eps_w = (
+        (x - alpha_t * x0_hat) / sigma_t for x0_hat in (mixture(x, torch.tensor(t, dtype=torch.float64)), exact)
+    )
     torch.testing.assert_close(eps_w, eps - sigma_t * slope, rtol=1e-9, atol=1e-9)
 
 
@@ -47,8 +49,8 @@ def test_where_there_is_nothing_to_say_the_guide_is_silent(schedule: Schedule) -
     ends = [t for t in (0.0, 1.0) if math.prod(schedule.at(t)) == 0]
     assert {type(schedule): len(ends)} == {type(schedule): {Cosine: 0, VE: 1, RectifiedFlow: 2}[type(schedule)]}
     for t in ends:
-        unguided = mixture(x, torch.tensor(t).double())
-        for time in (t, torch.tensor(t).double()):
+        unguided = mixture(x, torch.tensor(t, dtype=torch.float64))
+        for time in (t, torch.tensor(t, dtype=torch.float64)):
             assert torch.equal(model(x, time, cond), unguided)
         assert Halves(model, cond).slope(x, t) is None
     assert not model(x, torch.full((4,), 0.5).double(), cond).isfinite().any()

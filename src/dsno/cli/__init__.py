@@ -16,6 +16,7 @@ import tyro
 
 from dsno import __version__
 from dsno.cli.check import CheckTeacher
+from dsno.cli.classifier import TrainClassifier
 from dsno.cli.console import speaks
 from dsno.cli.convert import Convert
 from dsno.cli.distill import Distill, with_options
@@ -56,6 +57,7 @@ VERBS: dict[str, type[Verb]] = {
     "methods": Methods,
     "distill": Distill,
     "features": Features,
+    "classifier": TrainClassifier,
     "sample": Sample,
     "export": Export,
     "evaluate": Evaluate,

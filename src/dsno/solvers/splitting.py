@@ -17,8 +17,8 @@ $$ \theta = \arctan r \in [0, \pi / 2], \qquad d \theta = dr / (1 + r^2), $$
 
 in which $B$ over a part $f$ of the step from t to s, at the time $\tau$ that stands still, is
 
-$$ x_\tau \leftarrow x_\tau + f \, (\theta_t - \theta_s) \, \frac{\sigma_\tau}{\alpha_\tau} (\alpha_\tau^2 + \sigma_\tau^2)
-   \, w \nabla_{x_\tau} \log p(y \mid x_\tau). $$
+$$ x_\tau \leftarrow x_\tau + f \, (\theta_t - \theta_s) \,
+   \frac{\sigma_\tau}{\alpha_\tau} (\alpha_\tau^2 + \sigma_\tau^2) \, w \nabla_{x_\tau} \log p(y \mid x_\tau). $$
 
 It is the paper's to first order, the same towards the data, where $\theta = r$, and bounded towards the noise for every
 schedule, since the gradient vanishes there as $\alpha_\tau$ does. Where $\alpha_\tau = 0$ the guide is silent.
@@ -158,8 +158,7 @@ def _halves(D: Evaluate) -> Halves:
 def _pulled(
     schedule: Schedule, x: Tensor, slope: Tensor | None, at: float, step: tuple[float, float], part: float
 ) -> Tensor:
-    r"""$x_\tau + f \, (\theta_t - \theta_s) \, (\sigma_\tau / \alpha_\tau) (\alpha_\tau^2 + \sigma_\tau^2)$ `slope`, of a
-    `part` $f$ of the `step` (t, s) at $\tau$."""
+    r"""The guide's step of this module's beginning: a part $f$ of the `step` (t, s), at the time $\tau$ = `at`."""
     if slope is None:
         return x
     theta_t, theta_s = (_angle(schedule, time) for time in step)
