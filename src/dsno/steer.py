@@ -124,11 +124,13 @@ class Steered(Around):
         super().__init__()
         if not (math.isfinite(scale) and scale >= 0):
             raise ValueError(f"the scale of a guide is a finite number of 0 or more (0 is no guide), got {scale}")
-        inner = innermost(denoiser)
-        if schedule is None and not isinstance(inner, Prediction):
-            raise ValueError(f"a {type(inner).__name__} does not say its schedule: give Steered(..., schedule=...)")
+        if schedule is None:
+            inner = innermost(denoiser)
+            if not isinstance(inner, Prediction):
+                raise ValueError(f"a {type(inner).__name__} does not say its schedule: give Steered(..., schedule=...)")
+            schedule = inner.schedule
         self.denoiser, self.guide, self.scale, self.project = denoiser, guide, float(scale), project
-        self.schedule: Schedule = inner.schedule if schedule is None else schedule  # type: ignore[union-attr]
+        self.schedule: Schedule = schedule
         self.evaluations = denoiser.evaluations if isinstance(denoiser, Around) else 1
 
     def slope(

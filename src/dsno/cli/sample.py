@@ -84,8 +84,8 @@ class Sample:
     prompts: Path | None = None
     """Text file of a text-to-image student's prompts, one a line, taken by turns; needs --teacher."""
     teacher: str | None = None
-    """The teacher: solved by --exact or under --guide; of a student, a diffusers model that encodes --prompts and decodes latents, by
-    default the one that its folder notes."""
+    """The teacher: solved by --exact or under --guide; of a student, a diffusers model that encodes --prompts and
+    decodes latents, by default the one that its folder notes."""
     variant: Variant = None
     exact: Literal["picard", "taa", "srds", "speculative", "receding"] | None = None
     """Solve --teacher's chain of --steps exactly instead, in parallel rounds; the shipped teacher by default."""

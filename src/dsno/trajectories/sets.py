@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from dsno.condition import label_of, map_cond, nested
+from dsno.condition import label_of, map_cond, named, nested
 from dsno.denoise import Denoiser
 from dsno.grids import find_times
 from dsno.outside import unchecked
@@ -277,7 +277,7 @@ def samples_of(data: TrajectorySet) -> tuple[Tensor, Tensor | None]:
         )
     cond = data.manifest["cond"]
     cond = cond if cond is None or data.manifest["format"] == NAMED else {"label": cond}
-    more = sorted(name for name, c in as_label(cond or {}).items() if name != "label" or c["shape"])
+    more = sorted(name for name, c in named(as_label(cond)).items() if name != "label" or c["shape"])
     if more:
         raise ValueError(
             f"{data.source} is told {', '.join(more)} beside the state, and samples have labels alone: make "
