@@ -75,7 +75,7 @@ def test_it_is_what_its_folder_holds(tmp_path: Path) -> None:
     [
         ({"classes": 1}, "a classifier needs 2 or more classes"),
         ({"image_size": 6}, r"samples of \(6, 6\) cannot be cut into patches of 1 and halved 2 times"),
-        ({"channels": ()}, "a classifier needs 2 or more classes, a level"),
+        ({"channels": ()}, "levels of 2 or more channels"),
     ],
 )
 def test_impossible_sizes_are_refused(options: dict[str, object], message: str) -> None:
