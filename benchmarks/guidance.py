@@ -107,16 +107,10 @@ def ring(schedule: Schedule) -> GaussianMixture:
 
 def posterior(mixture: GaussianMixture, share: float) -> DensityGuide:
     """The mixture's own classifier, told a `share` of the noise."""
-    assert mixture.labels is not None
-    own_labels = mixture.labels
 
     def log_density(x_t: Tensor, t: Tensor | float, label: Tensor | None) -> Tensor:
         assert label is not None
-        alpha_t, sigma_t = (c.reshape(-1, 1) for c in mixture.schedule(torch.as_tensor(t, dtype=x_t.dtype)))
-        v = alpha_t**2 * mixture.stds**2 + (share * sigma_t) ** 2
-        away = (x_t[:, None] - alpha_t[..., None] * mixture.means).square().sum(-1)
-        log_p = -away / (2 * v) - v.log()
-        return log_p.masked_fill(own_labels[None] != label[:, None], -math.inf).logsumexp(1) - log_p.logsumexp(1)
+        return mixture.log_posterior(x_t, t, label, share)
 
     return DensityGuide(log_density, "posterior")
 
@@ -515,13 +509,15 @@ def main(given: Sequence[str] | None = None) -> None:
     rows = [kept(runs / f"{m}-{N}-{w:g}-{s}.json", partial(bench.row, m, N, w, s)) for m, N, w, s in plan(images)]
     student = kept(runs / "student.json", bench.student)
     seconds = kept(runs / "seconds.json", bench.seconds)
-    held = bench.images.x[:2000].to(bench.device), (bench.images.labels[:2000]).to(bench.device)  # type: ignore[index]
+    assert bench.images.labels is not None
+    on_data = accuracy_at(bench.judge.cpu(), bench.images.x[:2000], bench.images.labels[:2000], 0.0)
+    bench.judge.to(bench.device)
     numbers = {
         "rows": rows,
         "student": student,
         "seconds_a_step": seconds,
         "scale": images.scale,
-        "judge_on_data": accuracy_at(bench.judge.cpu(), held[0].cpu(), held[1].cpu(), 0.0),
+        "judge_on_data": on_data,
         "agreement": {
             f"{m}-{N}": mean_and_spread(
                 [r["agreement"] for r in rows if (r["method"], r["steps"], r["scale"]) == (m, N, images.scale)]
@@ -530,14 +526,13 @@ def main(given: Sequence[str] | None = None) -> None:
         },
         "classes": "clusters of features, as the pictures have no labels" if name == "sprites" else "labels",
     }
-    bench.judge.to(bench.device)
     write(
         arguments,
         f"guidance_{name}",
         f"unconditional teacher and features of `dsno reproduce {name}`, guided by a classifier of noised pictures "
         f"({images.classifier[0]} steps of training); {images.count} held-out noises of all classes in turn, seeds "
-        f"{images.seeds} (but DDIM {images.many} steps of the first alone); agreement with another classifier, of clean "
-        "pictures; Frechet distance in features to the data (biased upwards at that count, alike for all); equal steps "
+        f"{images.seeds} ({images.many} steps but of DDIM: the first alone); agreement with another classifier, of "
+        "clean pictures; Frechet distance in features to the data (biased upwards at that count, alike for all); equal steps "
         f"of the phase; seconds of a step of 64 samples, taken in turn, the median of 5; the student: knowledge from "
         f"{images.trajectories} ends of STSP4 in {images.steps[-1]} steps, {images.student} steps of {images.batch}",
         judged(numbers),

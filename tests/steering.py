@@ -23,16 +23,11 @@ def ring(schedule: Schedule, std: float = 0.15) -> GaussianMixture:
 
 
 def posterior(mixture: GaussianMixture, share: float = 1.0) -> DensityGuide:
-    r"""$\log p(y \mid x_t)$ of the mixture's own classifier, which is told a `share` of the noise: 1 is all of it."""
+    """The mixture's own classifier, told a `share` of the noise: 1 is all of it."""
 
     def log_density(x_t: Tensor, t: Tensor | float, label: Tensor | None) -> Tensor:
         assert label is not None
-        alpha_t, sigma_t = (c.reshape(-1, 1) for c in mixture.schedule(torch.as_tensor(t, dtype=x_t.dtype)))
-        v = alpha_t**2 * mixture.stds**2 + (share * sigma_t) ** 2
-        away = (x_t[:, None] - alpha_t[..., None] * mixture.means).square().sum(-1)
-        log_p = -away / (2 * v) - v.log() * x_t.shape[-1] / 2
-        own = log_p.masked_fill(mixture.labels[None] != label[:, None], -math.inf)
-        return own.logsumexp(1) - log_p.logsumexp(1)
+        return mixture.log_posterior(x_t, t, label, share)
 
     return DensityGuide(log_density, "posterior")
 

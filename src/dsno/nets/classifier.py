@@ -44,7 +44,8 @@ class Classifier(nn.Module):
     (B, classes).
 
     Raises:
-        ValueError: for fewer than two classes or channels, or lengths that cannot be cut into patches and halved at every level.
+        ValueError: for fewer than two classes or channels, or lengths that cannot be cut into patches and halved at
+            every level.
     """
 
     def __init__(
