@@ -532,9 +532,9 @@ def main(given: Sequence[str] | None = None) -> None:
         f"unconditional teacher and features of `dsno reproduce {name}`, guided by a classifier of noised pictures "
         f"({images.classifier[0]} steps of training); {images.count} held-out noises of all classes in turn, seeds "
         f"{images.seeds} ({images.many} steps but of DDIM: the first alone); agreement with another classifier, of "
-        "clean pictures; Frechet distance in features to the data (biased upwards at that count, alike for all); equal steps "
-        f"of the phase; seconds of a step of 64 samples, taken in turn, the median of 5; the student: knowledge from "
-        f"{images.trajectories} ends of STSP4 in {images.steps[-1]} steps, {images.student} steps of {images.batch}",
+        "clean pictures; Frechet distance in features to the data (biased upwards at that count, alike for all); equal "
+        "steps of the phase; seconds of a step of 64 samples, taken in turn, the median of 5; the student: knowledge "
+        f"from {images.trajectories} ends of STSP4 in {images.steps[-1]} steps, {images.student} steps of {images.batch}",
         judged(numbers),
         **numbers,
     )
