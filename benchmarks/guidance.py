@@ -534,7 +534,7 @@ def main(given: Sequence[str] | None = None) -> None:
         f"{images.seeds} ({images.many} steps but of DDIM: the first alone); agreement with another classifier, of "
         "clean pictures; Frechet distance in features to the data (biased upwards at that count, alike for all); equal "
         "steps of the phase; seconds of a step of 64 samples, taken in turn, the median of 5; the student: knowledge "
-        f"from {images.trajectories} ends of STSP4 in {images.steps[-1]} steps, {images.student} steps of {images.batch}",
+        f"of {images.trajectories} ends of STSP4 in {images.steps[-1]} steps, {images.student} steps of {images.batch}",
         judged(numbers),
         **numbers,
     )
