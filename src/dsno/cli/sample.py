@@ -17,17 +17,18 @@ from dsno.cli.console import progress, say
 from dsno.cli.exact import OPTIONS, Solved, own_options, solve
 from dsno.cli.options import Device, Variant, device_of
 from dsno.cli.pieces import BATCH, Piece, check_place, check_size, write_pieces
-from dsno.cli.steering import steered_sampler, targets_by_seed
+from dsno.cli.steering import steered, targets_by_seed
 from dsno.condition import Cond, map_cond, named
 from dsno.denoise import Denoiser
-from dsno.grids import uniform
+from dsno.grids import even, uniform
 from dsno.hub import is_hub_id
 from dsno.nets.backbone import sample_shape
 from dsno.parallel import EXACT, Receding, Replicas, Speculative
 from dsno.runs.shipped import shipped
 from dsno.seeds import noise, rows_at_once, seed_range
 from dsno.solvers.chain import Chain
-from dsno.solvers.named import ODESolver, Splitting
+from dsno.solvers.named import ODESolver, Splitting, solver_named
+from dsno.solvers.run import SolverSampler
 from dsno.steer import TARGET
 from dsno.students.files import null_label, trained_for
 from dsno.students.origin import find_teacher, open_student, origin_of
@@ -247,9 +248,12 @@ class Sample:
         device = device_of(self.device)
         ref = self.teacher or str(shipped() / "teacher")
         teacher, latents = load_teacher(ref, None, device, variant=self.variant), self._decoder(self.teacher)
-        condition = targets_by_seed(guide, teacher, self.label)
-        scale, steps = (1.0 if self.scale is None else self.scale), (20 if self.steps is None else self.steps)
-        sampler = steered_sampler(ref, teacher, guide, scale, self.solver or "stsp4", steps, device)
+        condition = targets_by_seed(guide, teacher, "uniform" if self.label is None else str(self.label))
+        model, grid = (
+            steered(ref, teacher, guide, self.scale),
+            even(teacher.schedule, 20 if self.steps is None else self.steps),
+        )
+        sampler = SolverSampler(model, teacher.schedule, grid, solver_named(self.solver or "stsp4", model))
         shape, rounds, seconds = sample_shape(teacher), 0, 0.0
         check_seeds(self.seed, self.count)
 
@@ -265,7 +269,7 @@ class Sample:
                 yield Piece(samples, seeds, named(cond)[TARGET].cpu())
 
         def said() -> str:
-            return f"{self.count} samples of {rounds} network calls each, scale {scale:g}, {seconds:.2f} s"
+            return f"{self.count} samples of {rounds} network calls each, scale {model.scale:g}, {seconds:.2f} s"
 
         return Drawn(shape, pieces(), latents, said, "dsno sample   (the student's, in one pass)")
 

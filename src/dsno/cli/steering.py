@@ -1,24 +1,21 @@
-"""What `dsno sample --guide` draws: a teacher's samples, pulled towards a class that it may never have been told."""
+"""What `sample --guide` and `generate --guide` ask: a teacher pulled towards a class that it may never have been told."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
+from dsno.cli.conditions import labels_by_seed
 from dsno.condition import Cond
-from dsno.denoise import Prediction
-from dsno.grids import even
+from dsno.denoise import Prediction, tensors_of
 from dsno.guidance.guides import CleanClassifier, NoisyClassifier
 from dsno.nets.backbone import sample_shape
 from dsno.nets.classifier import Classifier, load_classifier
-from dsno.solvers.named import solver_named
-from dsno.solvers.run import SolverSampler
 from dsno.steer import TARGET, Guide, Steered
-from dsno.trajectories.labels import Label, uniform_labels
+from dsno.trajectories.labels import Label
 
-__all__ = ["classifier_named", "steered_sampler", "targets_by_seed"]
+__all__ = ["classifier_named", "steered", "targets_by_seed"]
 
 
 def classifier_named(guide: str) -> Classifier:
@@ -39,14 +36,12 @@ def classifier_named(guide: str) -> Classifier:
     return load_classifier(folder)
 
 
-def steered_sampler(
-    ref: str, teacher: Prediction, guide: str, scale: float, solver: str, steps: int, device: torch.device
-) -> SolverSampler:
-    """The sampler of a teacher under a guide, on equal steps of the phase.
+def steered(ref: str, teacher: Prediction, guide: str, scale: float | None) -> Steered:
+    """A teacher under a guide, 1 its scale by default; the classifier goes where the teacher is.
 
     Raises:
-        ValueError: for a classifier of other samples than the teacher's, a scale that is negative or not finite, an
-            unknown solver, or no steps; all before any network runs.
+        ValueError: for a classifier of other samples or classes than the teacher's, or a scale that is negative or not
+            finite; before any network runs.
     """
     net = classifier_named(guide)
     if net.shape != sample_shape(teacher):
@@ -56,25 +51,21 @@ def steered_sampler(
         )
     if teacher.classes is not None and teacher.classes != net.classes:
         raise ValueError(f"{guide} knows {net.classes} classes, and the teacher {ref} is told one of {teacher.classes}")
-    net.to(device).requires_grad_(False)
+    net.to(next(iter(tensors_of(teacher).values())).device).requires_grad_(False)
     kind: Guide = (NoisyClassifier if net.noisy else CleanClassifier)(net, teacher.schedule)
-    model = Steered(teacher, kind, scale).eval()
-    return SolverSampler(model, teacher.schedule, even(teacher.schedule, steps), solver_named(solver, model))
+    return Steered(teacher, kind, 1.0 if scale is None else scale).eval()
 
 
-def targets_by_seed(guide: str, teacher: Prediction, label: int | None) -> Label:
-    """The class that each row is pulled towards, by its seed: one for all, or drawn; a teacher of classes is told it.
+def targets_by_seed(guide: str, teacher: Prediction, labels: str) -> Label:
+    """What each row is pulled towards, by its seed, as `labels_by_seed` takes it; a teacher of classes is told it, too.
 
     Raises:
         ValueError: for a label outside the classifier's.
     """
-    classes = classifier_named(guide).classes
-    if label is not None and not 0 <= label < classes:
-        raise ValueError(f"label {label} is outside the classes of {guide}: expected 0 to {classes - 1}")
-    drawn = uniform_labels(classes)
+    drawn = labels_by_seed(guide, classifier_named(guide).classes, labels)
 
     def condition(seeds: Tensor) -> Cond:
-        target = drawn(seeds) if label is None else torch.full_like(seeds, label)
+        target = drawn(seeds)
         return {TARGET: target, **({"label": target} if teacher.classes else {})}
 
     return condition
