@@ -137,6 +137,43 @@ def parallel(record: Record) -> str:
     return rows(head, body)
 
 
+def guidance(record: Record) -> str:
+    """The median errors with a smooth and a rough guide, and the orders."""
+    steps = sorted({r["steps"] for r in record["rows"]})
+    body = []
+    for guide in ("smooth", "rough"):
+        for method, order in record["orders"].items():
+            found = [r for r in record["rows"] if (r["guide"], r["method"]) == (guide, method)]
+            calls, gradients = (found[0][what] / found[0]["steps"] for what in ("calls", "gradients"))
+            errors = [f"{next(r['median'] for r in found if r['steps'] == N):.2g}" for N in steps]
+            body.append([guide, method, f"{order:.2f}", f"{calls:.0f}", f"{gradients:.0f}", *errors])
+    return rows(["guide", "solver", "order seen", "calls a step", "gradients", *(f"N = {N}" for N in steps)], body)
+
+
+def steered(record: Record) -> str:
+    """Agreement, Frechet distance and diversity of guided samples, by method and steps, beside their time."""
+    scale, seconds = record["scale"], record["seconds_a_step"]
+    longest = max(r["steps"] for r in record["rows"])
+    body = []
+    for r in sorted([*record["rows"], *record["student"]["rows"]], key=lambda r: (r["method"], r["steps"])):
+        alike = [
+            o
+            for o in (*record["rows"], *record["student"]["rows"])
+            if (o["method"], o["steps"], o["scale"]) == (r["method"], r["steps"], scale)
+        ]
+        if not alike or r is not alike[0]:
+            continue
+        means = [statistics.mean(o[what] for o in alike) for what in ("agreement", "frechet", "diversity")]
+        time = "-"
+        if r["method"] in seconds:
+            time = f"{100 * r['steps'] * seconds[r['method']] / (longest * seconds['ddim']):.0f} %"
+        body.append(
+            [r["method"], f"{r['steps']}", f"{r['calls']}", f"{r['gradients']}", *(f"{m:.3g}" for m in means), time]
+        )
+    time_head = f"time, of DDIM in {longest} steps"
+    return rows(["solver", "steps", "calls", "gradients", "agreement", "Fréchet", "diversity", time_head], body)
+
+
 def path_errors(record: Record) -> str:
     """Errors to the fine solution of the ODE against rounds and rows."""
     chosen: dict[str, tuple[int, ...]] = {
@@ -470,6 +507,12 @@ TABLES: dict[str, Callable[[Record], str]] = {
     **dict.fromkeys(("recipe", "fashion"), recipe),
     **dict.fromkeys(("digits", "ablation"), digits),
     "halves": halves,
+    "guidance": guidance,
+    **{
+        f"guidance_{problem}": steered
+        for problem in ("fashion", "sprites")
+        if (RESULTS / f"guidance_{problem}.json").is_file()
+    },
     "parallel": parallel,
     **dict.fromkeys(("parallel_digits", "parallel_fashion"), path_errors),
     "law parallel_digits": law,

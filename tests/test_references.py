@@ -19,6 +19,7 @@ from dsno.measure.results import RESULTS, Quality, save_results
 from dsno.nets.backbone import NETS
 from dsno.parallel import EXACT
 from dsno.references import (
+    OF_GUIDE,
     OF_KIND,
     OF_METRIC,
     OF_NET,
@@ -109,6 +110,7 @@ def test_no_entry_is_an_orphan(tmp_path: Path) -> None:
         *((CONFIG, {**TEACHER, "net": net}) for net in nets),
         (CONFIG, {**TEACHER, "clip": {"ratio": 0.995}}),
         (CONFIG, {**STUDENT, "notes": {"method": "knowledge", "distance": "l1+perceptual"}}),
+        *((CONFIG, {**STUDENT, "notes": {"guide": name}}) for name in OF_GUIDE),
         (RESULTS, {"results": rows}),
         *((RESTORATIONS, {**PICTURES, "method": name}) for name in OF_RESTORER),
         (RESTORATIONS, {**PICTURES, "tiled": True, "pictures": [{"ssim": [1.0]}]}),

@@ -18,14 +18,18 @@ if Path(_program).name in ("dsno", "dsno.exe") or (_program == "-m" and {"dsno",
 from dsno.cost import Meter
 from dsno.denoise import Denoiser, Guided, Prediction
 from dsno.distillation.run import distill
+from dsno.guidance import CleanClassifier, LossGuide, NoisyClassifier
 from dsno.parallel import SRDS, ParaTAA, Picard, Receding, Replicas, Speculative
 from dsno.schedule import VE, Cosine, RectifiedFlow, Schedule, Tabulated, VPLinear, linear_beta
 from dsno.seeds import noise, seed_range
+from dsno.solvers.adams import PLMS
 from dsno.solvers.chain import Chain
 from dsno.solvers.first_order import DDIM, Ancestral
 from dsno.solvers.heun import Heun
 from dsno.solvers.multistep import DPMSolverPP, UniPC
 from dsno.solvers.run import SolverSampler
+from dsno.solvers.splitting import LTSP, STSP
+from dsno.steer import Steered
 from dsno.students.files import load_student, save_student
 from dsno.students.flowmap import FlowMap, flow_map_from_teacher
 from dsno.students.lift import lift
@@ -45,6 +49,7 @@ if TYPE_CHECKING:
     from dsno.data.load import load_data
     from dsno.measure.evaluate import evaluate
     from dsno.report.compare import compare
+    from dsno.runs.classifier import train_classifier
     from dsno.runs.plan import plan
     from dsno.runs.recipes import RECIPES, Recipe
     from dsno.runs.shipped import shipped
@@ -69,6 +74,7 @@ LATER = {
     "push": "dsno.trajectories.share",
     "shipped": "dsno.runs.shipped",
     "teach": "dsno.runs.teach",
+    "train_classifier": "dsno.runs.classifier",
 }
 """Public names whose modules bring in more than torch, or are not on everybody's way: imported when first asked for."""
 
@@ -85,11 +91,15 @@ def __dir__() -> list[str]:
 
 __all__ = [
     "DDIM",
+    "LTSP",
+    "PLMS",
     "RECIPES",
     "SRDS",
+    "STSP",
     "VE",
     "Ancestral",
     "Chain",
+    "CleanClassifier",
     "Cosine",
     "DPMSolverPP",
     "DSNOPipeline",
@@ -100,8 +110,10 @@ __all__ = [
     "GaussianMixture",
     "Guided",
     "Heun",
+    "LossGuide",
     "Meter",
     "MultiPass",
+    "NoisyClassifier",
     "OnePass",
     "ParaTAA",
     "Picard",
@@ -114,6 +126,7 @@ __all__ = [
     "Schedule",
     "SolverSampler",
     "Speculative",
+    "Steered",
     "Tabulated",
     "TrainConfig",
     "Trajectory",
@@ -145,4 +158,5 @@ __all__ = [
     "shipped",
     "student_from_teacher",
     "teach",
+    "train_classifier",
 ]

@@ -28,6 +28,7 @@ from dsno.snapshots import LOG, files_of, settings_of, snapshots_in
 
 __all__ = [
     "BUILT_IN",
+    "CLASSIFIER",
     "FEATURES",
     "KERNELS",
     "MODEL",
@@ -102,7 +103,7 @@ def _is_stage(path: Path) -> bool:
 
 
 MODEL = Kind("a model", _modelled)
-TEACHER, STUDENT, FEATURES, KERNELS = (Kind(f"a {types[0]}", _modelled, types) for types in TYPES)
+TEACHER, STUDENT, FEATURES, KERNELS, CLASSIFIER = (Kind(f"a {types[0]}", _modelled, types) for types in TYPES)
 TRAINING = Kind("a training run", _trained)
 
 

@@ -73,6 +73,7 @@ OF_GUIDE = {
     "ClassifierFree": "ho2022classifier",
 }
 """A guide by its class."""
+
 OF_RESTORER: dict[str, tuple[str, ...]] = {
     "constrained": ("graikos2025fast",),
     "dps": ("chung2023diffusion",),
@@ -83,6 +84,7 @@ OF_RESTORER: dict[str, tuple[str, ...]] = {
     "blind": ("laroche2024fast", "song2023pseudoinverse"),
     "blind-em": ("laroche2024fast", "song2023pseudoinverse"),
     "blind-map": ("xu2013unnatural",),
+}
 """A restorer by its name in `dsno.inverse.named.RESTORERS`."""
 
 OF_METRIC = {

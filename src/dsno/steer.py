@@ -124,11 +124,13 @@ class Steered(Around):
         super().__init__()
         if not (math.isfinite(scale) and scale >= 0):
             raise ValueError(f"the scale of a guide is a finite number of 0 or more (0 is no guide), got {scale}")
-        inner = innermost(denoiser)
-        if schedule is None and not isinstance(inner, Prediction):
-            raise ValueError(f"a {type(inner).__name__} does not say its schedule: give Steered(..., schedule=...)")
+        if schedule is None:
+            inner = innermost(denoiser)
+            if not isinstance(inner, Prediction):
+                raise ValueError(f"a {type(inner).__name__} does not say its schedule: give Steered(..., schedule=...)")
+            schedule = inner.schedule
         self.denoiser, self.guide, self.scale, self.project = denoiser, guide, float(scale), project
-        self.schedule: Schedule = inner.schedule if schedule is None else schedule  # type: ignore[union-attr]
+        self.schedule: Schedule = schedule
         self.evaluations = denoiser.evaluations if isinstance(denoiser, Around) else 1
 
     def slope(
@@ -158,11 +160,10 @@ class Steered(Around):
         return torch.where(heard, x0_hat + sigma_t**2 / torch.where(heard, alpha_t, 1.0) * slope, x0_hat)
 
     def forward(self, x_t: Tensor, t: Tensor | float, cond: Cond | None = None) -> Tensor:
-        told, D = untold(cond), self.denoiser
+        told = untold(cond)
 
         def ask(x: Tensor) -> Tensor:
-            answer: Callable[..., Tensor] = D
-            return answer(x, t) if told is None else answer(x, t, told)
+            return at_one_time(self.denoiser)(x, t, told) if isinstance(t, float) else self.denoiser(x, t, told)
 
         if self.silent(t):
             return ask(x_t)

@@ -44,6 +44,7 @@ BASE = {
     "pull": "pull runs/trajectories --out new",
     "methods": "methods",
     "distill": f"distill --out new {QUICK}",
+    "classifier": "classifier --out new --steps 2 --channels 4 8",
     "sample": "sample --count 2 --out new/samples.png",
     "restore": "restore one --teacher runs/teacher --half right --steps 2 --out new",
     "export": "export --student runs/student --out new/student.pt2",

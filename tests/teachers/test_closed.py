@@ -133,3 +133,18 @@ def test_the_gaussians_flow_composes_and_carries_the_marginals(schedule: Schedul
 def test_teachers_say_what_is_missing(build, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         build()
+
+
+def test_the_posterior_of_a_mixture_s_classes_is_bayes_rule() -> None:
+    schedule = Cosine()
+    means = torch.tensor([[1.0, 0.0], [-1.0, 0.5], [0.2, -1.2]], dtype=torch.float64)
+    mixture = GaussianMixture(schedule, means, 0.4, labels=[0, 1, 0])
+    x, t = torch.randn(5, 2, dtype=torch.float64), torch.full((5,), 0.4, dtype=torch.float64)
+    both = torch.stack([mixture.log_posterior(x, t, torch.full((5,), y)) for y in (0, 1)])
+    torch.testing.assert_close(both.exp().sum(0), torch.ones(5, dtype=torch.float64))
+    torch.testing.assert_close(mixture.log_posterior(x, 0.4, torch.zeros(5).long()), both[0])
+    # Told less of the noise it is surer.
+    sure = torch.stack([mixture.log_posterior(x, t, torch.full((5,), y), 0.3) for y in (0, 1)])
+    assert bool((sure.max(0).values > both.max(0).values).all())
+    with pytest.raises(ValueError, match="this mixture has no labels: it has no classes to tell apart"):
+        GaussianMixture(schedule, means, 0.4).log_posterior(x, t, torch.zeros(5).long())

@@ -16,6 +16,7 @@ import tyro
 
 from dsno import __version__
 from dsno.cli.check import CheckTeacher
+from dsno.cli.classifier import TrainClassifier
 from dsno.cli.console import speaks
 from dsno.cli.convert import Convert
 from dsno.cli.distill import Distill, with_options
@@ -57,6 +58,7 @@ VERBS: dict[str, type[Verb]] = {
     "methods": Methods,
     "distill": Distill,
     "features": Features,
+    "classifier": TrainClassifier,
     "sample": Sample,
     "restore": Restore,
     "export": Export,

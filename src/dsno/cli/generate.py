@@ -11,11 +11,14 @@ import torch
 from dsno.cli.conditions import condition_by_seed, under_guidance
 from dsno.cli.console import progress, say
 from dsno.cli.options import Device, TeacherRef, Variant, device_of, launched
+from dsno.cli.steering import steered, targets_by_seed
+from dsno.denoise import Around, Prediction
 from dsno.outputs import check_apart, check_request
-from dsno.solvers.named import ODESolver
+from dsno.solvers.named import ODESolver, Splitting
 from dsno.teachers.load import check_dtype, load_teacher
 from dsno.trajectories.compute import Compute
 from dsno.trajectories.generate import generate, quadratic_frames
+from dsno.trajectories.labels import Label
 
 __all__ = ["Generate"]
 
@@ -47,6 +50,10 @@ class Generate:
     guidance: tuple[float, ...] = ()
     """Weight of classifier-free guidance (0 is none; diffusers' scale less one), or LOW HIGH:
     each row's drawn from its seed."""
+    guide: str | None = None
+    """Steer the teacher towards --labels by classifier:FOLDER, of what `dsno classifier` wrote."""
+    scale: float | None = None
+    """Scale of --guide; 1 is Bayes' rule and the default."""
     null: int | None = None
     """The label that stands for no class, where the teacher does not say."""
     frames: int = 4
@@ -55,8 +62,8 @@ class Generate:
     """Times to keep, decreasing, ending with 0."""
     targets: tuple[Literal["x0", "state"], ...] = ("x0",)
     """What to store of each frame: the denoised prediction, the state, or both."""
-    solver: ODESolver = "unipc3"
-    """Solver of the probability-flow ODE."""
+    solver: Literal[ODESolver, Splitting] = "unipc3"
+    """Solver of the probability-flow ODE; ltsp, stsp and strang2 split --guide off."""
     steps: int = 16
     """Solver steps."""
     grid: Literal["best", "quadratic", "uniform", "even", "log-snr", "karras"] = "best"
@@ -90,6 +97,11 @@ class Generate:
         if self.times and self.times[-1] != 0:
             shown = " ".join(f"{t:g}" for t in self.times)
             raise ValueError(f"times must end with 0, the time of the sample that a student is to make, got {shown}")
+        for name in ("guidance", "prompts", "null") if self.guide is not None else ():
+            if getattr(self, name) not in (None, ()):
+                raise ValueError(f"--{name} is no option of trajectories under --guide: leave one of them out")
+        if self.scale is not None and self.guide is None:
+            raise ValueError("--scale goes with --guide: give that, too, or leave it out")
         check_apart(self.out, self.teacher, self.labels, self.prompts)
         check_request(self.resume, self.overwrite)
         accelerator = launched()
@@ -97,8 +109,13 @@ class Generate:
         if accelerator is not None:
             teacher.to(accelerator.device)
         ref, variant, prompts = self.teacher, self.variant, self.prompts
-        label = condition_by_seed(ref, teacher, self.labels, prompts, self.guidance, self.null, variant)
-        denoiser = under_guidance(ref, teacher, self.guidance, prompts is not None, self.null, variant)
+        denoiser: Prediction | Around
+        if self.guide is not None:
+            label: Label | None = targets_by_seed(self.guide, teacher, self.labels or "uniform")
+            denoiser = steered(ref, teacher, self.guide, self.scale)
+        else:
+            label = condition_by_seed(ref, teacher, self.labels, prompts, self.guidance, self.null, variant)
+            denoiser = under_guidance(ref, teacher, self.guidance, prompts is not None, self.null, variant)
         with progress() as report:
             data = generate(
                 denoiser,

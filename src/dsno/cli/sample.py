@@ -1,4 +1,4 @@
-"""`dsno sample`: a student's samples in a pass or a few, or its teacher's in few serial rounds."""
+"""`dsno sample`: a student's samples in a pass or a few, or its teacher's, in few serial rounds or under a guide."""
 
 from __future__ import annotations
 
@@ -17,15 +17,19 @@ from dsno.cli.console import progress, say
 from dsno.cli.exact import OPTIONS, Solved, own_options, solve
 from dsno.cli.options import Device, Variant, device_of
 from dsno.cli.pieces import BATCH, Piece, check_place, check_size, write_pieces
+from dsno.cli.steering import steered, targets_by_seed
 from dsno.condition import Cond, map_cond, named
 from dsno.denoise import Denoiser
-from dsno.grids import uniform
+from dsno.grids import even, uniform
 from dsno.hub import is_hub_id
 from dsno.nets.backbone import sample_shape
 from dsno.parallel import EXACT, Receding, Replicas, Speculative
 from dsno.runs.shipped import shipped
 from dsno.seeds import noise, rows_at_once, seed_range
 from dsno.solvers.chain import Chain
+from dsno.solvers.named import ODESolver, Splitting, solver_named
+from dsno.solvers.run import SolverSampler
+from dsno.steer import TARGET
 from dsno.students.files import null_label, trained_for
 from dsno.students.origin import find_teacher, open_student, origin_of
 from dsno.students.samplers import Student, sampler_of
@@ -51,6 +55,8 @@ class Drawn:
 class Sample:
     """Draw samples and write them as a picture: a student's in one pass, or with --exact the teacher's in few rounds.
 
+    With --guide they are the teacher's, pulled towards a class by a classifier: no student and no training of either.
+
     In Python:
 
         from dsno import Chain, ParaTAA, load_student, load_teacher
@@ -72,19 +78,27 @@ class Sample:
     seed: int = 0
     """Sample i starts from the noise of seed + i."""
     label: int | None = None
-    """The class of all samples of a class-conditional model; each one's drawn from its seed by default."""
+    """The class of all samples of a class-conditional model, or that all are guided to; each one's drawn from its seed
+    by default."""
     guidance: float | None = None
     """The guidance weight, of a student that is told one, or of the teacher with --exact."""
     prompts: Path | None = None
     """Text file of a text-to-image student's prompts, one a line, taken by turns; needs --teacher."""
     teacher: str | None = None
-    """The teacher: solved by --exact; of a student, a diffusers model that encodes --prompts and decodes latents, by
-    default the one that its folder notes."""
+    """The teacher: solved by --exact or under --guide; of a student, a diffusers model that encodes --prompts and
+    decodes latents, by default the one that its folder notes."""
     variant: Variant = None
     exact: Literal["picard", "taa", "srds", "speculative", "receding"] | None = None
     """Solve --teacher's chain of --steps exactly instead, in parallel rounds; the shipped teacher by default."""
+    guide: str | None = None
+    """Pull --teacher's samples towards --label: classifier:FOLDER, of what `dsno classifier` wrote; the shipped
+    teacher by default."""
+    scale: float | None = None
+    """Scale of --guide; 1 is Bayes' rule and the default, more is sharper and less diverse."""
+    solver: Literal[ODESolver, Splitting] | None = None
+    """Solver under --guide; stsp4 by default, which splits the guide off."""
     steps: int | None = None
-    """Steps of the chain, on a uniform grid; 100 by default."""
+    """Steps of the chain, on a uniform grid, 100 by default; or of --solver, of equal phase, 20 by default."""
     eta: float | None = None
     """Fresh noise of the chain: 0 is DDIM, 1 DDPM's ancestral sampler; 1 for speculative, else 0 by default."""
     draft: str | None = None
@@ -119,7 +133,10 @@ class Sample:
             raise ValueError(f"count must be at least 1, got {self.count}")
         inputs = (self.student, self.teacher, self.draft, self.prompts)
         check_place(self.out, self.overwrite, inputs)
-        drawn = self._of_student() if self.exact is None else self._of_teacher(self.exact)
+        if self.guide is not None:
+            drawn = self._steered(self.guide)
+        else:
+            drawn = self._of_student() if self.exact is None else self._of_teacher(self.exact)
         latents = drawn.latents
         if latents is None:
             check_size(self.out, self.count, drawn.shape)
@@ -150,6 +167,7 @@ class Sample:
 
     def _of_student(self) -> Drawn:
         """A student's samples."""
+        self._alone("guide", "scale", "solver")
         for name in (*OPTIONS, "draft", "eta", "limit", "steps", "null"):
             if getattr(self, name) is not None:
                 raise ValueError(f"--{name} is an option of exact samplers: say which, --exact taa for example")
@@ -216,8 +234,48 @@ class Sample:
             return f"dsno cite {folder}"
         return "dsno evaluate" if self.student is None else f"dsno evaluate --student {folder}"
 
+    def _alone(self, option: str, *others: str) -> None:
+        """Refuse options that go with another one alone."""
+        for name in others:
+            if getattr(self, name) is not None:
+                raise ValueError(f"--{name} goes with --{option}: give that, too, or leave it out")
+
+    def _steered(self, guide: str) -> Drawn:
+        """The teacher's samples under a guide."""
+        for name in (*OPTIONS, "student", "exact", "draft", "eta", "limit", "passes", "guidance", "prompts", "null"):
+            if getattr(self, name) is not None:
+                raise ValueError(f"--{name} is no option of samples under --guide: leave one of them out")
+        device = device_of(self.device)
+        ref = self.teacher or str(shipped() / "teacher")
+        teacher, latents = load_teacher(ref, None, device, variant=self.variant), self._decoder(self.teacher)
+        condition = targets_by_seed(guide, teacher, "uniform" if self.label is None else str(self.label))
+        model, grid = (
+            steered(ref, teacher, guide, self.scale),
+            even(teacher.schedule, 20 if self.steps is None else self.steps),
+        )
+        sampler = SolverSampler(model, teacher.schedule, grid, solver_named(self.solver or "stsp4", model))
+        shape, rounds, seconds = sample_shape(teacher), 0, 0.0
+        check_seeds(self.seed, self.count)
+
+        def pieces() -> Iterator[Piece]:
+            nonlocal rounds, seconds
+            for seeds in batches(self.seed, self.count, shape):
+                cond = map_cond(lambda c: c.to(device), condition(seeds))
+                z = noise(seeds, shape, device=device)
+                began = time.perf_counter()
+                made = sampler(z, cond, seeds)
+                samples = made.sample.cpu()
+                rounds, seconds = made.rounds, seconds + time.perf_counter() - began
+                yield Piece(samples, seeds, named(cond)[TARGET].cpu())
+
+        def said() -> str:
+            return f"{self.count} samples of {rounds} network calls each, scale {model.scale:g}, {seconds:.2f} s"
+
+        return Drawn(shape, pieces(), latents, said, "dsno sample   (the student's, in one pass)")
+
     def _of_teacher(self, name: str) -> Drawn:
         """The teacher's samples by an exact sampler."""
+        self._alone("guide", "scale", "solver")
         for option in ("student", "passes"):
             if getattr(self, option) is not None:
                 raise ValueError(

@@ -29,7 +29,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -239,7 +239,7 @@ class Untold(nn.Module):
         self.register_buffer("null", null)
 
     def forward(self, x_t: Tensor, t: Tensor, cond: Cond | None = None) -> Tensor:
-        null: Tensor = self.null
+        null = cast(Tensor, self.null)
         return self.denoiser(x_t, t, null.to(x_t.device).expand(len(x_t), *null.shape))
 
 

@@ -44,7 +44,8 @@ class Classifier(nn.Module):
     (B, classes).
 
     Raises:
-        ValueError: for fewer than two classes, or lengths that cannot be cut into patches and halved at every level.
+        ValueError: for fewer than two classes or channels, or lengths that cannot be cut into patches and halved at
+            every level.
     """
 
     def __init__(
@@ -59,10 +60,10 @@ class Classifier(nn.Module):
         super().__init__()
         spatial = (image_size, image_size) if isinstance(image_size, int) else tuple(image_size)
         rank, cut = len(spatial), patch * 2 ** (len(channels) - 1)
-        if classes < 2 or not channels or patch < 1:
+        if classes < 2 or min(channels, default=0) < 2 or patch < 1:
             raise ValueError(
-                f"a classifier needs 2 or more classes, a level and a patch of 1 or more, got {classes}, "
-                f"{tuple(channels)} and {patch}"
+                f"a classifier needs 2 or more classes, levels of 2 or more channels and a patch of 1 or more, got "
+                f"{classes}, {tuple(channels)} and {patch}"
             )
         if any(size % cut for size in spatial):
             raise ValueError(

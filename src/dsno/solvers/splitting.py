@@ -11,16 +11,17 @@ and the other half. $A$ is solved by Adams-Bashforth (`dsno.solvers.adams`), who
 $B$ by Euler's rule at a time that stands still, t before and s after $A$.
 
 **The time that is split.** Halving a step means halving it in some time. The paper's is $r$, which runs to infinity
-where a schedule's noise does. Here it is the share of the data in the state,
+where a schedule's noise does. Here it is the angle
 
-$$ c = \frac{\alpha}{n} \in [0, 1], \qquad n^2 = \alpha^2 + \sigma^2, $$
+$$ \theta = \arctan r \in [0, \pi / 2], \qquad d \theta = dr / (1 + r^2), $$
 
 in which $B$ over a part $f$ of the step from t to s, at the time $\tau$ that stands still, is
 
-$$ x_\tau \leftarrow x_\tau + f \, \frac{c_s - c_t}{c_\tau} \, n_\tau^2 \, w \nabla_{x_\tau} \log p(y \mid x_\tau) : $$
+$$ x_\tau \leftarrow x_\tau + f \, (\theta_t - \theta_s) \,
+   \frac{\sigma_\tau}{\alpha_\tau} (\alpha_\tau^2 + \sigma_\tau^2) \, w \nabla_{x_\tau} \log p(y \mid x_\tau). $$
 
-bounded for every schedule, since the gradient vanishes as $c$ does, and the same as the paper's to first order. Where
-$\alpha_\tau = 0$ the guide is silent.
+It is the paper's to first order, the same towards the data, where $\theta = r$, and bounded towards the noise for every
+schedule, since the gradient vanishes there as $\alpha_\tau$ does. Where $\alpha_\tau = 0$ the guide is silent.
 
 | step | order | calls of the denoiser | gradients |
 |---|---|---|---|
@@ -103,7 +104,7 @@ class STSP:
 class Strang2:
     r"""Strang splitting of order 2: midpoint rules for both halves of the guide and for the denoiser.
 
-    The denoiser's midpoint is that of the angle $\theta = \arctan(\sigma / \alpha)$, $p$ in `Schedule.phase`,
+    The denoiser's midpoint is that of the angle, too,
 
     $$ x_m = \mathrm{DDIM}(x_t, D(x_t, t), t \to m), \qquad x_s = \mathrm{DDIM}(x_t, D(x_m, m), t \to s). $$
 
@@ -157,18 +158,18 @@ def _halves(D: Evaluate) -> Halves:
 def _pulled(
     schedule: Schedule, x: Tensor, slope: Tensor | None, at: float, step: tuple[float, float], part: float
 ) -> Tensor:
-    r"""$x_\tau + f \, (c_s - c_t) / c_\tau \; n_\tau^2$ `slope`, of a `part` $f$ of the `step` (t, s) at $\tau$."""
+    r"""The guide's step of this module's beginning: a part $f$ of the `step` (t, s), at the time $\tau$ = `at`."""
     if slope is None:
         return x
-    c_t, c_s = (_share(schedule, time) for time in step)
-    n2 = sum(level**2 for level in schedule.at(at))
-    return x + part * (c_s - c_t) / _share(schedule, at) * n2 * slope
+    theta_t, theta_s = (_angle(schedule, time) for time in step)
+    alpha, sigma = schedule.at(at)
+    return x + part * (theta_t - theta_s) * sigma / alpha * (alpha**2 + sigma**2) * slope
 
 
-def _share(schedule: Schedule, t: float) -> float:
-    r"""$c_t = \alpha_t / n_t$."""
+def _angle(schedule: Schedule, t: float) -> float:
+    r"""$\theta_t = \arctan(\sigma_t / \alpha_t)$."""
     alpha_t, sigma_t = schedule.at(t)
-    return alpha_t / math.hypot(alpha_t, sigma_t)
+    return math.atan2(sigma_t, alpha_t)
 
 
 def _denoised(

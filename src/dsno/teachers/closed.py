@@ -107,6 +107,26 @@ class GaussianMixture:
         r = logits.softmax(-1).unsqueeze(-1)
         return (r * (mu + alpha_t * s2 / v * residual)).sum(1).reshape(x_t.shape)
 
+    def log_posterior(self, x_t: Tensor, t: Tensor | float, label: Tensor, noise_share: float = 1.0) -> Tensor:
+        r"""$\log p(y \mid x_t)$ of labels (B,) at states (B, *shape), (B,): the exact classifier.
+
+        It is told a `noise_share` of the noise: with less than all, $v_k = \alpha_t^2 s_k^2 + (\rho \sigma_t)^2$, it is
+        surer of what it sees than it should be, as a classifier of clean samples is, and its gradient is rough.
+
+        Raises:
+            ValueError: if the mixture has no labels.
+        """
+        if self.labels is None:
+            raise ValueError("this mixture has no labels: it has no classes to tell apart")
+        K, x = len(self.means), x_t.reshape(len(x_t), 1, -1)
+        times = torch.as_tensor(t, dtype=x_t.dtype, device=x_t.device)
+        alpha_t, sigma_t = (c.reshape(-1, 1) for c in self.schedule(times))
+        v = alpha_t**2 * self.stds.to(x_t) ** 2 + (noise_share * sigma_t) ** 2
+        away = (x - alpha_t[..., None] * self.means.to(x_t).reshape(1, K, -1)).square().sum(-1)
+        log_p = self.weights.to(x_t).log() - away / (2 * v) - 0.5 * x.shape[-1] * v.log()
+        own = log_p.masked_fill(self.labels.to(label)[None] != label[:, None], -torch.inf)
+        return own.logsumexp(1) - log_p.logsumexp(1)
+
     def sample(self, count: int, generator: torch.Generator | None = None) -> Tensor:
         """Draw `count` exact samples, shape (count, *shape)."""
         k = torch.multinomial(self.weights, count, replacement=True, generator=generator)

@@ -21,7 +21,7 @@ from dsno.denoise import Denoiser
 from dsno.grids import find_times
 from dsno.outside import unchecked
 from dsno.schedule import Schedule, schedule_from_config
-from dsno.steer import Steered, as_label
+from dsno.steer import TARGET, Steered, as_label
 from dsno.trajectories.format import check_foreign, check_shard, map_shard, shard_count, shard_path, shards_in
 from dsno.trajectories.manifest import NAMED, describe, differences, join, read_manifest
 
@@ -277,7 +277,7 @@ def samples_of(data: TrajectorySet) -> tuple[Tensor, Tensor | None]:
         )
     cond = data.manifest["cond"]
     cond = cond if cond is None or data.manifest["format"] == NAMED else {"label": cond}
-    more = sorted(name for name, c in as_label(cond or {}).items() if name != "label" or c["shape"])
+    more = sorted(name for name, c in (cond or {}).items() if name not in ("label", TARGET) or c["shape"])
     if more:
         raise ValueError(
             f"{data.source} is told {', '.join(more)} beside the state, and samples have labels alone: make "
