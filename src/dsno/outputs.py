@@ -101,7 +101,7 @@ def _is_stage(path: Path) -> bool:
 
 
 MODEL = Kind("a model", _modelled)
-TEACHER, STUDENT, FEATURES = (Kind(f"a {types[0]}", _modelled, types) for types in TYPES)
+TEACHER, STUDENT, FEATURES, BRIDGE = (Kind(f"a {types[0]}", _modelled, types) for types in TYPES)
 TRAINING = Kind("a training run", _trained)
 
 

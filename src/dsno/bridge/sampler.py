@@ -27,6 +27,7 @@ import torch
 from torch import Tensor
 
 from dsno.bridge.coefficients import Bridge, Pinned
+from dsno.bridge.prediction import BridgePrediction
 from dsno.bridge.steps import Euler, ExponentialHeun, Hybrid
 from dsno.condition import Cond
 from dsno.cost import evaluations
@@ -178,7 +179,7 @@ def cross(
     grid_times, pulled = times.tolist(), bridge(times)[0].tolist()
     a = dict(zip(grid_times, pulled, strict=True))
     schedule.expect(grid_times)
-    ask = at_one_time(denoiser)
+    ask = denoiser if isinstance(denoiser, BridgePrediction) else at_one_time(denoiser)
 
     def D(y: Tensor, t: float) -> Tensor:
         nonlocal rounds

@@ -26,6 +26,7 @@ NETS: dict[str, str] = {
     "UNet": "dsno.nets.unet:UNet",
     "DiffusersNet": "dsno.nets.diffusers:DiffusersNet",
     "IDDPMUNet": "dsno.nets.iddpm:IDDPMUNet",
+    "PairedUNet": "dsno.nets.paired:PairedUNet",
     "PreconditionedUNet": "dsno.nets.preconditioned:PreconditionedUNet",
 }
 """The backbones by the `name` in their configuration: where they are, `module:class`, so that a U-Net of ours does not
