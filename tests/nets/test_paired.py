@@ -36,9 +36,9 @@ def test_the_start_is_told_bare_or_by_name_and_matters() -> None:
 
 def test_labels_stand_beside_the_start() -> None:
     net, x = perturbed(classes=3), torch.randn(2, 2, 4, 4)
-    told = {"start": x, "label": torch.tensor([0, 2])}
+    told, others = ({"start": x, "label": torch.tensor(labels)} for labels in ([0, 2], [1, 2]))
     assert net.classes == net.label_count == 3
-    assert not torch.allclose(net(x, torch.ones(2), told), net(x, torch.ones(2), {**told, "label": torch.tensor([1, 2])}))
+    assert not torch.allclose(net(x, torch.ones(2), told), net(x, torch.ones(2), others))
 
 
 @pytest.mark.parametrize("cond, found", [(None, "nothing"), ({}, "nothing"), (torch.zeros(3, 2), r"shape \(3, 2\)")])

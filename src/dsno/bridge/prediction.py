@@ -8,7 +8,7 @@ this makes of $x_0$ itself:
 | `x0` | $x_0$ | 1 | 0 | 0 | 1 |
 | `flow` | $x_T - x_0$, the velocity of the straight path | 1 | 0 | 1 | -1 |
 | `i2sb` | $(x_t / \alpha_t - x_0) / \rho_t$, the drift back | 1 | $1 / \alpha_t$ | 0 | $-\rho_t$ |
-| `ddbm` | of unit variance, as little of it as can be | $1 / n_t$ | $(b \sigma_0^2 + a \sigma_{0T}) / n_t^2$ | 0 | $w_t / n_t$ |
+| `ddbm` | what no linear guess knows | $1 / n_t$ | $(b \sigma_0^2 + a \sigma_{0T}) / n_t^2$ | 0 | $w_t / n_t$ |
 
 $$ n_t^2 = a^2 \sigma_T^2 + b^2 \sigma_0^2 + 2 a b \, \sigma_{0T} + c^2, \qquad
    w_t^2 = a^2 (\sigma_T^2 \sigma_0^2 - \sigma_{0T}^2) + c^2 \sigma_0^2, $$

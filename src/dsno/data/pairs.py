@@ -3,7 +3,7 @@
 | source | pairs |
 |---|---|
 | two folders | pictures of the same name, whatever their suffix; in sub-folders alike |
-| one folder | pictures of twice the width, the degraded one on the left and the clean one on the right, as pix2pix has them |
+| one folder | pictures of twice the width, degraded on the left and clean on the right (pix2pix) |
 | `hf:org/name[:split]`, a dataset's folder or `*.parquet` | two columns of a Hugging Face dataset |
 | two of anything else that `load_data` takes | row for row |
 
@@ -99,8 +99,8 @@ def load_pairs(
         return _paired(made[0], made[1], str(degraded))
     if not _is_pictures(degraded):
         raise ValueError(
-            f"{degraded} alone is no pairs: give a second source, a folder of pictures side by side, or the two columns "
-            "of a dataset"
+            f"{degraded} alone is no pairs: give a second source, a folder of pictures side by side, or the two "
+            "columns of a dataset"
         )
     return _side_by_side(load_data(degraded), size)
 
@@ -112,7 +112,7 @@ def _is_pictures(source: str | Path) -> bool:
 
 def _paired(start: Samples, clean: Samples, name: str) -> Pairs:
     x_T, x_0 = start.x, clean.x
-    if {x_T.shape[1], x_0.shape[1]} == {1, 3} and 3 == x_0.shape[1]:
+    if {x_T.shape[1], x_0.shape[1]} == {1, 3} and x_0.shape[1] == 3:
         # Edges are often saved in grey beside a picture in colour, and are the same picture in colour.
         x_T = x_T.expand(-1, 3, *x_T.shape[2:]).contiguous()
     return Pairs(x_T, x_0, name, clean.units)
@@ -148,6 +148,8 @@ def _check_names(degraded: Path, clean: Path) -> None:
     if missing:
         more = f" and {len(missing) - 5} more" if len(missing) > 5 else ""
         raise ValueError(f"{degraded} and {clean} do not pair by name: {', '.join(missing[:5])}{more}")
+    if names[degraded] != names[clean]:
+        raise ValueError(f"{degraded} and {clean} are in another order: save their pictures with one suffix")
 
 
 def _names(folder: Path) -> list[str]:
