@@ -5,8 +5,8 @@
 Claims: behind the stochastic start Heun's steps are of second order, DBIM's of first, second and third; without its
 noise all samples of one x_T are one; the bias of the start grows as it ends earlier; ODES3 is ahead of the ancestral
 sampler at 13 and 21 calls, and behind it at 5; no other t_1 and exponent than the defaults is much better over all
-bridges and budgets. A law at the end that is farther than these say refutes it. Pairs are mixtures seen through a matrix
-with noise, so the denoiser and p(x_0 | x_T) are closed forms; distances of laws are sliced 2-Wasserstein, mean over
+bridges and budgets. A law at the end that is farther than these say refutes it. Pairs are mixtures seen through a
+matrix with noise, so the denoiser and p(x_0 | x_T) are closed forms; distances of laws are sliced 2-Wasserstein, mean over
 several x_T, and two draws of the law itself are as far apart as `floor`. A sampler that has no grid of so many calls
 takes fewer, never more. Pieces are kept under --runs; the script continues where it was stopped. Writes
 benchmarks/results/bridge.json and docs/images/bridge.png.
@@ -258,8 +258,8 @@ def main(given: Sequence[str] | None = None) -> None:
         arguments,
         "bridge",
         "eight components of standard deviation 0.05 in the plane, seen through a matrix with noise 0.3; "
-        f"{size.starts} x_T, {size.count} samples of each; start at the share {SHARE} of the variance, exponent {EXPONENT}, where "
-        "nothing else is said",
+        f"{size.starts} x_T, {size.count} samples of each; start at the share {SHARE} of the variance, "
+        f"exponent {EXPONENT}, where nothing else is said",
         judged(numbers),
         **numbers,
     )

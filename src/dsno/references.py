@@ -297,10 +297,49 @@ REFERENCES: dict[str, Citation] = {
         "1904.06991",
         NEURIPS,
     ),
+    # Bridges
+    "li2023bbdm": Citation(
+        "Li, Bo and Xue, Kaitao and Liu, Bin and Lai, Yu-Kun",
+        "{BBDM}: Image-to-Image Translation with Brownian Bridge Diffusion Models",
+        2023,
+        "2205.07680",
+        CVPR,
+    ),
+    "liu2023i2sb": Citation(
+        "Liu, Guan-Horng and Vahdat, Arash and Huang, De-An and Theodorou, Evangelos A. and Nie, Weili and Anandkumar, "
+        "Anima",
+        '{I$^2$SB}: Image-to-Image {Schr{\\"o}dinger} Bridge',
+        2023,
+        "2302.05872",
+        ICML,
+    ),
+    "zhou2024denoising": Citation(
+        "Zhou, Linqi and Lou, Aaron and Khanna, Samar and Ermon, Stefano",
+        "Denoising Diffusion Bridge Models",
+        2024,
+        "2309.16948",
+        ICLR,
+    ),
+    "zheng2025diffusion": Citation(
+        "Zheng, Kaiwen and He, Guande and Chen, Jianfei and Bao, Fan and Zhu, Jun",
+        "Diffusion Bridge Implicit Models",
+        2025,
+        "2405.15885",
+        ICLR,
+    ),
+    "wang2024ordinary": Citation(
+        "Wang, Yuang and Jin, Pengfei and Zhang, Li and Li, Quanzheng and Chen, Zhiqiang and Wu, Dufan",
+        "An Ordinary Differential Equation Sampler with Stochastic Start for Diffusion Bridge Models",
+        2024,
+        "2412.19992",
+    ),
 }
 """The papers by key."""
 
 OF_SOLVER = {
+    "Hybrid": "zhou2024denoising",
+    "ExponentialHeun": "zheng2025diffusion",
+    "ODES3": "wang2024ordinary",
     "DDIM": "song2021denoising",
     "Ancestral": "ho2020denoising",
     "Heun": "karras2022elucidating",
@@ -336,9 +375,17 @@ OF_KIND = {
 OF_NET = {
     "IDDPMUNet": "nichol2021improved",
     "PreconditionedUNet": "karras2022elucidating",
+    "PairedUNet": "zhou2024denoising",
     "SongUNet": "song2021score",
     "DhariwalUNet": "dhariwal2021diffusion",
     "MagnitudeUNet": "karras2024analyzing",
+}
+
+OF_BRIDGE = {
+    "BrownianBridge": "li2023bbdm",
+    "I2SB": "liu2023i2sb",
+    "DDBMVP": "zhou2024denoising",
+    "DDBMVE": "zhou2024denoising",
 }
 
 OF_METRIC = {
@@ -408,6 +455,8 @@ def _used(folder: Path) -> list[str] | None:
 
 def _model(config: Any) -> list[str] | None:
     kind = config.get("type") if isinstance(config, Mapping) else None
+    if kind == "bridge":
+        return _known([OF_BRIDGE.get(config["bridge"]["name"]), OF_NET.get(config["net"].get("name"))])
     if kind not in ("teacher", "student", "adapter", "flow map"):
         return None
     net = config.get("net") or config.get("backbone") or {}

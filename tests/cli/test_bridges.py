@@ -1,5 +1,6 @@
 """A bridge by command: trained on pairs, sampled from pictures; and what is refused."""
 
+import shutil
 from pathlib import Path
 from typing import get_args
 
@@ -56,7 +57,6 @@ def test_each_picture_has_a_row_of_samples(crossed: Path, tmp_path: Path) -> Non
 
 
 def large(here: Path) -> None:
-    Image.new("L", (9, 9), 200).save(here / "large.png")
     Image.fromarray(np.arange(81, dtype=np.uint8).reshape(9, 9)).save(here / "large.png")
 
 
@@ -87,6 +87,4 @@ SAMPLE = "sample --bridge own --out new.png"
 def test_a_failure_is_one_line_and_touches_nothing(
     command: str, spoil: Spoil, message: str, crossed: Path, tmp_path: Path
 ) -> None:
-    import shutil
-
     refuses(command, spoil, message, at=shutil.copytree(crossed, tmp_path / "here"))
