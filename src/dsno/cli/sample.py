@@ -124,7 +124,7 @@ class Sample:
     sampler: SamplerName | None = None
     """How --bridge is solved behind its stochastic start; dbim2 by default."""
     t_1: float | None = None
-    """Where the stochastic start of --bridge ends, in (0, 1); where 0.9 of the variance is left by default."""
+    """Where the stochastic start of --bridge ends, in (0, 1); what suits --sampler by default."""
     exponent: float | None = None
     """Of the grid of --bridge: larger is denser towards the sample; 1.5 by default."""
     device: Device = None
