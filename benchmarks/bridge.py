@@ -7,8 +7,8 @@ noise all samples of one x_T are one; the bias of the start grows as it ends ear
 sampler at 13 and 21 calls, and behind it at 5; no other t_1 and exponent than the defaults is much better over all
 bridges and budgets. A law at the end that is farther than these say refutes it. Pairs are mixtures seen through a
 matrix with noise, so the denoiser and p(x_0 | x_T) are closed forms; distances of laws are sliced 2-Wasserstein, mean
-over several x_T, and two draws of the law itself are as far apart as `floor`. A sampler that has no grid of so many calls
-takes fewer, never more. Pieces are kept under --runs; the script continues where it was stopped. Writes
+over several x_T, and two draws of the law itself are as far apart as `floor`. A sampler that has no grid of so many
+calls takes fewer, never more. Pieces are kept under --runs; the script continues where it was stopped. Writes
 benchmarks/results/bridge.json and docs/images/bridge.png.
 """
 

@@ -77,7 +77,7 @@ def steps_of(name: str, calls: int) -> int:
     """
     if name not in BRIDGE_STEPS:
         raise ValueError(f"unknown sampler {name!r} of bridges: expected one of {', '.join(BRIDGE_STEPS)}")
-    _, inner, last = BRIDGE_STEPS[name]
+    _, inner, last, _ = BRIDGE_STEPS[name]
     if calls == 1:
         return 1
     first = 1 + last
