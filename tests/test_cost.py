@@ -5,8 +5,14 @@ import torch
 from torch import Tensor, nn
 
 from dsno.condition import Cond
-from dsno.cost import Live, Meter, flops, latency, throughput, timed
-from dsno.denoise import Guided
+from dsno.cost import Live, Meter, flops, latency, throughput, timed, vjp
+from dsno.denoise import Guided, Prediction
+from dsno.schedule import Cosine
+
+
+class Told(nn.Module):
+    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+        return x * t.reshape(-1, 1)
 
 
 def half(x_t: Tensor, t: Tensor, cond: Cond | None = None) -> Tensor:
@@ -30,6 +36,28 @@ def test_guidance_costs_two_rows_for_each_however_often_it_is_measured() -> None
     for meter in (inner, outer):
         meter(x, t, label)
         assert (meter.rounds, meter.rows) == (1, 8)
+
+
+def test_a_pullback_is_counted_whenever_it_is_called_and_leaves_no_graph() -> None:
+    meter = Meter(lambda x, t, cond=None: x**3 * t)
+    x, v = torch.tensor([[1.0, 2.0], [3.0, 4.0]]), torch.tensor([[1.0, 0.0], [1.0, 1.0]])
+    with torch.no_grad():
+        x0_hat, pull = vjp(meter, x, torch.tensor(0.5))
+        assert (meter.rounds, meter.rows, meter.vjps) == (1, 2, 0) and not x0_hat.requires_grad
+        assert torch.equal(pull(v), 1.5 * x**2 * v) and torch.equal(pull(2 * v), 3 * x**2 * v)
+    assert (meter.rounds, meter.rows, meter.vjps, meter.jvps) == (1, 2, 4, 0)
+    guided = Meter(Guided(half, torch.tensor(9), 1.5))
+    vjp(guided, x, torch.tensor(0.5), torch.tensor([0, 1]))[1](v)
+    assert (guided.rows, guided.vjps) == (4, 4)
+    meter.reset()
+    assert (meter.rounds, meter.rows, meter.vjps, meter.jvps) == (0, 0, 0, 0)
+
+
+def test_a_meter_takes_one_time_of_all_rows_as_a_number() -> None:
+    x = torch.randn(3, 2)
+    net = Prediction(Told(), Cosine(), "v")
+    for denoiser in (net, lambda x, t, cond=None: x * t.reshape(-1, 1)):
+        assert torch.allclose(Meter(denoiser)(x, 0.3), Meter(denoiser)(x, torch.full((3,), 0.3)))
 
 
 def test_flops_of_known_layers() -> None:

@@ -1,8 +1,10 @@
-"""What a call costs: rounds and rows, FLOPs, seconds, bytes.
+"""What a call costs: rounds and rows, derivatives, FLOPs, seconds, bytes.
 
 A *round* is a network call, however many rows it has: rounds are serial, and are what one sample waits for. A *row*
 is one evaluation of the network, so rows are the arithmetic. A parallel sampler trades one for the other, hence both
-are counted.
+are counted. Derivatives are counted in rows, too: a row that is differentiated, backwards (`vjps`) or forwards
+(`jvps`), is evaluated as well, so it is one of `rows` and of its own count. A vjp costs about two evaluations more and
+keeps every layer's activations, a jvp about one more and keeps none.
 """
 
 from __future__ import annotations
@@ -11,6 +13,7 @@ import statistics
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeVar
 
 import torch
@@ -20,9 +23,21 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakIdKeyDictionary
 
 from dsno.condition import Cond
-from dsno.denoise import Denoiser, Guided
+from dsno.denoise import Denoiser, Guided, at_one_time
 
-__all__ = ["Live", "Meter", "Metered", "Throughput", "evaluations", "flops", "latency", "throughput", "timed"]
+__all__ = [
+    "Cost",
+    "Live",
+    "Meter",
+    "Metered",
+    "Throughput",
+    "evaluations",
+    "flops",
+    "latency",
+    "throughput",
+    "timed",
+    "vjp",
+]
 
 T = TypeVar("T")
 
@@ -30,8 +45,8 @@ T = TypeVar("T")
 class Metered(nn.Module, ABC):
     """A denoiser that answers as another does and counts what that costs.
 
-    `rounds` are its calls, and `rows` the rows of the network in them. A guided denoiser evaluates two rows for each
-    of the batch.
+    `rounds` are its calls, and `rows` the rows of the network in them; `vjps` and `jvps` those of its rows that were
+    differentiated, by whoever differentiates it (`vjp`). A guided denoiser evaluates two rows for each of the batch.
     """
 
     def __init__(self, denoiser: Denoiser) -> None:
@@ -42,15 +57,15 @@ class Metered(nn.Module, ABC):
 
     def reset(self) -> None:
         """Count from zero again."""
-        self.rounds = self.rows = 0
+        self.rounds = self.rows = self.vjps = self.jvps = 0
 
-    def forward(self, x_t: Tensor, t: Tensor, cond: Cond | None = None) -> Tensor:
+    def forward(self, x_t: Tensor, t: Tensor | float, cond: Cond | None = None) -> Tensor:
         self.rounds += 1
         self.rows += len(x_t) * self.evaluations
         return self.answer(x_t, t, cond)
 
     @abstractmethod
-    def answer(self, x_t: Tensor, t: Tensor, cond: Cond | None) -> Tensor:
+    def answer(self, x_t: Tensor, t: Tensor | float, cond: Cond | None) -> Tensor:
         """What `denoiser` says of the states, asked here or elsewhere, at once or in parts."""
 
 
@@ -60,10 +75,53 @@ def evaluations(denoiser: Denoiser) -> int:
 
 
 class Meter(Metered):
-    """Counts what a denoiser costs, asked as it is."""
+    """Counts what a denoiser costs, asked as it is; `t` may be a number, the time of all rows (`at_one_time`)."""
 
-    def answer(self, x_t: Tensor, t: Tensor, cond: Cond | None) -> Tensor:
-        return self.denoiser(x_t, t, cond)
+    def answer(self, x_t: Tensor, t: Tensor | float, cond: Cond | None) -> Tensor:
+        return at_one_time(self.denoiser)(x_t, t, cond) if isinstance(t, float) else self.denoiser(x_t, t, cond)
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a run cost.
+
+    Attributes:
+        rounds: Calls of the denoiser, one after another.
+        rows: Its evaluations, of all samples together.
+        vjps: Those of the rows that were differentiated backwards.
+        jvps: Those that were differentiated forwards.
+        gradients: Gradients of anything but the denoiser, in rows: of a guide, or through a decoder.
+        seconds: Of the clock, the accelerator's queue included.
+        peak: Bytes at the worst moment, where they were measured (`Live`).
+    """
+
+    rounds: int = 0
+    rows: int = 0
+    vjps: int = 0
+    jvps: int = 0
+    gradients: int = 0
+    seconds: float = 0.0
+    peak: int | None = None
+
+
+def vjp(
+    meter: Metered, x_t: Tensor, t: Tensor | float, cond: Cond | None = None
+) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+    r"""$\hat x_0 = D(x_t, t)$, (B, *shape) without a graph, and its pullback $v \mapsto J^\top v$, J the Jacobian in
+    $x_t$.
+
+    The pullback takes and returns (B, *shape), and can be called again; the activations live as long as it does. Each
+    of its calls is counted in `meter.vjps`.
+    """
+    with torch.enable_grad():
+        x = x_t.detach().requires_grad_()
+        x0_hat = meter(x, t, cond)
+
+    def pull(v: Tensor) -> Tensor:
+        meter.vjps += len(x) * meter.evaluations
+        return torch.autograd.grad(x0_hat, x, v, retain_graph=True)[0]
+
+    return x0_hat.detach(), pull
 
 
 def flops(fn: Callable[..., object], *args: object) -> int:

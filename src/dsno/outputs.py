@@ -27,8 +27,10 @@ from dsno.listing import entries
 from dsno.snapshots import LOG, files_of, settings_of, snapshots_in
 
 __all__ = [
+    "BRIDGE",
     "BUILT_IN",
     "FEATURES",
+    "KERNELS",
     "MODEL",
     "STUDENT",
     "TEACHER",
@@ -101,7 +103,7 @@ def _is_stage(path: Path) -> bool:
 
 
 MODEL = Kind("a model", _modelled)
-TEACHER, STUDENT, FEATURES, BRIDGE = (Kind(f"a {types[0]}", _modelled, types) for types in TYPES)
+TEACHER, STUDENT, FEATURES, KERNELS, BRIDGE = (Kind(f"a {types[0]}", _modelled, types) for types in TYPES)
 TRAINING = Kind("a training run", _trained)
 
 

@@ -7,7 +7,9 @@ from torch import Tensor, nn
 from crossing import paired
 from dsno.bridge.coefficients import DDBMVE, I2SB, BrownianBridge
 from dsno.bridge.prediction import reading
-from dsno.bridge.train import Bridging, moments_of
+from dsno.bridge.train import Bridging, degraded, moments_of
+from dsno.inverse.operators import Downsample, Function, Mask
+from dsno.seeds import noise, seed_range
 
 
 def objective(kind: str = "ddbm", batch: int = 4096, **options: object) -> Bridging:
@@ -65,3 +67,21 @@ def test_what_does_not_pair_is_refused() -> None:
         Bridging(torch.zeros(2, 3), torch.zeros(2, 4), BrownianBridge())
     with pytest.raises(ValueError, match="batch must be at least 1, got 0"):
         objective(batch=0)
+
+
+# Pairs of a problem
+
+
+def test_a_problem_makes_the_other_half_of_pairs() -> None:
+    x = torch.randn(5, 1, 4, 4)
+    small = torch.nn.functional.avg_pool2d(x, 2)
+    large = small.repeat_interleave(2, 2).repeat_interleave(2, 3)
+    torch.testing.assert_close(degraded(Downsample(2), x), large)
+    mask = torch.ones(4, 4).triu()
+    noisy = degraded(Mask(mask, noise=0.1), x, seed=3, batch=2)
+    torch.testing.assert_close(noisy, x * mask + 0.1 * noise(seed_range(3, 5), (1, 4, 4)))
+    # Where no pseudo-inverse is known the adjoint brings it to size.
+    halves = Function(lambda x: x[..., :2], (1, 4, 4))
+    torch.testing.assert_close(degraded(halves, x), torch.cat([x[..., :2], torch.zeros(5, 1, 4, 2)], -1))
+    with pytest.raises(ValueError, match="a factor of 3 does not divide samples of 4 x 4"):
+        degraded(Downsample(3), x)

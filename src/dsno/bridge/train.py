@@ -20,9 +20,10 @@ from dsno.bridge.coefficients import Bridge
 from dsno.bridge.prediction import BridgeKind, Moments, reading
 from dsno.bridge.sampler import told
 from dsno.denoise import expand_like
-from dsno.seeds import generator
+from dsno.inverse.problem import Dagger, Problem, check_problem, noise_of
+from dsno.seeds import generator, noise, seed_range
 
-__all__ = ["Bridging", "moments_of"]
+__all__ = ["Bridging", "degraded", "moments_of"]
 
 LEAST = 1e-3
 """The least time that is drawn: at 0, where nothing is left to learn, the targets of `i2sb` and `ddbm` are 0 / 0."""
@@ -97,3 +98,25 @@ class Bridging:
         s, p, e, q = (expand_like(c, x0) for c in reading(self.bridge, self.kind, t, self.moments))
         output = net(s * x_t, t, told(x_T))
         return (output - (x0 - p * x_t - e * x_T) / q).square().mean()
+
+
+def degraded(problem: Problem, x: Tensor, seed: int = 0, batch: int = 1024) -> Tensor:
+    r"""What an inverse problem makes of clean samples (N, *shape), as samples of the same shape: the other half of pairs.
+
+    $x_T = A x_0 + \tau n$ where that has the shape of a sample; else its pseudo-inverse $A^+ (A x_0 + \tau n)$, of a
+    lower resolution the picture at full size, or where the problem knows none, $A^\top$ of it. Row n has the noise of the
+    seed `seed` + n.
+
+    Raises:
+        ValueError: if the problem is not one of samples of this shape, or its adjoint is none (`check_problem`).
+    """
+    measured, tau = check_problem(problem, x.shape[1:], x.dtype, x.device), noise_of(problem)
+    made = []
+    for begin in range(0, len(x), batch):
+        y = problem.A(x[begin : begin + batch])
+        if tau > 0:
+            y = y + tau * noise(seed_range(seed + begin, len(y)), measured, 0, y.dtype, y.device)
+        if measured != x.shape[1:]:
+            y = problem.A_dagger(y) if isinstance(problem, Dagger) else problem.A_adjoint(y)
+        made.append(y)
+    return torch.cat(made)

@@ -28,7 +28,7 @@ from torch import Tensor, nn
 
 from dsno.condition import Cond, map_cond
 from dsno.cost import Live, Metered
-from dsno.denoise import Denoiser, modules_of
+from dsno.denoise import Denoiser, each_row, modules_of
 
 __all__ = ["Replicas"]
 
@@ -88,7 +88,8 @@ class Replicas(Metered):
         super().reset()
         self.calls = 0
 
-    def answer(self, x_t: Tensor, t: Tensor, cond: Cond | None) -> Tensor:
+    def answer(self, x_t: Tensor, t: Tensor | float, cond: Cond | None) -> Tensor:
+        t = each_row(t, x_t) if isinstance(t, float) else t
         if self.memory is not None and self.limit is None and len(x_t):
             self.limit = self._rows_within(self.memory, x_t, t, cond)
         made: list[tuple[int, Tensor]] = []
