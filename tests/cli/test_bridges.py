@@ -10,6 +10,7 @@ from PIL import Image
 
 from dsno.bridge.files import load_bridge
 from dsno.bridge.sampler import BRIDGE_STEPS
+from dsno.checkpoint import read_json
 from dsno.cli.bridges import BRIDGES, BridgeName, SamplerName
 from refusals import Spoil, refusals, refuses
 from shell import QUICK, dsno
@@ -67,16 +68,26 @@ def fewer(here: Path) -> None:
 SAMPLE = "sample --bridge own --out new.png"
 
 
+def test_the_end_of_the_start_is_measured(crossed: Path, tmp_path: Path) -> None:
+    asked = ("--data", "rough", "--calls", 4, "--rows", 1, "--out", tmp_path / "verdict.json")
+    ran = dsno("check-teacher", "own", *asked, at=crossed)
+    assert ran.code == 0 and "dbim2 with 4 calls is nearest with t_1 = " in " ".join(ran.out.split()), ran.said
+    assert read_json(tmp_path / "verdict.json")["findings"][0]["check"] == "start"
+
+
 @refusals(
     (f"{SAMPLE} --input rough --sampler odes3", None, "odes3 makes 1, 2, 4, 6, ... calls, got 13: take 12 or 14"),
     (f"{SAMPLE} --input rough --t-1 1", None, "--t-1 is where the start ends, inside (0, 1), got 1"),
     (f"{SAMPLE} --input rough --samples 0", None, "--samples must be at least 1, got 0"),
-    (f"{SAMPLE} --input large.png", large, "large.png has pictures of shape (1, 9, 9), own takes (1, 8, 8)"),
+    (f"{SAMPLE} --input large.png", large, "the pictures have the shape (1, 9, 9), own takes (1, 8, 8)"),
     (f"{SAMPLE} --input nowhere", None, "no data 'nowhere'"),
     (f"{SAMPLE}", None, "--bridge needs --input, the picture or the folder of pictures that it starts from"),
     (f"{SAMPLE} --input rough --label 3", None, "--label does not go with --bridge: leave it out"),
     ("sample --calls 4", None, "--calls is an option of bridges: say which, --bridge FOLDER"),
     ("sample --exact taa --teacher own --out new.png", None, "own holds a bridge, expected a teacher"),
+    ("check-teacher own", None, "a bridge starts from pictures: give some degraded ones, --data FOLDER"),
+    ("check-teacher own --data rough --calls 3 --sampler odes3", None, "odes3 makes 1, 2, 4, 6, ... calls, got 3"),
+    ("check-teacher nowhere --calls 3", None, "--calls is of bridges, and nowhere is none: leave it out"),
     ("teach --pairs rough fine --out new", fewer, "rough and fine do not pair by name: 2 (not in fine)"),
     ("teach --pairs rough fine --out new --kind eps", None, "--kind eps is of teachers that start from noise"),
     ("teach --kind ddbm --out new", None, "--kind ddbm is of bridges: give --pairs, or one of x0, eps, v, flow"),

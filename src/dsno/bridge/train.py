@@ -104,8 +104,8 @@ def degraded(problem: Problem, x: Tensor, seed: int = 0, batch: int = 1024) -> T
     r"""What an inverse problem makes of clean samples (N, *shape), as samples of the same shape: the other half of pairs.
 
     $x_T = A x_0 + \tau n$ where that has the shape of a sample; else its pseudo-inverse $A^+ (A x_0 + \tau n)$, of a
-    lower resolution the picture at full size, or where the problem knows none, $A^\top$ of it. Row n has the noise of the
-    seed `seed` + n.
+    lower resolution the picture at full size, or where the problem knows none, $A^\top$ of it. Row n has the noise of
+    the seed `seed` + n.
 
     Raises:
         ValueError: if the problem is not one of samples of this shape, or its adjoint is none (`check_problem`).

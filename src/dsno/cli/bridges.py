@@ -13,15 +13,18 @@ from torch import Tensor
 
 from dsno.bridge.coefficients import DDBMVE, DDBMVP, I2SB, Bridge, BrownianBridge
 from dsno.bridge.files import load_bridge
-from dsno.bridge.prediction import BridgeKind
+from dsno.bridge.prediction import BridgeKind, BridgePrediction
 from dsno.bridge.sampler import EXPONENT, BridgeSampler
-from dsno.checkpoint import write_atomically
+from dsno.bridge.starts import compare_starts
+from dsno.checkpoint import CONFIG, read_json, write_atomically
+from dsno.cli.console import progress
 from dsno.cli.pieces import BATCH, Piece, check_size, write_pieces
 from dsno.data.load import load_data
 from dsno.report.pictures import check_grid_size, image_grid
 from dsno.seeds import seed_range
+from dsno.teachers.check.verdict import Finding, Verdict
 
-__all__ = ["BRIDGES", "BridgeName", "SamplerName", "cross_pictures", "kind_of_pairs"]
+__all__ = ["BRIDGES", "BridgeName", "SamplerName", "check_starts", "cross_pictures", "is_bridge", "kind_of_pairs"]
 
 BridgeName = Literal["brownian", "i2sb", "vp", "ve"]
 """The bridges by the name that `--bridge-type` takes."""
@@ -51,6 +54,55 @@ def kind_of_pairs(kind: str | None) -> BridgeKind:
     )
 
 
+def is_bridge(ref: object) -> bool:
+    """Whether a folder holds a bridge."""
+    file = Path(str(ref)) / CONFIG
+    config = read_json(file) if file.is_file() else None
+    return isinstance(config, dict) and config.get("type") == "bridge"
+
+
+def check_starts(
+    folder: Path, start: Tensor, calls: int, name: SamplerName, seed: int, device: torch.device
+) -> Verdict:
+    """What is found of the ends of a bridge's start, as `dsno check-teacher` shows it.
+
+    Raises:
+        ValueError: for pictures of another shape than the bridge's, or calls that no grid of the sampler has.
+    """
+    made = load_bridge(folder).to(device)
+    check_pictures(start, made, folder)
+    with progress() as report:
+        found = compare_starts(
+            made,
+            made.bridge,
+            start.to(device),
+            calls,
+            name,
+            seed=seed,
+            progress=lambda n, of: report("starts", n, of, ""),
+        )
+    (t_1, exponent), usual = found.best, found.distances[found.usual]
+    text = (
+        f"{name} with {calls} calls is nearest with t_1 = {t_1:.3g} and exponent {exponent:g}: "
+        f"{found.distances[found.best]:.3g} from 100 calls of the ancestral sampler, whose own draws are {found.floor:.3g} "
+        f"apart; by default {usual:.3g}"
+    )
+    better = found.distances[found.best] < 0.9 * usual
+    mend = f"--t-1 {t_1:.3g} --exponent {exponent:g}" if better else ""
+    finding = Finding("start", "warning" if better else "ok", text, mend)
+    return Verdict(f"{made.bridge!r}, network of kind {made.kind}", "data", (finding,))
+
+
+def check_pictures(start: Tensor, bridge: BridgePrediction, folder: Path) -> None:
+    """Refuse pictures (N, *shape) of another shape than a bridge's.
+
+    Raises:
+        ValueError: if they are.
+    """
+    if bridge.shape is not None and start.shape[1:] != bridge.shape:
+        raise ValueError(f"the pictures have the shape {tuple(start.shape[1:])}, {folder} takes {bridge.shape}")
+
+
 def cross_pictures(
     folder: Path,
     pictures: Path,
@@ -75,8 +127,7 @@ def cross_pictures(
     made = load_bridge(folder).to(device)
     sampler = BridgeSampler.of_calls(made, made.bridge, calls, name, t_1, EXPONENT if exponent is None else exponent)
     start = load_data(pictures).x
-    if made.shape is not None and start.shape[1:] != made.shape:
-        raise ValueError(f"{pictures} has pictures of shape {tuple(start.shape[1:])}, {folder} takes {made.shape}")
+    check_pictures(start, made, folder)
     rows, seeds = start.repeat_interleave(samples, 0), seed_range(seed, samples * len(start))
     check_size(out, len(rows), start.shape[1:])
     if out.suffix == ".png":
