@@ -4,10 +4,11 @@ A later $t_1$ has less bias and leaves a stiffer ODE; which of the two counts de
 budget. So the law of a sampler's samples of some $x_T$ is held against that of the ancestral sampler in many calls, at
 every $t_1$ and exponent of the grid that might do, by the sliced 2-Wasserstein distance
 
-$$ W^2 = \frac1L \sum_{l=1}^{L} \frac1n \sum_{i=1}^{n} \big( \langle u_l, x \rangle_{(i)} - \langle u_l, y \rangle_{(i)} \big)^2, $$
+$$ W^2 = \frac1L \sum_{l=1}^{L} \frac1n \sum_{i=1}^{n}
+         \big( \langle u_l, x \rangle_{(i)} - \langle u_l, y \rangle_{(i)} \big)^2, $$
 
-over random directions $|u_l| = 1$ and the sorted projections of n samples each, root mean square over the $x_T$. Two sets
-of samples of one law are apart, too: of the reference from itself that is the `floor`.
+over random directions $|u_l| = 1$ and the sorted projections of n samples each, root mean square over the $x_T$. Two
+sets of samples of one law are apart, too: of the reference from itself that is the `floor`.
 """
 
 from __future__ import annotations

@@ -101,7 +101,7 @@ class Bridging:
 
 
 def degraded(problem: Problem, x: Tensor, seed: int = 0, batch: int = 1024) -> Tensor:
-    r"""What an inverse problem makes of clean samples (N, *shape), as samples of the same shape: the other half of pairs.
+    r"""What an inverse problem makes of clean samples (N, *shape), of the same shape: the other half of pairs.
 
     $x_T = A x_0 + \tau n$ where that has the shape of a sample; else its pseudo-inverse $A^+ (A x_0 + \tau n)$, of a
     lower resolution the picture at full size, or where the problem knows none, $A^\top$ of it. Row n has the noise of

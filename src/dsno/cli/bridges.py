@@ -84,8 +84,8 @@ def check_starts(
     (t_1, exponent), usual = found.best, found.distances[found.usual]
     text = (
         f"{name} with {calls} calls is nearest with t_1 = {t_1:.3g} and exponent {exponent:g}: "
-        f"{found.distances[found.best]:.3g} from 100 calls of the ancestral sampler, whose own draws are {found.floor:.3g} "
-        f"apart; by default {usual:.3g}"
+        f"{found.distances[found.best]:.3g} from 100 calls of the ancestral sampler, whose own draws are "
+        f"{found.floor:.3g} apart; by default {usual:.3g}"
     )
     better = found.distances[found.best] < 0.9 * usual
     mend = f"--t-1 {t_1:.3g} --exponent {exponent:g}" if better else ""
