@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from dsno.nets.backbone import Backbone, example, net_from_config
-from dsno.nets.paired import PairedUNet
+from dsno.nets.paired import PairedUNet, StartedUNet
 
 NET = {"in_channels": 2, "image_size": 4, "channels": [8, 8], "attention": []}
 
@@ -45,3 +45,15 @@ def test_labels_stand_beside_the_start() -> None:
 def test_without_a_start_it_says_what_is_missing(cond: object, found: str) -> None:
     with pytest.raises(ValueError, match=f'told where it comes from: cond={{"start": x_T}} like x_t, got {found}'):
         perturbed()(torch.zeros(3, 2, 4, 4), torch.ones(3), cond)
+
+
+def test_a_network_of_noise_is_shown_a_state_and_read_back() -> None:
+    net = perturbed()
+    made = StartedUNet(NET, 0.8, (0.9, 0.3, 2.0), (0.1, 0.2, 0.7)).eval()
+    made.paired.load_state_dict(net.state_dict())
+    z, start, t = torch.randn(3, 2, 4, 4), torch.randn(3, 2, 4, 4), torch.rand(3)
+    x = 0.9 * start + 0.3 * z
+    expected = 0.1 * x + 0.2 * start + 0.7 * net(2.0 * x, 0.8 * t, start)
+    torch.testing.assert_close(made(z, t, {"start": start}), expected)
+    again = net_from_config(made.config)
+    assert isinstance(made, Backbone) and again.config == made.config

@@ -27,6 +27,7 @@ NETS: dict[str, str] = {
     "DiffusersNet": "dsno.nets.diffusers:DiffusersNet",
     "IDDPMUNet": "dsno.nets.iddpm:IDDPMUNet",
     "PairedUNet": "dsno.nets.paired:PairedUNet",
+    "StartedUNet": "dsno.nets.paired:StartedUNet",
     "PreconditionedUNet": "dsno.nets.preconditioned:PreconditionedUNet",
 }
 """The backbones by the `name` in their configuration: where they are, `module:class`, so that a U-Net of ours does not
