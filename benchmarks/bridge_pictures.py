@@ -6,9 +6,9 @@ Claims, for super-resolution by four, JPEG-like quantisation, deblurring and edg
 ODES3 or DBIM in at most 13 calls is not above that of the SDE sampler in 101, and that of the one-pass student is
 within 1.3 times that of ODES3 in 21 calls. A distance above that refutes them. A bridge, a regression of the same
 network and training, and a student of the bridge's own trajectories are trained for each problem, then measured on
-held-out pictures: Frechet and feature distance, PSNR, diversity over samples of one input. A sampler that has no grid of so many
-calls takes fewer. Everything is kept under --runs; the script continues where it was stopped. --gpu trains larger
-networks for longer. Writes benchmarks/results/bridge_NAME.json and docs/images/bridge-NAME.png.
+held-out pictures: Frechet and feature distance, PSNR, diversity over samples of one input. A sampler that has no grid
+of so many calls takes fewer. Everything is kept under --runs; the script continues where it was stopped. --gpu trains
+larger networks for longer. Writes benchmarks/results/bridge_NAME.json and docs/images/bridge-NAME.png.
 """
 
 from __future__ import annotations

@@ -78,8 +78,9 @@ class Teach:
             )
         if self.pairs:
             return self._bridge()
-        if self.kind in ("i2sb", "ddbm"):
-            raise ValueError(f"--kind {self.kind} is of bridges: give --pairs, or one of x0, eps, v, flow")
+        kind = "v" if self.kind is None else self.kind
+        if kind == "i2sb" or kind == "ddbm":
+            raise ValueError(f"--kind {kind} is of bridges: give --pairs, or one of x0, eps, v, flow")
         images = self.reading.load(self.data)
         with progress() as report:
             teach(
@@ -88,7 +89,7 @@ class Teach:
                 self.channels,
                 self.train,
                 self.batch,
-                self.kind or "v",
+                kind,
                 SCHEDULES[self.schedule](),
                 self.conditional,
                 self.resume,
