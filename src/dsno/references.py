@@ -375,6 +375,7 @@ OF_KIND = {
 OF_NET = {
     "IDDPMUNet": "nichol2021improved",
     "PreconditionedUNet": "karras2022elucidating",
+    "GuidedUNet": "dhariwal2021diffusion",
     **dict.fromkeys(("PairedUNet", "StartedUNet"), "zhou2024denoising"),
     "SongUNet": "song2021score",
     "DhariwalUNet": "dhariwal2021diffusion",

@@ -25,6 +25,7 @@ __all__ = ["NETS", "Backbone", "Labelled", "check_null", "example", "net_from_co
 NETS: dict[str, str] = {
     "UNet": "dsno.nets.unet:UNet",
     "DiffusersNet": "dsno.nets.diffusers:DiffusersNet",
+    "GuidedUNet": "dsno.nets.guided:GuidedUNet",
     "IDDPMUNet": "dsno.nets.iddpm:IDDPMUNet",
     "PairedUNet": "dsno.nets.paired:PairedUNet",
     "StartedUNet": "dsno.nets.paired:StartedUNet",
