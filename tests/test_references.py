@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from conditional import given, small_set, small_teacher
+from dsno.bridge.coefficients import BRIDGES
 from dsno.checkpoint import CONFIG, read_json, version_of, write_json
 from dsno.denoise import KINDS, Guided, Prediction
 from dsno.distillation.registry import METHODS
@@ -19,6 +20,7 @@ from dsno.measure.results import RESULTS, Quality, save_results
 from dsno.nets.backbone import NETS
 from dsno.parallel import EXACT
 from dsno.references import (
+    OF_BRIDGE,
     OF_GUIDE,
     OF_KIND,
     OF_METRIC,
@@ -96,6 +98,7 @@ def test_every_solver_schedule_kind_network_and_metric_has_its_paper() -> None:
     assert {*KINDS} == {*OF_KIND}
     assert {*RESTORERS} <= {*OF_RESTORER}
     assert {*NETS} - {"UNet", "DiffusersNet"} <= {*OF_NET}
+    assert {*BRIDGES} == {*OF_BRIDGE}
     assert {field.name for field in dataclasses.fields(Quality)} - {"diversity"} == {*OF_METRIC}
 
 
@@ -107,6 +110,7 @@ def test_no_entry_is_an_orphan(tmp_path: Path) -> None:
         *((CONFIG, {**MAP, "notes": {"method": name}}) for name in METHODS),
         *((CONFIG, {**TEACHER, "schedule": {"name": name}}) for name in OF_SCHEDULE),
         *((CONFIG, {**TEACHER, "kind": name}) for name in OF_KIND),
+        *((CONFIG, {"type": "bridge", "bridge": {"name": name}, "net": {}}) for name in OF_BRIDGE),
         *((CONFIG, {**TEACHER, "net": net}) for net in nets),
         (CONFIG, {**TEACHER, "clip": {"ratio": 0.995}}),
         (CONFIG, {**STUDENT, "notes": {"method": "knowledge", "distance": "l1+perceptual"}}),

@@ -62,7 +62,14 @@ T = TypeVar("T")
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 
-TYPES = (("teacher",), ("student", "adapter", "flow map"), ("features",), ("kernel denoiser",), ("classifier",))
+TYPES = (
+    ("teacher",),
+    ("student", "adapter", "flow map"),
+    ("features",),
+    ("kernel denoiser",),
+    ("classifier",),
+    ("bridge",),
+)
 """The types of models; those in one pair of brackets may take each other's place."""
 
 TEMPORARY = re.compile(r"\.(.+\.[0-9a-f]{32}|step-\d{8})\.tmp")

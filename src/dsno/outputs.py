@@ -27,6 +27,7 @@ from dsno.listing import entries
 from dsno.snapshots import LOG, files_of, settings_of, snapshots_in
 
 __all__ = [
+    "BRIDGE",
     "BUILT_IN",
     "CLASSIFIER",
     "FEATURES",
@@ -103,7 +104,7 @@ def _is_stage(path: Path) -> bool:
 
 
 MODEL = Kind("a model", _modelled)
-TEACHER, STUDENT, FEATURES, KERNELS, CLASSIFIER = (Kind(f"a {types[0]}", _modelled, types) for types in TYPES)
+TEACHER, STUDENT, FEATURES, KERNELS, CLASSIFIER, BRIDGE = (Kind(f"a {types[0]}", _modelled, types) for types in TYPES)
 TRAINING = Kind("a training run", _trained)
 
 

@@ -396,5 +396,40 @@ REFERENCES: dict[str, Citation] = {
         2023,
         "2302.07121",
     ),
+    "li2023bbdm": Citation(
+        "Li, Bo and Xue, Kaitao and Liu, Bin and Lai, Yu-Kun",
+        "{BBDM}: Image-to-Image Translation with Brownian Bridge Diffusion Models",
+        2023,
+        "2205.07680",
+        CVPR,
+    ),
+    "liu2023i2sb": Citation(
+        "Liu, Guan-Horng and Vahdat, Arash and Huang, De-An and Theodorou, Evangelos A. and Nie, Weili and Anandkumar, "
+        "Anima",
+        '{I$^2$SB}: Image-to-Image {Schr{\\"o}dinger} Bridge',
+        2023,
+        "2302.05872",
+        ICML,
+    ),
+    "zhou2024denoising": Citation(
+        "Zhou, Linqi and Lou, Aaron and Khanna, Samar and Ermon, Stefano",
+        "Denoising Diffusion Bridge Models",
+        2024,
+        "2309.16948",
+        ICLR,
+    ),
+    "zheng2025diffusion": Citation(
+        "Zheng, Kaiwen and He, Guande and Chen, Jianfei and Bao, Fan and Zhu, Jun",
+        "Diffusion Bridge Implicit Models",
+        2025,
+        "2405.15885",
+        ICLR,
+    ),
+    "wang2024ordinary": Citation(
+        "Wang, Yuang and Jin, Pengfei and Zhang, Li and Li, Quanzheng and Chen, Zhiqiang and Wu, Dufan",
+        "An Ordinary Differential Equation Sampler with Stochastic Start for Diffusion Bridge Models",
+        2024,
+        "2412.19992",
+    ),
 }
 """The papers by key."""

@@ -22,6 +22,9 @@ __all__ = ["REFERENCES", "Citation", "bibtex", "used_by"]
 
 
 OF_SOLVER = {
+    "Hybrid": "zhou2024denoising",
+    "ExponentialHeun": "zheng2025diffusion",
+    "ODES3": "wang2024ordinary",
     "DDIM": "song2021denoising",
     "Ancestral": "ho2020denoising",
     "Heun": "karras2022elucidating",
@@ -61,6 +64,8 @@ OF_KIND = {
 OF_NET = {
     "IDDPMUNet": "nichol2021improved",
     "PreconditionedUNet": "karras2022elucidating",
+    "GuidedUNet": "dhariwal2021diffusion",
+    **dict.fromkeys(("PairedUNet", "StartedUNet"), "zhou2024denoising"),
     "SongUNet": "song2021score",
     "DhariwalUNet": "dhariwal2021diffusion",
     "MagnitudeUNet": "karras2024analyzing",
@@ -86,6 +91,13 @@ OF_RESTORER: dict[str, tuple[str, ...]] = {
     "blind-map": ("xu2013unnatural",),
 }
 """A restorer by its name in `dsno.inverse.named.RESTORERS`."""
+
+OF_BRIDGE = {
+    "BrownianBridge": "li2023bbdm",
+    "I2SB": "liu2023i2sb",
+    "DDBMVP": "zhou2024denoising",
+    "DDBMVE": "zhou2024denoising",
+}
 
 OF_METRIC = {
     "frechet": "heusel2017gans",
@@ -153,6 +165,8 @@ def _used(folder: Path) -> list[str] | None:
 
 def _model(config: Any) -> list[str] | None:
     kind = config.get("type") if isinstance(config, Mapping) else None
+    if kind == "bridge":
+        return _known([OF_BRIDGE.get(config["bridge"]["name"]), OF_NET.get(config["net"].get("name"))])
     if kind not in ("teacher", "student", "adapter", "flow map"):
         return None
     net = config.get("net") or config.get("backbone") or {}

@@ -32,7 +32,7 @@ def test_a_configuration_without_a_name_is_a_unets() -> None:
 @pytest.mark.parametrize(
     "config, message",
     [
-        ({"name": "VNet"}, "unknown network 'VNet': expected one of DiffusersNet, IDDPMUNet, PreconditionedUNet, UNet"),
+        ({"name": "VNet"}, "unknown network 'VNet': expected one of DiffusersNet, GuidedUNet, IDDPMUNet, "),
         ({"chanels": [4]}, r"unknown key 'chanels' in the configuration of a UNet: did you mean 'channels'\?"),
         ({"name": "PreconditionedUNet"}, "the configuration of a PreconditionedUNet lacks net"),
     ],

@@ -22,7 +22,7 @@ Given $x_T$, what is left, $y_t = x_t - a_t x_T = b_t x_0 + c_t z$, is a diffusi
 (`Pinned`): its log-SNR $\log (b_t^2 / c_t^2) = \log (s_t^2 / r_t^2) - 2 \log \rho_T$ falls from $\infty$ to $-\infty$.
 So every solver of the library is one of bridges. Only the start is not: both $b_T$ and $c_T$ are 0.
 
-Source: Zhou et al., 2023 (arXiv 2309.16948), eq. 7; Zheng et al., 2024 (arXiv 2405.15885), section 2.3.
+Source: Zhou et al., 2023 (arXiv 2309.16948); Zheng et al., 2024 (arXiv 2405.15885).
 """
 
 from __future__ import annotations
@@ -128,7 +128,7 @@ class BrownianBridge(Bridge):
     Raises:
         ValueError: for a `kappa` that is not positive.
 
-    Source: Li et al., 2022 (arXiv 2205.07680), eq. 4.
+    Source: Li et al., 2022 (arXiv 2205.07680).
     """
 
     def __init__(self, kappa: float = 1.0) -> None:
@@ -160,7 +160,7 @@ class I2SB(Bridge):
     Raises:
         ValueError: for a `beta_min` or `beta_max` that is not positive.
 
-    Source: Liu et al., 2023 (arXiv 2302.05872), eq. 11 and appendix.
+    Source: Liu et al., 2023 (arXiv 2302.05872), eq. 11.
     """
 
     def __init__(self, beta_min: float = 0.1, beta_max: float = 0.3) -> None:

@@ -27,6 +27,7 @@ import torch
 from torch import Tensor
 
 from dsno.bridge.coefficients import Bridge, Pinned
+from dsno.bridge.prediction import BridgePrediction
 from dsno.bridge.steps import Euler, ExponentialHeun, Hybrid
 from dsno.condition import Cond
 from dsno.cost import evaluations
@@ -46,22 +47,24 @@ r"""$r_{t_1}^2$ and $p$ where nothing else is asked for (measured in `benchmarks
 
 
 class Named(NamedTuple):
-    """A step by name, and the calls that it makes: of one step inside the grid, and of the last one."""
+    r"""A step by name, the calls that it makes, of one step inside the grid and of the last one, and the share
+    $r_{t_1}^2$ at which its start ends by default: steps that take the stiff part exactly bear a late one."""
 
     make: Callable[[], Step]
     inner: int = 1
     last: int = 1
+    share: float = SHARE
 
 
 BRIDGE_STEPS: dict[str, Named] = {
     "ancestral": Named(Ancestral),
     "euler": Named(Euler),
     "hybrid": Named(Hybrid, 3, 2),
-    "dbim1": Named(DDIM),
-    "dbim2": Named(lambda: DPMSolverPP(2)),
-    "dbim3": Named(lambda: DPMSolverPP(3)),
+    "dbim1": Named(DDIM, share=0.95),
+    "dbim2": Named(lambda: DPMSolverPP(2), share=0.95),
+    "dbim3": Named(lambda: DPMSolverPP(3), share=0.95),
     "odes3": Named(Heun, 2),
-    "odes3-exponential": Named(ExponentialHeun, 2),
+    "odes3-exponential": Named(ExponentialHeun, 2, share=0.95),
 }
 """How to make each step of a bridge's sampler. `ancestral` and `hybrid` are stochastic behind the start, too."""
 
@@ -74,7 +77,7 @@ def steps_of(name: str, calls: int) -> int:
     """
     if name not in BRIDGE_STEPS:
         raise ValueError(f"unknown sampler {name!r} of bridges: expected one of {', '.join(BRIDGE_STEPS)}")
-    _, inner, last = BRIDGE_STEPS[name]
+    _, inner, last, _ = BRIDGE_STEPS[name]
     if calls == 1:
         return 1
     first = 1 + last
@@ -178,7 +181,7 @@ def cross(
     grid_times, pulled = times.tolist(), bridge(times)[0].tolist()
     a = dict(zip(grid_times, pulled, strict=True))
     schedule.expect(grid_times)
-    ask = at_one_time(denoiser)
+    ask = denoiser if isinstance(denoiser, BridgePrediction) else at_one_time(denoiser)
 
     def D(y: Tensor, t: float) -> Tensor:
         nonlocal rounds
@@ -247,7 +250,10 @@ class BridgeSampler:
         exponent: float = EXPONENT,
     ) -> BridgeSampler:
         """The sampler `name` of `BRIDGE_STEPS` with so many network calls; errors as `steps_of` and `bridge_grid`."""
-        grid = bridge_grid(bridge, steps_of(name, calls), t_1, exponent)
+        steps = steps_of(name, calls)
+        if t_1 is None:
+            t_1 = float(bridge.time(torch.tensor(BRIDGE_STEPS[name].share, dtype=torch.float64)))
+        grid = bridge_grid(bridge, steps, t_1, exponent)
         return cls(denoiser, bridge, grid, BRIDGE_STEPS[name].make())
 
     @torch.no_grad()

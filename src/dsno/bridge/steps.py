@@ -59,7 +59,7 @@ class ExponentialHeun:
 
     The stiff part is taken exactly, so that it bears a start near $T$. The step to $c_s = 0$ is $b_s D_t$.
 
-    Source: Zheng et al., 2024 (arXiv 2405.15885), section 4.2, for the form of the integral.
+    Source: Wang et al., 2024 (arXiv 2412.19992); Zheng et al., 2024 (arXiv 2405.15885), for the form of the integral.
     """
 
     stochastic = False

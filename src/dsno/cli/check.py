@@ -1,4 +1,4 @@
-"""`dsno check-teacher`: a teacher, verified before hours are spent on it."""
+"""`dsno check-teacher`: a teacher, verified before hours are spent on it; of a bridge, where its start should end."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pathlib import Path
 from tyro.conf import Positional
 
 from dsno.checkpoint import write_json
+from dsno.cli.bridges import SamplerName, check_starts, is_bridge
 from dsno.cli.console import say, show_verdict
 from dsno.cli.options import AsRead, Device, Reading, TeacherRef, Variant, device_of, new_file
 from dsno.nets.backbone import check_null
@@ -20,7 +21,8 @@ __all__ = ["CheckTeacher"]
 
 @dataclass(frozen=True)
 class CheckTeacher:
-    """Verify a teacher before hours are spent on it; exit code 1 if it fails.
+    """Verify a teacher before hours are spent on it; exit code 1 if it fails. Of a bridge, find where its stochastic
+    start should end for so many --calls, from the degraded pictures in --data.
 
     In Python:
 
@@ -46,6 +48,10 @@ class CheckTeacher:
     """Samples at each level; 64 by default, 16 of a slow teacher."""
     patience: float = 60.0
     """Seconds after which no other convention is tried any more."""
+    calls: int | None = None
+    """Of a bridge, the network calls of a sample; 13 by default."""
+    sampler: SamplerName | None = None
+    """Of a bridge, how it is solved; dbim2 by default."""
     seed: int = 0
     """Determines the samples and the noise."""
     out: Path | None = None
@@ -57,6 +63,11 @@ class CheckTeacher:
         began = time.perf_counter()
         if self.out is not None:
             new_file(self.out, self.overwrite, self.teacher, self.data)
+        if is_bridge(self.teacher):
+            return self._bridge()
+        for name in ("calls", "sampler"):
+            if getattr(self, name) is not None:
+                raise ValueError(f"--{name} is of bridges, and {self.teacher} is none: leave it out")
         teacher = load_teacher(self.teacher, self.dtype, device_of(self.device), variant=self.variant)
         if self.null is not None:
             check_null(teacher, self.null, self.teacher)
@@ -74,3 +85,17 @@ class CheckTeacher:
         if verdict.ok:
             say(f"checked in {time.perf_counter() - began:.0f} s", f"dsno generate --teacher {self.teacher}")
         return 0 if verdict.ok else 1
+
+    def _bridge(self) -> int:
+        """Try where the start of a bridge may end."""
+        if self.data is None:
+            raise ValueError("a bridge starts from pictures: give some degraded ones, --data FOLDER")
+        rows, name = self.rows or 8, self.sampler or "dbim2"
+        start = self.reading.load(self.data).x[:rows]
+        calls = 13 if self.calls is None else self.calls
+        verdict = check_starts(Path(self.teacher), start, calls, name, self.seed, device_of(self.device))
+        if self.out is not None:
+            write_json(self.out, verdict.to_dict())
+        show_verdict(verdict)
+        say(f"checked {name} with {calls} calls", f"dsno sample --bridge {self.teacher} --input {self.data}")
+        return 0

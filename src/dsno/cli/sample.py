@@ -12,12 +12,14 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from dsno.cli.bridges import SamplerName, cross_pictures
 from dsno.cli.conditions import condition_by_seed, prompts_by_seed, under_guidance
 from dsno.cli.console import progress, say
 from dsno.cli.exact import OPTIONS, Solved, own_options, solve
 from dsno.cli.options import Device, Variant, device_of
 from dsno.cli.pieces import BATCH, Piece, check_place, check_size, write_pieces
 from dsno.cli.steering import steered, targets_by_seed
+from dsno.cli.words import flag
 from dsno.condition import Cond, map_cond, named
 from dsno.denoise import Denoiser
 from dsno.grids import even, uniform
@@ -53,7 +55,8 @@ class Drawn:
 
 @dataclass(frozen=True)
 class Sample:
-    """Draw samples and write them as a picture: a student's in one pass, or with --exact the teacher's in few rounds.
+    """Draw samples and write them as a picture: a student's in one pass, with --exact the teacher's in few rounds, or
+    with --bridge what a bridge makes of pictures.
 
     With --guide they are the teacher's, pulled towards a class by a classifier: no student and no training of either.
 
@@ -124,11 +127,30 @@ class Sample:
     the fewest by default."""
     fresh: bool = False
     """Noise the sample again between passes, instead of going on from the student's own state."""
+    bridge: Path | None = None
+    """Folder of a bridge (`dsno teach --pairs`): go from --input to its samples."""
+    input: Path | None = None
+    """A picture, or a folder of them, that --bridge starts from."""
+    calls: int | None = None
+    """Network calls of --bridge; 13 by default."""
+    samples: int | None = None
+    """Samples of each picture of --input; 4 by default."""
+    sampler: SamplerName | None = None
+    """How --bridge is solved behind its stochastic start; dbim2 by default."""
+    t_1: float | None = None
+    """Where the stochastic start of --bridge ends, in (0, 1); what suits --sampler by default."""
+    exponent: float | None = None
+    """Of the grid of --bridge: larger is denser towards the sample; 1.5 by default."""
     device: Device = None
     overwrite: bool = False
     """Replace --out if it exists."""
 
     def run(self) -> None:
+        if self.bridge is not None:
+            return self._of_bridge(self.bridge)
+        for name in ("input", "calls", "samples", "sampler", "t_1", "exponent"):
+            if getattr(self, name) is not None:
+                raise ValueError(f"{flag(name)} is an option of bridges: say which, --bridge FOLDER")
         if self.count < 1:
             raise ValueError(f"count must be at least 1, got {self.count}")
         inputs = (self.student, self.teacher, self.draft, self.prompts)
@@ -148,6 +170,31 @@ class Sample:
 
         write_pieces(self.out, self.count, pieces(), self.overwrite, inputs)
         say(f"{drawn.said()}: {self.out}", drawn.following)
+
+    def _of_bridge(self, folder: Path) -> None:
+        """What a bridge makes of pictures."""
+        for name in ("student", "teacher", "exact", "draft", "label", "guidance", "prompts", "passes", *OPTIONS):
+            if getattr(self, name) is not None:
+                raise ValueError(f"{flag(name)} does not go with --bridge: leave it out")
+        if self.input is None:
+            raise ValueError("--bridge needs --input, the picture or the folder of pictures that it starts from")
+        check_place(self.out, self.overwrite, (folder, self.input))
+        samples, calls = 4 if self.samples is None else self.samples, 13 if self.calls is None else self.calls
+        check_seeds(self.seed, samples)
+        said = cross_pictures(
+            folder,
+            self.input,
+            self.out,
+            calls,
+            samples,
+            self.sampler or "dbim2",
+            self.t_1,
+            self.exponent,
+            self.seed,
+            device_of(self.device),
+            self.overwrite,
+        )
+        say(f"{said}: {self.out}", f"dsno cite {folder}")
 
     def _decoder(self, ref: str | None) -> Latents | None:
         """What makes pictures of the samples, if they are latents of a diffusers model."""

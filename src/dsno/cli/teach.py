@@ -1,4 +1,4 @@
-"""`dsno teach`: a small teacher, trained on an image set."""
+"""`dsno teach`: a small teacher, trained on an image set, or a bridge, trained on pairs."""
 
 from __future__ import annotations
 
@@ -7,9 +7,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from dsno.cli.bridges import BRIDGES, BridgeName, kind_of_pairs
 from dsno.cli.console import progress, say, say_aside
 from dsno.cli.options import AsRead, Reading, Training
+from dsno.data.pairs import load_pairs
 from dsno.outputs import check_apart, check_request
+from dsno.runs.bridge import teach_bridge
 from dsno.runs.teach import teach
 from dsno.schedule import Cosine, RectifiedFlow, Schedule, linear_beta
 
@@ -21,7 +24,7 @@ SCHEDULES: dict[str, Callable[[], Schedule]] = {"cosine": Cosine, "flow": Rectif
 
 @dataclass(frozen=True)
 class Teach:
-    """Train a small diffusion teacher on an image set.
+    """Train a small diffusion teacher on an image set, or with --pairs a bridge from one set to another.
 
     In Python:
 
@@ -33,13 +36,20 @@ class Teach:
 
     data: str = "digits"
     """Image set: digits, a folder or .zip of PNG or JPEG files, an .npy or .npz array, or an idx file."""
+    pairs: tuple[str, ...] = ()
+    """Train a bridge instead: two folders whose pictures have the same names, degraded and clean; or one, of pictures
+    side by side, or a dataset with two --columns."""
+    columns: tuple[str, ...] = ()
+    """The columns of --pairs, degraded and clean."""
+    bridge_type: BridgeName = "brownian"
+    """With --pairs, the bridge between the two."""
     reading: AsRead = field(default_factory=Reading)
     out: Path = Path("runs/teacher")
     """Folder for the teacher."""
     channels: tuple[int, ...] = (32, 64)
     """U-Net widths, highest resolution first; each level halves the image."""
-    kind: Literal["x0", "eps", "v", "flow"] = "v"
-    """What the network predicts."""
+    kind: Literal["x0", "eps", "v", "flow", "i2sb", "ddbm"] | None = None
+    """What the network predicts: v by default; with --pairs x0, flow, i2sb or ddbm, by default the last."""
     schedule: Literal["cosine", "flow", "linear"] = "cosine"
     """Noise schedule: the paper's cosine, rectified flow, or DDPM's linear beta."""
     conditional: bool = False
@@ -66,6 +76,11 @@ class Teach:
                 f"--train.warmup {self.train.warmup} is no shorter than the {self.train.steps} steps: the learning "
                 "rate does not reach --train.lr"
             )
+        if self.pairs:
+            return self._bridge()
+        kind = "v" if self.kind is None else self.kind
+        if kind == "i2sb" or kind == "ddbm":
+            raise ValueError(f"--kind {kind} is of bridges: give --pairs, or one of x0, eps, v, flow")
         images = self.reading.load(self.data)
         with progress() as report:
             teach(
@@ -74,7 +89,7 @@ class Teach:
                 self.channels,
                 self.train,
                 self.batch,
-                self.kind,
+                kind,
                 SCHEDULES[self.schedule](),
                 self.conditional,
                 self.resume,
@@ -83,3 +98,28 @@ class Teach:
                 drop=self.drop if self.conditional and self.null else 0.0,
             )
         say(f"teacher in {self.out}", f"dsno generate --teacher {self.out}")
+
+    def _bridge(self) -> None:
+        if len(self.pairs) > 2:
+            raise ValueError(
+                f"--pairs are two sources, degraded and clean, or one that holds both, got {len(self.pairs)}"
+            )
+        if unread := [flag for flag in self.reading.given() if flag != "--size"] + ["--conditional"] * self.conditional:
+            raise ValueError(f"{unread[0]} does not go with --pairs: leave it out")
+        check_apart(self.out, *self.pairs)
+        kind = kind_of_pairs(self.kind)
+        pairs = load_pairs(*self.pairs, columns=self.columns or None, size=self.reading.size)
+        with progress() as report:
+            teach_bridge(
+                pairs,
+                self.out,
+                self.channels,
+                self.train,
+                self.batch,
+                kind,
+                BRIDGES[self.bridge_type](),
+                self.resume,
+                self.overwrite,
+                report,
+            )
+        say(f"bridge in {self.out}", f"dsno sample --bridge {self.out} --input {self.pairs[0]} --calls 13 --samples 4")

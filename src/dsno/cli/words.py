@@ -22,8 +22,8 @@ __all__ = ["flag", "flags_of", "on_the_shell"]
 _VALUE = r"""\((?:[^()]*)\)|\[[^\[\]]*\]|'[^']*'|"[^"]*"|[\w.+-]*\w"""
 _ARGUMENT = re.compile(rf"(?<![\w.-])([a-z_]+)=({_VALUE})")
 _CALL = re.compile(rf"`?\b([a-z]+)\((?:\.\.\.(?:, )?)?((?:[a-z_]+=(?:{_VALUE})(?:, )?)*)\)`?")
-_NAME = re.compile(r"`([a-z_]+)`")
-_SUBJECT = re.compile(r"(?:the )?([a-z_]+)(?= (?:must|is|are|has|needs?|takes?)\b)")
+_NAME = re.compile(r"`([a-z_]+\d*)`")
+_SUBJECT = re.compile(r"(?:the )?([a-z_]+\d*)(?= (?:must|is|are|has|needs?|takes?)\b)")
 
 
 def flag(name: str) -> str:

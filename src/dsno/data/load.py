@@ -3,6 +3,7 @@ r"""Data sets: whatever holds samples becomes `Samples`, (N, C, *spatial), float
 | source | what |
 |---|---|
 | `digits` | scikit-learn's 1,797 handwritten digits, 8x8 grey, embedded in that package (Alpaydin & Kaynak, 1998) |
+| a picture, `*.png` say | itself |
 | a folder or a `*.zip` of pictures | its files; or those of its sub-folders, labelled by folder, alphabetically |
 | the same with `dataset.json`, `metadata.csv` or `.jsonl` in it | the files that it lists, labelled as it says |
 | `*.npy`, `*.npz`, `*.zarr` | an array (N, *spatial), (N, C, *spatial) or (N, *spatial, C); labels under `labels` |
@@ -37,7 +38,7 @@ from dsno.data.files import (
 )
 from dsno.data.folders import read_folder, read_zip
 from dsno.data.hub import SAVED, read_dataset
-from dsno.data.pictures import Background, over_background
+from dsno.data.pictures import PICTURES, Background, over_background, read_pictures
 from dsno.data.samples import PIXELS, Affine, Samples, check_samples, cropped, finite_range, resized
 
 __all__ = ["Channels", "Scale", "load_data"]
@@ -241,6 +242,9 @@ def _read(
         path.name.endswith((".zarr", ".zarr.zip")) or holds_any(path, "zarr.json", ".zarray", ".zgroup")
     ):
         return *read_zarr(path, key), path.name
+    if path.suffix.lower() in PICTURES and path.is_file():
+        optional_package("PIL", "images")
+        return read_pictures([(source, path.read_bytes)], size, background), None, path.name
     if path.suffix == ".zip" and path.is_file():
         return *read_zip(path, size, background), path.name
     if (path.suffix == ".parquet" and path.is_file()) or holds_any(path, *SAVED, "*.parquet", "*/*.parquet"):

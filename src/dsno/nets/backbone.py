@@ -25,7 +25,10 @@ __all__ = ["NETS", "Backbone", "Labelled", "check_null", "example", "net_from_co
 NETS: dict[str, str] = {
     "UNet": "dsno.nets.unet:UNet",
     "DiffusersNet": "dsno.nets.diffusers:DiffusersNet",
+    "GuidedUNet": "dsno.nets.guided:GuidedUNet",
     "IDDPMUNet": "dsno.nets.iddpm:IDDPMUNet",
+    "PairedUNet": "dsno.nets.paired:PairedUNet",
+    "StartedUNet": "dsno.nets.paired:StartedUNet",
     "PreconditionedUNet": "dsno.nets.preconditioned:PreconditionedUNet",
 }
 """The backbones by the `name` in their configuration: where they are, `module:class`, so that a U-Net of ours does not

@@ -1,0 +1,160 @@
+"""Bridges on the command line: pairs to train on, and pictures to start from."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+from dsno.bridge.coefficients import DDBMVE, DDBMVP, I2SB, Bridge, BrownianBridge
+from dsno.bridge.files import load_bridge
+from dsno.bridge.prediction import BridgeKind, BridgePrediction
+from dsno.bridge.sampler import EXPONENT, BridgeSampler
+from dsno.bridge.starts import compare_starts
+from dsno.checkpoint import CONFIG, read_json, write_atomically
+from dsno.cli.console import progress
+from dsno.cli.pieces import BATCH, Piece, check_size, write_pieces
+from dsno.data.load import load_data
+from dsno.report.pictures import check_grid_size, image_grid
+from dsno.seeds import seed_range
+from dsno.teachers.check.verdict import Finding, Verdict
+
+__all__ = ["BRIDGES", "BridgeName", "SamplerName", "check_starts", "cross_pictures", "is_bridge", "kind_of_pairs"]
+
+BridgeName = Literal["brownian", "i2sb", "vp", "ve"]
+"""The bridges by the name that `--bridge-type` takes."""
+
+BRIDGES: dict[BridgeName, Callable[[], Bridge]] = {
+    "brownian": BrownianBridge,
+    "i2sb": I2SB,
+    "vp": DDBMVP,
+    "ve": DDBMVE,
+}
+
+SamplerName = Literal["ancestral", "euler", "hybrid", "dbim1", "dbim2", "dbim3", "odes3", "odes3-exponential"]
+"""The samplers of a bridge by the name that `--sampler` takes, those of `dsno.bridge.sampler.BRIDGE_STEPS`."""
+
+
+def kind_of_pairs(kind: str | None) -> BridgeKind:
+    """What a network of pairs predicts, `ddbm` by default.
+
+    Raises:
+        ValueError: for a kind of teachers that start from noise.
+    """
+    for known in get_args(BridgeKind):
+        if kind in (None, known):
+            return "ddbm" if kind is None else known
+    raise ValueError(
+        f"--kind {kind} is of teachers that start from noise: of --pairs {', '.join(get_args(BridgeKind))}"
+    )
+
+
+def is_bridge(ref: object) -> bool:
+    """Whether a folder holds a bridge."""
+    file = Path(str(ref)) / CONFIG
+    config = read_json(file) if file.is_file() else None
+    return isinstance(config, dict) and config.get("type") == "bridge"
+
+
+def check_starts(
+    folder: Path, start: Tensor, calls: int, name: SamplerName, seed: int, device: torch.device
+) -> Verdict:
+    """What is found of the ends of a bridge's start, as `dsno check-teacher` shows it.
+
+    Raises:
+        ValueError: for pictures of another shape than the bridge's, or calls that no grid of the sampler has.
+    """
+    made = load_bridge(folder).to(device)
+    check_pictures(start, made, folder)
+    with progress() as report:
+        found = compare_starts(
+            made,
+            made.bridge,
+            start.to(device),
+            calls,
+            name,
+            seed=seed,
+            progress=lambda n, of: report("starts", n, of, ""),
+        )
+    (t_1, exponent), usual = found.best, found.distances[found.usual]
+    text = (
+        f"{name} with {calls} calls is nearest with t_1 = {t_1:.3g} and exponent {exponent:g}: "
+        f"{found.distances[found.best]:.3g} from 100 calls of the ancestral sampler, whose own draws are "
+        f"{found.floor:.3g} apart; by default {usual:.3g}"
+    )
+    better = found.distances[found.best] < 0.9 * usual
+    mend = f"--t-1 {t_1:.3g} --exponent {exponent:g}" if better else ""
+    finding = Finding("start", "warning" if better else "ok", text, mend)
+    return Verdict(f"{made.bridge!r}, network of kind {made.kind}", "data", (finding,))
+
+
+def check_pictures(start: Tensor, bridge: BridgePrediction, folder: Path) -> None:
+    """Refuse pictures (N, *shape) of another shape than a bridge's.
+
+    Raises:
+        ValueError: if they are.
+    """
+    if bridge.shape is not None and start.shape[1:] != bridge.shape:
+        raise ValueError(f"the pictures have the shape {tuple(start.shape[1:])}, {folder} takes {bridge.shape}")
+
+
+def cross_pictures(
+    folder: Path,
+    pictures: Path,
+    out: Path,
+    calls: int,
+    samples: int,
+    name: SamplerName,
+    t_1: float | None,
+    exponent: float | None,
+    seed: int,
+    device: torch.device,
+    overwrite: bool,
+) -> str:
+    """Draw `samples` of each picture and write them: a .png has a row for each, itself first. Returns what is said.
+
+    Raises:
+        ValueError: for calls that no grid of the sampler has, a `t_1` outside (0, 1), pictures of another shape than
+            the bridge's, or more than a picture holds.
+    """
+    if samples < 1:
+        raise ValueError(f"samples must be at least 1, got {samples}")
+    made = load_bridge(folder).to(device)
+    sampler = BridgeSampler.of_calls(made, made.bridge, calls, name, t_1, EXPONENT if exponent is None else exponent)
+    start = load_data(pictures).x
+    check_pictures(start, made, folder)
+    rows, seeds = start.repeat_interleave(samples, 0), seed_range(seed, samples * len(start))
+    check_size(out, len(rows), start.shape[1:])
+    if out.suffix == ".png":
+        check_grid_size((len(start) * (samples + 1), *start.shape[1:]), samples + 1)
+    seconds = 0.0
+
+    def pieces() -> Iterator[Piece]:
+        nonlocal seconds
+        for x, part in zip(rows.split(BATCH), seeds.split(BATCH), strict=True):
+            began = time.perf_counter()
+            found = sampler(x.to(device), seeds=part).sample.cpu().clamp(-1, 1)
+            seconds += time.perf_counter() - began
+            yield Piece(found, part)
+
+    inputs = (folder, pictures)
+    if out.suffix == ".png":
+        found = torch.cat([piece.samples for piece in pieces()])
+        write_atomically(out, partial(_sheet, start, found, seeds.tolist()))
+    else:
+        write_pieces(out, len(rows), pieces(), overwrite, inputs)
+    said = "one call" if calls == 1 else f"{calls} calls"
+    return f"{samples} samples of each of {len(start)} pictures in {said} of {name}, {seconds:.2f} s"
+
+
+def _sheet(start: Tensor, found: Tensor, seeds: Sequence[int], path: Path) -> None:
+    """A row for each picture: itself, then its samples."""
+    samples = len(found) // len(start)
+    images = torch.cat([start[:, None], found.unflatten(0, (len(start), samples))], 1).flatten(0, 1)
+    captions = [caption for n in range(len(start)) for caption in ("input", *map(str, seeds[n * samples :][:samples]))]
+    path.write_bytes(image_grid(images, samples + 1, captions))

@@ -1,0 +1,101 @@
+"""A bridge by command: trained on pairs, sampled from pictures; and what is refused."""
+
+import shutil
+from pathlib import Path
+from typing import get_args
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from dsno.bridge.files import load_bridge
+from dsno.bridge.sampler import BRIDGE_STEPS
+from dsno.checkpoint import read_json
+from dsno.cli.bridges import BRIDGES, BridgeName, SamplerName
+from refusals import Spoil, refusals, refuses
+from shell import QUICK, dsno
+
+
+@pytest.fixture(scope="session")
+def crossed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with pairs of pictures, and a bridge between them."""
+    root, rng = tmp_path_factory.mktemp("bridge"), np.random.default_rng(0)
+    for folder in ("rough", "fine"):
+        (root / folder).mkdir()
+        for n in range(4):
+            Image.fromarray(rng.integers(0, 255, (8, 8), dtype=np.uint8)).save(root / folder / f"{n}.png")
+    ran = dsno("teach", "--pairs", "rough", "fine", "--channels", 4, 8, "--out", "own", *QUICK, at=root)
+    assert ran.code == 0, ran.said
+    assert ran.following == ["sample", "--bridge", "own", "--input", "rough", "--calls", "13", "--samples", "4"]
+    return root
+
+
+def test_names_are_those_of_the_library() -> None:
+    assert get_args(SamplerName) == tuple(BRIDGE_STEPS)
+    assert get_args(BridgeName) == tuple(BRIDGES)
+
+
+def test_what_was_asked_for_is_what_is_taught(crossed: Path) -> None:
+    made = load_bridge(crossed / "own")
+    assert (made.kind, type(made.bridge).__name__, made.shape) == ("ddbm", "BrownianBridge", (1, 8, 8))
+    asked = ("--bridge-type", "vp", "--kind", "x0", "--size", 4, "--channels", 4, "--out", "other")
+    assert dsno("teach", "--pairs", "rough", "fine", *asked, *QUICK, at=crossed).code == 0
+    made = load_bridge(crossed / "other")
+    assert (made.kind, type(made.bridge).__name__, made.shape) == ("x0", "DDBMVP", (1, 4, 4))
+
+
+def test_each_picture_has_a_row_of_samples(crossed: Path, tmp_path: Path) -> None:
+    ran = dsno("sample", "--bridge", "own", "--input", "rough", "--out", tmp_path / "a.png", at=crossed)
+    assert ran.code == 0 and "4 samples of each of 4 pictures in 13 calls of dbim2" in ran.out, ran.said
+    with Image.open(tmp_path / "a.png") as sheet:
+        assert sheet.width > sheet.height
+    one = ("sample", "--bridge", "own", "--input", "rough/0.png", "--samples", 3, "--sampler", "odes3", "--calls", 6)
+    assert dsno(*one, "--out", tmp_path / "a.npy", "--seed", 7, at=crossed).code == 0
+    made = np.load(tmp_path / "a.npy")
+    assert made.shape == (3, 1, 8, 8) and np.abs(made[0] - made[1]).max() > 0.01
+    assert dsno(*one, "--out", tmp_path / "folder", "--t-1", 0.7, "--exponent", 3, at=crossed).code == 0
+    assert sorted(p.name for p in (tmp_path / "folder").iterdir()) == [f"seed-0000000{n}.png" for n in range(3)]
+
+
+def large(here: Path) -> None:
+    Image.fromarray(np.arange(81, dtype=np.uint8).reshape(9, 9)).save(here / "large.png")
+
+
+def fewer(here: Path) -> None:
+    (here / "fine" / "2.png").unlink()
+
+
+SAMPLE = "sample --bridge own --out new.png"
+
+
+def test_the_end_of_the_start_is_measured(crossed: Path, tmp_path: Path) -> None:
+    asked = ("--data", "rough", "--calls", 4, "--rows", 1, "--out", tmp_path / "verdict.json")
+    ran = dsno("check-teacher", "own", *asked, at=crossed)
+    assert ran.code == 0 and "dbim2 with 4 calls is nearest with t_1 = " in " ".join(ran.out.split()), ran.said
+    assert read_json(tmp_path / "verdict.json")["findings"][0]["check"] == "start"
+
+
+@refusals(
+    (f"{SAMPLE} --input rough --sampler odes3", None, "odes3 makes 1, 2, 4, 6, ... calls, got 13: take 12 or 14"),
+    (f"{SAMPLE} --input rough --t-1 1", None, "--t-1 is where the start ends, inside (0, 1), got 1"),
+    (f"{SAMPLE} --input rough --samples 0", None, "--samples must be at least 1, got 0"),
+    (f"{SAMPLE} --input large.png", large, "the pictures have the shape (1, 9, 9), own takes (1, 8, 8)"),
+    (f"{SAMPLE} --input nowhere", None, "no data 'nowhere'"),
+    (f"{SAMPLE}", None, "--bridge needs --input, the picture or the folder of pictures that it starts from"),
+    (f"{SAMPLE} --input rough --label 3", None, "--label does not go with --bridge: leave it out"),
+    ("sample --calls 4", None, "--calls is an option of bridges: say which, --bridge FOLDER"),
+    ("sample --exact taa --teacher own --out new.png", None, "own holds a bridge, expected a teacher"),
+    ("check-teacher own", None, "a bridge starts from pictures: give some degraded ones, --data FOLDER"),
+    ("check-teacher own --data rough --calls 3 --sampler odes3", None, "odes3 makes 1, 2, 4, 6, ... calls, got 3"),
+    ("check-teacher nowhere --calls 3", None, "--calls is of bridges, and nowhere is none: leave it out"),
+    ("teach --pairs rough fine --out new", fewer, "rough and fine do not pair by name: 2 (not in fine)"),
+    ("teach --pairs rough fine --out new --kind eps", None, "--kind eps is of teachers that start from noise"),
+    ("teach --kind ddbm --out new", None, "--kind ddbm is of bridges: give --pairs, or one of x0, eps, v, flow"),
+    ("teach --pairs rough fine rough --out new", None, "--pairs are two sources, degraded and clean, or one"),
+    ("teach --pairs rough fine --conditional --out new", None, "--conditional does not go with --pairs"),
+    ("teach --pairs rough fine --out rough", None, "rough is read, and is rough, which is written to"),
+)
+def test_a_failure_is_one_line_and_touches_nothing(
+    command: str, spoil: Spoil, message: str, crossed: Path, tmp_path: Path
+) -> None:
+    refuses(command, spoil, message, at=shutil.copytree(crossed, tmp_path / "here"))
