@@ -296,10 +296,8 @@ class Sample:
         ref = self.teacher or str(shipped() / "teacher")
         teacher, latents = load_teacher(ref, None, device, variant=self.variant), self._decoder(self.teacher)
         condition = targets_by_seed(guide, teacher, "uniform" if self.label is None else str(self.label))
-        model, grid = (
-            steered(ref, teacher, guide, self.scale),
-            even(teacher.schedule, 20 if self.steps is None else self.steps),
-        )
+        model = steered(ref, teacher, guide, self.scale)
+        grid = even(teacher.schedule, 20 if self.steps is None else self.steps)
         sampler = SolverSampler(model, teacher.schedule, grid, solver_named(self.solver or "stsp4", model))
         shape, rounds, seconds = sample_shape(teacher), 0, 0.0
         check_seeds(self.seed, self.count)

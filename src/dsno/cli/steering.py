@@ -1,4 +1,4 @@
-"""What `sample --guide` and `generate --guide` ask: a teacher pulled towards a class that it may never have been told."""
+"""What `sample --guide` and `generate --guide` ask: a teacher pulled towards a class that it was never told."""
 
 from __future__ import annotations
 
