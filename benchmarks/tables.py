@@ -439,6 +439,32 @@ def asymmetry(record: Record) -> str:
     return rows(["t", "skew part over symmetric part", "cosine of J v and J^T v"], body)
 
 
+def blind(record: Record) -> str:
+    """Blind methods beside the blurred picture and the kernel known, mean over seeds of medians over pictures."""
+    seeds = len({r["seed"] for r in record["rows"]})
+    fast = record["summary"]["fast"]["seconds"]["mean"]
+    body = [
+        [
+            {"map": "plain MAP", "oracle": "kernel known"}.get(name, name),
+            deviating(s["psnr"], seeds),
+            deviating(s["psnr_tenth"], seeds),
+            *(f"{s[key]['mean']:.{digits}f}" for key, digits in (("kernel_error", 3), ("reblur", 4))),
+            *(f"{s[key]['mean']:,.0f}" for key in ("rounds", "rows", "vjps")),
+            "-" if name == "blurred" else f"{s['seconds']['mean'] / fast:.2f}",
+        ]
+        for name, s in record["summary"].items()
+    ]
+    cost = ["rounds", "evaluations", "vjps", "seconds over fast"]
+    return rows(["method", "PSNR", "PSNR of the worst tenth", "kernel error", "re-blur error", *cost], body)
+
+
+def likelihood(record: Record) -> str:
+    """EM on a Gaussian field, round by round."""
+    sides = {"with the posterior variance": "with variance", "with the mean alone": "mean alone"}
+    body = [[name, *(f"{value:,.0f}" for value in record["field"][key])] for name, key in sides.items()]
+    return rows(["log-likelihood behind round", *map(str, range(len(body[0]) - 1))], body)
+
+
 TABLES: dict[str, Callable[[Record], str]] = {
     **{f"claims {path.stem}": claims for path in sorted(RESULTS.glob("*.json"))},
     **dict.fromkeys(("recipe", "fashion"), recipe),
@@ -462,6 +488,8 @@ TABLES: dict[str, Callable[[Record], str]] = {
     "faults": faults,
     "inverse": inverse,
     **{path.stem: restored for path in sorted(RESULTS.glob("inverse_*.json"))},
+    **{path.stem: blind for path in sorted(RESULTS.glob("blind*.json"))},
+    **{f"likelihood {path.stem}": likelihood for path in RESULTS.glob("blind.json")},
     **{f"asymmetry {path.stem}": asymmetry for path in sorted(RESULTS.glob("inverse_*.json"))},
 }
 """Who writes a table; the last word of its name is the result that it is of."""

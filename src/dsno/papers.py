@@ -319,12 +319,6 @@ REFERENCES: dict[str, Citation] = {
         "2309.00287",
         "IEEE/CVF Winter Conference on Applications of Computer Vision",
     ),
-    "xu2013unnatural": Citation(
-        "Xu, Li and Zheng, Shicheng and Jia, Jiaya",
-        "Unnatural {L0} Sparse Representation for Natural Image Deblurring",
-        2013,
-        venue=CVPR,
-    ),
     "bartal2023multidiffusion": Citation(
         "Bar-Tal, Omer and Yariv, Lior and Lipman, Yaron and Dekel, Tali",
         "{MultiDiffusion}: Fusing Diffusion Paths for Controlled Image Generation",

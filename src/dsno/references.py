@@ -70,8 +70,7 @@ OF_RESTORER: dict[str, tuple[str, ...]] = {
     "replacement": ("lugmayr2022repaint",),
     "mpgd": ("he2024manifold",),
     "blind": ("laroche2024fast", "song2023pseudoinverse"),
-    "blind-em": ("laroche2024fast", "song2023pseudoinverse"),
-    "blind-map": ("xu2013unnatural",),
+    "blind-classic": ("laroche2024fast", "song2023pseudoinverse"),
 }
 """A restorer by its name in `dsno.inverse.named.RESTORERS`."""
 

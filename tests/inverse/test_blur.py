@@ -33,7 +33,9 @@ def test_a_blur_is_the_sum_that_its_formula_says(size: tuple[int, ...], circular
         moved = x.roll(offset, tuple(range(2, x.ndim)))
         if not circular:
             for axis, d in enumerate(offset, start=2):
-                came_round = torch.arange(x.shape[axis]) < d if d > 0 else torch.arange(x.shape[axis]) >= x.shape[axis] + d
+                came_round = (
+                    torch.arange(x.shape[axis]) < d if d > 0 else torch.arange(x.shape[axis]) >= x.shape[axis] + d
+                )
                 moved = moved.masked_fill(came_round.reshape([-1 if a == axis else 1 for a in range(x.ndim)]), 0)
         expected += k[tuple(m)] * moved
     torch.testing.assert_close(Blur(k, circular).A(x), expected, rtol=0, atol=1e-14)

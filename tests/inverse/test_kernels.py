@@ -38,8 +38,9 @@ def test_a_gaussian_has_its_widths_along_its_axes() -> None:
     k = gaussian((41, 41), (1.5, 3.0), math.pi / 6)
     v, u = torch.meshgrid(*[torch.arange(41, dtype=torch.float64) - 20] * 2, indexing="ij")
     cov = torch.stack([torch.stack([(k * a * b).sum() for b in (v, u)]) for a in (v, u)])
-    turn = torch.tensor([[math.cos(math.pi / 6), -math.sin(math.pi / 6)], [math.sin(math.pi / 6), math.cos(math.pi / 6)]])
-    expected = turn.double() @ torch.diag(torch.tensor([1.5**2, 3.0**2], dtype=torch.float64)) @ turn.double().T
+    c, s = math.cos(math.pi / 6), math.sin(math.pi / 6)
+    turn = torch.tensor([[c, -s], [s, c]], dtype=torch.float64)
+    expected = turn @ torch.diag(torch.tensor([1.5**2, 3.0**2], dtype=torch.float64)) @ turn.T
     torch.testing.assert_close(cov, expected, rtol=0, atol=1e-6)
 
 

@@ -7,7 +7,7 @@ $$ \mathrm{prox}_{\lambda R / \beta}(k) = \arg\min_z \tfrac12 \lVert k - z \rVer
 the most probable clean kernel behind one with noise of level $s = \sqrt{\lambda / \beta}$. Of $R(z) = |z|_1$ it shrinks
 every value by $s^2$; of a prior that only examples tell it is a network that has learned to denoise them (*plug and
 play*). The network here is a DnCNN told the level: five convolutions on the kernel and a map of $s$, which estimate
-what is noise. Its kernels are made, not collected: paths of motion and Gaussians of any width and direction, in several
+its noise. Its kernels are made, not collected: paths of motion and Gaussians of any width and direction, in several
 sizes; minutes on one core.
 
 Source: Zhang, Zuo, Chen, Meng & Zhang, 2017 (arXiv 1608.03981), figure 1; with the map of Zhang, Zuo & Zhang, 2018
@@ -19,6 +19,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -64,7 +65,7 @@ class Shrink:
 
 
 class KernelDenoiser(nn.Module):
-    r"""$z = k - N(k, s)$: a small convolutional network that estimates the noise of a kernel.
+    r"""$z = k - s N(k, s)$: a small convolutional network that estimates the noise of a kernel, in units of its level.
 
     `layers` convolutions of 3x3 with rectifiers between them, on $k$ and a map of $s$; kernels of any size, since
     beyond the border both are zero.
@@ -83,7 +84,9 @@ class KernelDenoiser(nn.Module):
             raise ValueError(f"a kernel denoiser needs a channel and two layers or more, got {width} and {layers}")
         self.config: dict[str, object] = {"width": width, "layers": layers}
         widths = [2, *[width] * (layers - 1), 1]
-        self.convs = nn.ModuleList(nn.Conv2d(i, o, 3, padding=1) for i, o in zip(widths, widths[1:], strict=False))
+        self.convs = nn.ModuleList(nn.Conv2d(i, o, 3, padding=1) for i, o in pairwise(widths))
+        for conv in self.convs[:-1]:
+            nn.init.kaiming_normal_(conv.weight, nonlinearity="relu")
         # It begins as the identity.
         nn.init.zeros_(self.convs[-1].weight)
         nn.init.zeros_(self.convs[-1].bias)
@@ -97,7 +100,7 @@ class KernelDenoiser(nn.Module):
         h = SCALE * torch.cat([kernel, s], 1).to(held)
         for conv in self.convs[:-1]:
             h = conv(h).relu()
-        return kernel - self.convs[-1](h).to(kernel) / SCALE
+        return kernel - s * self.convs[-1](h).to(kernel)
 
 
 @dataclass(frozen=True)
@@ -167,11 +170,12 @@ def train_kernel_denoiser(
         raise ValueError(f"a batch of kernels has at least 4, of which one is a Gaussian, got {batch}")
     torch.manual_seed(seed)
     net = KernelDenoiser()
-    config = TrainConfig(steps=steps, lr=2e-3, warmup=min(50, steps), ema=0.99, checkpoint_every=steps, seed=seed)
+    config = TrainConfig(steps=steps, lr=4e-3, warmup=min(50, steps), ema=0.99, checkpoint_every=steps, seed=seed)
     objective = _Denoise(batch, seed, tuple(sizes))
     settings = {"batch": batch, "sizes": list(sizes)}
     with claimed(out, KERNELS, resume and not overwrite, overwrite):
-        train(net, objective, config, Path(out) / "training", True, False, None, stage_progress("kernels", report), settings)
+        progress = stage_progress("kernels", report)
+        train(net, objective, config, Path(out) / "training", resume=True, progress=progress, settings=settings)
         save_kernel_denoiser(out, net, steps=steps, **settings)
     return net.requires_grad_(False)
 

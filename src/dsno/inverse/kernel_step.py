@@ -31,7 +31,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -64,13 +64,15 @@ class Moments:
     def system(self, size: Sequence[int]) -> tuple[Tensor, Tensor]:
         r"""The matrix $r_{m - m'}$, (B, S, S), and $b_m$, (B, S), on a support of S pixels; the formula above."""
         axes = tuple(range(1, 1 + len(size)))
-        r, b = (torch.fft.irfftn(F, s=self.spatial, dim=axes).flatten(1) for F in (self.power.to(self.cross), self.cross))
+        r, b = (
+            torch.fft.irfftn(F, s=self.spatial, dim=axes).flatten(1) for F in (self.power.to(self.cross), self.cross)
+        )
         m = torch.cartesian_prod(*(torch.arange(n, device=r.device) - n // 2 for n in size)).reshape(-1, len(size))
         between = m[:, None] - m[None, :]
         return r[:, self._pixel(between)], b[:, self._pixel(m)]
 
     def error(self, kernel: Tensor) -> Tensor:
-        r"""$\tfrac1n \sum_i \mathbb E \lVert y - k * x_i \rVert^2 = k^\top r k - 2 b^\top k + \lVert y \rVert^2$, (B,)."""
+        r"""$\tfrac1n \sum_i \mathbb E \lVert y - k * x_i \rVert^2 = k^\top r k - 2 b^\top k + |y|^2$, (B,)."""
         r, b = self.system(kernel.shape[2:])
         k = kernel.flatten(1).to(b)
         return ((r @ k[..., None])[..., 0] * k).sum(1) - 2 * (b * k).sum(1) + self.energy
@@ -112,7 +114,8 @@ class KernelStep:
     Attributes:
         prior: What is called $\mathrm{prox}_{\lambda R / \beta}$, told the level $\sqrt{\lambda / \beta}$.
         beta: $\beta > 0$: $\alpha = \tau^2 \beta$ is what the prior weighs, against the squares of a picture.
-        level: $\sqrt{\lambda / \beta} \ge 0$, the noise that the prior takes off a kernel of sum 1.
+        level: $\sqrt{\lambda / \beta} \ge 0$, the noise that the prior takes off a kernel of sum 1; the default is for
+            `Shrink`, a learned prior takes about 0.01.
         rounds: Of the two halves, at least one.
         learn_noise: Also estimate $\tau$, one for all pictures; reading it back makes the host wait for the device.
 
@@ -120,9 +123,9 @@ class KernelStep:
         ValueError: for a number out of its range.
     """
 
-    prior: KernelPrior = Shrink()
+    prior: KernelPrior = field(default_factory=Shrink)
     beta: float = 1e5
-    level: float = 0.01
+    level: float = 0.05
     rounds: int = 10
     learn_noise: bool = False
 

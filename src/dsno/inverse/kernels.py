@@ -185,11 +185,17 @@ def aligned(x: Tensor, reference: Tensor, reach: int | None = None) -> Tensor:
 
 
 def kernel_error(estimate: Tensor, truth: Tensor) -> Tensor:
-    r"""$e(\hat k, k)$ of the formula above, (B,), of kernels (B, 1, *size) or `truth` (1, 1, *size); the sizes may differ."""
+    r"""$e(\hat k, k)$ of the formula above, (B,), of kernels (B, 1, *size) of any two sizes; `truth` may be one."""
     truth = truth.to(estimate).expand(len(estimate), *truth.shape[1:])
-    grid = [a + b for a, b in zip(estimate.shape[2:], truth.shape[2:], strict=True)]
-    a, b = (F.pad(k, [r for n, g in zip(k.shape[:1:-1], grid[::-1], strict=True) for r in (0, g - n)]) for k in (estimate, truth))
+    grid = [n + m for n, m in zip(estimate.shape[2:], truth.shape[2:], strict=True)]
+    a, b = (_padded(k, grid) for k in (estimate, truth))
     return (aligned(a, b) - b).flatten(1).norm(dim=1) / b.flatten(1).norm(dim=1)
+
+
+def _padded(kernel: Tensor, grid: Sequence[int]) -> Tensor:
+    """Kernels (B, 1, *size) with zeros behind them, (B, 1, *grid)."""
+    room = [r for n, m in zip(kernel.shape[2:], grid, strict=True) for r in (m - n, 0)]
+    return F.pad(kernel, room[::-1])
 
 
 def _rolled(x: Tensor, moves: Tensor) -> Tensor:
