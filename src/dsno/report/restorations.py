@@ -4,8 +4,8 @@ One answer of an inverse problem is a guess. Of several samples $x_1, \dots, x_S
 
 $$ \bar x = \frac1S \sum_j x_j, \qquad s = \Big( \frac{1}{S - 1} \sum_j (x_j - \bar x)^2 \Big)^{1/2}, $$
 
-in which what the measurement leaves open is bright. The mean is nearer to the reference than the samples are, and is
-no sample: it is as blurred as they disagree.
+in which what the measurement leaves open is bright. The mean is nearer to the reference than the samples are on
+average, in squares, and is no sample: it is as blurred as they disagree.
 """
 
 from __future__ import annotations
