@@ -89,6 +89,8 @@ def test_the_page_shows_each_picture_beside_its_reference(tmp_path: Path) -> Non
     said = " ".join(page.words)
     assert "two of them" in said and "3 more pictures are in the folder" in said and "b<i>" in said
     assert "8 x 12 pixels, residual 0.1, PSNR" in said and "Medians: 8 x 12 pixels, residual 0.2, PSNR" in said
-    assert "The kernel that was estimated" in said and "more pictures" not in restoration_report(
-        tmp_path / "page.html", "Restored", "one", restorations[:1]
-    ).read_text()
+    assert (
+        "The kernel that was estimated" in said
+        and "more pictures"
+        not in restoration_report(tmp_path / "page.html", "Restored", "one", restorations[:1]).read_text()
+    )
