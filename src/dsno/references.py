@@ -297,6 +297,22 @@ REFERENCES: dict[str, Citation] = {
         "1904.06991",
         NEURIPS,
     ),
+    # Kernels of a blur
+    "laroche2024fast": Citation(
+        "Laroche, Charles and Almansa, Andr{\\'e}s and Coupet{\\'e}, Eva",
+        "Fast Diffusion EM: a Diffusion Model for Blind Inverse Problems with Application to Deconvolution",
+        2024,
+        "2309.00287",
+        "IEEE/CVF Winter Conference on Applications of Computer Vision",
+    ),
+    "zhang2017beyond": Citation(
+        "Zhang, Kai and Zuo, Wangmeng and Chen, Yunjin and Meng, Deyu and Zhang, Lei",
+        "Beyond a Gaussian Denoiser: Residual Learning of Deep CNN for Image Denoising",
+        2017,
+        "1608.03981",
+        "IEEE Transactions on Image Processing",
+        journal=True,
+    ),
 }
 """The papers by key."""
 
@@ -408,6 +424,8 @@ def _used(folder: Path) -> list[str] | None:
 
 def _model(config: Any) -> list[str] | None:
     kind = config.get("type") if isinstance(config, Mapping) else None
+    if kind == "kernel denoiser":
+        return ["laroche2024fast", "zhang2017beyond"]
     if kind not in ("teacher", "student", "adapter", "flow map"):
         return None
     net = config.get("net") or config.get("backbone") or {}
