@@ -213,7 +213,7 @@ class _Copies:
         if self.seeds is None:
             raise ValueError("several runs of one picture draw their own noise: give `seeds`, one for each row")
         rows = self.seeds.tolist()
-        # A fourth number, which no batch of training has in its key, and which keeps the zeros before it.
+        # Zeros at the end of a key do not count: the last number keeps those before it.
         drawn = [[mixed(seed, turn, i, 1) for seed in rows] for i in range(n)]
         self.seeds = torch.tensor([rows, *drawn[1:]] if turn == 0 else drawn).flatten()
         own = noise(self.seeds, z.shape[1:], 0, z.dtype, z.device)
