@@ -319,6 +319,14 @@ REFERENCES: dict[str, Citation] = {
         "2309.00287",
         "IEEE/CVF Winter Conference on Applications of Computer Vision",
     ),
+    "zhang2017beyond": Citation(
+        "Zhang, Kai and Zuo, Wangmeng and Chen, Yunjin and Meng, Deyu and Zhang, Lei",
+        "Beyond a {Gaussian} Denoiser: Residual Learning of Deep {CNN} for Image Denoising",
+        2017,
+        "1608.03981",
+        "IEEE Transactions on Image Processing",
+        journal=True,
+    ),
     "bartal2023multidiffusion": Citation(
         "Bar-Tal, Omer and Yariv, Lior and Lipman, Yaron and Dekel, Tali",
         "{MultiDiffusion}: Fusing Diffusion Paths for Controlled Image Generation",

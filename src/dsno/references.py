@@ -140,6 +140,8 @@ def _used(folder: Path) -> list[str] | None:
 
 def _model(config: Any) -> list[str] | None:
     kind = config.get("type") if isinstance(config, Mapping) else None
+    if kind == "kernel denoiser":
+        return ["laroche2024fast", "zhang2017beyond"]
     if kind not in ("teacher", "student", "adapter", "flow map"):
         return None
     net = config.get("net") or config.get("backbone") or {}
