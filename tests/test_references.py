@@ -115,6 +115,7 @@ def test_no_entry_is_an_orphan(tmp_path: Path) -> None:
         (CONFIG, {**TEACHER, "clip": {"ratio": 0.995}}),
         (CONFIG, {**STUDENT, "notes": {"method": "knowledge", "distance": "l1+perceptual"}}),
         *((CONFIG, {**STUDENT, "notes": {"guide": name}}) for name in OF_GUIDE),
+        (CONFIG, {"type": "kernel denoiser"}),
         (RESULTS, {"results": rows}),
         *((RESTORATIONS, {**PICTURES, "method": name}) for name in OF_RESTORER),
         (RESTORATIONS, {**PICTURES, "tiled": True, "pictures": [{"ssim": [1.0]}]}),

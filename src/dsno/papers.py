@@ -319,11 +319,13 @@ REFERENCES: dict[str, Citation] = {
         "2309.00287",
         "IEEE/CVF Winter Conference on Applications of Computer Vision",
     ),
-    "xu2013unnatural": Citation(
-        "Xu, Li and Zheng, Shicheng and Jia, Jiaya",
-        "Unnatural {L0} Sparse Representation for Natural Image Deblurring",
-        2013,
-        venue=CVPR,
+    "zhang2017beyond": Citation(
+        "Zhang, Kai and Zuo, Wangmeng and Chen, Yunjin and Meng, Deyu and Zhang, Lei",
+        "Beyond a {Gaussian} Denoiser: Residual Learning of Deep {CNN} for Image Denoising",
+        2017,
+        "1608.03981",
+        "IEEE Transactions on Image Processing",
+        journal=True,
     ),
     "bartal2023multidiffusion": Citation(
         "Bar-Tal, Omer and Yariv, Lior and Lipman, Yaron and Dekel, Tali",

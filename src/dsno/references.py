@@ -87,8 +87,7 @@ OF_RESTORER: dict[str, tuple[str, ...]] = {
     "replacement": ("lugmayr2022repaint",),
     "mpgd": ("he2024manifold",),
     "blind": ("laroche2024fast", "song2023pseudoinverse"),
-    "blind-em": ("laroche2024fast", "song2023pseudoinverse"),
-    "blind-map": ("xu2013unnatural",),
+    "blind-classic": ("laroche2024fast", "song2023pseudoinverse"),
 }
 """A restorer by its name in `dsno.inverse.named.RESTORERS`."""
 
@@ -167,6 +166,8 @@ def _model(config: Any) -> list[str] | None:
     kind = config.get("type") if isinstance(config, Mapping) else None
     if kind == "bridge":
         return _known([OF_BRIDGE.get(config["bridge"]["name"]), OF_NET.get(config["net"].get("name"))])
+    if kind == "kernel denoiser":
+        return ["laroche2024fast", "zhang2017beyond"]
     if kind not in ("teacher", "student", "adapter", "flow map"):
         return None
     net = config.get("net") or config.get("backbone") or {}

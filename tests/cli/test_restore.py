@@ -79,7 +79,7 @@ def test_every_method_restores_by_its_name(method: str, here: Path) -> None:
     ran = restored("photos", "--teacher", "grey", *problem, "--method", method, at=here)
     held = read_json(here / "out" / "restored.json")
     assert held["method"] == method and len(held["pictures"]) == 2
-    assert (held["cost"]["rounds"] == 0) == (method == "blind-map")
+    assert held["cost"]["rounds"] > 0
     assert (here / "out" / "b-kernel.png").is_file() == blind
     assert ran.following == ["cite", "out"]
     for name in ("a", "b"):

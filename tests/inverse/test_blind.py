@@ -174,6 +174,17 @@ def test_the_sampler_is_one_of_several_with_their_options() -> None:
         assert made.x.isfinite().all() and made.kernel.isfinite().all() and made.cost.vjps == 16
 
 
+def test_the_estimate_begins_at_the_kernel_of_each_picture_where_there_is_one() -> None:
+    case = Case(count=2)
+    begun = Blur(case.k, noise=TAU)
+    # What the first kernel weighs is beyond any picture here, and the prior takes nothing off it.
+    step = KernelStep(beta=1e12, level=0.0)
+    for make in (partial(FastEM, coarse=0.0), partial(ClassicEM, rounds=2)):
+        method = make(uniform(2), step=step, samples=2)
+        made = method(case.teacher, case.schedule, begun, case.y, case.z, None, case.seeds)
+        torch.testing.assert_close(made.kernel, case.k, rtol=0, atol=1e-4)
+
+
 def test_pictures_of_a_batch_do_not_see_each_other() -> None:
     case = Case(count=3)
     both = FastEM(uniform(10))(case.teacher, case.schedule, START, case.y, case.z, None, case.seeds)

@@ -3,27 +3,15 @@
 import dataclasses
 
 from dsno.grids import uniform
-from dsno.inverse.blind import ClassicEM, FastEM, PlainMAP
-from dsno.inverse.kernel_step import KernelStep
 from dsno.inverse.named import CHOICES, RESTORERS
 
 
 def test_restorers_are_made_from_a_grid_alone_and_are_frozen_dataclasses_of_their_options() -> None:
     assert {"constrained", "dps", "pigdm", "diffpir", "replacement", "mpgd", "blind"} <= RESTORERS.keys()
     for name, make in RESTORERS.items():
-        if name.startswith("blind"):
-            continue
         made = make(uniform(3))
         assert dataclasses.is_dataclass(made) and made.grid.tolist() == uniform(3).tolist()  # type: ignore[attr-defined]
         assert "$$" in (make.__doc__ or ""), f"{name} says no formula"
-
-
-def test_blind_methods_drive_a_restorer_on_the_grid() -> None:
-    step = KernelStep(learn_noise=True)
-    for name, kind in (("blind", FastEM), ("blind-em", ClassicEM), ("blind-map", PlainMAP)):
-        made = RESTORERS[name](uniform(3), step=step)
-        assert isinstance(made, kind) and made.step is step
-        assert isinstance(made, PlainMAP) or made.sampler.grid.tolist() == uniform(3).tolist()  # type: ignore[attr-defined]
 
 
 def test_of_every_restorer_is_said_when_to_choose_it() -> None:

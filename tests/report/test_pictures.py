@@ -174,7 +174,7 @@ def test_pictures_need_no_display_and_no_pyplot() -> None:
 def test_a_caption_stands_below_its_image() -> None:
     x = images(3)
     plain, grid = pixels(image_grid(x, 2)), pixels(image_grid(x, 2, ["1", "22", "333"]))
-    assert grid.shape == (2 * (96 + 20) + 8, 200, 4)
+    assert grid.shape == (2 * (96 + 8 + 20), 200, 4)
     # The images are where they were, but for the room of a line; there is no fourth caption.
     for held, before in ((grid[:96], plain[:96]), (grid[124:220], plain[104:])):
         assert np.array_equal(held[..., 3], before[..., 3])

@@ -85,12 +85,12 @@ def test_the_page_shows_each_picture_beside_its_reference(tmp_path: Path) -> Non
     restorations = [alone(reference=reference), several(name="b<i>", reference=reference, kernel=torch.rand(3, 5, 5))]
     text = restoration_report(tmp_path / "page.html", "Restored", "two of them", restorations, more=3).read_text()
     page = Page(text)
-    assert page.open == [] and len(page.loads) == 3 and all(part.startswith("data:") for part in page.loads)
+    assert page.open == [] and len(page.loads) == 4 and all(part.startswith("data:") for part in page.loads)
     said = " ".join(page.words)
     assert "two of them" in said and "3 more pictures are in the folder" in said and "b<i>" in said
     assert "8 x 12 pixels, residual 0.1, PSNR" in said and "Medians: 8 x 12 pixels, residual 0.2, PSNR" in said
     assert (
-        "The kernel that was estimated." in said
+        "The kernel that was estimated" in said
         and "more pictures"
         not in restoration_report(tmp_path / "page.html", "Restored", "one", restorations[:1]).read_text()
     )

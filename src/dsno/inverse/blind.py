@@ -20,7 +20,7 @@ shift of the picture are one solution, and the next steps make the picture follo
 Nothing here finds the kernel if the prior of originals cannot tell it: for a Gaussian one the likelihood depends on
 $|K|^2$ alone, so a kernel and its mirror image are equally likely.
 
-Source: Laroche, Almansa & Coupete, 2023 (arXiv 2309.00287), algorithms 1 to 3.
+Source: Laroche, Almansa & Coupeté, 2023 (arXiv 2309.00287).
 """
 
 from __future__ import annotations
@@ -128,7 +128,7 @@ class FastEM:
             return _each(blur, n)
 
         several = _Copies(y, z, cond, seeds, n)
-        made = several.run(self.sampler(self.grid), denoiser, schedule, problem, revise)
+        made = several.run(self.sampler(self.grid), denoiser, schedule, _each(blur, n), revise)
         return _restored(made.x.unflatten(0, (n, len(y))).mean(0), y, blur, made.cost)
 
 
@@ -213,7 +213,7 @@ class _Copies:
         if self.seeds is None:
             raise ValueError("several runs of one picture draw their own noise: give `seeds`, one for each row")
         rows = self.seeds.tolist()
-        # A fourth number, which no batch of training has in its key, and which keeps the zeros before it.
+        # Zeros at the end of a key do not count: the last number keeps those before it.
         drawn = [[mixed(seed, turn, i, 1) for seed in rows] for i in range(n)]
         self.seeds = torch.tensor([rows, *drawn[1:]] if turn == 0 else drawn).flatten()
         own = noise(self.seeds, z.shape[1:], 0, z.dtype, z.device)

@@ -27,6 +27,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 __all__ = ["Blur"]
 
@@ -92,8 +93,8 @@ class Blur:
         if key not in self._otf:
             axes = tuple(range(-len(grid), 0))
             rows = self.rows.to(like.device, torch.promote_types(like.dtype, torch.float32))
-            padded = rows.new_zeros(len(rows), *[1] * (like.ndim - 1 - len(grid)), *grid)
-            padded[(..., *map(slice, self.size))] = rows.reshape(*padded.shape[: -len(grid)], *self.size)
+            room = [r for k, n in zip(self.size[::-1], tuple(grid)[::-1], strict=True) for r in (0, n - k)]
+            padded = F.pad(rows, room).reshape(len(rows), *[1] * (like.ndim - 1 - len(grid)), *grid)
             self._otf[key] = torch.fft.rfftn(padded.roll([-(n // 2) for n in self.size], axes), dim=axes)
         return self._otf[key]
 

@@ -11,7 +11,7 @@ its noise. Its kernels are made, not collected: paths of motion and Gaussians of
 sizes; minutes on one core.
 
 Source: Zhang, Zuo, Chen, Meng & Zhang, 2017 (arXiv 1608.03981), figure 1; with the map of Zhang, Zuo & Zhang, 2018
-(arXiv 1710.04026); as a prior of kernels Laroche, Almansa & Coupete, 2023 (arXiv 2309.00287), section 3.
+(arXiv 1710.04026); as a prior of kernels Laroche, Almansa & Coupeté, 2023 (arXiv 2309.00287).
 """
 
 from __future__ import annotations

@@ -24,7 +24,7 @@ kernel stays at no blur. With $V$ the noise level has an M-step of its own,
 
 $$ \tau^2 = \tfrac1N \, \tfrac1n \sum_i \mathbb E \lVert y - k * x_i \rVert^2. $$
 
-Source: Laroche, Almansa & Coupete, 2023 (arXiv 2309.00287), algorithm 1; the splitting of Geman & Yang, 1995.
+Source: Laroche, Almansa & Coupeté, 2023 (arXiv 2309.00287); the splitting of Geman & Yang, 1995.
 """
 
 from __future__ import annotations

@@ -138,7 +138,10 @@ def normalised(kernel: Tensor) -> Tensor:
     positive = kernel.clamp_min(0)
     axes = tuple(range(2, kernel.ndim))
     total = positive.sum(axes, keepdim=True)
-    none = delta(kernel.shape[2:]).to(kernel)
+    none = centre = torch.zeros_like(kernel)
+    for axis in axes:
+        centre = centre.narrow(axis, kernel.shape[axis] // 2, 1)
+    centre.fill_(1)
     return torch.where(total > 0, positive / torch.where(total > 0, total, 1.0), none)
 
 

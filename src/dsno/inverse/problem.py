@@ -72,7 +72,8 @@ def noise_of(problem: object) -> float:
     tau = float(given)
     if not 0 <= tau < math.inf:
         raise ValueError(f"the noise of a problem is a standard deviation of 0 or more, got {tau:g}")
-    return tau
+    # The square of a smaller one is 0.
+    return tau if tau > 1e-150 else 0.0
 
 
 def check_problem(

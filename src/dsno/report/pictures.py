@@ -90,7 +90,7 @@ def image_grid(images: Tensor, columns: int | None = None, captions: Sequence[st
     if not captions:
         return _png(_sheet(lines, columns))
     sheet = _sheet(lines, columns, GAP + CAPTION)
-    return _captioned(np.pad(sheet, ((0, CAPTION), (0, 0), (0, 0))), tiles.shape[1:3], captions, columns)
+    return _captioned(np.pad(sheet, ((0, GAP + CAPTION), (0, 0), (0, 0))), tiles.shape[1:3], captions, columns)
 
 
 def check_grid_size(shape: Sequence[int], columns: int | None = None) -> int:

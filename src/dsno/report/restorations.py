@@ -4,8 +4,8 @@ One answer of an inverse problem is a guess. Of several samples $x_1, \dots, x_S
 
 $$ \bar x = \frac1S \sum_j x_j, \qquad s = \Big( \frac{1}{S - 1} \sum_j (x_j - \bar x)^2 \Big)^{1/2}, $$
 
-in which what the measurement leaves open is bright. The mean is nearer to the reference than the samples are, and is
-no sample: it is as blurred as they disagree.
+in which what the measurement leaves open is bright. The mean is nearer to the reference than the samples are on
+average, in squares, and is no sample: it is as blurred as they disagree.
 """
 
 from __future__ import annotations
@@ -115,21 +115,21 @@ class Restoration:
 
     def section(self) -> Section:
         """Its part of the page."""
-        tiles = {"input": self.plain}
-        samples = self.x[:FEW]
-        names = ["restored"] if len(self.x) == 1 else [f"seed {seed}" for seed in self.seeds]
-        tiles |= dict(zip(names, samples, strict=False))
-        best = self.x[0]
-        if len(self.x) > 1:
-            tiles |= {"mean": self.mean, "spread": _bright(self.spread)}
-            best = self.mean
+        several = len(self.x) > 1
+        best = self.mean if several else self.x[0]
+        tiles = {"input": self.plain, "mean" if several else "restored": best}
+        if several:
+            tiles["spread"] = _bright(self.spread)
         if self.reference is not None:
             tiles |= {"reference": self.reference, "difference": _bright((best - self.reference).abs())}
-        row = torch.stack([_enlarged(tile) for tile in tiles.values()])
-        pictures = [Picture(image_grid(row, columns=min(len(row), 6), captions=[*tiles]), _said(self.measures()))]
+        pictures = [_side_by_side(tiles, _said(self.measures()))]
+        if several:
+            shown = {f"seed {seed}": x for seed, x in zip(self.seeds[:FEW], self.x, strict=False)}
+            rest = f"; {len(self.x) - FEW} more are in the folder" if len(self.x) > FEW else ""
+            pictures.append(_side_by_side(shown, f"Samples, by seed{rest}."))
         if self.kernel is not None:
-            drawn = torch.stack([_enlarged(_kernel(kernel)) for kernel in self.kernel[:FEW]])
-            pictures.append(Picture(image_grid(drawn, columns=len(drawn)), "The kernel that was estimated."))
+            shown = {f"kernel {seed}": _kernel(k) for seed, k in zip(self.seeds[:FEW], self.kernel, strict=False)}
+            pictures.append(_side_by_side(shown, "The kernel that was estimated, its largest weight white."))
         return Section(self.name, pictures=pictures)
 
 
@@ -151,6 +151,12 @@ def restoration_report(
     )
     rest = f"\n\n{more} more pictures are in the folder and not on this page." if more else ""
     return html_report(path, title, [r.section() for r in restorations], f"{summary}\n\n{legend}{rest}")
+
+
+def _side_by_side(tiles: Mapping[str, Tensor], caption: str) -> Picture:
+    """Pictures of one size in rows of five, each with its name below."""
+    row = torch.stack([_enlarged(tile) for tile in tiles.values()])
+    return Picture(image_grid(row, columns=min(len(row), 5), captions=[*tiles]), caption)
 
 
 def _said(measures: Mapping[str, Any]) -> str:
