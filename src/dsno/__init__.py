@@ -46,9 +46,14 @@ from dsno.trajectory import Sampler, Trajectory
 if TYPE_CHECKING:
     from dsno.app.export import export_onnx, export_program
     from dsno.app.pipeline import DSNOPipeline
+    from dsno.bridge.files import load_bridge, save_bridge
+    from dsno.bridge.sampler import BridgeSampler
+    from dsno.bridge.student import generate_crossings, student_from_bridge
     from dsno.data.load import load_data
+    from dsno.data.pairs import load_pairs
     from dsno.measure.evaluate import evaluate
     from dsno.report.compare import compare
+    from dsno.runs.bridge import teach_bridge
     from dsno.runs.classifier import train_classifier
     from dsno.runs.plan import plan
     from dsno.runs.recipes import RECIPES, Recipe
@@ -60,6 +65,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 LATER = {
+    "BridgeSampler": "dsno.bridge.sampler",
     "DSNOPipeline": "dsno.app.pipeline",
     "RECIPES": "dsno.runs.recipes",
     "Recipe": "dsno.runs.recipes",
@@ -68,13 +74,19 @@ LATER = {
     "evaluate": "dsno.measure.evaluate",
     "export_onnx": "dsno.app.export",
     "export_program": "dsno.app.export",
+    "generate_crossings": "dsno.bridge.student",
+    "load_bridge": "dsno.bridge.files",
     "load_data": "dsno.data.load",
+    "load_pairs": "dsno.data.pairs",
     "plan": "dsno.runs.plan",
     "pull": "dsno.trajectories.share",
     "push": "dsno.trajectories.share",
+    "save_bridge": "dsno.bridge.files",
     "shipped": "dsno.runs.shipped",
+    "student_from_bridge": "dsno.bridge.student",
     "teach": "dsno.runs.teach",
     "train_classifier": "dsno.runs.classifier",
+    "teach_bridge": "dsno.runs.bridge",
 }
 """Public names whose modules bring in more than torch, or are not on everybody's way: imported when first asked for."""
 
@@ -98,6 +110,7 @@ __all__ = [
     "STSP",
     "VE",
     "Ancestral",
+    "BridgeSampler",
     "Chain",
     "CleanClassifier",
     "Cosine",
@@ -142,9 +155,12 @@ __all__ = [
     "export_program",
     "flow_map_from_teacher",
     "generate",
+    "generate_crossings",
     "lift",
     "linear_beta",
+    "load_bridge",
     "load_data",
+    "load_pairs",
     "load_student",
     "load_teacher",
     "noise",
@@ -152,11 +168,14 @@ __all__ = [
     "pull",
     "push",
     "sampler_of",
+    "save_bridge",
     "save_student",
     "save_teacher",
     "seed_range",
     "shipped",
+    "student_from_bridge",
     "student_from_teacher",
     "teach",
+    "teach_bridge",
     "train_classifier",
 ]

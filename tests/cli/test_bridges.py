@@ -75,6 +75,26 @@ def test_the_end_of_the_start_is_measured(crossed: Path, tmp_path: Path) -> None
     assert read_json(tmp_path / "verdict.json")["findings"][0]["check"] == "start"
 
 
+def test_a_student_of_one_pass_is_made_of_it(crossed: Path, tmp_path: Path) -> None:
+    here = shutil.copytree(crossed, tmp_path / "here")
+    ran = dsno("generate", "--teacher", "own", "--input", "rough", "--count", 16, "--out", "set", at=here)
+    assert ran.code == 0, ran.said
+    ran = dsno(*ran.following, "--out", "student", *QUICK, at=here)
+    assert ran.code == 0, ran.said
+    following = [word.replace("PICTURES", "rough") for word in ran.following]
+    ran = dsno(*following, "--count", 5, "--out", "a.npy", at=here)
+    assert ran.code == 0 and "5 samples in one pass" in ran.out, ran.said
+    assert np.load(here / "a.npy").shape == (5, 1, 8, 8)
+    for command, said in (
+        ("sample --student student --out b.png", "student starts from pictures: give --input"),
+        ("sample --input rough --out b.png", "starts from noise alone: leave out --input"),
+        ("distill --teacher own --data rough --method knowledge --out new", "and there are none in rough"),
+        ("generate --teacher own --out new", "a bridge starts from pictures: give the degraded ones, --input FOLDER"),
+    ):
+        ran = dsno(*command.split(), at=here)
+        assert ran.code == 2 and said in ran.err, ran.said
+
+
 @refusals(
     (f"{SAMPLE} --input rough --sampler odes3", None, "odes3 makes 1, 2, 4, 6, ... calls, got 13: take 12 or 14"),
     (f"{SAMPLE} --input rough --t-1 1", None, "--t-1 is where the start ends, inside (0, 1), got 1"),

@@ -154,7 +154,8 @@ class I2SB(Bridge):
     $$ \sqrt{\beta(t)} = \sqrt{\beta_{\min}} + (\sqrt{\beta_{\max}} - \sqrt{\beta_{\min}}) \, t
        \quad (t \le \tfrac12), \qquad \beta(t) = \beta(1 - t) \quad (t > \tfrac12). $$
 
-    The authors' 1000 discrete steps are this at $t = k / 1000$ to $10^{-3}$; their `beta_max` (0.3, and 1 for
+    The authors' 1000 discrete steps, $k = 0, 1, \dots$, are this at $t = (k + \tfrac12) / 1000$ to $4 \cdot 10^{-4}$ in
+    a and b and $3 \cdot 10^{-3}$ in c, which theirs leave above 0 at the ends; their `beta_max` (0.3, and 1 for
     inpainting) is the end of the straight line, which turns back half way.
 
     Raises:

@@ -104,9 +104,10 @@ class BridgePrediction(nn.Module):
             raise ValueError(
                 'a bridge is told where it comes from, cond={"start": x_T}: sample it with BridgeSampler, which does'
             )
-        # Of one time of all rows the coefficients are float64 of the host.
-        time = torch.tensor([t], dtype=torch.float64, device="cpu") if isinstance(t, float) else each_row(t, x_t)
-        s, p, e, q = (expand_like(c.to(x_t), x_t) for c in reading(self.bridge, self.kind, time, self.moments))
+        # Of one time of all rows the coefficients are numbers, in float64 of the host.
+        time = torch.tensor(t, dtype=torch.float64, device="cpu") if isinstance(t, float) else each_row(t, x_t)
+        found = reading(self.bridge, self.kind, time, self.moments)
+        s, p, e, q = (float(c) if isinstance(t, float) else expand_like(c, x_t) for c in found)
         F = self.net(s * x_t, each_row(t, x_t), cond)
         x0_hat = p * x_t + e * cond["start"] + q * F
         return x0_hat if self.clip is None else x0_hat.clamp(-self.clip, self.clip)

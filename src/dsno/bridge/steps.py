@@ -83,7 +83,8 @@ class Hybrid:
        \hat y = y + (\hat t - t) \Big( \frac{\dot b_t}{b_t} y + 2 \mu_t (y - b_t D) \Big)
                 + c_t \sqrt{2 \mu_t (t - \hat t)} \, z $$
 
-    Three evaluations a step, two for the one to $c_s = 0$.
+    Three evaluations a step, two for the one to $c_s = 0$. The authors' code leaves the pull to $x_T$ out of the
+    stochastic part; here it is in it, as in their equation, and the step keeps the law of the bridge.
 
     Attributes:
         churn: $\gamma$, in [0, 1).

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -11,6 +12,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
+from dsno.borrow import unwrapped
 from dsno.bridge.coefficients import DDBMVE, DDBMVP, I2SB, Bridge, BrownianBridge
 from dsno.bridge.files import load_bridge
 from dsno.bridge.prediction import BridgeKind, BridgePrediction
@@ -20,11 +22,25 @@ from dsno.checkpoint import CONFIG, read_json, write_atomically
 from dsno.cli.console import progress
 from dsno.cli.pieces import BATCH, Piece, check_size, write_pieces
 from dsno.data.load import load_data
+from dsno.nets.backbone import Backbone
 from dsno.report.pictures import check_grid_size, image_grid
 from dsno.seeds import seed_range
+from dsno.students.operator import TrajectoryStudent
+from dsno.students.samplers import Student
 from dsno.teachers.check.verdict import Finding, Verdict
 
-__all__ = ["BRIDGES", "BridgeName", "SamplerName", "check_starts", "cross_pictures", "is_bridge", "kind_of_pairs"]
+__all__ = [
+    "BRIDGES",
+    "BridgeName",
+    "SamplerName",
+    "check_pictures",
+    "check_starts",
+    "cross_pictures",
+    "is_bridge",
+    "kind_of_pairs",
+    "pictures_of",
+    "starts_from_pictures",
+]
 
 BridgeName = Literal["brownian", "i2sb", "vp", "ve"]
 """The bridges by the name that `--bridge-type` takes."""
@@ -93,7 +109,7 @@ def check_starts(
     return Verdict(f"{made.bridge!r}, network of kind {made.kind}", "data", (finding,))
 
 
-def check_pictures(start: Tensor, bridge: BridgePrediction, folder: Path) -> None:
+def check_pictures(start: Tensor, bridge: BridgePrediction, folder: object) -> None:
     """Refuse pictures (N, *shape) of another shape than a bridge's.
 
     Raises:
@@ -101,6 +117,25 @@ def check_pictures(start: Tensor, bridge: BridgePrediction, folder: Path) -> Non
     """
     if bridge.shape is not None and start.shape[1:] != bridge.shape:
         raise ValueError(f"the pictures have the shape {tuple(start.shape[1:])}, {folder} takes {bridge.shape}")
+
+
+def starts_from_pictures(student: Student) -> bool:
+    """Whether a student is one of a bridge."""
+    backbone = unwrapped(student.lifted.backbone) if isinstance(student, TrajectoryStudent) else None
+    return isinstance(backbone, Backbone) and "start" in backbone.tokens
+
+
+@functools.cache
+def pictures_of(source: Path, shape: tuple[int, ...]) -> Tensor:
+    """The pictures (N, *shape) that the student of a bridge starts from.
+
+    Raises:
+        ValueError: if they are of another shape.
+    """
+    start = load_data(source).x
+    if start.shape[1:] != shape:
+        raise ValueError(f"{source} has pictures of shape {tuple(start.shape[1:])}, the student takes {shape}")
+    return start
 
 
 def cross_pictures(

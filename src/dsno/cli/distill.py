@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
+from dsno.cli.bridges import is_bridge
 from dsno.cli.conditions import null_of, under_guidance
 from dsno.cli.console import progress, say
 from dsno.cli.options import AsRead, Reading, Training, Variant
@@ -76,6 +77,8 @@ class Distill:
         reads = {*method.needs} != {"teacher"}
         solved = TrajectorySet(self.data) if reads and holds_trajectories(self.data) else None
         method.check_data(solved is not None, self.data)
+        if is_bridge(self.teacher):
+            return self._of_bridge(method, options, solved)
         student = None if self.student is None else load_student(self.student)
         teacher = load_teacher(self.teacher, variant=self.variant)
         data = self._samples(teacher) if reads and solved is None else solved
@@ -104,6 +107,34 @@ class Distill:
         data = {"data": self.data} if reads else {}
         student = {} if self.student is None else {"student": str(self.student)}
         return {"teacher": self.teacher, **data, **student}
+
+    def _of_bridge(self, method: Method, options: Options, solved: TrajectorySet | None) -> None:
+        """A student of a bridge, from its trajectories."""
+        from dsno.bridge.files import load_bridge
+        from dsno.bridge.student import student_from_bridge
+        from dsno.distillation.run import distill
+
+        if solved is None:
+            raise ValueError(
+                f"a bridge is distilled from its trajectories, which {self.data} does not hold: "
+                f"`dsno generate --teacher {self.teacher} --input PICTURES`"
+            )
+        with progress() as report:
+            distill(
+                None,
+                solved,
+                self.out,
+                self.method,
+                self.train,
+                batch=self.batch,
+                student=student_from_bridge(load_bridge(self.teacher), solved.times.tolist()),
+                resume=self.resume,
+                overwrite=self.overwrite,
+                report=report,
+                sources={"teacher": self.teacher, "data": self.data},
+                **{f.name: getattr(options, f.name) for f in dataclasses.fields(options)},  # type: ignore[arg-type]
+            )
+        say(f"{method.student} in {self.out}", f"{next_sample(self.out, method, options, solved)} --input PICTURES")
 
     def _guided(
         self, method: Method, options: Options, teacher: Prediction, solved: TrajectorySet | None

@@ -8,10 +8,14 @@ from typing import Literal
 
 import torch
 
+from dsno.bridge.files import load_bridge
+from dsno.bridge.student import generate_crossings
+from dsno.cli.bridges import check_pictures, is_bridge
 from dsno.cli.conditions import condition_by_seed, under_guidance
 from dsno.cli.console import progress, say
 from dsno.cli.options import Device, TeacherRef, Variant, device_of, launched
 from dsno.cli.steering import steered, targets_by_seed
+from dsno.data.load import load_data
 from dsno.denoise import Around, Prediction
 from dsno.outputs import check_apart, check_request
 from dsno.solvers.named import ODESolver, Splitting
@@ -42,6 +46,9 @@ class Generate:
     """Folder for the shards."""
     count: int = 20_000
     """Trajectories."""
+    input: str | None = None
+    """Of a bridge, the pictures that its trajectories start from, by turns: of 20 calls of ODES3 each, with the end
+    alone unless --times are given."""
     labels: str | None = None
     """Classes: `uniform` (each row's drawn from its seed), one label for all,
     or a text or .npy file of them, by seed."""
@@ -102,8 +109,12 @@ class Generate:
                 raise ValueError(f"--{name} is no option of trajectories under --guide: leave one of them out")
         if self.scale is not None and self.guide is None:
             raise ValueError("--scale goes with --guide: give that, too, or leave it out")
-        check_apart(self.out, self.teacher, self.labels, self.prompts)
+        check_apart(self.out, self.teacher, self.labels, self.prompts, self.input)
         check_request(self.resume, self.overwrite)
+        if is_bridge(self.teacher):
+            return self._crossings(autocast)
+        if self.input is not None:
+            raise ValueError(f"--input is of bridges, and {self.teacher} is none: leave it out")
         accelerator = launched()
         teacher = load_teacher(self.teacher, None, device_of(self.device), variant=self.variant)
         if accelerator is not None:
@@ -138,3 +149,32 @@ class Generate:
                 report=report,
             )
         say(f"{len(data)} trajectories in {self.out}", f"dsno distill --teacher {self.teacher} --data {self.out}")
+
+    def _crossings(self, autocast: torch.dtype | None) -> None:
+        """The trajectories of a bridge."""
+        if self.input is None:
+            raise ValueError("a bridge starts from pictures: give the degraded ones, --input FOLDER")
+        device, accelerator = device_of(self.device), launched()
+        bridge = load_bridge(self.teacher).to(device if accelerator is None else accelerator.device)
+        start = load_data(self.input).x
+        check_pictures(start, bridge, self.teacher)
+        with progress() as report:
+            data = generate_crossings(
+                bridge,
+                start,
+                self.out,
+                self.count,
+                times=self.times or (0.0,),
+                first_seed=self.first_seed,
+                targets=self.targets,
+                batch=self.batch,
+                shard=self.shard,
+                dtype=getattr(torch, self.store),
+                compute=Compute(autocast, self.channels_last, self.compile),
+                accelerator=accelerator,
+                resume=self.resume,
+                overwrite=self.overwrite,
+                progress=lambda done, total: report("trajectories", done, total, ""),
+            )
+        following = f"dsno distill --teacher {self.teacher} --data {self.out} --method knowledge"
+        say(f"{len(data)} trajectories in {self.out}", following)

@@ -12,7 +12,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from dsno.cli.bridges import SamplerName, cross_pictures
+from dsno.cli.bridges import SamplerName, cross_pictures, pictures_of, starts_from_pictures
 from dsno.cli.conditions import condition_by_seed, prompts_by_seed, under_guidance
 from dsno.cli.console import progress, say
 from dsno.cli.exact import OPTIONS, Solved, own_options, solve
@@ -130,7 +130,7 @@ class Sample:
     bridge: Path | None = None
     """Folder of a bridge (`dsno teach --pairs`): go from --input to its samples."""
     input: Path | None = None
-    """A picture, or a folder of them, that --bridge starts from."""
+    """A picture, or a folder of them, that --bridge starts from, or the student of one."""
     calls: int | None = None
     """Network calls of --bridge; 13 by default."""
     samples: int | None = None
@@ -148,9 +148,11 @@ class Sample:
     def run(self) -> None:
         if self.bridge is not None:
             return self._of_bridge(self.bridge)
-        for name in ("input", "calls", "samples", "sampler", "t_1", "exponent"):
+        for name in ("calls", "samples", "sampler", "t_1", "exponent"):
             if getattr(self, name) is not None:
                 raise ValueError(f"{flag(name)} is an option of bridges: say which, --bridge FOLDER")
+        if self.input is not None and self.exact is not None:
+            raise ValueError("--input is of bridges and their students, and --exact solves teachers: leave one out")
         if self.count < 1:
             raise ValueError(f"count must be at least 1, got {self.count}")
         inputs = (self.student, self.teacher, self.draft, self.prompts)
@@ -265,6 +267,12 @@ class Sample:
         if K is not None:
             drawn = uniform_labels(K, null_label(folder))
             cond["label"] = drawn(seeds) if self.label is None else torch.full_like(seeds, self.label)
+        if starts_from_pictures(student) != (self.input is not None):
+            wanted = "starts from noise alone: leave out" if self.input is not None else "starts from pictures: give"
+            raise ValueError(f"{folder} {wanted} --input")
+        if self.input is not None:
+            start = pictures_of(self.input, student.shape)
+            cond["start"] = start[seeds.cpu() % len(start)]
         if self.guidance is not None:
             low, high = trained_for(folder)
             if not (low <= self.guidance <= high and math.isfinite(self.guidance)):
