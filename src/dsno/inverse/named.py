@@ -42,12 +42,12 @@ class Choice(NamedTuple):
 
 
 CHOICES: dict[str, Choice] = {
-    "constrained": Choice("1 + 2 inner calls", "any", "networks too large to differentiate, and latents"),
+    "constrained": Choice("1 + 2 inner calls", "any", "scattered pixels, super-resolution, latents; no room for a vjp"),
     "dps": Choice("1 call, 1 vjp", "any", "problems that nobody can solve, and latents; in many steps"),
     "pigdm": Choice("1 call, 1 vjp", "linear", "few steps, where a vjp can be paid for"),
-    "diffpir": Choice("1 call", "linear", "first of all: blur, lost pixels and noise, and whatever has to be quick"),
-    "replacement": Choice("5 calls", "linear", "parts that are missing, without noise: the best of what it costs"),
-    "mpgd": Choice("1 call", "any", "a first look, in hundreds of steps"),
+    "diffpir": Choice("1 call", "linear", "the first to try: boxes, halves, blur, noise; whatever has to be quick"),
+    "replacement": Choice("5 calls", "linear", "large holes without noise"),
+    "mpgd": Choice("1 call", "any", "a direction to compare with"),
     "blind": Choice("1 call, 1 vjp, an M-step", "a blur", "a blur that nobody measured"),
     "blind-classic": Choice("10 calls, 10 vjps", "a blur", "to see what blind gains: a run for each round of EM"),
 }
