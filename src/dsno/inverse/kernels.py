@@ -160,7 +160,9 @@ def centred(kernel: Tensor) -> Tensor:
     # Room for what moves, so that nothing comes round.
     room = [length for n in reversed(size) for length in (n // 2, n - 1 - n // 2)]
     moved = _rolled(F.pad(k, room), torch.stack(moves, 1))
-    return normalised(moved[(..., *(slice(n // 2, n // 2 + n) for n in size))])
+    for axis, n in enumerate(size, start=2):
+        moved = moved.narrow(axis, n // 2, n)
+    return normalised(moved)
 
 
 def aligned(x: Tensor, reference: Tensor, reach: int | None = None) -> Tensor:
