@@ -65,7 +65,7 @@ class Size:
     """Of every run."""
     rounds: int = 10
     """Of classic EM."""
-    prior: int = 1000
+    prior: int = 1500
     """Training steps of the kernel prior."""
     field: int = 8
     """Rounds of EM on the field."""

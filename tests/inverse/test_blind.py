@@ -133,6 +133,8 @@ def test_plain_map_asks_no_teacher_and_finds_the_kernel_of_a_sharp_picture() -> 
     made = PlainMAP()(nobody, Cosine(), start, y, torch.zeros_like(y))
     assert made.cost == Cost(seconds=made.cost.seconds)
     assert kernel_error(made.kernel, k) < 0.4 * kernel_error(start.rows, k)
+    flat = PlainMAP()(nobody, Cosine(), start, torch.full_like(y, 0.3), torch.zeros_like(y))
+    torch.testing.assert_close(flat.x, torch.full_like(y, 0.3))
     error = (aligned(made.x, x, reach=3) - x).square().mean()
     assert error < 0.25 * (aligned(y, x, reach=3) - x).square().mean()
 

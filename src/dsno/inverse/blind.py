@@ -35,7 +35,7 @@ from torch import Tensor
 
 from dsno.condition import Cond, map_cond
 from dsno.cost import Cost, timed
-from dsno.denoise import Denoiser
+from dsno.denoise import Denoiser, expand_like
 from dsno.inverse.backprop import PiGDM
 from dsno.inverse.blur import Blur
 from dsno.inverse.kernel_step import KernelStep
@@ -303,8 +303,8 @@ class PlainMAP:
         # The picture that the kernel is learned from is a sketch. What it leaves of y is noise to the Wiener filter,
         # and how large its differences are is what that filter knows of pictures.
         K, left = blur.otf(spatial, y), (blur.A(x) - y).square().flatten(1).mean(1)
-        mu = left / _differences(x, axes).square().mean((0, *range(2, y.ndim + 1)))
-        below = K.abs() ** 2 + mu.reshape(-1, *[1] * (y.ndim - 1)) * (D.abs() ** 2).sum(0)
+        strength = _differences(x, axes).square().mean((0, *range(2, y.ndim + 1))).clamp_min(1e-12)
+        below = K.abs() ** 2 + expand_like(left / strength, y) * (D.abs() ** 2).sum(0)
         return torch.fft.irfftn(K.conj() * Y / below, s=spatial, dim=axes), blur
 
 

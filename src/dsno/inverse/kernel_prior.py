@@ -21,7 +21,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor, nn
@@ -84,20 +84,20 @@ class KernelDenoiser(nn.Module):
             raise ValueError(f"a kernel denoiser needs a channel and two layers or more, got {width} and {layers}")
         self.config: dict[str, object] = {"width": width, "layers": layers}
         widths = [2, *[width] * (layers - 1), 1]
-        self.convs = nn.ModuleList(nn.Conv2d(i, o, 3, padding=1) for i, o in pairwise(widths))
-        for conv in self.convs[:-1]:
+        convs = [nn.Conv2d(i, o, 3, padding=1) for i, o in pairwise(widths)]
+        for conv in convs[:-1]:
             nn.init.kaiming_normal_(conv.weight, nonlinearity="relu")
         # It begins as the identity.
-        nn.init.zeros_(self.convs[-1].weight)
-        nn.init.zeros_(self.convs[-1].bias)
+        nn.init.zeros_(convs[-1].weight)
+        nn.init.zeros_(cast(Tensor, convs[-1].bias))
+        self.convs = nn.ModuleList(convs)
 
     def forward(self, kernel: Tensor, level: float | Tensor) -> Tensor:
         """Kernels (B, 1, h, w) of sum 1, and the level of all or of each (B,), to kernels (B, 1, h, w)."""
         if kernel.ndim != 4 or kernel.shape[1] != 1:
             raise ValueError(f"this prior knows kernels of pictures (B, 1, h, w), got {tuple(kernel.shape)}")
         s = torch.as_tensor(level, dtype=kernel.dtype, device=kernel.device).reshape(-1, 1, 1, 1).expand_as(kernel)
-        held = self.convs[0].weight
-        h = SCALE * torch.cat([kernel, s], 1).to(held)
+        h = SCALE * torch.cat([kernel, s], 1).to(next(self.parameters()))
         for conv in self.convs[:-1]:
             h = conv(h).relu()
         return kernel - s * self.convs[-1](h).to(kernel)

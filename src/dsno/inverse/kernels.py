@@ -154,13 +154,14 @@ def centred(kernel: Tensor) -> Tensor:
     k = normalised(kernel)
     moves = []
     for i, n in enumerate(size):
-        others = tuple(2 + j for j in range(len(size)) if j != i)
-        mass = k.sum((1, *others)) if others else k.sum(1)
+        mass = k.sum((1, *(2 + j for j in range(len(size)) if j != i)))
         moves.append((n // 2 - mass @ torch.arange(n, dtype=k.dtype, device=k.device)).round().long())
     # Room for what moves, so that nothing comes round.
     room = [length for n in reversed(size) for length in (n // 2, n - 1 - n // 2)]
     moved = _rolled(F.pad(k, room), torch.stack(moves, 1))
-    return normalised(moved[(..., *(slice(n // 2, n // 2 + n) for n in size))])
+    for axis, n in enumerate(size, start=2):
+        moved = moved.narrow(axis, n // 2, n)
+    return normalised(moved)
 
 
 def aligned(x: Tensor, reference: Tensor, reach: int | None = None) -> Tensor:
