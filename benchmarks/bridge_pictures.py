@@ -56,7 +56,8 @@ CALLS, FEW = (1, 2, 5, 9, 13, 21, 41, 101), 21
 LONG = ("ancestral", "dbim2", "odes3")
 """What is also sampled in more than `FEW` calls."""
 NOISE = 0.05
-TRAIN = TrainConfig(steps=2500, lr=1e-3, warmup=200, precision="bf16", checkpoint_every=250)
+TRAIN = TrainConfig(steps=1500, lr=1e-3, warmup=200, precision="bf16", checkpoint_every=250)
+DISTILL = replace(TRAIN, steps=3000)
 
 
 def edges(x: Tensor) -> Tensor:
@@ -106,7 +107,7 @@ class Size:
     """Pictures of which there are several samples."""
     trajectories: int = 8192
     """Of the student, in 20 calls each."""
-    distill: TrainConfig = TRAIN
+    distill: TrainConfig = DISTILL
     features_steps: int = 1500
 
 

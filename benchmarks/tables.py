@@ -502,6 +502,47 @@ def likelihood(record: Record) -> str:
     return rows(["log-likelihood behind round", *map(str, range(len(body[0]) - 1))], body)
 
 
+def bridge(record: Record) -> str:
+    """The law of every sampler by calls, on every bridge."""
+    found = record["ends"]
+    columns = list(next(iter(next(iter(found.values()))["samplers"].values())))
+    body = [
+        [f"{label}, {name}", *(f"{by_calls[k]['distance']:.3f}" for k in columns)]
+        for label, one in found.items()
+        for name, by_calls in one["samplers"].items()
+    ]
+    floors = [[f"{label}, two draws of the law itself", f"{one['floor']:.3f}"] for label, one in found.items()]
+    return rows(["distance, calls", *columns], body + [[*floor, *["-"] * (len(columns) - 1)] for floor in floors])
+
+
+def bridge_pictures(record: Record) -> str:
+    """What is made of a degraded picture, one problem after the other."""
+    chosen = (
+        ("odes3", "5"),
+        ("odes3", "13"),
+        ("dbim2", "5"),
+        ("dbim2", "13"),
+        ("ancestral", "13"),
+        ("ancestral", "101"),
+    )
+    body = []
+    for problem, found in record["problems"].items():
+        picked = [(name, found["samplers"][name][k]) for name, k in chosen]
+        entries = {f"{name}, {entry['calls']:.0f} calls": entry for name, entry in picked}
+        entries |= {"one pass": found["student"], "regression": found["regression"], "as it is": found["degraded"]}
+        body += [
+            [
+                f"{problem}: {name}",
+                f"{entry['frechet']:.2f}",
+                f"{entry['feature_distance']:.2f}",
+                f"{entry['psnr']:.1f}",
+                f"{entry['diversity']:.3f}",
+            ]
+            for name, entry in entries.items()
+        ]
+    return rows(["", "Fréchet", "feature distance", "PSNR", "diversity"], body)
+
+
 TABLES: dict[str, Callable[[Record], str]] = {
     **{f"claims {path.stem}": claims for path in sorted(RESULTS.glob("*.json"))},
     **dict.fromkeys(("recipe", "fashion"), recipe),
@@ -528,6 +569,8 @@ TABLES: dict[str, Callable[[Record], str]] = {
     "schedules ring": schedules,
     "guided": guided,
     "guided_digits": guided_digits,
+    **{path.stem: bridge for path in RESULTS.glob("bridge.json")},
+    **{path.stem: bridge_pictures for path in sorted(RESULTS.glob("bridge_*.json"))},
     "faults": faults,
     "inverse": inverse,
     **{path.stem: restored for path in sorted(RESULTS.glob("inverse_*.json"))},

@@ -159,7 +159,7 @@ def drawn_on(
     return Given(denoiser, known.schedule, config.steps, rows, config.seed, x, labels, trajectories)
 
 
-def told_target(teacher: Prediction | Around, data: TrajectorySet | Samples) -> Prediction:
+def told_target(teacher: Prediction | Around, data: TrajectorySet | Samples | None) -> Prediction:
     """The teacher without guidance; of trajectories that a guide of classes steered, told these, which change nothing
     yet.
 
