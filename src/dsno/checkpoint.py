@@ -69,6 +69,7 @@ TYPES = (
     ("kernel denoiser",),
     ("classifier",),
     ("bridge",),
+    ("start",),
 )
 """The types of models; those in one pair of brackets may take each other's place."""
 

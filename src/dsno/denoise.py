@@ -28,7 +28,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Literal, Protocol, runtime_checkable
+from typing import Literal, Protocol, cast, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -53,6 +53,7 @@ __all__ = [
     "innermost",
     "modules_of",
     "scale_input",
+    "still",
     "tensors_of",
     "x0_from",
 ]
@@ -380,6 +381,14 @@ def tensors_of(denoiser: Denoiser) -> dict[str, Tensor]:
     for prefix, module in modules_of(denoiser).items():
         state |= {f"{prefix}{name}": value for name, value in state_of(module).items()}
     return {k: v for k, v in state.items() if isinstance(v, Tensor)}
+
+
+def still(denoiser: Denoiser, x_t: Tensor, t: Tensor, cond: Cond | None = None) -> Tensor:
+    """What a denoiser says, as a function of the state alone: gradients pass through it, and its weights get none."""
+    if not isinstance(denoiser, nn.Module):
+        return denoiser(x_t, t, cond)
+    weights = {name: parameter.detach() for name, parameter in denoiser.named_parameters()}
+    return cast(Tensor, torch.func.functional_call(denoiser, weights, (x_t, t, cond)))
 
 
 @contextmanager

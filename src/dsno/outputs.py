@@ -33,6 +33,7 @@ __all__ = [
     "FEATURES",
     "KERNELS",
     "MODEL",
+    "START",
     "STUDENT",
     "TEACHER",
     "TRAINING",
@@ -104,7 +105,9 @@ def _is_stage(path: Path) -> bool:
 
 
 MODEL = Kind("a model", _modelled)
-TEACHER, STUDENT, FEATURES, KERNELS, CLASSIFIER, BRIDGE = (Kind(f"a {types[0]}", _modelled, types) for types in TYPES)
+TEACHER, STUDENT, FEATURES, KERNELS, CLASSIFIER, BRIDGE, START = (
+    Kind(f"a {types[0]}", _modelled, types) for types in TYPES
+)
 TRAINING = Kind("a training run", _trained)
 
 

@@ -35,7 +35,7 @@ from torch import Tensor, nn
 
 from dsno.borrow import unwrapped
 from dsno.condition import Cond
-from dsno.denoise import Denoiser, Prediction, expand_like
+from dsno.denoise import Denoiser, Prediction, expand_like, still
 from dsno.distillation.denoising import noised
 from dsno.distillation.matching import Paced, Starts, at_levels, check_levels, one_ended, student_denoiser
 from dsno.distillation.stages import Given, Stage
@@ -115,7 +115,7 @@ class Identity:
         """The sum of both losses of one batch, a scalar."""
         t, cond = batch["t"], batch.get("cond")
         x, x_t, D_G, own = twin(initial_state(self.schedule, batch["noise"]), cond, t, batch["eps"])
-        D = _still(self.teacher, x_t, t, cond)
+        D = still(self.teacher, x_t, t, cond)
         alpha_t, sigma_t = (expand_like(c, x) for c in self.schedule(t))
         with torch.no_grad():
             sine = sigma_t / (alpha_t**2 + sigma_t**2).sqrt()
@@ -123,14 +123,6 @@ class Identity:
         match = (w * ((1 - self.a) * (D - D_G).square() + (D - D_G) * (D_G - x))).mean()
         denoise = ((1 + (alpha_t / sigma_t) ** 2) * (own - x.detach()).square()).mean()
         return match + denoise
-
-
-def _still(denoiser: Denoiser, x_t: Tensor, t: Tensor, cond: Cond | None) -> Tensor:
-    """A denoiser as a function of the state alone: its weights get no gradient."""
-    if not isinstance(denoiser, nn.Module):
-        return denoiser(x_t, t, cond)
-    weights = {name: parameter.detach() for name, parameter in denoiser.named_parameters()}
-    return cast(Tensor, torch.func.functional_call(denoiser, weights, (x_t, t, cond)))
 
 
 class Fresh:

@@ -178,6 +178,10 @@ class Guidance(ABC):
     def __post_init__(self) -> None:
         object.__setattr__(self, "grid", check_grid(self.grid))
 
+    def start(self, run: Run, z: Tensor, t: float) -> Tensor:
+        """The state at `t`, the first time of the grid, from standard normal noise `z` (B, *shape)."""
+        return initial_state(run.schedule, z, t)
+
     @abstractmethod
     def step(self, run: Run, x: Tensor, t: float, s: float) -> Tensor:
         """The state at `s`, from `x` (B, *shape) at `t` > `s`."""
@@ -225,7 +229,7 @@ class Guidance(ABC):
         """The sample, and the states that are kept."""
         times = self.grid.tolist()
         run.schedule.expect(times)
-        x = initial_state(run.schedule, z, times[0])
+        x = self.start(run, z, times[0])
         states = [x] if 0 in kept else []
         for n, (t, s) in enumerate(pairwise(times), start=1):
             x = self.step(run, x, t, s)
