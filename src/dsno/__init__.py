@@ -58,6 +58,7 @@ if TYPE_CHECKING:
     from dsno.runs.plan import plan
     from dsno.runs.recipes import RECIPES, Recipe
     from dsno.runs.shipped import shipped
+    from dsno.runs.start import train_start
     from dsno.runs.teach import teach
     from dsno.teachers.check.run import check_teacher
     from dsno.trajectories.share import pull, push
@@ -86,6 +87,7 @@ LATER = {
     "student_from_bridge": "dsno.bridge.student",
     "teach": "dsno.runs.teach",
     "train_classifier": "dsno.runs.classifier",
+    "train_start": "dsno.runs.start",
     "teach_bridge": "dsno.runs.bridge",
 }
 """Public names whose modules bring in more than torch, or are not on everybody's way: imported when first asked for."""
@@ -178,4 +180,5 @@ __all__ = [
     "teach",
     "teach_bridge",
     "train_classifier",
+    "train_start",
 ]

@@ -10,6 +10,9 @@ from dsno.inverse.operators import Composition, Downsample, Function, Grey, Mask
 from dsno.inverse.problem import Problem
 from dsno.inverse.projected import MPGD, DiffPIR, Replacement
 from dsno.inverse.restore import Restored, Restorer
+from dsno.inverse.start import LearnedStart, OneJump
+from dsno.inverse.start_loss import Shares
+from dsno.inverse.start_net import NoisePredictor, load_start, save_start, start_grid
 
 __all__ = [
     "DPS",
@@ -25,11 +28,18 @@ __all__ = [
     "FastEM",
     "Function",
     "Grey",
+    "LearnedStart",
     "Mask",
+    "NoisePredictor",
+    "OneJump",
     "PiGDM",
     "PlainMAP",
     "Problem",
     "Replacement",
     "Restored",
     "Restorer",
+    "Shares",
+    "load_start",
+    "save_start",
+    "start_grid",
 ]

@@ -3,13 +3,13 @@ r"""How a start is learned: through the teacher, which stays as it is.
 $$ \hat x_0 = D(\alpha_\tau y_0 + \sigma_\tau f_w(y_0, \tau), \tau), \qquad
    L = \| \hat x_0 - x_0 \|^2 + \lambda_p \, d(\hat x_0, x_0) - \lambda_a \, C(\hat x_0), $$
 
-mean over pairs $(x_0, y)$ that the problem makes of data, and over the starts $\tau$. $D$ gets no gradient, and passes it
-on to $f_w$. $d$ is a perceptual distance, $C$ a critic that learns beside it, by the hinge loss,
+mean over pairs $(x_0, y)$ that the problem makes of data, and over the starts $\tau$. $D$ gets no gradient, and passes
+it on to $f_w$. $d$ is a perceptual distance, $C$ a critic that learns beside it, by the hinge loss,
 
 $$ L_C = \mathrm{mean} \, (1 - C(x_0))_+ + \mathrm{mean} \, (1 + C([\hat x_0]))_+, $$
 
-and is listened to only after some steps, when it has something to say; $[\cdot]$ passes no gradient. It is a U-Net, which
-judges every pixel (Schönfeld, Schiele & Khoreva, 2020, arXiv 2002.12655).
+and is listened to only after some steps, when it has something to say; $[\cdot]$ passes no gradient. It is a U-Net,
+which judges every pixel (Schönfeld, Schiele & Khoreva, 2020, arXiv 2002.12655).
 
 The squares alone lead to $\mathbb E[x_0 \mid y]$, which no predictor of this loss can be ahead of in squared error, and
 which is blurred where the answer is not unique: the other two are what makes it look like data.
@@ -104,8 +104,8 @@ class Inversion:
         shape: That of the teacher's samples, where it is not the data's: of latents.
 
     Raises:
-        ValueError: if the problem is none of these samples (`check_problem`), a decoded one has no encoder, or a student
-            that starts from noise alone is to start elsewhere; if `batch` is not positive.
+        ValueError: if the problem is none of these samples (`check_problem`), a decoded one has no encoder, or a
+            student that starts from noise alone is to start elsewhere; if `batch` is not positive.
     """
 
     def __init__(

@@ -5,10 +5,10 @@ of the noise to add,
 
 $$ f_w(y_0, \tau) = \mu_w(y_0, p_\tau) + e^{v_w(y_0, p_\tau) / 2} \odot z, \qquad z \sim \mathcal N(0, I), $$
 
-so that the teacher's answer at $x_\tau = \alpha_\tau y_0 + \sigma_\tau f_w$ is the restoration. It is no noise of a law:
-it also moves $y_0$ to where the teacher takes it for a noisy sample, hence nothing holds it to a standard normal.
-An untrained one is: $\mu = 0$ and $v = 0$, which is SDEdit from $y_0$ (Meng et al., 2021, arXiv 2108.01073). The
-network is told the phase of $\tau$ (`dsno.schedule`), so that it means the same on every schedule.
+so that the teacher's answer at $x_\tau = \alpha_\tau y_0 + \sigma_\tau f_w$ is the restoration. Nothing holds it to a
+standard normal, since it also has to move $y_0$ to where the teacher takes it for a noisy sample. An untrained one is
+that: $\mu = 0$ and $v = 0$, which is SDEdit from $y_0$ (Meng et al., 2021, arXiv 2108.01073). The network is told the
+phase of $\tau$ (`dsno.schedule`), so that it means the same on every schedule.
 
 Source: Yue, Liao & Loy, 2025 (arXiv 2412.09013), section 3.
 """

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +38,7 @@ def train_start(
     config: TrainConfig = TrainConfig(),  # noqa: B008 (frozen)
     batch: int = 64,
     phases: Sequence[float] | None = None,
-    shares: Shares = Shares(),
+    shares: Shares = Shares(),  # noqa: B008 (frozen)
     features: Path | None = None,
     labelled: bool = False,
     resume: bool = False,
@@ -124,8 +124,8 @@ def _schedule(teacher: Denoiser) -> Schedule:
     schedule = getattr(innermost(teacher), "schedule", None)
     if not isinstance(schedule, Schedule):
         raise ValueError(
-            f"a {type(teacher).__name__} does not say its schedule: wrap its network in a Prediction, or a student in a "
-            "OneJump"
+            f"a {type(teacher).__name__} does not say its schedule: wrap its network in a Prediction, or a "
+            "student in a OneJump"
         )
     return schedule
 
@@ -136,7 +136,7 @@ def _named(problem: Problem | Decoded) -> str:
 
 
 @contextlib.contextmanager
-def _held(teacher: Denoiser, problem: Problem | Decoded, device: torch.device) -> Any:
+def _held(teacher: Denoiser, problem: Problem | Decoded, device: torch.device) -> Iterator[None]:
     """The teacher and the decoder where the training is, without dropout."""
     modules = list(modules_of(teacher).values())
     if isinstance(problem, Decoded):
