@@ -312,6 +312,13 @@ REFERENCES: dict[str, Citation] = {
         "2311.16424",
         ICLR,
     ),
+    "yue2025arbitrary": Citation(
+        "Yue, Zongsheng and Liao, Kang and Loy, Chen Change",
+        "Arbitrary-steps Image Super-resolution via Diffusion Inversion",
+        2025,
+        "2412.09013",
+        CVPR,
+    ),
     "laroche2024fast": Citation(
         "Laroche, Charles and Almansa, Andr{\\'e}s and Coupet{\\'e}, Eva",
         "Fast Diffusion {EM}: A Diffusion Model for Blind Inverse Problems with Application to Deconvolution",

@@ -88,6 +88,7 @@ OF_RESTORER: dict[str, tuple[str, ...]] = {
     "mpgd": ("he2024manifold",),
     "blind": ("laroche2024fast", "song2023pseudoinverse"),
     "blind-classic": ("laroche2024fast", "song2023pseudoinverse"),
+    "start": ("yue2025arbitrary",),
 }
 """A restorer by its name in `dsno.inverse.named.RESTORERS`."""
 
@@ -166,6 +167,9 @@ def _model(config: Any) -> list[str] | None:
     kind = config.get("type") if isinstance(config, Mapping) else None
     if kind == "bridge":
         return _known([OF_BRIDGE.get(config["bridge"]["name"]), OF_NET.get(config["net"].get("name"))])
+    if kind == "start":
+        perceptual = config.get("notes", {}).get("features")
+        return ["yue2025arbitrary", *(["zhang2018unreasonable"] if perceptual else [])]
     if kind == "kernel denoiser":
         return ["laroche2024fast", "zhang2017beyond"]
     if kind not in ("teacher", "student", "adapter", "flow map"):
