@@ -202,20 +202,23 @@ class Starts(Bench):
         if method is None:
             with torch.enable_grad():
                 row = self.row(name, task, 0.0, 0)
-            kept_of = ("psnr", "ssim", "feature_distance", "frechet", "residual", "rounds", "rows", "vjps")
-            return {"task": task, "method": name, **{k: row[k] for k in kept_of}}
+            return {
+                k: v for k, v in row.items() if k not in ("noise", "seed", "gradients", "seconds", "peak_megabytes")
+            }
         x, residual, cost = self.run(method, task, 0.0, 0, self.truth)
         count, calls = len(self.truth), -(-len(self.truth) // self.size.batch)
         return {
             "task": task,
             "method": name,
             **self._quality(x),
-            "agreement": self.agreement(x),
             "residual": float(residual.mean()),
             "rounds": cost.rounds / calls,
             "rows": cost.rows / count,
             "vjps": cost.vjps / count,
         }
+
+    def _quality(self, x: Tensor) -> dict[str, float | None]:
+        return {**super()._quality(x), "agreement": self.agreement(x)}
 
     @torch.no_grad()
     def agreement(self, x: Tensor) -> float | None:

@@ -22,6 +22,7 @@ from dsno.denoise import (
     evaluating,
     modules_of,
     scale_input,
+    still,
     tensors_of,
     x0_from,
 )
@@ -375,6 +376,21 @@ def test_the_modules_and_the_weights_of_any_denoiser_are_found() -> None:
     assert modules_of(lambda x_t, t, cond=None: x_t) == {} and tensors_of(lambda x_t, t, cond=None: x_t) == {}
     assert tensors_of(net).keys() == {"weight", "bias"}
     assert tensors_of(held).keys() == {"scale", "net.weight", "net.bias"}
+
+
+@pytest.mark.parametrize("guided", [False, True])
+def test_a_denoiser_that_is_still_passes_gradients_to_the_state_and_none_to_its_weights(guided: bool) -> None:
+    net = Prediction(Labelled(), Cosine())
+    denoiser = Guided(net, torch.tensor(3), 1.0) if guided else net
+    x, t, label = torch.randn(2, 3), torch.rand(2), torch.tensor([1, 2])
+    states = x.clone().requires_grad_(), x.clone().requires_grad_()
+    still(denoiser, states[0], t, label).sum().backward()
+    assert all(p.grad is None and p.requires_grad for p in denoiser.parameters())
+    answer = denoiser(states[1], t, label)
+    answer.sum().backward()
+    assert states[0].grad is not None and torch.equal(states[0].grad, states[1].grad)
+    assert torch.equal(still(denoiser, x, t, label), answer)
+    assert still(lambda x_t, t, cond=None: 2 * x_t, x, t).equal(2 * x)
 
 
 def test_evaluation_gives_every_submodule_its_mode_back() -> None:

@@ -116,6 +116,7 @@ def test_no_entry_is_an_orphan(tmp_path: Path) -> None:
         (CONFIG, {**STUDENT, "notes": {"method": "knowledge", "distance": "l1+perceptual"}}),
         *((CONFIG, {**STUDENT, "notes": {"guide": name}}) for name in OF_GUIDE),
         (CONFIG, {"type": "kernel denoiser"}),
+        (CONFIG, {"type": "start"}),
         (RESULTS, {"results": rows}),
         *((RESTORATIONS, {**PICTURES, "method": name}) for name in OF_RESTORER),
         (RESTORATIONS, {**PICTURES, "tiled": True, "pictures": [{"ssim": [1.0]}]}),
@@ -137,6 +138,12 @@ def test_what_a_student_says_of_itself_is_cited_once_and_in_order(tmp_path: Path
     # A method that this version does not have left its papers in the notes.
     foreign = {**MAP, "notes": {"method": "unheard-of", "references": ["song2023consistency", "nobody1999nothing"]}}
     assert cited(tmp_path, CONFIG, foreign) == ["song2023consistency"]
+
+
+def test_a_start_cites_its_paper_and_the_distance_it_was_trained_in(tmp_path: Path) -> None:
+    assert cited(tmp_path / "a", CONFIG, {"type": "start", "notes": {"features": None}}) == ["yue2025arbitrary"]
+    both = ["yue2025arbitrary", "zhang2018unreasonable"]
+    assert cited(tmp_path / "b", CONFIG, {"type": "start", "notes": {"features": "runs/features"}}) == both
 
 
 def test_trajectories_cite_solver_guidance_and_thresholding(tmp_path: Path) -> None:
