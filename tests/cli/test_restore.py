@@ -12,7 +12,9 @@ from dsno.checkpoint import read_json
 from dsno.denoise import Prediction
 from dsno.grids import uniform
 from dsno.inverse.named import RESTORERS
-from dsno.inverse.operators import Mask
+from dsno.inverse.operators import Downsample, Mask
+from dsno.inverse.start import LearnedStart
+from dsno.inverse.start_net import NoisePredictor, save_start, start_grid
 from dsno.nets.unet import UNet
 from dsno.runs.restore import RESTORED
 from dsno.schedule import Cosine
@@ -85,6 +87,32 @@ def test_every_method_restores_by_its_name(method: str, here: Path) -> None:
     for name in ("a", "b"):
         image = Image.open(here / "out" / f"{name}.png")
         assert image.mode == "L" and image.size == (8, 8)
+
+
+def test_from_a_learned_start_it_restores_as_the_library_does(here: Path) -> None:
+    net = NoisePredictor({"in_channels": 1, "image_size": 8, "channels": [8], "attention": []})
+    with torch.no_grad():
+        net.unet.head.conv.bias.fill_(0.1)
+    save_start(here / "begun", net)
+    given = ("part", "--teacher", "grey", "--problem", "super", "--factor", 2, "--start", "begun", "--device", "cpu")
+    assert (ran := dsno("restore", *given, "--out", "one", at=here)).code == 0, ran.said
+    restored(*given, at=here)
+    teacher, problem, z = load_teacher(here / "grey").eval(), Downsample(2), noise([0], (1, 8, 8))
+    y = torch.from_numpy(pixels(here / "part" / "a.png").copy()).float()[None, None] / 127.5 - 1
+    for folder, steps in (("one", 1), ("out", 2)):
+        held = read_json(here / folder / "restored.json")
+        assert (held["method"], held["steps"]) == ("start", steps)
+        made = LearnedStart(start_grid(teacher.schedule, steps), net)(teacher, teacher.schedule, problem, y, z)
+        written = pixels(here / folder / "a.png") / 127.5 - 1
+        assert np.abs(written - made.x[0, 0].clamp(-1, 1).numpy()).max() < 1 / 127
+    for wrong, message in (
+        (("--steps", 6), "a learned start takes 1 to 5 steps, got 6"),
+        (("--method", "dps"), "--start is of the method start, and this one is dps"),
+    ):
+        ran = dsno("restore", *given, *wrong, "--out", "none", at=here)
+        assert ran.code != 0 and message in ran.said and not (here / "none").exists()
+    blind = ("restore", "photos", "--problem", "blind", "--start", "begun", "--out", "none")
+    assert "knows its problem, and this one is blind" in dsno(*blind, at=here).said
 
 
 @pytest.mark.parametrize(
@@ -287,6 +315,8 @@ def transparent(here: Path) -> None:
     (f"{GIVEN} --teacher grey --half right --steps 0", None, "a grid needs at least one step, got 0"),
     (f"{GIVEN} --teacher grey --half right --seed -1", None, "of seeds must be an integer in [0, 2^63), got -1"),
     (f"{GIVEN} --teacher grey --half right --factor 4", None, "--factor is no option of the problem inpaint"),
+    (f"{GIVEN} --teacher grey --half right --method start", None, "--method start needs --start FOLDER"),
+    (f"{GIVEN} --teacher grey --half right --start grey", None, "holds a teacher, expected a start"),
     (f"{GIVEN} --teacher grey --half right --method none", None, "unknown method 'none': expected one of"),
     (f"{GIVEN} --teacher grey --half right --method blind", None, "the method blind estimates a kernel, and the"),
     (

@@ -20,14 +20,18 @@ from dsno.cli.problems import OF_PROBLEM, ProblemName, stated
 from dsno.condition import Cond
 from dsno.data.originals import read_originals
 from dsno.denoise import Prediction
+from dsno.grids import uniform
 from dsno.hub import is_hub_id
 from dsno.inverse.kernel_step import KernelStep
 from dsno.inverse.named import RESTORERS
 from dsno.inverse.restore import Restorer
+from dsno.inverse.start import LearnedStart
+from dsno.inverse.start_net import NoisePredictor, load_start, start_grid
 from dsno.nets.backbone import Backbone, own_null, sample_shape
 from dsno.outputs import check_apart
 from dsno.runs.restore import restore
 from dsno.runs.task import Task, Worker
+from dsno.schedule import Schedule
 from dsno.seeds import seed_range
 from dsno.teachers.latents import Latents, load_decoder
 from dsno.teachers.load import load_teacher
@@ -64,7 +68,9 @@ class Restore:
     or not (blind), or have lost their colour."""
     method: str | None = None
     """How to restore, a name that `dsno methods` lists. By default diffpir, which is the quickest; of a teacher of
-    latents constrained, and of a blind problem blind."""
+    latents constrained, of a blind problem blind, and start with --start."""
+    start: Path | None = None
+    """The folder of a learned start (`train_start`), which was trained for this teacher and this problem."""
     mask: Path | None = None
     """Of inpaint: a picture, white where they are seen and black where not, or an .npy array of 1 and 0."""
     box: float | None = None
@@ -90,8 +96,8 @@ class Restore:
     """Restorations of each picture: of several their mean and spread are written, too."""
     seed: int = 0
     """Sample j of each picture starts from the noise of seed + j."""
-    steps: int = 50
-    """Steps from noise to picture, on a uniform grid."""
+    steps: int | None = None
+    """Steps from noise to picture, on a uniform grid; 50 by default. From a learned start 1 to 5, 1 by default."""
     reference: str | None = None
     """Pictures of the same names, as they should come out, to measure with."""
     degrade: bool = False
@@ -112,11 +118,12 @@ class Restore:
         seed_range(self.seed, max(1, self.samples))
         given = {name: getattr(self, name) for names in OF_PROBLEM.values() for name in names}
         problem = stated(self.problem, self.noise, self.seed, self.degrade, given)
-        inputs = (self.pictures, self.teacher, self.reference, self.prompts, *problem.inputs)
+        inputs = (self.pictures, self.teacher, self.reference, self.prompts, self.start, *problem.inputs)
         check_apart(self.out, *inputs)
         if self.degrade and self.reference is not None:
             raise ValueError("--degrade takes the pictures themselves for references: leave out --reference")
-        if self.method is not None:
+        net = self._start()
+        if self.method is not None and net is None:
             check_method(self.method, self.problem)
         pictures = read_originals(self.pictures)
         references = None if self.reference is None else {o.name: o.x for o in read_originals(self.reference)}
@@ -124,13 +131,19 @@ class Restore:
         teacher = load_teacher(self.teacher, None, device, variant=self.variant)
         latents = self._decoder(device)
         name = self.method or ("blind" if self.problem == "blind" else "diffpir" if latents is None else "constrained")
-        method = check_method(name, self.problem, self.noise)
+        steps = self.steps if self.steps is not None else 50
+        if net is None:
+            method = check_method(name, self.problem, self.noise)
+        else:
+            name, steps = "start", self.steps if self.steps is not None else 1
+            method = starting(net.to(device), teacher.schedule)
+            method(uniform(steps))  # refused before anything is restored
         condition = self._condition(teacher)
         weights = () if self.guidance is None else (self.guidance,)
         denoiser = under_guidance(
             self.teacher, teacher, weights, self.prompts is not None, variant=self.variant
         ).requires_grad_(False)
-        worker = Worker(denoiser, teacher.schedule, sample_shape(teacher), method, self.steps, latents, device)
+        worker = Worker(denoiser, teacher.schedule, sample_shape(teacher), method, steps, latents, device)
         task = Task(
             pictures,
             problem.of,
@@ -154,6 +167,22 @@ class Restore:
         with progress() as report:
             held = restore(worker, task, self.out, notes, self.overwrite, inputs, report)
         say(summary(held, self.out), f"dsno cite {self.out}")
+
+    def _start(self) -> NoisePredictor | None:
+        """The learned start, if one is to be used.
+
+        Raises:
+            ValueError: if another method is asked for, or this one without it, or a problem that nobody knows.
+        """
+        if self.start is None:
+            if self.method == "start":
+                raise ValueError("--method start needs --start FOLDER, what train_start wrote for this problem")
+            return None
+        if self.method not in (None, "start"):
+            raise ValueError(f"--start is of the method start, and this one is {self.method}: leave one of them out")
+        if self.problem == "blind":
+            raise ValueError("a learned start knows its problem, and this one is blind: leave --start out")
+        return load_start(self.start)
 
     def _decoder(self, device: torch.device) -> Latents | None:
         """What makes pictures of the samples, if they are latents of a diffusers model."""
@@ -203,6 +232,12 @@ def check_method(name: str, problem: ProblemName, noise: float = 0.0) -> Callabl
         )
     make = RESTORERS[name]
     return functools.partial(make, step=KernelStep(learn_noise=True)) if blind and not noise else make
+
+
+def starting(net: NoisePredictor, schedule: Schedule) -> Callable[[Tensor], Restorer]:
+    """What makes the restorer of a grid from a learned start: with as many steps as the grid has, on its own times."""
+    most = max(net.phases)
+    return lambda grid: LearnedStart(start_grid(schedule, len(grid) - 1, most), net)
 
 
 def summary(held: dict[str, object], out: Path) -> str:
