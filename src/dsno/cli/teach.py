@@ -1,4 +1,4 @@
-"""`dsno teach`: a small teacher, trained on an image set, or a bridge, trained on pairs."""
+"""`dsno teach`: a small teacher, trained on an image set, a bridge, trained on pairs, or a start for a problem."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Literal
 from dsno.cli.bridges import BRIDGES, BridgeName, kind_of_pairs
 from dsno.cli.console import progress, say, say_aside
 from dsno.cli.options import AsRead, Reading, Training
+from dsno.cli.starts import AsMeasured, Measured, teach_start
 from dsno.data.pairs import load_pairs
 from dsno.outputs import check_apart, check_request
 from dsno.runs.bridge import teach_bridge
@@ -24,7 +25,8 @@ SCHEDULES: dict[str, Callable[[], Schedule]] = {"cosine": Cosine, "flow": Rectif
 
 @dataclass(frozen=True)
 class Teach:
-    """Train a small diffusion teacher on an image set, or with --pairs a bridge from one set to another.
+    """Train a small diffusion teacher on an image set, with --pairs a bridge from one set to another, or with --start
+    where a teacher starts from to restore pictures in a few steps.
 
     In Python:
 
@@ -43,6 +45,9 @@ class Teach:
     """The columns of --pairs, degraded and clean."""
     bridge_type: BridgeName = "brownian"
     """With --pairs, the bridge between the two."""
+    start: str | None = None
+    """Train a learned start instead, of this teacher and for a --problem: what `restore --start` takes."""
+    measured: AsMeasured = field(default_factory=Measured)
     reading: AsRead = field(default_factory=Reading)
     out: Path = Path("runs/teacher")
     """Folder for the teacher."""
@@ -76,6 +81,10 @@ class Teach:
                 f"--train.warmup {self.train.warmup} is no shorter than the {self.train.steps} steps: the learning "
                 "rate does not reach --train.lr"
             )
+        if self.start is None and (unread := self.measured.given()):
+            raise ValueError(f"{unread[0]} is of a learned start: give --start TEACHER, or leave it out")
+        if self.start is not None:
+            return self._start(self.start)
         if self.pairs:
             return self._bridge()
         kind = "v" if self.kind is None else self.kind
@@ -98,6 +107,24 @@ class Teach:
                 drop=self.drop if self.conditional and self.null else 0.0,
             )
         say(f"teacher in {self.out}", f"dsno generate --teacher {self.out}")
+
+    def _start(self, teacher: str) -> None:
+        unread = {"--pairs": bool(self.pairs), "--kind": self.kind is not None, "--conditional": self.conditional}
+        for given in (name for name, is_given in unread.items() if is_given):
+            raise ValueError(f"{given} does not go with --start: leave one of them out")
+        images = self.reading.load(self.data)
+        restores = teach_start(
+            teacher,
+            images,
+            self.measured,
+            self.out,
+            self.channels,
+            self.train,
+            self.batch,
+            self.resume,
+            self.overwrite,
+        )
+        say(f"start in {self.out}", restores)
 
     def _bridge(self) -> None:
         if len(self.pairs) > 2:
