@@ -109,9 +109,9 @@ class Teach:
         say(f"teacher in {self.out}", f"dsno generate --teacher {self.out}")
 
     def _start(self, teacher: str) -> None:
-        unread = {"--pairs": bool(self.pairs), "--kind": self.kind is not None, "--conditional": self.conditional}
-        for given in (name for name, is_given in unread.items() if is_given):
-            raise ValueError(f"{given} does not go with --start: leave one of them out")
+        asked = {"--pairs": bool(self.pairs), "--kind": self.kind is not None, "--conditional": self.conditional}
+        if unread := [name for name, given in asked.items() if given]:
+            raise ValueError(f"{unread[0]} does not go with --start: leave one of them out")
         images = self.reading.load(self.data)
         restores = teach_start(
             teacher,
