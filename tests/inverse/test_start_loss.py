@@ -154,6 +154,8 @@ def test_what_cannot_be_is_said_in_a_line() -> None:
     for wrong in ({"l2": -1.0}, {"after": -1}, {"l2": 0.0, "perceptual": 0.0, "adversarial": 0.0}):
         with pytest.raises(ValueError, match="the parts of a loss weigh 0 or more"):
             Shares(**wrong)
+    with pytest.raises(ValueError, match="perceptual part alone needs a distance"):
+        Inversion(X, PROBLEM, D, Cosine(), shares=Shares(0, 2.0, 0))
     with pytest.raises(ValueError, match="batch must be at least 1"):
         Inversion(X, PROBLEM, D, Cosine(), batch=0)
     map, _ = small_map()

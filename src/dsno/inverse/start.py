@@ -13,7 +13,7 @@ that starts from noise alone $\tau = 1$, and what the predictor says is its nois
 
 $$ x_1 = \alpha_1 y_0 + \sigma_1 f_w(y_0, 1) \approx \sigma_1 f_w, \qquad \hat x_0 = G(x_1). $$
 
-Source: Yue, Liao & Loy, 2025 (arXiv 2412.09013), section 3 and algorithm 2.
+Source: Yue, Liao & Loy, 2025 (arXiv 2412.09013).
 """
 
 from __future__ import annotations

@@ -14,7 +14,7 @@ which judges every pixel (Schönfeld, Schiele & Khoreva, 2020, arXiv 2002.12655)
 The squares alone lead to $\mathbb E[x_0 \mid y]$, which no predictor of this loss can be ahead of in squared error, and
 which is blurred where the answer is not unique: the other two are what makes it look like data.
 
-Source: Yue, Liao & Loy, 2025 (arXiv 2412.09013), eq. 9 and section 4.1.
+Source: Yue, Liao & Loy, 2025 (arXiv 2412.09013).
 """
 
 from __future__ import annotations
@@ -105,7 +105,8 @@ class Inversion:
 
     Raises:
         ValueError: if the problem is none of these samples (`check_problem`), a decoded one has no encoder, or a
-            student that starts from noise alone is to start elsewhere; if `batch` is not positive.
+            student that starts from noise alone is to start elsewhere; if `batch` is not positive, or nothing is left
+            of the loss.
     """
 
     def __init__(
@@ -126,6 +127,8 @@ class Inversion:
             raise ValueError(f"batch must be at least 1, got {batch}")
         if isinstance(teacher, OneJump) and teacher.from_noise and set(phases) != {1.0}:
             raise ValueError(f"this student starts from noise alone, so phases=(1.0,), got {tuple(phases)}")
+        if distance is None and not (shares.l2 or shares.adversarial):
+            raise ValueError("a loss of its perceptual part alone needs a distance: give one, or l2 > 0")
         if isinstance(problem, Decoded):
             latents_of(problem)
         self.x, self.problem, self.teacher, self.schedule, self.labels = x, problem, teacher, schedule, labels

@@ -10,7 +10,7 @@ standard normal, since it also has to move $y_0$ to where the teacher takes it f
 that: $\mu = 0$ and $v = 0$, which is SDEdit from $y_0$ (Meng et al., 2021, arXiv 2108.01073). The network is told the
 phase of $\tau$ (`dsno.schedule`), so that it means the same on every schedule.
 
-Source: Yue, Liao & Loy, 2025 (arXiv 2412.09013), section 3.
+Source: Yue, Liao & Loy, 2025 (arXiv 2412.09013).
 """
 
 from __future__ import annotations
