@@ -147,7 +147,8 @@ def restore(
             "median": _medians(rows),
             "pictures": rows,
         }
-        restoration_report(staging / REPORT, "Restored pictures", _said(held), finished[:SHOWN], max(0, len(finished) - SHOWN))
+        more = max(0, len(finished) - SHOWN)
+        restoration_report(staging / REPORT, "Restored pictures", _said(held), finished[:SHOWN], more)
         _publish(staging, folder, held)
     return held
 
