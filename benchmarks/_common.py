@@ -55,6 +55,7 @@ __all__ = [
     "pyplot",
     "runs_of",
     "save",
+    "taught",
     "tidy",
     "versions",
     "write",
@@ -103,6 +104,11 @@ def runs_of(arguments: argparse.Namespace, usual: str) -> Path:
     folder: Path = arguments.runs or (arguments.out / Path(usual).name if arguments.quick else Path(usual))
     folder.mkdir(parents=True, exist_ok=True)
     return folder
+
+
+def taught(source: Path) -> str:
+    """How long the teacher in a recipe's folder was trained, for the setting of a result."""
+    return f"teacher of {read_json(source / 'recipe.json')['teach']['steps']:,} training steps"
 
 
 def printed(every: int = 1) -> Report:

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from _common import Claim, claim, kept, mean_and_spread, parse, parser, pyplot, runs_of, save, write
+from _common import Claim, claim, kept, mean_and_spread, parse, parser, pyplot, runs_of, save, taught, write
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -339,7 +339,10 @@ def main(given: Sequence[str] | None = None) -> None:
     numbers: dict[str, Any] = {"summary": summary(rows), "rows": rows, "seen": seen}
     if closed:
         numbers = {"exact": exact(), "field": field(size.field), **numbers}
-    title = "blind" if closed else f"blind_{arguments.problem}"
+    title, source = (
+        "blind" if closed else f"blind_{arguments.problem}",
+        arguments.source or Path("runs", arguments.problem),
+    )
     where = (
         "drawn from a mixture of 150 digits of 16 pixels, of standard deviation 0.1, the teacher in closed form"
         if closed
@@ -353,7 +356,8 @@ def main(given: Sequence[str] | None = None) -> None:
         f"a kernel of motion for each, circular, noise {TAU:g}; "
         f"kernels begin as no blur; PiGDM of {size.steps} steps, classic EM of {size.rounds} rounds of one run; "
         "kernel prior trained on made kernels; medians over pictures, at the shift of up to 4 pixels that agrees best, "
-        "mean over sizes; rows, vjps and seconds a picture; kernel error relative, at its best shift",
+        "mean over sizes; rows, vjps and seconds a picture; kernel error relative, at its best shift"
+        + ("" if arguments.problem in ("closed", "own") else f"; {taught(source)}"),
         judged({"name": title, **numbers}),
         **numbers,
     )

@@ -45,6 +45,7 @@ from _common import (
     pyplot,
     runs_of,
     save,
+    taught,
     tidy,
     write,
 )
@@ -427,6 +428,8 @@ def picture_mixtures(numbers: Mapping[str, Any], arguments: argparse.Namespace) 
             axis.plot([r["steps"] for r in found], [r["median"] for r in found], "o-", ms=3, label=TITLES[method])
         axis.set(xscale="log", yscale="log", xlabel="steps", title=f"{guide} guide")
         tidy(axis, "both")
+        axis.set_xticks([r["steps"] for r in found], [str(r["steps"]) for r in found])
+        axis.minorticks_off()
     axes[0].set_ylabel("median error to the exact solution")
     axes[1].legend(fontsize=8, frameon=False)
     figure.tight_layout()
@@ -534,7 +537,8 @@ def main(given: Sequence[str] | None = None) -> None:
         f"{images.seeds} ({images.many} steps but of DDIM: the first alone); agreement with another classifier, of "
         "clean pictures; Frechet distance in features to the data (biased upwards at that count, alike for all); equal "
         "steps of the phase; seconds of a step of 64 samples, taken in turn, the median of 5; the student: knowledge "
-        f"of {images.trajectories} ends of STSP4 in {images.steps[-1]} steps, {images.student} steps of {images.batch}",
+        f"of {images.trajectories} ends of STSP4 in {images.steps[-1]} steps, {images.student} steps of {images.batch}"
+        + ("" if arguments.teacher else f"; {taught(arguments.source or Path('runs') / name)}"),
         judged(numbers),
         **numbers,
     )

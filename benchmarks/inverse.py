@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from _common import Claim, alternating, claim, fit, kept, mean_and_spread, parse, parser, runs_of, write
+from _common import Claim, alternating, claim, fit, kept, mean_and_spread, parse, parser, runs_of, taught, write
 from _inverse import asymmetry, gaussian_rows
 from torch import Tensor, nn
 from torchmetrics.functional.image import structural_similarity_index_measure as ssim
@@ -469,7 +469,8 @@ def main(given: Sequence[str] | None = None) -> None:
         f"chosen on {size.validation} others by PSNR, for each kind of task; {size.seeds} seeds of both on inpainting; "
         "rounds of a batch, rows, vjps and seconds a sample; peak of the activations a sample; Frechet distance to the "
         "first 10,000 images of the reference; feature distance over that of two images; x3 is of the picture cropped "
-        "to a multiple of 3, blur of a Gaussian of 1.2 pixels, 5x5, circular",
+        "to a multiple of 3, blur of a Gaussian of 1.2 pixels, 5x5, circular"
+        + (f"; {taught(bench.source)}" if bench.settings else ""),
         judged({"name": title, **numbers}),
         **numbers,
     )

@@ -89,7 +89,9 @@ def test_the_command_of_a_result_is_one_and_the_claims_are_what_the_script_makes
     arguments = script("_common").parse(written_by.options(), given)
     assert arguments.command == record["protocol"]["command"]
     assert arguments.out == BENCHMARKS / "results" and not arguments.quick
-    assert written_by.judged(record) == record["claims"]
+    # A fit in single precision differs in its last digits from machine to machine.
+    held = [{**claim, "value": pytest.approx(claim["value"], rel=1e-6)} for claim in record["claims"]]
+    assert written_by.judged(record) == held
 
 
 # What they share

@@ -16,7 +16,7 @@ from dsno.checkpoint import read_json, read_tensors
 from dsno.data.samples import Samples
 from dsno.denoise import Guided, Prediction
 from dsno.distillation import run
-from dsno.distillation.registry import METHODS
+from dsno.distillation.registry import METHODS, Method
 from dsno.distillation.run import distill, run_stages
 from dsno.distillation.stages import Given, Stage
 from dsno.nets.features import FeatureNet, save_feature_net
@@ -48,13 +48,19 @@ def by(
     return run_stages(method, method.configured(**options), student, given, out, config, resume)
 
 
+def untrained(method: Method, teacher: Prediction, drawn_on: Given) -> Student:
+    """What a method trains; of one that goes on from any student, one of a single frame."""
+    other = METHODS["knowledge"] if method.student == "student" else method
+    return other.options().student(teacher, drawn_on)
+
+
 @pytest.mark.parametrize("name", METHODS)
 def test_every_method_trains_and_its_student_comes_back(
     name: str, teacher: Prediction, trajectories: TrajectorySet, tmp_path: Path
 ) -> None:
     method, drawn_on = METHODS[name], given(teacher, trajectories, name)
     torch.manual_seed(1)
-    student = method.options().student(teacher, drawn_on)
+    student = untrained(method, teacher, drawn_on)
     before = copy.deepcopy(student)
     trained = run_stages(
         method, method.options(), student, drawn_on, tmp_path / "out", CONFIG, sources={"data": "here"}
@@ -318,7 +324,7 @@ def test_building_the_stages_changes_nothing_of_the_student(
     name: str, teacher: Prediction, trajectories: TrajectorySet
 ) -> None:
     method, drawn_on = METHODS[name], given(teacher, trajectories, name)
-    student = method.options().student(teacher, drawn_on)
+    student = untrained(method, teacher, drawn_on)
 
     def seen(module: nn.Module) -> dict[str, Any]:
         return {k: v for k, v in vars(module).items() if not isinstance(v, dict)} | {
@@ -350,7 +356,7 @@ def test_distill_puts_together_what_run_stages_is_given(
     x, labels = samples_of(trajectories)
     drawn_on = Given(solved, teacher.schedule, 8, 8, 5, x, labels, trajectories)
     torch.manual_seed(5)
-    student = method.options().student(teacher, drawn_on)
+    student = untrained(method, teacher, drawn_on)
     again = run_stages(method, method.configured(**options), student, drawn_on, tmp_path / "again", config)
     assert same(made, again) and notes_of(tmp_path / "made") == notes_of(tmp_path / "again")
 
