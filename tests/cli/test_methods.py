@@ -6,6 +6,7 @@ import pytest
 
 from dsno.cli.methods import flag, options_table, shown
 from dsno.distillation.registry import METHODS
+from dsno.inverse.named import RESTORERS
 from shell import dsno
 
 
@@ -24,6 +25,14 @@ def test_a_methods_options_are_listed_with_what_they_take(tmp_path: Path) -> Non
         assert any(row.split()[:1] == [flag(option.name)] and shown(option.default) in row for row in rows)
     ran = dsno("methods", "progresive", at=tmp_path)
     assert ran.code == 2 and "progressive" in ran.err and ran.out == ""
+
+
+def test_restorers_are_listed_with_what_they_cost_and_guides_pointed_to(tmp_path: Path) -> None:
+    ran = dsno("methods", at=tmp_path)
+    assert all(f"\n{name} " in ran.said for name in RESTORERS) and "1 call, 1 vjp" in ran.said
+    assert "a network of the teacher's size has the lower error" in ran.said and "--guide" in ran.said
+    ran = dsno("methods", "dps", at=tmp_path)
+    assert ran.code == 2 and "dps is a restorer, whose options are those of `dsno restore`" in ran.err
 
 
 def test_the_table_for_the_page_is_printed_whole(tmp_path: Path) -> None:

@@ -327,11 +327,15 @@ def transparent(here: Path) -> None:
     (f"{GIVEN} --teacher grey --problem deblur --kernel large.npy", None, "a kernel (9, 9) blurs samples"),
     (f"{GIVEN} --teacher grey --problem deblur --kernel black.npy", None, "a kernel must have a positive sum"),
     (f"{GIVEN} --teacher grey --problem deblur --kernel none.npy", None, "no file none.npy"),
-    (f"{GIVEN} --teacher colour --half right", None, "a is in grey, and the teacher makes pictures in colour: convert"),
+    (
+        f"{GIVEN} --teacher colour --half right",
+        None,
+        "a is restored in grey, and the teacher makes pictures in colour: convert",
+    ),
     (
         f"{GIVEN.replace('photos', 'rgb')} --teacher grey --half right",
         None,
-        "a is in colour, and the teacher makes pic",
+        "a is restored in colour, and the teacher makes pic",
     ),
     (
         f"{GIVEN.replace('photos', 'rgb')} --teacher colour --problem gray",
@@ -341,8 +345,9 @@ def transparent(here: Path) -> None:
     (
         f"{GIVEN} --teacher grey --problem gray --degrade",
         None,
-        "a grey of 3 channels takes no samples of shape (1, 8, 8)",
+        "--degrade takes the colours of pictures away first, and these have none",
     ),
+    (f"{GIVEN} --teacher grey --problem gray", None, "a is restored in colour, and the teacher makes pictures in grey"),
     (f"{GIVEN.replace('photos', 'small')} --teacher grey --half right", None, "a is restored to 4 x 4 pixels, and the"),
     (f"{GIVEN.replace('photos', 'odd')} --teacher grey --half right", None, "a.png has more than 8 bits per channel"),
     (f"{GIVEN} --teacher grey --half right", cut, "a.png is damaged or not a picture"),

@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from dsno.condition import Cond
 from dsno.denoise import Guided, Prediction
 from dsno.grids import uniform
 from dsno.guidance.guides import (
@@ -51,6 +52,21 @@ def test_of_gaussian_data_both_jacobians_are_exact(schedule: Schedule, through: 
     guide = LossGuide(to, schedule, through)
     assert guide.reads == ("graph" if through else "x0_hat")
     torch.testing.assert_close(slope(guide, schedule, t, x, {"guide": y}), -J * (J * x - y))
+
+
+def test_through_the_denoiser_a_guide_is_silent_where_the_jacobian_is_its_error_alone() -> None:
+    """Of a trained denoiser, off by two hundredths of the state, the error would be pulled by 1 / alpha_t."""
+    schedule, x, y = RectifiedFlow(), states(), states().flip(0)
+    exact = Gaussian(schedule, torch.zeros(3, dtype=torch.float64), 0.5)
+
+    def trained(x_t: Tensor, t: Tensor | float, cond: Cond | None = None) -> Tensor:
+        return exact(x_t, torch.as_tensor(t, dtype=x_t.dtype)) + 0.02 * x_t
+
+    model = Steered(trained, LossGuide(to, schedule), 1.0, schedule)
+    for t in (0.9999, torch.full((len(x),), 0.9999, dtype=torch.float64)):
+        assert torch.equal(model(x, t, {"guide": y}), model.denoiser(x, t))
+    moved = [model(x, t, {"guide": y}) - model.denoiser(x, t) for t in (0.96, 0.95)]
+    assert float(moved[0].abs().max()) == 0 and 0 < float(moved[1].abs().max()) < 3
 
 
 def test_without_a_graph_the_answer_moves_by_the_posterior_variance() -> None:

@@ -8,18 +8,22 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from dsno.data.load import load_data
 from dsno.denoise import Prediction
 from dsno.distillation.run import distill
 from dsno.guidance import CleanClassifier, LossGuide, NoisyClassifier, Sum
+from dsno.inverse.operators import Mask
 from dsno.nets.classifier import Classifier
 from dsno.nets.unet import UNet, with_classes
 from dsno.references import used_by
+from dsno.runs.shipped import shipped
 from dsno.schedule import Cosine
 from dsno.seeds import noise, seed_range
 from dsno.solvers.run import SolverSampler
 from dsno.solvers.splitting import STSP
 from dsno.steer import Guide, Steered
 from dsno.students.files import load_student
+from dsno.teachers.load import load_teacher
 from dsno.train import TrainConfig
 from dsno.trajectories.compute import Compute
 from dsno.trajectories.generate import generate
@@ -124,6 +128,42 @@ def test_a_one_pass_student_is_told_the_target_as_its_class(tmp_path: Path) -> N
     nn.init.zeros_(other.net.head.conv.weight)
     with pytest.raises(ValueError, match="holds trajectories of another teacher"):
         distill(other, data, tmp_path / "other", config=config, batch=8)
+
+
+class Misfit(nn.Module):
+    """What is known of a sample; the measurement is a buffer, and so in the checksum."""
+
+    def __init__(self, problem: Mask, y: Tensor) -> None:
+        super().__init__()
+        self.problem, self.noise = problem, 0.2
+        self.register_buffer("y", y)
+
+    def forward(self, x0_hat: Tensor, target: Tensor | None) -> Tensor:
+        return (self.problem.A(x0_hat) - self.y).square().flatten(1).sum(1) / (2 * self.noise**2)
+
+
+def constrained(y: Tensor) -> Steered:
+    model = load_teacher(str(shipped("digits") / "teacher")).requires_grad_(False)
+    return Steered(model, LossGuide(Misfit(Mask.half((1, 8, 8)), y), model.schedule))
+
+
+def test_a_constrained_teacher_is_stored_and_distilled_like_any_other(tmp_path: Path) -> None:
+    """Trained, and not a closed form: its Jacobian must not be taken for one near pure noise."""
+    picture = load_data("digits").x[:1]
+    problem, teacher = Mask.half((1, 8, 8)), constrained(picture)
+    y = problem.A(picture)
+    options = {"solver": "stsp4", "steps": 12, "grid": "even", "times": (0.0,), "batch": 16, "shard": 16}
+    made = generate(constrained(y), tmp_path / "a", 16, **options)
+    x0, free = made.__getitems__(range(16))["x0"][:, -1], teacher.denoiser(noise(seed_range(0, 16), (1, 8, 8)), 1.0)
+    misfit, without = ((problem.A(x) - y).square().mean().sqrt() for x in (x0, free))
+    assert float(misfit) < 0.15 < 0.3 < float(without) and float(x0.abs().max()) < 1.5
+    # Restorations of one measurement, which differ where it says nothing.
+    assert float(x0.std(0)[..., 4:].mean()) > 3 * float(x0.std(0)[..., :4].mean())
+    with pytest.raises(ValueError, match=r"teacher\.guide\.sha256: expected"):
+        generate(constrained(y.flip(-2)), tmp_path / "a", 16, resume=True, **options)
+    config = TrainConfig(steps=2, lr=1e-3, warmup=0, checkpoint_every=2)
+    student = distill(constrained(y), made, tmp_path / "student", config=config, batch=8)
+    assert student.sample(noise(seed_range(0, 4), (1, 8, 8))).shape == (4, 1, 8, 8)
 
 
 def test_classes_that_are_added_change_nothing_yet() -> None:

@@ -47,6 +47,8 @@ def test_files_and_measures_are_what_was_restored(tmp_path: Path) -> None:
     assert held["median"]["psnr"] == pytest.approx(np.median([row["psnr"][0] for row in held["pictures"]]))
     assert held["cost"]["rounds"] == 3 and held["cost"]["rows"] == 15 and not held["tiled"]
     assert RESTORED.own(tmp_path / "out")[0].name == "restored.json"
+    said = (tmp_path / "out" / "report.html").read_text()
+    assert f"Pictures: {len(PICTURES)}. Samples: {len(PICTURES)}, in 3 steps" in said and "more pictures" not in said
 
 
 def test_pictures_of_several_sizes_keep_their_order_and_their_size(tmp_path: Path) -> None:

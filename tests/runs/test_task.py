@@ -70,9 +70,13 @@ def test_what_is_larger_goes_through_tiles() -> None:
         (
             {},
             (1, 8, 8),
-            "a is in grey, and the teacher makes pictures in colour: convert it to RGB, or colour it, prob",
+            "a is restored in grey, and the teacher makes pictures in colour: convert it to RGB, or colour it, prob",
         ),
-        ({"shape": (1, 8, 8)}, (3, 8, 8), "a is in colour, and the teacher makes pictures in grey: convert it to grey"),
+        (
+            {"shape": (1, 8, 8)},
+            (3, 8, 8),
+            "a is restored in colour, and the teacher makes pictures in grey: take one of",
+        ),
         ({}, (3, 9, 7), "a is restored to 9 x 7 pixels, and the teacher makes 8 x 8: enlarge or pad it first"),
         (
             {"shape": (2, 64)},

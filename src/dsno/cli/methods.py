@@ -10,7 +10,7 @@ from tyro.conf import Positional
 from dsno.cli.console import say, show_methods, show_options
 from dsno.cli.words import flag
 from dsno.distillation.registry import METHODS, method_named
-from dsno.inverse.named import CHOICES
+from dsno.inverse.named import CHOICES, RESTORERS
 from dsno.references import OF_RESTORER, REFERENCES
 
 __all__ = ["Cite", "Methods", "options_table"]
@@ -40,6 +40,11 @@ class Methods:
     def run(self) -> None:
         if self.markdown:
             return print(options_table())
+        if self.name in CHOICES:
+            raise ValueError(
+                f"{self.name} is a restorer, whose options are those of `dsno restore`; more has "
+                f"{RESTORERS[self.name].__name__} in Python"
+            )
         if self.name:
             method = method_named(self.name)
             return show_options(
@@ -78,7 +83,11 @@ class Methods:
             (14, 24, 10, 28, 60),
         )
         say(
-            "To restore pictures nothing is trained: dsno restore PICTURES --method NAME.", "dsno distill --method NAME"
+            "To restore pictures nothing is trained: dsno restore PICTURES --method NAME. Where one problem is known "
+            "and there are pairs to train on, a network of the teacher's size has the lower error.\n"
+            "Samples of a class that the teacher was never told: dsno classifier, then sample or generate --guide; "
+            "stsp4 for a rough or strong guide, plms4 for a smooth one.",
+            "dsno distill --method NAME",
         )
 
 

@@ -155,7 +155,12 @@ def _gray(noise: float, seed: int, degrade: bool, asked: Mapping[str, Any]) -> S
             raise ValueError("gray restores the colours of grey pictures, and these have some: to try it, degrade=True")
         return (3, *measured[1:])
 
-    return Stated("gray", lambda shape: Grey(noise=noise), whole, lambda shape: Grey(noise=noise), {})
+    def without(shape: Shape) -> Grey:
+        if shape[0] != 3:
+            raise ValueError("degrade=True takes the colours of pictures away first, and these have none: leave it out")
+        return Grey(noise=noise)
+
+    return Stated("gray", without, whole, without, {})
 
 
 def _alike(

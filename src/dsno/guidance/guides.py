@@ -16,8 +16,10 @@ A guide (`dsno.steer.Guide`) says which way a state has to move for the sample t
 $$ \nabla_{x_t} = J^\top \nabla_{\hat x_0}, \qquad J = \frac{\partial \hat x_0}{\partial x_t}
    = \frac{\alpha_t}{\sigma_t^2} \operatorname{Cov}[x_0 \mid x_t] \text{ for an exact denoiser.} $$
 
-With `through=True` $J^\top$ is exact, by a pass back through the network. With `through=False` it is that of Gaussian
-data of standard deviation $s$, a number,
+With `through=True` $J^\top$ is exact, by a pass back through the network. A trained one's is off by a few hundredths,
+which is nothing but towards pure noise, where J vanishes and the error is pulled by $\sigma_t^2 / \alpha_t$: there, at
+$\alpha_t < 0.05 \, \sigma_t$, the guide is silent. With `through=False` $J$ is that of Gaussian data of standard
+deviation $s$, a number,
 
 $$ J \approx \frac{\alpha_t s^2}{\alpha_t^2 s^2 + \sigma_t^2} I : $$
 
@@ -54,6 +56,9 @@ __all__ = [
 
 STD = 0.5
 """Standard deviation of images in [-1, 1], as EDM takes it."""
+
+FAINT = 0.05
+r"""$\alpha_t / \sigma_t$ below which a trained denoiser's Jacobian is none."""
 
 
 class DensityGuide(nn.Module):
@@ -121,10 +126,11 @@ class _OfEstimate(nn.Module, ABC):
 
     def forward(self, x_t: Tensor, t: Tensor | float, x0_hat: Tensor | None, cond: Cond | None) -> Tensor:
         assert x0_hat is not None
+        alpha_t, sigma_t = levels(self.schedule, t, x_t)
         if self.through:
             # Another guide may want the same graph.
-            return torch.autograd.grad(self.log_density(x0_hat, cond).sum(), x_t, retain_graph=True)[0]
-        alpha_t, sigma_t = levels(self.schedule, t, x_t)
+            gradient = torch.autograd.grad(self.log_density(x0_hat, cond).sum(), x_t, retain_graph=True)[0]
+            return gradient * (alpha_t >= FAINT * sigma_t)
         s2 = self.data_std**2
         J = alpha_t * s2 / (alpha_t**2 * s2 + sigma_t**2)
         return J * _gradient(lambda x: self.log_density(x, cond), x0_hat)

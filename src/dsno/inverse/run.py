@@ -39,6 +39,11 @@ __all__ = ["Guidance", "Run", "check_options", "largest", "lengths"]
 PROBE = 2**31
 """The stream of the noise that says how large a misfit noise alone makes: no step's own."""
 
+PIXELS = (
+    "a problem of pixels is stated for latents as Decoded(problem, latents), and its gradients pass through the decoder"
+)
+"""What to do where samples are latents."""
+
 DIFFERENCE = 1e-2
 """Of samples in [-1, 1]: how far a decoder is moved to see where it goes."""
 
@@ -250,11 +255,15 @@ class Guidance(ABC):
                 shape, stated = problem.decode(z[:1]).shape[1:], problem.problem
         else:
             shape, stated = z.shape[1:], problem
-        measured = check_problem(stated, shape, z.dtype, z.device, len(z))
+        try:
+            measured = check_problem(stated, shape, z.dtype, z.device, len(z))
+        except ValueError as error:
+            # Of pictures one knows what is wrong with a problem; what has other channels may be latents of some.
+            raise ValueError(f"{error}" if len(shape) and shape[0] in (1, 3) else f"{error}; {PIXELS}") from None
         if y.shape != (len(z), *measured):
             raise ValueError(
-                f"what was measured of {tuple(shape)} is {(len(z), *measured)} here, and y is {tuple(y.shape)}: a "
-                "teacher of latents takes Decoded(problem, latents)"
+                f"what was measured of {tuple(shape)} is {(len(z), *measured)} here, and y is {tuple(y.shape)}; "
+                f"{PIXELS}"
             )
         if not bool(y.isfinite().all()):
             raise ValueError("what was measured must be finite, and y holds NaN or infinity")

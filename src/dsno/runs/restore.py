@@ -147,7 +147,8 @@ def restore(
             "median": _medians(rows),
             "pictures": rows,
         }
-        restoration_report(staging / REPORT, "Restored pictures", _said(held), finished[:SHOWN], len(finished) - SHOWN)
+        more = max(0, len(finished) - SHOWN)
+        restoration_report(staging / REPORT, "Restored pictures", _said(held), finished[:SHOWN], more)
         _publish(staging, folder, held)
     return held
 
@@ -326,6 +327,6 @@ def _said(held: Mapping[str, Any]) -> str:
     cost, rows = held["cost"], held["pictures"]
     samples = sum(len(row["seeds"]) for row in rows)
     return (
-        f"{len(rows)} pictures, {samples} samples, {held['steps']} steps: {cost['rounds']} calls, {cost['rows']} "
+        f"Pictures: {len(rows)}. Samples: {samples}, in {held['steps']} steps: {cost['rounds']} calls, {cost['rows']} "
         f"network evaluations, {cost['vjps']} vjps and {cost['jvps']} jvps in {cost['seconds']:.1f} s."
     )

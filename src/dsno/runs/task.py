@@ -84,8 +84,8 @@ class Worker:
         channels, *least = self.picture
         if channels != C:
             found, makes = ("in grey", "in colour") if C == 1 else ("in colour", "in grey")
-            how = "convert it to RGB, or colour it, problem='gray'" if C == 1 else "convert it to grey"
-            raise ValueError(f"{name} is {found}, and the teacher makes pictures {makes}: {how}")
+            how = "convert it to RGB, or colour it, problem='gray'" if C == 1 else "take one of colours, or convert it"
+            raise ValueError(f"{name} is restored {found}, and the teacher makes pictures {makes}: {how}")
         if any(n < w for n, w in zip(sides, least, strict=True)):
             raise ValueError(
                 f"{name} is restored to {_size(sides)} pixels, and the teacher makes {_size(least)}: enlarge or pad it "
