@@ -72,14 +72,14 @@ class Heads(nn.Module):
             stacked = parameter.detach().expand(count, *parameter.shape).clone()
             setattr(layer, name, nn.Parameter(stacked, parameter.requires_grad))
 
-    def forward(self, features: Tensor) -> Tensor:
+    def forward(self, features: Tensor, *rest: Any) -> Tensor:
         n, m = self.block
         own = {name: parameter[n:m] for name, parameter in self.layer.named_parameters()}
         if self.shares is not None:
             fused = {name: self._mean(parameter, self.shares) for name, parameter in own.items()}
-            return cast(Tensor, torch.func.functional_call(self.layer, fused, (features,)))
+            return cast(Tensor, torch.func.functional_call(self.layer, fused, (features, *rest)))
         wide = {name: parameter.flatten(0, 1) for name, parameter in own.items()}
-        output: Tensor = torch.func.functional_call(self.layer, wide, (features,))
+        output: Tensor = torch.func.functional_call(self.layer, wide, (features, *rest))
         output = output.unflatten(self.channels, (m - n, -1))
         return output.movedim(-2 if self.channels == -1 else 1, 1).flatten(0, 1)
 
