@@ -18,7 +18,7 @@ from dsno.denoise import Guided, Prediction
 from dsno.distillation import run
 from dsno.distillation.registry import METHODS
 from dsno.distillation.run import distill, run_stages
-from dsno.distillation.stages import Given, Stage
+from dsno.distillation.stages import Given, Options, Stage
 from dsno.nets.features import FeatureNet, save_feature_net
 from dsno.references import used_by
 from dsno.students.files import load_student, notes_of
@@ -48,13 +48,18 @@ def by(
     return run_stages(method, method.configured(**options), student, given, out, config, resume)
 
 
+def beginner(name: str) -> Options:
+    """Options that make a student for a method: another's, of one that goes on from a student."""
+    return METHODS["knowledge" if METHODS[name].student == "student" else name].options()
+
+
 @pytest.mark.parametrize("name", METHODS)
 def test_every_method_trains_and_its_student_comes_back(
     name: str, teacher: Prediction, trajectories: TrajectorySet, tmp_path: Path
 ) -> None:
     method, drawn_on = METHODS[name], given(teacher, trajectories, name)
     torch.manual_seed(1)
-    student = method.options().student(teacher, drawn_on)
+    student = beginner(name).student(teacher, drawn_on)
     before = copy.deepcopy(student)
     trained = run_stages(
         method, method.options(), student, drawn_on, tmp_path / "out", CONFIG, sources={"data": "here"}
@@ -318,7 +323,7 @@ def test_building_the_stages_changes_nothing_of_the_student(
     name: str, teacher: Prediction, trajectories: TrajectorySet
 ) -> None:
     method, drawn_on = METHODS[name], given(teacher, trajectories, name)
-    student = method.options().student(teacher, drawn_on)
+    student = beginner(name).student(teacher, drawn_on)
 
     def seen(module: nn.Module) -> dict[str, Any]:
         return {k: v for k, v in vars(module).items() if not isinstance(v, dict)} | {
