@@ -182,7 +182,7 @@ def test_one_head_is_one_step_of_the_teacher_and_has_nothing_to_learn() -> None:
         nn.init.normal_(p, std=0.2)
     decoder = decoder_from_teacher(teacher, 1)
     objective = Decoding(Fresh(Cosine(), (1, 4, 4), 2, 2, batch=4), decoder, teacher, "euler")
-    assert float(objective(decoder, next(objective.batches(0)))) < 1e-10
+    assert objective(decoder, next(objective.batches(0))).item() < 1e-10
     # And of several the first of a block.
     decoder = decoder_from_teacher(teacher, 4)
     objective = Decoding(Fresh(Cosine(), (1, 4, 4), 2, 2, batch=4), decoder, teacher, "euler")

@@ -40,11 +40,10 @@ from torch import Tensor, nn
 
 from dsno.borrow import own_copy, unwrapped
 from dsno.condition import Cond
-from dsno.denoise import Kind, Prediction, each_row, evaluating, scale_input, x0_from
+from dsno.denoise import Kind, Prediction, evaluating, scale_input, x0_from
 from dsno.grids import check_grid, even
 from dsno.nets.backbone import Backbone, example
 from dsno.schedule import Schedule
-from dsno.solvers.run import initial_state
 from dsno.students.inputs import check_inputs, computing, in_parts
 
 __all__ = ["Headed", "Heads", "ParallelDecoder", "add_heads", "decoder_from_teacher", "last_layer"]
@@ -127,7 +126,7 @@ class Headed(nn.Module):
         heads = self.heads
         heads.block, heads.shares = block, shares
         output: Tensor = self.backbone(x, t) if cond is None else self.backbone(x, t, cond)
-        return output.reshape(len(x), -1, *output.shape[1:])
+        return output.unsqueeze(1) if shares is not None else output.unflatten(0, (-1, block[1] - block[0]))
 
 
 class ParallelDecoder(nn.Module):
@@ -171,8 +170,12 @@ class ParallelDecoder(nn.Module):
         self.net, self.schedule, self.kind, self.data_std = net, schedule, kind, data_std
         self.least, self.most = least, N if most is None else most
         self.own_shape, self.own_classes = None if shape is None else tuple(shape), classes
-        levels = [schedule.at(t) for t in self.grid.tolist()]
-        self.tau = tuple(sigma / (alpha + sigma) for alpha, sigma in levels)
+        # Numbers of the host, worked out once: a call neither reads the grid nor asks the schedule.
+        self.times = tuple(self.grid.tolist())
+        self.levels = tuple(schedule.at(t) for t in self.times)
+        self.tau = tuple(sigma / (alpha + sigma) for alpha, sigma in self.levels)
+        with torch.device("cpu"):
+            self.readings = tuple(self._reading(n) for n in range(N))
         if least < 1 or not self.spans:
             raise ValueError(
                 f"a block spans a multiple of `least` intervals, at most `most`, that divides all {N}: got least = "
@@ -230,26 +233,29 @@ class ParallelDecoder(nn.Module):
 
         With `each` what every head says instead, $h_n, \\dots, h_{m-1}$, (B, m - n, *shape).
         """
-        t = float(self.grid[n])
-        shown = scale_input(self.kind, x_n, t, self.schedule, self.data_std)
-        F = self.net(shown, each_row(t, x_n), (n, m), None if each else self.shares(n, m), cond)
-        h = self._read(F, x_n.unsqueeze(1).expand_as(F), t)
+        a, b, c = self.readings[n]
+        # Half precision tells only a few hundred times apart; and exports keep a batch open whose length is not taken.
+        t = x_n.new_full((x_n.shape[0],), self.times[n], dtype=torch.promote_types(x_n.dtype, torch.float32))
+        F = self.net(c * x_n, t, (n, m), None if each else self.shares(n, m), cond)
+        h = a * x_n.unsqueeze(1) + b * F
         if each:
-            return h
-        (alpha_n, sigma_n), (alpha_m, sigma_m) = self.schedule.at(t), self.schedule.at(float(self.grid[m]))
+            return cast(Tensor, h)
+        (alpha_n, sigma_n), (alpha_m, sigma_m) = self.levels[n], self.levels[m]
         ratio = sigma_m / sigma_n
-        return ratio * x_n + (alpha_m - ratio * alpha_n) * h[:, 0]
+        return cast(Tensor, ratio * x_n + (alpha_m - ratio * alpha_n) * h[:, 0])
 
-    def _read(self, F: Tensor, x_n: Tensor, t: float) -> Tensor:
-        """h from raw outputs and states (B, L, *shape)."""
+    def _reading(self, n: int) -> tuple[float, float, float]:
+        r"""$(a, b, c)$ of $h = a x_n + b F(c x_n)$, in float64."""
+        t, (alpha_n, sigma_n) = self.times[n], self.levels[n]
         if self.kind == "eps":
-            alpha_n, sigma_n = self.schedule.at(t)
-            return (x_n - sigma_n * F) / max(alpha_n, 0.25)
-        return x0_from(self.kind, F, x_n, t, self.schedule, self.data_std)
+            return 1 / max(alpha_n, 0.25), -sigma_n / max(alpha_n, 0.25), 1.0
+        one, zero = torch.ones(1, 1, dtype=torch.float64), torch.zeros(1, 1, dtype=torch.float64)
+        a, b = (float(x0_from(self.kind, F, x, t, self.schedule, self.data_std)) for x, F in ((one, zero), (zero, one)))
+        return a, b, float(scale_input(self.kind, one, t, self.schedule, self.data_std))
 
     def one_pass(self, z: Tensor, cond: Cond | None = None) -> Tensor:
         """The sample of one call, (B, *shape) from noise (B, *shape), with its graph: what exports trace."""
-        return cast(Tensor, self(initial_state(self.schedule, z, float(self.grid[0])), 0, self.count, cond))
+        return cast(Tensor, self(self.levels[0][1] * z, 0, self.count, cond))
 
     @torch.no_grad()
     def sample(self, z: Tensor, cond: Cond | None = None) -> Tensor:
@@ -263,7 +269,7 @@ class ParallelDecoder(nn.Module):
             return in_parts(self._sampled, z, cond)
 
     def _sampled(self, z: Tensor, cond: Cond | None) -> Tensor:
-        x, L = initial_state(self.schedule, z, float(self.grid[0])), self.spans[-1]
+        x, L = self.levels[0][1] * z, self.spans[-1]
         for n in range(0, self.count, L):
             x = self(x, n, n + L, cond)
         return x
