@@ -187,8 +187,8 @@ def test_one_head_is_one_step_of_the_teacher_and_has_nothing_to_learn() -> None:
     decoder = decoder_from_teacher(teacher, 4)
     objective = Decoding(Fresh(Cosine(), (1, 4, 4), 2, 2, batch=4), decoder, teacher, "euler")
     batch = next(objective.batches(0))
-    assert float(objective(decoder, {**batch, "block": (0, 4), "heads": (0, 0, 0, 0)})) < 1e-10
-    assert float(objective(decoder, {**batch, "block": (0, 4), "heads": (3, 3, 3, 3)})) > 1e-6
+    assert objective(decoder, {**batch, "block": (0, 4), "heads": (0, 0, 0, 0)}).item() < 1e-10
+    assert objective(decoder, {**batch, "block": (0, 4), "heads": (3, 3, 3, 3)}).item() > 1e-6
 
 
 @pytest.mark.parametrize("begin", ["rollout", "samples"])

@@ -95,20 +95,20 @@ class Decoding:
         if step not in ("euler", "midpoint"):
             raise ValueError(f"unknown step {step!r}: expected euler or midpoint")
         self.rows, self.teacher, self.step = rows, teacher, step
-        self.decoder, self.schedule, self.table = _Path(decoder), decoder.schedule, intervals(decoder)
+        self.path, self.schedule, self.table = _Path(decoder), decoder.schedule, intervals(decoder)
 
     def batches(self, start: int, rank: int = 0, world: int = 1) -> Iterator[dict[str, Any]]:
         """The rows from step `start` on, with the `block` (n, m) of the step and the head of each row, `heads`."""
         for step, batch in enumerate(self.rows.batches(start, rank, world), start):
-            yield {**batch, **self.decoder.drawn(self.rows, step, rank, world)}
+            yield {**batch, **self.path.drawn(self.rows, step, rank, world)}
 
     def start(self, student: nn.Module, batch: dict[str, Any]) -> Tensor:
         """$x_n$, (B, *shape): what the student's passes before the block make of the noise, or noised samples."""
         n, m = batch["block"]
         if "x0" in batch:
-            alpha_n, sigma_n = self.schedule.at(self.decoder.grid[n])
+            alpha_n, sigma_n = self.schedule.at(self.path.grid[n])
             return cast(Tensor, alpha_n * batch["x0"] + sigma_n * batch["eps"])
-        x = initial_state(self.schedule, batch["noise"], self.decoder.grid[0])
+        x = initial_state(self.schedule, batch["noise"], self.path.grid[0])
         with torch.no_grad():
             for i in range(0, n, m - n):
                 x = student(x, i, i + m - n, batch.get("cond"))
@@ -118,7 +118,7 @@ class Decoding:
         """The loss of one batch, a scalar."""
         (n, m), heads, cond = batch["block"], [*batch["heads"]], batch.get("cond")
         x = self.start(student, batch)
-        y, u = self.decoder.velocities(student, x, n, m, cond)
+        y, u = self.path.velocities(student, x, n, m, cond)
         k = torch.tensor(heads, device=x.device) - n
         rows = torch.arange(len(x), device=x.device)
         with torch.no_grad():
@@ -165,25 +165,25 @@ class Recorded:
             )
         batches(data, batch, seed)  # Refuses sizes that do not fit now, before any work.
         self.data, self.batch, self.seed = data, batch, seed
-        self.decoder, self.schedule, self.table = _Path(decoder), decoder.schedule, intervals(decoder)
+        self.path, self.schedule, self.table = _Path(decoder), decoder.schedule, intervals(decoder)
 
     def batches(self, start: int, rank: int = 0, world: int = 1) -> Iterator[dict[str, Any]]:
         """Batches from step `start` on, with the `block` (n, m) of the step and the head of each row, `heads`."""
         for step, batch in enumerate(batches(self.data, self.batch, self.seed, start, rank, world), start):
             if "cond" in batch:
                 batch["cond"] = as_label(batch["cond"])
-            yield {**batch, **self.decoder.drawn(self, step, rank, world)}
+            yield {**batch, **self.path.drawn(self, step, rank, world)}
 
     def __call__(self, student: nn.Module, batch: dict[str, Any]) -> Tensor:
         """The loss of one batch, a scalar; shapes as in `TrajectorySet`."""
         (n, m), heads = batch["block"], [*batch["heads"]]
-        noise = initial_state(self.schedule, batch["noise"], self.decoder.grid[0])
+        noise = initial_state(self.schedule, batch["noise"], self.path.grid[0])
         x = torch.cat([noise.unsqueeze(1), batch["state"].to(noise)], 1)
         k, rows = torch.tensor(heads, device=x.device), torch.arange(len(x), device=x.device)
-        scale = torch.tensor(self.decoder.scales, dtype=torch.float64).to(x)
+        scale = torch.tensor(self.path.scales, dtype=torch.float64).to(x)
         before, behind = (x[rows, i] / expand_like(scale[i], noise) for i in (k, k + 1))
         taught = (behind - before) / expand_like(self.table[heads, 3].to(x), noise)
-        _, u = self.decoder.velocities(student, x[:, n], n, m, batch.get("cond"))
+        _, u = self.path.velocities(student, x[:, n], n, m, batch.get("cond"))
         return (u[rows, k - n] - taught).square().mean()
 
 
