@@ -24,6 +24,7 @@ from dsno.schedule import Cosine
 from dsno.seeds import noise
 from dsno.students.files import load_student, save_student
 from dsno.students.flowmap import flow_map_from_teacher
+from dsno.students.heads import decoder_from_teacher
 from dsno.students.lift import lift
 from dsno.students.operator import TrajectoryStudent, student_from_teacher
 from dsno.students.samplers import OnePass, passes_of

@@ -108,14 +108,16 @@ def test_shares_are_those_of_the_straight_path() -> None:
 
 
 class Own(nn.Module):
-    """A network that says nothing of itself; `odd` ends with something that is not linear."""
+    """A network that says nothing of itself; it may end with something that is not linear, or mixes rows."""
 
-    def __init__(self, odd: bool = False) -> None:
+    def __init__(self, odd: str = "") -> None:
         super().__init__()
         self.inner, self.out, self.odd = nn.Linear(4, 8), nn.Linear(8, 3), odd
 
     def forward(self, x: Tensor, t: Tensor) -> Tensor:
         out = self.out(torch.cat([x, t[:, None]], 1).matmul(self.inner.weight.T).tanh())
+        if self.odd == "rows":
+            return torch.cat([out, x], 1)[:, :3]
         return out.tanh() if self.odd else out
 
 
@@ -168,8 +170,9 @@ def test_a_decoder_of_short_blocks_makes_the_fewest_passes_by_default() -> None:
 def test_bad_input() -> None:
     with pytest.raises(ValueError, match=r"linear in the weights of '.*', its last layer, so heads would not fuse"):
         decoder_from_teacher(teacher("EDM2"), 4)
-    with pytest.raises(ValueError, match="the output of a Own is not linear in the weights of 'out'"):
-        decoder_from_teacher(Prediction(Own(odd=True), Cosine(), "v", shape=(3,)), 4)
+    for odd in ("tanh", "rows"):
+        with pytest.raises(ValueError, match="the output of a Own is not linear in the weights of 'out'"):
+            decoder_from_teacher(Prediction(Own(odd), Cosine(), "v", shape=(3,)), 4)
     with pytest.raises(ValueError, match="'inner.x' is no linear layer or convolution of a Own: name its last one"):
         decoder_from_teacher(Prediction(Own(), Cosine(), "v", shape=(3,)), 4, last="inner.x")
     with pytest.raises(ValueError, match="a Identity has no linear layer or convolution"):

@@ -229,9 +229,9 @@ class ParallelDecoder(nn.Module):
         return tuple((a - b) / (tau[n] - tau[m]) for a, b in pairwise(tau[n : m + 1]))
 
     def forward(self, x_n: Tensor, n: int, m: int, cond: Cond | None = None, each: bool = False) -> Tensor:
-        """$x_m$, (B, *shape) from $x_n$ (B, *shape): one call over the block [n, m).
+        r"""$x_m$, (B, *shape) from $x_n$ (B, *shape): one call over the block [n, m).
 
-        With `each` what every head says instead, $h_n, \\dots, h_{m-1}$, (B, m - n, *shape).
+        With `each` what every head says instead, $h_n, \dots, h_{m-1}$, (B, m - n, *shape).
         """
         a, b, c = self.readings[n]
         # Half precision tells only a few hundred times apart; and exports keep a batch open whose length is not taken.
@@ -361,6 +361,10 @@ def add_heads(net: nn.Module, example: Sequence[Cond], count: int, last: str | N
     headed = Headed(net, name, count)
     layer = headed.heads.layer
     kept = {key: parameter.detach().clone() for key, parameter in layer.named_parameters()}
+    refusal = ValueError(
+        f"the output of a {type(net).__name__} is not linear in the weights of {name!r}, its last layer, so heads "
+        "would not fuse: name another, last=..., or take a method without heads (`dsno methods`)"
+    )
     x, t, *cond = example
     g = torch.Generator().manual_seed(0)
     noise = torch.randn(cast(Tensor, x).shape, generator=g).to(cast(Tensor, x))
@@ -371,16 +375,15 @@ def add_heads(net: nn.Module, example: Sequence[Cond], count: int, last: str | N
                 drawn = torch.randn(parameter.shape[1:], generator=g)
                 parameter.copy_(torch.linspace(1, 2, count).reshape(-1, *[1] * drawn.ndim) * drawn)
             one = headed(noise, cast(Tensor, t), (0, 1), (1.0,), *cond)
-            all_ = headed(noise, cast(Tensor, t), (0, count), None, *cond)
+            each = headed(noise, cast(Tensor, t), (0, count), None, *cond)
+        except RuntimeError as error:  # what comes behind adds the rows of something else
+            raise refusal from error
         finally:
             for key, parameter in layer.named_parameters():
                 parameter.copy_(kept[key])
     expected = torch.linspace(1, 2, count).to(one).reshape(1, -1, *[1] * (one.ndim - 2)) * one
-    if all_.shape != expected.shape or float((all_ - expected).abs().max()) > 1e-2 * float(expected.abs().max()):
-        raise ValueError(
-            f"the output of a {type(net).__name__} is not linear in the weights of {name!r}, its last layer, so heads "
-            "would not fuse: name another, last=..., or take a method without heads (`dsno methods`)"
-        )
+    if each.shape != expected.shape or float((each - expected).abs().max()) > 1e-2 * float(expected.abs().max()):
+        raise refusal
     return headed
 
 
