@@ -32,8 +32,9 @@ from dsno.runs.shipped import shipped
 from dsno.seeds import noise, seed_range
 from dsno.solvers.fine import fine_solution
 from dsno.students.flowmap import FlowMap, flow_map_from_teacher
+from dsno.students.heads import ParallelDecoder
 from dsno.students.operator import TrajectoryStudent, student_from_teacher
-from dsno.students.samplers import MultiPass, OnePass, Student, passes_of
+from dsno.students.samplers import DecoderSampler, MultiPass, OnePass, Student, passes_of
 from dsno.teachers.load import load_teacher
 from dsno.train import TrainConfig, train
 from dsno.trajectories.generate import generate
@@ -86,6 +87,8 @@ class Entry:
     ema: float = 0.999
     derivative: str = ""
     """How the loss takes derivatives, where not in the method's own way."""
+    step: str = ""
+    """The teacher's step over an interval of a decoder, where not the method's own."""
 
 
 def operator(frames: int = 4, method: str = "operator", **settings: Any) -> Entry:
@@ -121,6 +124,8 @@ ENTRIES: dict[str, Entry] = {
     "direct": Entry("direct"),
     "shortcut": Entry("shortcut"),
     "meanflow": Entry("meanflow"),
+    "decoding": Entry("decoding"),
+    "decoding, euler": Entry("decoding", step="euler"),
 }
 
 
@@ -273,6 +278,8 @@ def student_of(entry: Entry, bench: Bench, seed: int) -> Student:
     torch.manual_seed(seed)
     if METHODS[entry.method].student == "flow map":
         return flow_map_from_teacher(bench.teacher)
+    if METHODS[entry.method].student == "decoder":
+        return options_of(entry, bench).student(bench.teacher, Given(bench.teacher, bench.teacher.schedule, 0))
     times = TIMES[4 // entry.frames - 1 :: 4 // entry.frames]
     return student_from_teacher(bench.teacher, times, where="mid" if entry.frames > 1 else "none")
 
@@ -288,6 +295,7 @@ def options_of(entry: Entry, bench: Bench) -> Options:
         "fine_tuning": entry.fine_tuning or None,
         "distance": entry.distance or None,
         "derivative": entry.derivative or None,
+        "step": entry.step or None,
         "features": features,
     }
     kept = {name: value for name, value in asked.items() if value is not None and name in method.names}
@@ -329,6 +337,8 @@ def samplers_of(student: Student) -> dict[str, Sampler]:
     if isinstance(student, FlowMap):
         passes = (student.steps,) if student.way == "grid" else PASSES
         return {str(k): passes_of(student, k) for k in passes if k is not None}
+    if isinstance(student, ParallelDecoder):
+        return {str(k): DecoderSampler(student, k) for k in PASSES}
     if not student.restarts:
         return {"1": OnePass(student)}
     return {

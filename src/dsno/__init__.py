@@ -32,9 +32,10 @@ from dsno.solvers.splitting import LTSP, STSP
 from dsno.steer import Steered
 from dsno.students.files import load_student, save_student
 from dsno.students.flowmap import FlowMap, flow_map_from_teacher
+from dsno.students.heads import ParallelDecoder, decoder_from_teacher
 from dsno.students.lift import lift
 from dsno.students.operator import TrajectoryStudent, student_from_teacher
-from dsno.students.samplers import FlowMapSampler, MultiPass, OnePass, sampler_of
+from dsno.students.samplers import DecoderSampler, FlowMapSampler, MultiPass, OnePass, sampler_of
 from dsno.teachers.closed import Gaussian, GaussianMixture
 from dsno.teachers.load import load_teacher
 from dsno.teachers.native import save_teacher
@@ -118,6 +119,7 @@ __all__ = [
     "Cosine",
     "DPMSolverPP",
     "DSNOPipeline",
+    "DecoderSampler",
     "Denoiser",
     "FlowMap",
     "FlowMapSampler",
@@ -131,6 +133,7 @@ __all__ = [
     "NoisyClassifier",
     "OnePass",
     "ParaTAA",
+    "ParallelDecoder",
     "Picard",
     "Prediction",
     "Receding",
@@ -151,6 +154,7 @@ __all__ = [
     "VPLinear",
     "check_teacher",
     "compare",
+    "decoder_from_teacher",
     "distill",
     "evaluate",
     "export_onnx",

@@ -64,7 +64,7 @@ CONFIG, WEIGHTS = "config.json", "model.safetensors"
 
 TYPES = (
     ("teacher",),
-    ("student", "adapter", "flow map"),
+    ("student", "adapter", "flow map", "decoder"),
     ("features",),
     ("kernel denoiser",),
     ("classifier",),

@@ -377,6 +377,12 @@ REFERENCES: dict[str, Citation] = {
         venue="IEEE Transactions on Image Processing",
         journal=True,
     ),
+    "shaul2026parallel": Citation(
+        "Shaul and Liu and Vahdat and Berner",
+        "Parallel Decoding Distillation",
+        2026,
+        "2607.26004",
+    ),
     "zhou2024score": Citation(
         "Zhou, Mingyuan and Zheng, Huangjie and Wang, Zhendong and Yin, Mingzhang and Huang, Hai",
         "Score identity Distillation: Exponentially Fast Distillation of Pretrained Diffusion Models for One-Step "

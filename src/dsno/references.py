@@ -172,7 +172,7 @@ def _model(config: Any) -> list[str] | None:
         return ["yue2025arbitrary", *(["zhang2018unreasonable"] if perceptual else [])]
     if kind == "kernel denoiser":
         return ["laroche2024fast", "zhang2017beyond"]
-    if kind not in ("teacher", "student", "adapter", "flow map"):
+    if kind not in ("teacher", "student", "adapter", "flow map", "decoder"):
         return None
     net = config.get("net") or config.get("backbone") or {}
     inner = net.get("net")
@@ -189,15 +189,15 @@ def _model(config: Any) -> list[str] | None:
 
 
 def _student(config: Mapping[str, Any]) -> list[str | None]:
-    """What a student, an adapter or a flow map was made by."""
-    notes, is_map = config.get("notes", {}), config["type"] == "flow map"
+    """What a student, an adapter, a flow map or a decoder was made by."""
+    notes, lifted = config.get("notes", {}), config["type"] not in ("flow map", "decoder")
     # Students of before the methods had names are operators.
-    method = METHODS.get(notes.get("method", "" if is_map else "operator"))
+    method = METHODS.get(notes.get("method", "operator" if lifted else ""))
     weighted = config.get("guidance") or config.get("lift", {}).get("guidance")
     return [
         *(method.references if method else ()),
         *notes.get("references", ()),
-        "zheng2023fast" if not is_map and len(config["times"]) > 1 else None,
+        "zheng2023fast" if lifted and len(config["times"]) > 1 else None,
         "zhang2018unreasonable" if "perceptual" in str(notes.get("options", notes).get("distance", "")) else None,
         "meng2023distillation" if weighted else None,
         "ho2022classifier" if notes.get("guided") else None,

@@ -14,6 +14,7 @@ from dsno.denoise import Prediction
 from dsno.nets.unet import UNet
 from dsno.schedule import VE, Cosine
 from dsno.students.flowmap import flow_map_from_teacher
+from dsno.students.heads import decoder_from_teacher
 from dsno.students.lift import lift
 from dsno.students.operator import TrajectoryStudent, student_from_teacher
 from dsno.students.samplers import OnePass
@@ -218,6 +219,18 @@ def test_a_program_is_a_flow_maps_one_pass(tmp_path: Path) -> None:
     made.way, made.steps = "grid", 2
     with pytest.raises(ValueError, match=r"trained for the grid of 2 step\(s\) alone"):
         export_program(made, tmp_path / "grid.pt2", cond=torch.zeros(1))
+
+
+def test_a_program_is_a_decoders_one_pass_for_any_batch(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    made = decoder_from_teacher(Prediction(UNet(1, 4, (4,), blocks=0, attention=()), Cosine(), "v"), 4)
+    for p in made.parameters():
+        nn.init.normal_(p, std=0.2)
+    loaded, z = load_program(export_program(made, tmp_path / "decoder.pt2")), torch.randn(3, 1, 4, 4)
+    torch.testing.assert_close(loaded(z), made.sample(z), rtol=1e-5, atol=1e-5)
+    assert loaded.metadata["times"] == [0.0] and "target" not in loaded.metadata
+    with pytest.raises(ValueError, match=r"this decoder makes 2, 4 pass\(es\), got 1"):
+        export_program(made.trained_for(1, 2), tmp_path / "short.pt2")
 
 
 def test_graphs_need_cuda() -> None:

@@ -24,6 +24,7 @@ from dsno.schedule import Cosine
 from dsno.seeds import noise
 from dsno.students.files import load_student, save_student
 from dsno.students.flowmap import flow_map_from_teacher
+from dsno.students.heads import decoder_from_teacher
 from dsno.students.lift import lift
 from dsno.students.operator import TrajectoryStudent, student_from_teacher
 from dsno.students.samplers import OnePass, passes_of
@@ -80,6 +81,9 @@ def test_only_what_can_be_saved_is_wrapped() -> None:
     lifted = lift(backbone, [torch.zeros(1, 1, 8, 8)], ["0"], 4, where=lambda name, shape: True)
     with pytest.raises(ValueError, match="a Sequential does not say how to rebuild it: a pipeline needs a `Backbone`"):
         DSNOPipeline.from_student(TrajectoryStudent(lifted, Cosine(), quadratic(4)[1:]))
+    decoder = decoder_from_teacher(Prediction(UNet(1, 4, (4,), attention=()), Cosine(), "v"), 2)
+    with pytest.raises(ValueError, match="a pipeline holds an operator or a flow map, and this is a ParallelDecoder"):
+        DSNOPipeline.from_student(decoder)
 
 
 @pytest.mark.parametrize("channels, mode", [(1, "L"), (3, "RGB")])

@@ -139,6 +139,26 @@ def test_a_student_goes_on_from_where_another_method_left_it(method: str, runs: 
     assert not (tmp_path / "third").exists()
 
 
+def test_a_decoder_needs_no_data_and_draws_in_any_of_its_passes(runs: Path, tmp_path: Path) -> None:
+    out = tmp_path / "decoder"
+    ran = dsno("distill", "--method", "decoding", "--data", "nowhere", "--heads", 8, "--out", out, *QUICK, at=runs)
+    assert ran.code == 0 and f"decoder in {out}" in ran.said, ran.said
+    assert notes_of(out)["sources"] == {"teacher": "runs/teacher"}
+    drawn = ("sample", "--student", out, "--count", 2, "--device", "cpu", "--overwrite", "--out", tmp_path / "drawn")
+    for passes in (1, 2, 4):
+        ran = dsno(*drawn, "--passes", passes, at=runs)
+        assert ran.code == 0, ran.said
+    ran = dsno(*drawn, "--passes", 8, at=runs)
+    assert ran.code == 2 and "this decoder makes 1, 2, 4 pass(es), got 8" in ran.said
+    assert "shaul2026parallel" in dsno("cite", out, at=runs).said
+    # Noised samples are the ends of the trajectories, whose states give the grid to those that begin there.
+    begin = ("distill", "--method", "decoding", "--out", tmp_path / "noised", *QUICK, "--begin")
+    ran = dsno(*begin, "samples", at=runs)
+    assert ran.code == 0 and notes_of(tmp_path / "noised")["sources"]["data"] == "runs/trajectories", ran.said
+    ran = dsno(*begin, "trajectories", "--overwrite", at=runs)
+    assert ran.code == 0 and len(read_json(tmp_path / "noised" / "config.json")["grid"]) == 5, ran.said
+
+
 @pytest.mark.parametrize("method", ["operator", "matching"])
 def test_an_operator_of_some_of_the_stored_times(method: str, runs: Path, tmp_path: Path) -> None:
     distil = ("distill", "--method", method, "--times", 0.0, 0.25, "--out", tmp_path / "student")
@@ -225,6 +245,11 @@ OTHER: dict[str, tuple[str, object]] = {
     "rate": ("--NAME 0.2", 0.2),
     "a": ("--NAME 1", 1.0),
     "passes": ("--NAME 4", 4),
+    "heads": ("--NAME 8", 8),
+    "least": ("--NAME 2", 2),
+    "most": ("--NAME 8", 8),
+    "step": ("--NAME euler", "euler"),
+    "begin": ("--NAME samples", "samples"),
     "start": ("--NAME 16", 16),
     "stochastic": ("--NAME", True),
     "guidance": ("--NAME 0 3", (0.0, 3.0)),

@@ -202,7 +202,7 @@ def test_bad_input(tmp_path: Path) -> None:
             identity(student, given(teacher), IdentityOptions(a=a))
     with pytest.raises(ValueError, match="a Gaussian is no Prediction that can be copied"):
         identity(student, given(Gaussian(Cosine(), torch.zeros(1, 4, 4, dtype=D64), 1.0)))
-    with pytest.raises(ValueError, match="trains a TrajectoryStudent or a FlowMap, got a Linear"):
+    with pytest.raises(ValueError, match="trains a TrajectoryStudent, FlowMap or ParallelDecoder, got a Linear"):
         identity(nn.Linear(2, 2), given(teacher))
     guided = student_from_teacher(teacher, [0.0], guidance=True)
     with pytest.raises(ValueError, match="this student is told a guidance weight: take matching"):

@@ -32,7 +32,7 @@ def distilled(out: Path, method: str, data: Path) -> None:
     distill(teacher(), TrajectorySet(data), out, method, CONFIG, batch=8)
 
 
-@pytest.mark.parametrize("method", ["shortcut", "matching"])
+@pytest.mark.parametrize("method", ["shortcut", "matching", "decoding"])
 def test_a_batch_is_the_same_in_two_processes(method: str, data: Path, tmp_path: Path) -> None:
     distilled(tmp_path / "one", method, data)
     succeed(distilled, tmp_path / "two", method, data)

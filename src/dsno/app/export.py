@@ -22,7 +22,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -47,8 +47,9 @@ from dsno.outputs import locked, sweep, writable
 from dsno.outside import Length, Within, check, one_line
 from dsno.solvers.run import initial_state
 from dsno.students.flowmap import FlowMap, TwoTime
+from dsno.students.heads import ParallelDecoder
 from dsno.students.operator import TrajectoryStudent
-from dsno.students.samplers import Student, passes_of
+from dsno.students.samplers import Student, passes_of, sampler_of
 from dsno.trajectory import Trajectory
 
 __all__ = ["CUDAGraphSampler", "Program", "export_onnx", "export_program", "load_program"]
@@ -69,10 +70,13 @@ def _backbone(student: Student) -> nn.Module:
     """The network inside, which knows what it is told.
 
     Raises:
-        ValueError: for a flow map that one pass does not sample, or whose network does not say what it makes.
+        ValueError: for a flow map or decoder that one pass does not sample, or a map whose network does not say what it
+            makes.
     """
+    if isinstance(student, ParallelDecoder):
+        sampler_of(student, 1)
     if not isinstance(student, FlowMap):
-        return student.net.backbone
+        return cast(nn.Module, student.net.backbone)
     passes_of(student, 1)
     if not isinstance(student.net, TwoTime):
         raise ValueError(
@@ -117,6 +121,8 @@ def _described(backbone: Backbone, guided: bool, like: Tensor) -> Cond | None:
 def _metadata(student: Student, cond: Mapping[str, Tensor], form: str, notes: Mapping[str, Any]) -> dict[str, Any]:
     if isinstance(student, FlowMap):
         own: dict[str, Any] = {"times": [0.0]}
+    elif isinstance(student, ParallelDecoder):
+        own = {"times": student.grid[-1:].tolist()}
     else:
         own = {"times": student.times.tolist(), "target": student.target}
     return {
@@ -468,6 +474,8 @@ class CUDAGraphSampler:
 
     def __call__(self, z: Tensor, cond: Cond | None = None, seeds: Tensor | None = None) -> Trajectory:
         x = torch.stack([initial_state(self.student.schedule, z), self.sample(z, cond)], 1)
-        times = (0.0,) if isinstance(self.student, FlowMap) else self.student.times[-1:].tolist()
+        student, times = self.student, [0.0]
+        if not isinstance(student, FlowMap):
+            times = (student.grid if isinstance(student, ParallelDecoder) else student.times)[-1:].tolist()
         t = torch.tensor([1.0, *times], dtype=torch.float64)
         return Trajectory(x, t, None, cond, seeds, nfe=1, rounds=1)

@@ -51,6 +51,7 @@ from dsno.schedule import schedule_from_config
 from dsno.seeds import as_seeds, noise
 from dsno.students.files import build_student
 from dsno.students.flowmap import FlowMap, TwoTime
+from dsno.students.heads import ParallelDecoder
 from dsno.students.operator import TrajectoryStudent
 from dsno.students.samplers import Student, sampler_of
 from dsno.teachers.latents import Latents
@@ -236,6 +237,11 @@ class DSNOPipeline(DiffusionPipeline):
         super().__init__()
         if not isinstance(student, DSNOModel | FlowMapModel):
             student = unwrapped(student)
+            if isinstance(student, ParallelDecoder):
+                raise ValueError(
+                    "a pipeline holds an operator or a flow map, and this is a ParallelDecoder: draw with sampler_of, "
+                    "or export it"
+                )
             wrapped = FlowMapModel.from_student if isinstance(student, FlowMap) else DSNOModel.from_student
             student = wrapped(student)
         self.register_modules(student=student, vae=vae)

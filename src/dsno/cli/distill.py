@@ -74,7 +74,7 @@ class Distill:
         check_batch(self.batch)
         method = method_named(self.method)
         options: Options = method.options() if self.options is None else self.options  # type: ignore[assignment]
-        reads = {*method.needs} != {"teacher"}
+        reads = method.asks(options) != {"teacher"}
         solved = TrajectorySet(self.data) if reads and holds_trajectories(self.data) else None
         method.check_data(solved is not None, self.data)
         if is_bridge(self.teacher):

@@ -15,6 +15,7 @@ from typing import Any, cast
 from dsno.distillation.stages import Given, Options, Stage
 from dsno.snapshots import settings_of, snapshots_in
 from dsno.students.flowmap import FlowMap
+from dsno.students.operator import TrajectoryStudent
 from dsno.students.samplers import Student
 
 __all__ = ["begun"]
@@ -53,7 +54,7 @@ def begun(
 
 
 def _regression(settings: Mapping[str, Any], options: Options, student: Student, given: Given) -> dict[str, Any]:
-    if isinstance(student, FlowMap) or given.trajectories is None:
+    if not isinstance(student, TrajectoryStudent) or given.trajectories is None:
         return {}
     plain, (fingerprint, count) = _plain(settings), settings["trajectories"]
     return {

@@ -45,6 +45,7 @@ from dsno.schedule import Schedule
 from dsno.seeds import generator
 from dsno.solvers.run import initial_state
 from dsno.students.flowmap import FlowMap
+from dsno.students.heads import ParallelDecoder
 from dsno.students.operator import TrajectoryStudent
 from dsno.students.samplers import Student
 from dsno.trajectories.labels import uniform_labels
@@ -56,7 +57,7 @@ class Twin(nn.Module):
     """A one-pass student and the denoiser of its own samples, which answers twice: to the student, and to learn.
 
     Arguments:
-        student: A `TrajectoryStudent`, or a `FlowMap`.
+        student: A `TrajectoryStudent`, a `FlowMap` or a `ParallelDecoder`.
         fake: $D_G$, which the twin takes over: its parameters are rescaled.
         pace: The learning rate of $D_G$ over the student's.
 
@@ -199,8 +200,10 @@ def identity(student: Student, given: Given, options: IdentityOptions = Identity
         ValueError: for options that cannot be, a teacher that cannot be copied, or a student that is told a text or a
             guidance weight, which cannot be drawn.
     """
-    if not isinstance(student, TrajectoryStudent | FlowMap):
-        raise ValueError(f"identity trains a TrajectoryStudent or a FlowMap, got a {type(student).__name__}")
+    if not isinstance(student, TrajectoryStudent | FlowMap | ParallelDecoder):
+        raise ValueError(
+            f"identity trains a TrajectoryStudent, FlowMap or ParallelDecoder, got a {type(student).__name__}"
+        )
     fake = student_denoiser(given.denoiser)  # refuses what cannot be copied
     net = unwrapped(cast(Prediction, fake).net)
     if student.guided or (isinstance(net, Backbone) and net.tokens):
@@ -214,6 +217,8 @@ def identity(student: Student, given: Given, options: IdentityOptions = Identity
         return Twin(student, student_denoiser(given.denoiser), options.pace), objective
 
     def became(student: Student) -> Student:
+        if isinstance(student, ParallelDecoder):
+            return student.trained_for(student.count, student.count)
         return student.trained_for("grid", 1) if isinstance(student, FlowMap) else student
 
     return [Stage("identity", given.steps, make, became, lr=options.rate)]

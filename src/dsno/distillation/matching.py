@@ -50,6 +50,7 @@ from dsno.engine import mean_of_all
 from dsno.schedule import Schedule
 from dsno.seeds import generator
 from dsno.students.flowmap import FlowMap, flow_map_from_teacher
+from dsno.students.heads import ParallelDecoder
 from dsno.students.operator import TrajectoryStudent
 from dsno.students.samplers import Student
 
@@ -100,21 +101,22 @@ class Pair(nn.Module):
 
 
 def one_ended(student: nn.Module) -> Any:
-    """The student, whose last frame is its sample: of a flow map that is its jump to s = 0, as a student of one
-    frame."""
-    return _End(student) if isinstance(student, FlowMap) else student
+    """The student, whose last frame is its sample: of a flow map that is its jump to s = 0, of a decoder its call over
+    all heads, as a student of one frame."""
+    return _End(student) if isinstance(student, FlowMap | ParallelDecoder) else student
 
 
 class _End(nn.Module):
-    """A flow map's jump to s = 0 as a student of one frame."""
+    """A flow map's jump to s = 0, or a decoder's call over all heads, as a student of one frame."""
 
-    def __init__(self, map: FlowMap) -> None:
+    def __init__(self, map: FlowMap | ParallelDecoder) -> None:
         super().__init__()
         self.map, self.schedule, self.target, self.frames = map, map.schedule, "x0", 1
         self.times = torch.zeros(1, dtype=torch.float64)
 
     def forward(self, x: Tensor, cond: Cond | None, start: float, frames: Sequence[int]) -> Tensor:
-        return cast(Tensor, self.map(x, start, 0.0, cond)).unsqueeze(1)
+        ends = (0, self.map.count) if isinstance(self.map, ParallelDecoder) else (start, 0.0)
+        return cast(Tensor, self.map(x, *ends, cond)).unsqueeze(1)
 
 
 class Paced(nn.Module):

@@ -9,6 +9,7 @@ and in what the map is compared with:
 | two steps of the teacher, or of itself | a grid, or any | `progressive`, `guided`, `shortcut`, `progressive-map` |
 | its own value one small step on | s = 0 | `consistency` and its kin |
 | the teacher's velocity, or the data's | any | `lagrangian`, `eulerian`, `meanflow`, `direct` |
+| the teacher's solver, from the student's own states | a grid | `decoding` |
 | the law of the teacher's samples | s = 0 | `matching`, `identity` |
 
 A method is a function `(student, given, options) -> stages` (`dsno.distillation.stages`) in the file of its family,
@@ -31,10 +32,11 @@ import torch
 from torch import nn
 
 from dsno.checkpoint import check_keys
-from dsno.distillation import consistency, flowmaps, guided, identity, matching, progressive, regression
+from dsno.distillation import consistency, decoding, flowmaps, guided, identity, matching, progressive, regression
 from dsno.distillation.derivatives import jvp
 from dsno.distillation.stages import FlowMapOptions, Given, Options, Stage
 from dsno.students.flowmap import FlowMap
+from dsno.students.heads import ParallelDecoder
 from dsno.students.operator import TrajectoryStudent
 from dsno.students.samplers import Student
 
@@ -45,19 +47,24 @@ Need = Literal["trajectories", "teacher", "samples", "data"]
 of the data, which are what the student then learns, whatever the teacher says. Beside these, every student starts from
 a teacher's weights."""
 
-Passes = Literal["1", "1 to M", "any", "one number, chosen beforehand"]
+Passes = Literal["1", "1 to M", "1 to N, in blocks", "any", "one number, chosen beforehand"]
 
 KINDS: dict[str, tuple[type[Student], ...]] = {
     "operator": (TrajectoryStudent,),
     "flow map": (FlowMap,),
-    "student": (TrajectoryStudent, FlowMap),
+    "decoder": (ParallelDecoder,),
+    "student": (TrajectoryStudent, FlowMap, ParallelDecoder),
 }
-"""What methods train; a `student` is either, one that another method trained."""
+"""What methods train; a `student` is any of them, one that another method trained."""
+
+MAKERS = {"flow map": "flow_map_from_teacher", "decoder": "decoder_from_teacher"}
 
 ADVICE = {
     "1": "makes one pass: leave `passes` out, or take a method that makes more (`dsno methods`)",
     "1 to M": "is not trained for a number of passes: leave `passes` out, and train it with inner_starts=0.5 for "
     "several (`dsno sample --passes`)",
+    "1 to N, in blocks": "is trained for all passes that its blocks allow: leave `passes` out, choose heads, least and "
+    "most, and the number when you draw (`dsno sample --passes`)",
     "any": "is not trained for a number of passes: leave `passes` out, and choose it when you draw "
     "(`dsno sample --passes`)",
     "one number, chosen beforehand": "makes at least one pass",
@@ -80,7 +87,8 @@ class Method:
     Attributes:
         name: What it is called by.
         title: Its name in the literature.
-        student: What it trains: a `TrajectoryStudent`, a `FlowMap`, or whichever it is given to go on from.
+        student: What it trains: a `TrajectoryStudent`, a `FlowMap`, a `ParallelDecoder`, or whichever it is given to go
+            on from.
         needs: What it cannot do without.
         passes: How many passes the student can make afterwards.
         references: Keys of `dsno.references.REFERENCES`.
@@ -94,7 +102,7 @@ class Method:
 
     name: str
     title: str
-    student: Literal["operator", "flow map", "student"]
+    student: Literal["operator", "flow map", "decoder", "student"]
     needs: tuple[Need, ...]
     passes: Passes
     references: tuple[str, ...]
@@ -127,6 +135,10 @@ class Method:
             self.check_passes()
         check_keys(options, [*self.names], f"the options of {self.name}")
         return self.options(**options)
+
+    def asks(self, options: Options) -> set[Need]:
+        """What it cannot do without, with these options."""
+        return {*self.needs, *cast(tuple[Need, ...], getattr(options, "needs", ()))}
 
     def check_passes(self) -> None:
         """Make sure that the number of passes is chosen while it trains.
@@ -173,7 +185,7 @@ class Method:
             ValueError: if not; says what to do instead.
         """
         if not isinstance(student, KINDS[self.student]):
-            makes = "flow_map_from_teacher" if self.student == "flow map" else "student_from_teacher"
+            makes = MAKERS.get(self.student, "student_from_teacher")
             raise ValueError(
                 f"{self.name} trains {_a(self.student)}, got {_a(_kind(student))}: make the student with {makes}, or "
                 "take "
@@ -299,6 +311,17 @@ METHODS: dict[str, Method] = {
             "A student of one pass is there and should reach its teacher, or pass it: needs no data, only minutes.",
             identity.identity,
             identity.IdentityOptions,
+        ),
+        Method(
+            "decoding",
+            "parallel decoding distillation",
+            "decoder",
+            ("teacher",),
+            "1 to N, in blocks",
+            ("shaul2026parallel",),
+            "One, two and four passes from one student at the teacher's cost a pass, without trajectories or data.",
+            decoding.decoding,
+            decoding.DecodingOptions,
         ),
         Method(
             "progressive",

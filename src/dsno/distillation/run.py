@@ -152,7 +152,7 @@ def drawn_on(
     known = student if teacher is None else told_target(teacher, data)
     assert known is not None
     x, labels = None, None
-    if data is not None and {"samples", "data"} & {*method.needs}:
+    if data is not None and {"samples", "data"} & method.asks(options):
         x, labels = samples_of(data) if isinstance(data, TrajectorySet) else (data.x, data.labels)
         labels = labels if known.classes else None
     rows = batch or method.batch

@@ -32,6 +32,7 @@ from dsno.solvers.fine import fine_solution
 from dsno.solvers.first_order import DDIM
 from dsno.solvers.multistep import DPMSolverPP, UniPC
 from dsno.solvers.run import SolverSampler
+from dsno.students.heads import ParallelDecoder
 from dsno.students.operator import TrajectoryStudent
 from dsno.students.origin import Origin, check_shape, open_student, origin_of, sha_of
 from dsno.students.samplers import OnePass, Student, sampler_of
@@ -140,7 +141,7 @@ def compare(
     device = torch.device("cpu") if accelerator is None else accelerator.device
     for model in (solved, learned, net):
         model.to(device)
-    seeds, family = seed_range(first_seed, count), "DSNO" if isinstance(learned, TrajectoryStudent) else "flow map"
+    seeds, family = seed_range(first_seed, count), _family(learned)
     own, solvers = _passes(learned, family, passes, fresh), _solvers(solved, ddim, multistep)
     total = len(own) + len(solvers) + 1
 
@@ -215,6 +216,12 @@ def _held_out(origin: Origin, first: int, count: int) -> str:
     return f"{own}, none of which the student was trained on (its trajectories are of {origin.seeds[0]} to " + (
         f"{origin.seeds[1] - 1})"
     )
+
+
+def _family(student: Student) -> str:
+    if isinstance(student, ParallelDecoder):
+        return "PDD"
+    return "DSNO" if isinstance(student, TrajectoryStudent) else "flow map"
 
 
 def _passes(student: Student, family: str, passes: Sequence[int], fresh: bool) -> dict[str, Sampler]:

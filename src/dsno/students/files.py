@@ -7,6 +7,7 @@ A folder holds `config.json`, which says its `type`, and `model.safetensors`:
 | `student` | a `TrajectoryStudent` | all of it |
 | `adapter` | a `TrajectoryStudent` around a teacher that is elsewhere | what lifting added |
 | `flow map` | a `FlowMap` | all of it |
+| `decoder` | a `ParallelDecoder` | all of it |
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from dsno.outside import Within
 from dsno.schedule import schedule_from_config
 from dsno.students.blocks import Told
 from dsno.students.flowmap import FlowMap, TwoTime, Way, two_time
+from dsno.students.heads import Headed, ParallelDecoder
 from dsno.students.lift import Lifted, LiftPlan, install, lift
 from dsno.students.operator import Target, TrajectoryStudent
 from dsno.students.samplers import Student
@@ -42,14 +44,19 @@ def save_student(folder: Path | str, student: Student, adapter_only: bool = Fals
     With `adapter_only`, only what lifting added to the teacher, and a fingerprint of the teacher's weights.
 
     Raises:
-        ValueError: if only the adapter is to be written of a flow map, or of a student whose backbone is trained, too;
-            for a flow map whose network cannot be rebuilt from a configuration; for weights that cannot be written.
+        ValueError: if only the adapter is to be written of a flow map or decoder, or of a student whose backbone is
+            trained, too; for a flow map whose network cannot be rebuilt from a configuration; for weights that cannot
+            be written.
     """
     student = borrowed(student)
     if isinstance(student, FlowMap):
         if adapter_only:
             raise ValueError("a flow map has no adapter: its whole network is trained, so save all of it")
         return save_model(folder, {"type": "flow map", **_described(student), "notes": notes}, student)
+    if isinstance(student, ParallelDecoder):
+        if adapter_only:
+            raise ValueError("a decoder has no adapter: its whole network is trained, so save all of it")
+        return save_model(folder, {"type": "decoder", **student.config, "notes": notes}, student)
     config = {"type": "student", **student.config, "notes": notes}
     if not adapter_only:
         return save_model(folder, config, student)
@@ -74,7 +81,7 @@ def load_student(
 
     Arguments:
         ref: A folder, or the name of a repository on the Hub, `org/name` or `org/name@revision`.
-        backbone: A network like the one that was lifted, where that was no `Backbone`; lifted in place.
+        backbone: A network like the one that was lifted or given heads, where that was no `Backbone`; changed in place.
         teacher: The teacher that an adapter belongs to; its network is copied.
         unchecked: Open a folder that was changed since it was written.
 
@@ -91,8 +98,13 @@ def load_student(
     kind = config.get("type") if isinstance(config, dict) else None
     if kind == "adapter":
         raise ValueError(f"{folder} holds an adapter: pass the teacher it belongs to, load_student(..., teacher=)")
-    make = _build_flow_map if kind == "flow map" else lambda c: build_student(c, _rehearsing(unwrapped(backbone)))
-    return load_model(folder, "flow map" if kind == "flow map" else "student", _whole(make), unchecked).eval()
+    makers: dict[str, Callable[[dict[str, Any]], Student]] = {
+        "flow map": _build_flow_map,
+        "decoder": lambda c: _build_decoder(c, _rehearsing(unwrapped(backbone))),
+        "student": lambda c: build_student(c, _rehearsing(unwrapped(backbone))),
+    }
+    expected = kind if kind in makers else "student"
+    return load_model(folder, expected, _whole(makers[expected]), unchecked).eval()
 
 
 def notes_of(ref: Path | str) -> dict[str, Any]:
@@ -155,14 +167,22 @@ def build_student(config: Mapping[str, Any], backbone: nn.Module | None = None) 
     Raises:
         ValueError: for an unknown key, with the nearest known one, or a missing one; or if it needs a backbone.
     """
-    described = {k: v for k, v in config.items() if k not in ("type", "notes")}
+    return build(_operator, {**_around(config, backbone), "net": backbone}, "the configuration of a student")
+
+
+def _around(config: Mapping[str, Any], backbone: nn.Module | None) -> dict[str, Any]:
+    """What a configuration says of a student whose backbone is rebuilt, or given.
+
+    Raises:
+        ValueError: if it can only be given, and is not.
+    """
     if backbone is None and "backbone" in config and config["backbone"] is None:
         raise ValueError(
             "the backbone of this student is no `Backbone` and cannot be rebuilt from a configuration: pass one like "
             "it, "
             "load_student(..., backbone=)"
         )
-    return build(_operator, {**described, "net": backbone}, "the configuration of a student")
+    return {k: v for k, v in config.items() if k not in ("type", "notes")}
 
 
 def _load_adapter(folder: Path, teacher: Prediction, unchecked: bool) -> TrajectoryStudent:
@@ -275,3 +295,30 @@ def _flow_map(
 ) -> FlowMap:
     net = two_time(net_from_config(backbone), guidance)
     return FlowMap(net, schedule_from_config(schedule), kind, data_std, way, steps)
+
+
+# Parallel decoders
+
+
+def _build_decoder(config: dict[str, Any], backbone: nn.Module | None) -> ParallelDecoder:
+    return build(_decoder, {**_around(config, backbone), "net": backbone}, "the configuration of a decoder")
+
+
+def _decoder(
+    schedule: dict[str, object],
+    grid: Sequence[float],
+    kind: Kind,
+    data_std: float,
+    least: int,
+    most: int,
+    last: str,
+    backbone: dict[str, Any] | None,
+    shape: Sequence[int] | None = None,
+    classes: int | None = None,
+    net: nn.Module | None = None,
+) -> ParallelDecoder:
+    net = net_from_config(backbone or {}) if net is None else net
+    if last not in dict(net.named_modules()):
+        raise ValueError(f"the backbone has no module {last!r}, whose place the heads are to take")
+    headed = Headed(net, last, len(grid) - 1)
+    return ParallelDecoder(headed, schedule_from_config(schedule), grid, kind, data_std, least, most, shape, classes)

@@ -16,11 +16,12 @@ from dsno.grids import check_grid, even
 from dsno.seeds import noise_tape
 from dsno.solvers.run import initial_state
 from dsno.students.flowmap import FlowMap
+from dsno.students.heads import ParallelDecoder
 from dsno.students.inputs import computing
 from dsno.students.operator import TrajectoryStudent
 from dsno.trajectory import Sampler, Trajectory, sampled
 
-__all__ = ["FlowMapSampler", "MultiPass", "OnePass", "Student", "passes_of", "sampler_of"]
+__all__ = ["DecoderSampler", "FlowMapSampler", "MultiPass", "OnePass", "Student", "passes_of", "sampler_of"]
 
 
 @dataclass(frozen=True)
@@ -238,7 +239,44 @@ def passes_of(map: FlowMap, passes: int = 1) -> FlowMapSampler:
     return FlowMapSampler(map, grid, torch.zeros(passes) if map.way == "end" else None)
 
 
-Student = TrajectoryStudent | FlowMap
+@dataclass(frozen=True)
+class DecoderSampler:
+    """A parallel decoder as a `Sampler`: its grid in blocks of N / passes intervals, a network call for each.
+
+    Arguments:
+        decoder: The student.
+        passes: N over a span that it is trained for.
+
+    Raises:
+        ValueError: for other passes; says which there are.
+    """
+
+    decoder: ParallelDecoder
+    passes: int = 1
+
+    def __post_init__(self) -> None:
+        N = self.decoder.count
+        if self.passes not in (known := [N // L for L in reversed(self.decoder.spans)]):
+            raise ValueError(
+                f"this decoder makes {', '.join(map(str, known))} pass(es), got {self.passes}: distil one with other "
+                "blocks (`heads`, `least`, `most` of decoding), or by a method that makes any number (`dsno methods`)"
+            )
+
+    @torch.no_grad()
+    def __call__(self, z: Tensor, cond: Cond | None = None, seeds: Tensor | None = None) -> Trajectory:
+        self.decoder.check(z, cond)
+        with computing(z, self.decoder):
+            return sampled(self._run, z, cond, seeds)
+
+    def _run(self, z: Tensor, cond: Cond | None, seeds: Tensor | None) -> Trajectory:
+        decoder, N, L = self.decoder, self.decoder.count, self.decoder.count // self.passes
+        x = [initial_state(decoder.schedule, z, float(decoder.grid[0]))]
+        for n in range(0, N, L):
+            x.append(decoder(x[-1], n, n + L, cond))
+        return Trajectory(torch.stack(x, 1), decoder.grid[::L], None, cond, seeds, nfe=self.passes, rounds=self.passes)
+
+
+Student = TrajectoryStudent | FlowMap | ParallelDecoder
 """What `dsno distill` makes."""
 
 
@@ -249,9 +287,13 @@ def sampler_of(student: Student, passes: int | None = None, whole: bool = False,
     samplers of consistency functions do in any case.
 
     Raises:
-        ValueError: for passes it was not trained for, or fresh noise in a map of one grid.
+        ValueError: for passes it was not trained for, or fresh noise in a decoder or a map of one grid.
     """
     student = unwrapped(student)
+    if isinstance(student, ParallelDecoder):
+        if fresh:
+            raise ValueError("a parallel decoder follows its grid and never jumps to t = 0 and back: leave `fresh` out")
+        return DecoderSampler(student, student.count // student.spans[-1] if passes is None else passes)
     if not isinstance(student, FlowMap):
         return MultiPass(student, 1 if passes is None else passes, whole, fresh)
     sampler = passes_of(student, passes if passes is not None else student.steps or 1)
