@@ -73,11 +73,13 @@ class Kind:
         name: What it is called.
         own: The files in a folder that are written there, the one that marks it complete first; those that are there.
         types: What its `config.json` may call itself, if it has one; anything by default.
+        resumes: Whether what was begun can be continued.
     """
 
     name: str
     own: Callable[[Path], list[Path]]
     types: tuple[str, ...] = ()
+    resumes: bool = True
 
 
 def _trained(folder: Path) -> list[Path]:
@@ -159,9 +161,8 @@ def prepare_folder(path: Path | str, resume: bool = False, overwrite: bool = Fal
     check_request(resume, overwrite)
     if path.is_dir() and (found := held(path)):
         if not (resume or overwrite):
-            raise FileExistsError(
-                f"{path} exists already: pass resume=True to continue it or overwrite=True to start again"
-            )
+            going_on = "resume=True to continue it or " if kind.resumes else ""
+            raise FileExistsError(f"{path} exists already: pass {going_on}overwrite=True to start again")
         check_type(path, kind.types)
         if overwrite:
             _overwrite(path, kind, found)

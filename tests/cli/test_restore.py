@@ -220,7 +220,7 @@ def test_a_restoration_is_overwritten_and_nothing_else(here: Path) -> None:
     assert dsno(*given, at=here).code == 0
     (here / "out" / "mine.txt").write_text("precious")
     ran = dsno(*given, at=here)
-    assert ran.code == 2 and "out exists already" in ran.err and "--overwrite to start again" in ran.err
+    assert ran.code == 2 and "out exists already: pass --overwrite to start again" in ran.err
     ran = dsno(*given, "--samples", 2, "--overwrite", at=here)
     assert ran.code == 0 and (here / "out" / "mine.txt").read_text() == "precious"
     assert not (here / "out" / "a.png").exists() and (here / "out" / "a-mean.png").is_file()

@@ -26,7 +26,7 @@ __all__ = ["BATCH", "Piece", "check_place", "check_size", "write_pieces"]
 BATCH = 1024
 """The most samples that are drawn at once."""
 
-SAMPLES = Kind("a folder of samples", lambda folder: sorted(folder.glob("seed-*.png")))
+SAMPLES = Kind("a folder of samples", lambda folder: sorted(folder.glob("seed-*.png")), resumes=False)
 
 
 @dataclass(frozen=True)

@@ -66,6 +66,7 @@ def _is_ours(path: Path) -> bool:
 EVALUATION = Kind(
     "an evaluation",
     lambda folder: [path for name in (RESULTS, REPORT) if (path := folder / name).is_file() and _is_ours(path)],
+    resumes=False,
 )
 """What `compare` writes into a folder."""
 

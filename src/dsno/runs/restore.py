@@ -66,7 +66,7 @@ def _written(folder: Path) -> list[Path]:
     return [listed, *(path for name in names if (path := folder / name).is_file())]
 
 
-RESTORED = Kind("a restoration", _written)
+RESTORED = Kind("a restoration", _written, resumes=False)
 """What `restore` writes into a folder."""
 
 
