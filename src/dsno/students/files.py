@@ -103,7 +103,7 @@ def load_student(
         "decoder": lambda c: _build_decoder(c, _rehearsing(unwrapped(backbone))),
         "student": lambda c: build_student(c, _rehearsing(unwrapped(backbone))),
     }
-    expected = kind if kind in makers else "student"
+    expected = kind if isinstance(kind, str) and kind in makers else "student"
     return load_model(folder, expected, _whole(makers[expected]), unchecked).eval()
 
 
