@@ -27,6 +27,7 @@ __all__ = [
     "mean_of_all",
     "on_device",
     "prepared",
+    "share_of",
     "tf32",
     "training_device",
     "unprepare",
@@ -40,6 +41,18 @@ def training_device(model: nn.Module) -> torch.device:
 
     cpu = next(model.parameters()).device.type == "cpu" and not torch.cuda.is_available()
     return torch.device(PartialState(cpu=cpu).device)
+
+
+def share_of(batch: int, rank: int, world: int) -> slice:
+    """The rows of process `rank` of `world` in a batch.
+
+    Raises:
+        ValueError: if the batch cannot be shared evenly.
+    """
+    if batch % world:
+        raise ValueError(f"a batch of {batch} cannot be shared evenly by {world} processes: use a multiple")
+    share = batch // world
+    return slice(rank * share, (rank + 1) * share)
 
 
 def agreed(make: Callable[[], T]) -> T:

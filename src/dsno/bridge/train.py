@@ -20,6 +20,7 @@ from dsno.bridge.coefficients import Bridge
 from dsno.bridge.prediction import BridgeKind, Moments, reading
 from dsno.bridge.sampler import told
 from dsno.denoise import expand_like
+from dsno.engine import share_of
 from dsno.inverse.problem import Dagger, Problem, check_problem, noise_of
 from dsno.seeds import generator, noise, seed_range
 
@@ -77,10 +78,7 @@ class Bridging:
         Raises:
             ValueError: if the batch cannot be shared evenly.
         """
-        if self.batch % world:
-            raise ValueError(f"a batch of {self.batch} cannot be shared evenly by {world} processes: use a multiple")
-        share, step = self.batch // world, start
-        mine = slice(rank * share, (rank + 1) * share)
+        mine, step = share_of(self.batch, rank, world), start
         while True:
             g = generator(self.seed, step)
             i = torch.randint(len(self.x), (self.batch,), generator=g)[mine]

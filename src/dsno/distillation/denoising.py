@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from dsno.denoise import Kind, convert, expand_like
+from dsno.engine import share_of
 from dsno.schedule import Schedule
 from dsno.seeds import generator
 
@@ -70,10 +71,7 @@ class Denoising:
         Raises:
             ValueError: if the batch cannot be shared evenly.
         """
-        if self.batch % world:
-            raise ValueError(f"a batch of {self.batch} cannot be shared evenly by {world} processes: use a multiple")
-        share, step = self.batch // world, start
-        mine = slice(rank * share, (rank + 1) * share)
+        mine, step = share_of(self.batch, rank, world), start
         while True:
             g = generator(self.seed, step)
             i = torch.randint(len(self.x), (self.batch,), generator=g)

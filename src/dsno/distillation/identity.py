@@ -37,9 +37,9 @@ from dsno.borrow import unwrapped
 from dsno.condition import Cond
 from dsno.denoise import Denoiser, Prediction, expand_like, still
 from dsno.distillation.denoising import noised
-from dsno.distillation.matching import Paced, Starts, at_levels, check_levels, one_ended, student_denoiser
+from dsno.distillation.matching import Paced, Starts, at_levels, check_levels, made_by, one_ended, student_denoiser
 from dsno.distillation.stages import Given, Stage
-from dsno.engine import mean_of_all
+from dsno.engine import mean_of_all, share_of
 from dsno.nets.backbone import Backbone, own_null
 from dsno.schedule import Schedule
 from dsno.seeds import generator
@@ -67,8 +67,6 @@ class Twin(nn.Module):
 
     def __init__(self, student: nn.Module, fake: nn.Module, pace: float = 1.0) -> None:
         super().__init__()
-        if not pace > 0:
-            raise ValueError(f"pace is the learning rate of the denoiser over the student's, above 0, got {pace:g}")
         self.student: Any = one_ended(student)
         self.fake = Paced(fake, pace)
 
@@ -76,13 +74,9 @@ class Twin(nn.Module):
         """The student's sample from the state x_1 of pure noise (B, *shape); that sample noised to t (B,) by eps
         (B, *shape); and what $D_G$ says of it: with a gradient to the sample alone, and to the weights of $D_G$ alone.
         """
-        last = (-1,)
-        made = self.student(x_1, cond, 1.0, last)
-        if self.student.target == "state":
-            made = self.student.states(x_1, made, 1.0, last)
-        x = made[:, -1]
+        x = made_by(self.student, x_1, cond, 1.0, (-1,))[:, -1]
         x_t = noised(self.student.schedule, x, eps, t)
-        return x, x_t, self.fake.still(x_t, t, cond), self.fake(x_t.detach(), t, cond)
+        return x, x_t, still(self.fake, x_t, t, cond), self.fake(x_t.detach(), t, cond)
 
 
 class Identity:
@@ -155,10 +149,7 @@ class Fresh:
 
     def batches(self, start: int, rank: int = 0, world: int = 1) -> Iterator[dict[str, Any]]:
         """Batches from step `start` on; each is the share of `rank` in one that is a function of (seed, step)."""
-        if self.batch % world:
-            raise ValueError(f"a batch of {self.batch} cannot be shared evenly by {world} processes: use a multiple")
-        mine = slice(rank * self.batch // world, (rank + 1) * self.batch // world)
-        step = start
+        mine, step = share_of(self.batch, rank, world), start
         while True:
             z = torch.randn(self.batch, *self.shape, generator=generator(self.seed, step))
             batch: dict[str, Any] = {"noise": z[mine]}

@@ -61,6 +61,7 @@ __all__ = [
     "Pair",
     "at_levels",
     "check_levels",
+    "made_by",
     "matched",
     "matching",
     "one_ended",
@@ -82,8 +83,6 @@ class Pair(nn.Module):
 
     def __init__(self, student: nn.Module, fake: nn.Module, pace: float = 1.0) -> None:
         super().__init__()
-        if not pace > 0:
-            raise ValueError(f"pace is the learning rate of the denoiser over the student's, above 0, got {pace:g}")
         self.student: Any = one_ended(student)
         self.fake = Paced(fake, pace)
 
@@ -93,11 +92,16 @@ class Pair(nn.Module):
         """The student's frames from the state x at `start`, (B, K, *shape), the sample last; that sample noised to t
         (B,) by eps (B, *shape); and what $D_G$ says of it.
         """
-        made = self.student(x, cond, start, frames)
-        if self.student.target == "state":
-            made = self.student.states(x, made, start, frames)
+        made = made_by(self.student, x, cond, start, frames)
         x_t = noised(self.student.schedule, made[:, -1].detach(), eps, t)
         return made, x_t, self.fake(x_t, t, cond)
+
+
+def made_by(student: Any, x: Tensor, cond: Cond | None, start: float, frames: Sequence[int]) -> Tensor:
+    """The frames (B, K, *shape) that a student makes of the state x at `start`, as states where it is trained on
+    them."""
+    made: Tensor = student(x, cond, start, frames)
+    return student.states(x, made, start, frames) if student.target == "state" else made
 
 
 def one_ended(student: nn.Module) -> Any:
@@ -120,10 +124,16 @@ class _End(nn.Module):
 
 
 class Paced(nn.Module):
-    """A network whose parameters are `pace` times those held: one Adam moves them that much faster than others."""
+    """A network whose parameters are `pace` times those held: one Adam moves them that much faster than others.
+
+    Raises:
+        ValueError: for a pace that is not positive.
+    """
 
     def __init__(self, net: nn.Module, pace: float) -> None:
         super().__init__()
+        if not pace > 0:
+            raise ValueError(f"pace is the learning rate of the denoiser over the student's, above 0, got {pace:g}")
         self.net, self.pace = net, pace
         with torch.no_grad():
             for parameter in net.parameters():
@@ -131,11 +141,6 @@ class Paced(nn.Module):
 
     def forward(self, x_t: Tensor, t: Tensor, cond: Cond | None = None) -> Tensor:
         scaled = {name: self.pace * parameter for name, parameter in self.net.named_parameters()}
-        return cast(Tensor, torch.func.functional_call(self.net, scaled, (x_t, t, cond)))
-
-    def still(self, x_t: Tensor, t: Tensor, cond: Cond | None = None) -> Tensor:
-        """The same as a function of the state alone: its weights get no gradient."""
-        scaled = {name: self.pace * parameter.detach() for name, parameter in self.net.named_parameters()}
         return cast(Tensor, torch.func.functional_call(self.net, scaled, (x_t, t, cond)))
 
 

@@ -29,6 +29,7 @@ from torch.nn import functional as F
 
 from dsno.denoise import Denoiser, expand_like, still
 from dsno.distillation.distances import Distance
+from dsno.engine import share_of
 from dsno.inverse.decoded import Decoded
 from dsno.inverse.problem import Problem, check_problem, noise_of
 from dsno.inverse.start import OneJump, latents_of, pseudo_inverse
@@ -144,10 +145,7 @@ class Inversion:
         Raises:
             ValueError: if the batch cannot be shared evenly.
         """
-        if self.batch % world:
-            raise ValueError(f"a batch of {self.batch} cannot be shared evenly by {world} processes: use a multiple")
-        share, step = self.batch // world, start
-        mine = slice(rank * share, (rank + 1) * share)
+        mine, step = share_of(self.batch, rank, world), start
         while True:
             g = generator(self.seed, step)
             i = torch.randint(len(self.x), (self.batch,), generator=g)[mine]
