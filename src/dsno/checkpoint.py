@@ -42,6 +42,7 @@ __all__ = [
     "digest",
     "fill",
     "load_model",
+    "load_net",
     "naming",
     "publish",
     "raw_bytes",
@@ -59,6 +60,7 @@ __all__ = [
 ]
 
 T = TypeVar("T")
+Net = TypeVar("Net", bound=nn.Module)
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 
@@ -359,6 +361,22 @@ def load_model(
     check_seal(config, folder / CONFIG, folder / WEIGHTS, unchecked=unchecked)
     fill(module, tensors, folder)
     return made
+
+
+def load_net(folder: Path | str, kind: str, network: type[Net], what: str) -> Net:
+    """Read a folder of the given `kind` whose configuration is a network's arguments under `net`; in evaluation mode.
+
+    `what` names the network in errors.
+
+    Raises:
+        FileNotFoundError: if a file is missing.
+        ValueError: as `load_model` does.
+    """
+
+    def make(net: dict[str, Any]) -> tuple[Net, Net]:
+        return (made := build(network, net)), made
+
+    return load_model(folder, kind, lambda config: build(make, config, f"the configuration of {what}")).eval()
 
 
 def seal(described: Mapping[str, object], *files: Path) -> str:

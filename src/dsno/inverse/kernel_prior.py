@@ -21,12 +21,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, Protocol, cast
+from typing import Protocol, cast
 
 import torch
 from torch import Tensor, nn
 
-from dsno.checkpoint import build, load_model, save_model
+from dsno.checkpoint import load_net, save_model
 from dsno.inverse.kernels import gaussian, motion
 from dsno.outputs import KERNELS, claimed
 from dsno.seeds import generator
@@ -192,11 +192,4 @@ def load_kernel_denoiser(folder: Path | str) -> KernelDenoiser:
         FileNotFoundError: if a file is missing.
         ValueError: if the folder holds something else, or damaged or foreign weights.
     """
-
-    def make(net: dict[str, Any]) -> tuple[KernelDenoiser, KernelDenoiser]:
-        return (made := build(KernelDenoiser, net)), made
-
-    made = load_model(
-        folder, "kernel denoiser", lambda config: build(make, config, "the configuration of a kernel denoiser")
-    )
-    return made.eval().requires_grad_(False)
+    return load_net(folder, "kernel denoiser", KernelDenoiser, "a kernel denoiser").requires_grad_(False)

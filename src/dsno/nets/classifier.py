@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from dsno.checkpoint import build, load_model, save_model
+from dsno.checkpoint import load_net, save_model
 from dsno.denoise import each_row
 from dsno.nets.unet import Block, Stem, space_to_depth, time_embedding
 
@@ -118,10 +118,4 @@ def load_classifier(folder: Path | str) -> Classifier:
         FileNotFoundError: if a file is missing.
         ValueError: if the folder holds something else, or damaged or foreign weights.
     """
-
-    def make(net: dict[str, Any]) -> tuple[Classifier, Classifier]:
-        return (made := build(Classifier, net)), made
-
-    return load_model(
-        folder, "classifier", lambda config: build(make, config, "the configuration of a classifier")
-    ).eval()
+    return load_net(folder, "classifier", Classifier, "a classifier")

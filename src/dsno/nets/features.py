@@ -9,12 +9,11 @@ from __future__ import annotations
 
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 import torch.nn.functional as nnf
 from torch import Tensor, nn
 
-from dsno.checkpoint import CONFIG, build, load_model, read_json, save_model
+from dsno.checkpoint import CONFIG, load_net, read_json, save_model
 
 __all__ = ["FeatureNet", "load_feature_net", "made_of", "save_feature_net"]
 
@@ -116,8 +115,4 @@ def load_feature_net(folder: Path | str) -> FeatureNet:
         FileNotFoundError: if a file is missing.
         ValueError: if the folder holds something else, or damaged or foreign weights.
     """
-
-    def make(net: dict[str, Any]) -> tuple[FeatureNet, FeatureNet]:
-        return (made := build(FeatureNet, net)), made
-
-    return load_model(folder, "features", lambda config: build(make, config, "the configuration of features")).eval()
+    return load_net(folder, "features", FeatureNet, "features")
