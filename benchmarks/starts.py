@@ -10,7 +10,7 @@ regression of the same size and training cost in Frechet distance. A difference 
 images DPS and constrained sampling stand beside them, and `squares` is a start without the perceptual and the
 adversarial part of its loss. Perceptual features are of another seed than those that are measured in. What is trained
 and measured is kept in --runs; the script continues where it was stopped. Writes
-benchmarks/results/starts[_NAME].json.
+benchmarks/results/starts[_NAME].json and docs/images/starts-NAME.png.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from _common import Claim, claim, fit, kept, parse, parser, runs_of, write
+from _common import Claim, claim, fit, kept, parse, parser, runs_of, taught, write
 from torch import Tensor, nn
 
 from dsno.data.samples import Samples
@@ -37,13 +37,15 @@ from dsno.inverse.start import LearnedStart, pseudo_inverse
 from dsno.inverse.start_loss import Inversion, Learner, Shares
 from dsno.inverse.start_net import STARTS, NoisePredictor, load_start, start_grid
 from dsno.nets.unet import UNet
+from dsno.report.pictures import image_grid
 from dsno.runs.features import train_features
 from dsno.runs.start import train_start
 from dsno.schedule import Cosine
 from dsno.seeds import generator, noise, seed_range
 from dsno.teachers.closed import GaussianMixture
 from dsno.train import TrainConfig
-from inverse import Bench, problem_of
+from inverse import TASKS as KIND_OF
+from inverse import Bench, inverse, measured, problem_of
 from inverse import Size as OfImages
 
 TASKS = ("x2", "x4", "blur")
@@ -229,6 +231,26 @@ class Starts(Bench):
         return float((said == true).float().mean())
 
 
+SHOWN = ("pseudo-inverse", "SDEdit, 1", "learned, 1", "learned, 5", "direct", "constrained", "dps")
+
+
+def picture(bench: Starts, arguments: argparse.Namespace) -> None:
+    """Two rows for each task: what some methods make of what was measured, and the truth."""
+    shown, x = [], bench.truth[:2]
+    for task in TASKS:
+        problem, methods = problem_of(task, x.shape[1:], 0.0), bench.methods(task)
+        y = measured(problem, x, seed_range(0, len(x)))
+        with torch.no_grad():
+            made = {"pseudo-inverse": inverse(problem, y, x.shape), "direct": bench.direct(task, 0.0, y)}
+        for name in SHOWN:
+            if name not in made:
+                made[name] = bench.run(methods[name] or bench.method(name, KIND_OF[task]), task, 0.0, 0, x)[0]
+        shown += [torch.stack(columns) for columns in zip(*(made[name] for name in SHOWN), x, strict=True)]
+    arguments.images.mkdir(parents=True, exist_ok=True)
+    drawn = image_grid(torch.cat(shown).cpu().clamp(-1, 1), len(SHOWN) + 1)
+    (arguments.images / f"starts-{arguments.problem}.png").write_bytes(drawn)
+
+
 def judged(numbers: Mapping[str, Any]) -> list[Claim]:
     if numbers["name"] == "starts":
         rows = {r["method"]: r for r in numbers["rows"]}
@@ -310,11 +332,13 @@ def main(given: Sequence[str] | None = None) -> None:
         f"{len(bench.truth)} images of {'x'.join(map(str, bench.truth.shape[1:]))}, drawn by lot, "
         f"{'seen by the teacher' if bench.seen else 'held out'}; a start of the teacher's size for each task, "
         f"{size.train} steps of 64, and a direct regression of twice as many, which cost as much; Frechet distance to "
-        "the first 10,000 images of the reference; DPS and constrained sampling with options chosen on other images",
+        "the first 10,000 images of the reference; DPS and constrained sampling with options chosen on other images; "
+        f"{taught(bench.source)}",
         judged({"name": title, "rows": rows}),
         rows=rows,
         seen=bench.seen,
     )
+    picture(bench, arguments)
 
 
 if __name__ == "__main__":

@@ -543,6 +543,26 @@ def bridge_pictures(record: Record) -> str:
     return rows(["", "Fréchet", "feature distance", "PSNR", "diversity"], body)
 
 
+def started(record: Record) -> str:
+    """Learned starts where the exact mean is known."""
+    body = [
+        [r["method"], str(r["rounds"]), str(r["vjps"]), f"{r['over_exact']:.2f}", f"{r['residual']:.3f}"]
+        for r in record["rows"]
+    ]
+    return rows(["method", "calls", "vjps", "squared error over the exact mean's", "misfit"], body)
+
+
+def started_pictures(record: Record) -> str:
+    """Learned starts on images, one task after the other."""
+    measures = {"psnr": 2, "feature_distance": 3, "frechet": 2, "agreement": 3, "residual": 3, "rows": 0, "vjps": 0}
+    body = [
+        [f"{r['task']}: {r['method']}", *(f"{r[key]:.{digits}f}" for key, digits in measures.items())]
+        for r in record["rows"]
+    ]
+    head = ["PSNR", "feature distance", "Fréchet", "classifier agrees", "misfit", "evaluations", "vjps"]
+    return rows(["task: method, steps", *head], body)
+
+
 TABLES: dict[str, Callable[[Record], str]] = {
     **{f"claims {path.stem}": claims for path in sorted(RESULTS.glob("*.json"))},
     **dict.fromkeys(("recipe", "fashion"), recipe),
@@ -571,6 +591,8 @@ TABLES: dict[str, Callable[[Record], str]] = {
     "guided_digits": guided_digits,
     **{path.stem: bridge for path in RESULTS.glob("bridge.json")},
     **{path.stem: bridge_pictures for path in sorted(RESULTS.glob("bridge_*.json"))},
+    **{path.stem: started for path in RESULTS.glob("starts.json")},
+    **{path.stem: started_pictures for path in sorted(RESULTS.glob("starts_*.json"))},
     "faults": faults,
     "inverse": inverse,
     **{path.stem: restored for path in sorted(RESULTS.glob("inverse_*.json"))},
