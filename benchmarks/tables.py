@@ -528,6 +528,8 @@ def bridge_pictures(record: Record) -> str:
     body = []
     for problem, found in record["problems"].items():
         picked = [(name, found["samplers"][name][k]) for name, k in chosen]
+        for name, of in found["tuned"].items():
+            picked += [(f"{name}, exponent {of['exponent']:g}", entry) for entry in of["calls"].values()]
         entries = {f"{name}, {entry['calls']:.0f} calls": entry for name, entry in picked}
         entries |= {"one pass": found["student"], "regression": found["regression"], "as it is": found["degraded"]}
         body += [
