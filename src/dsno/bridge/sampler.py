@@ -20,7 +20,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import pairwise
 from typing import NamedTuple
 
 import torch
@@ -33,11 +32,13 @@ from dsno.condition import Cond
 from dsno.cost import evaluations
 from dsno.denoise import Denoiser, at_one_time
 from dsno.grids import check_grid, find_times
+from dsno.schedule import Schedule
 from dsno.seeds import check_noise, noise, noise_tape
 from dsno.solvers.first_order import DDIM, Ancestral
 from dsno.solvers.heun import Heun
 from dsno.solvers.multistep import DPMSolverPP
-from dsno.solvers.step import Past, Step
+from dsno.solvers.run import march
+from dsno.solvers.step import Eval, Evaluate, Past, Step
 from dsno.trajectory import Trajectory, sampled
 
 __all__ = ["BRIDGE_STEPS", "EXPONENT", "SHARE", "BridgeSampler", "bridge_grid", "cross", "steps_of", "told"]
@@ -126,6 +127,31 @@ def told(start: Tensor, cond: Cond | None = None) -> dict[str, Tensor]:
     return {"start": start, **others}
 
 
+@dataclass(frozen=True)
+class Started:
+    """The start as the first step of a solver in $y$, and `step` behind it, to which it is no past.
+
+    Attributes:
+        step: What follows.
+        z: The noise of the start, (B, *shape).
+    """
+
+    step: Step
+    z: Tensor
+
+    @property
+    def stochastic(self) -> bool:
+        return self.step.stochastic
+
+    def __call__(
+        self, D: Evaluate, schedule: Schedule, x: Tensor, t: float, s: float, past: Past, z: Tensor | None
+    ) -> tuple[Tensor, Past]:
+        if t < 1:
+            return self.step(D, schedule, x, t, s, tuple(e for e in past if e.t < 1), z)
+        (b_s, c_s), x0_hat = schedule.at(s), D(x, t)
+        return b_s * x0_hat + c_s * self.z, (Eval(t, x, x0_hat),)
+
+
 def cross(
     denoiser: Denoiser,
     bridge: Bridge,
@@ -167,8 +193,7 @@ def cross(
     step = Heun() if step is None else step
     times = check_grid(grid)
     begins = float(times[0]) == 1
-    kept = times[[0, -1]] if keep is None else keep
-    wanted = set(find_times(times, kept, "on the grid, so it cannot be kept"))
+    wanted = set(find_times(times, times[[0, -1]] if keep is None else keep, "on the grid, so it cannot be kept"))
     if begins != (x is None):
         raise ValueError("a grid that begins at 1 starts from x_T alone, and one below 1 from a state x on the bridge")
     if seeds is None and ((begins and z is None) or (step.stochastic and tape is None)):
@@ -177,10 +202,8 @@ def cross(
         z = noise(seeds, start.shape[1:], 0, start.dtype, start.device)
     if step.stochastic and tape is None and seeds is not None:
         tape = noise_tape(seeds, start.shape[1:], len(times) - 1, start.dtype, start.device)
-    schedule, cond, rounds = Pinned(bridge), told(start, cond), 0
-    grid_times, pulled = times.tolist(), bridge(times)[0].tolist()
-    a = dict(zip(grid_times, pulled, strict=True))
-    schedule.expect(grid_times)
+    cond, rounds = told(start, cond), 0
+    a = dict(zip(times.tolist(), bridge(times)[0].tolist(), strict=True))
     ask = denoiser if isinstance(denoiser, BridgePrediction) else at_one_time(denoiser)
 
     def D(y: Tensor, t: float) -> Tensor:
@@ -188,27 +211,16 @@ def cross(
         rounds += 1
         return ask(y + (a[t] if t in a else bridge.at(t)[0]) * start, t, cond)
 
-    y = torch.zeros_like(start) if x is None else x - a[grid_times[0]] * start
-    states, x0s = [], []
-    past: Past = ()
-    for n, (t, s) in enumerate(pairwise(grid_times)):
-        state = y
-        if t == 1:
-            (b_s, c_s), x0_hat = schedule.at(s), D(y, t)
-            y = b_s * x0_hat if z is None else b_s * x0_hat + c_s * z
-        else:
-            y, past = step(D, schedule, y, t, s, past, None if tape is None else tape[n])
-            x0_hat = past[0].x0
-        if n in wanted:
-            states.append(state + a[t] * start)
-            x0s.append(x0_hat)
-    if len(times) - 1 in wanted:
-        states.append(y + a[grid_times[-1]] * start)
-        if keep_x0:
-            x0s.append(y if grid_times[-1] == 0 else D(y, grid_times[-1]))
+    if x is not None:
+        y = x - a[float(times[0])] * start
+    else:
+        assert z is not None
+        y, step = torch.zeros_like(start), Started(step, z)
+    states, x0s = march(D, Pinned(bridge), y, times, step, tape, wanted, keep_x0)
+    kept = times[sorted(wanted)]
     return Trajectory(
-        x=torch.stack(states, 1),
-        t=times[sorted(wanted)],
+        x=torch.stack([y + a[t] * start for y, t in zip(states, kept.tolist(), strict=True)], 1),
+        t=kept,
         x0=torch.stack(x0s, 1) if keep_x0 else None,
         cond=cond,
         seeds=seeds,
