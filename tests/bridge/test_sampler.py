@@ -5,9 +5,10 @@ import torch
 from torch import Tensor
 
 from crossing import paired, scattered, sliced
-from dsno.bridge.coefficients import DDBMVE, DDBMVP, I2SB, Bridge, BrownianBridge
+from dsno.bridge.coefficients import DDBMVE, DDBMVP, I2SB, Bridge, BrownianBridge, Pinned
 from dsno.bridge.sampler import BRIDGE_STEPS, BridgeSampler, bridge_grid, cross, steps_of, told
 from dsno.seeds import noise, seed_range
+from dsno.solvers.first_order import affine
 
 ALL: dict[str, Bridge] = {"brownian": BrownianBridge(), "i2sb": I2SB(), "vp": DDBMVP(), "ve": DDBMVE()}
 START = torch.tensor([0.15, 0.1], dtype=torch.float64)
@@ -86,6 +87,30 @@ def test_odes3_is_ahead_of_the_ancestral_sampler_at_a_dozen_calls_and_behind_it_
 def test_many_calls_reach_the_law(name: str) -> None:
     # Two draws of 2000 from the law itself are 0.03 to 0.06 apart; Euler's steps near T are the worst.
     assert distance(name, 150, 2000, t_1=0.98) < 0.11 < 0.15 < distance(name, 1, 2000)
+
+
+@every_bridge
+def test_the_fresh_noise_of_dbim_is_that_of_its_authors(bridge: Bridge) -> None:
+    """Theirs is of the diffusion that was pinned, eta sigma_s sqrt(1 - SNR_t / SNR_s) with its own sigma and SNR."""
+    for t, s in ((0.9, 0.4), (0.5, 0.01), (0.999, 0.99)):
+        (alpha_t, r_t, _), (alpha_s, r_s, _) = (
+            map(float, bridge.levels(torch.tensor(u, dtype=torch.float64))) for u in (t, s)
+        )
+        sigma_t, sigma_s = alpha_t * bridge.end * r_t, alpha_s * bridge.end * r_s
+        fresh = 0.3 * sigma_s * (1 - (alpha_t / sigma_t) ** 2 / (alpha_s / sigma_s) ** 2) ** 0.5
+        assert affine(Pinned(bridge), t, s, 0.3)[2] == pytest.approx(fresh, rel=1e-9)
+
+
+def test_the_noise_of_dbim_leads_from_its_ode_to_the_ancestral_sampler() -> None:
+    bridge = I2SB()
+    teacher, seeds = paired(bridge), seed_range(0, 8)
+
+    def made(name: str, **options: float) -> Tensor:
+        return BridgeSampler.of_calls(teacher, bridge, 6, name, t_1=0.9, **options)(starts(8), seeds=seeds).sample
+
+    assert torch.equal(made("dbim1", eta=1.0), made("ancestral"))
+    half, none = made("dbim1", eta=0.5), made("dbim1")
+    assert torch.equal(none, made("dbim1", eta=0.0)) and float((half - none).abs().min()) > 1e-4
 
 
 # Grids and cost
@@ -174,6 +199,8 @@ def test_calls_that_no_grid_has_are_refused_with_those_it_has(name: str, calls: 
     [
         (lambda b: bridge_grid(b, 0), "at least one step, got 0"),
         (lambda b: bridge_grid(b, 4, t_1=1.0), r"t_1 is where the start ends, inside \(0, 1\), got 1"),
+        (lambda b: BridgeSampler.of_calls(paired(b), b, 4, "dbim2", eta=0.5), "eta is of dbim1, .* those of dbim2 are"),
+        (lambda b: BridgeSampler.of_calls(paired(b), b, 4, "dbim1", eta=2), r"eta must be in \[0, 1\], got 2"),
         (lambda b: bridge_grid(b, 4, exponent=0.0), "exponent of a bridge's grid must be positive, got 0"),
         (lambda b: cross(paired(b), b, starts(2), [1, 0]), "a bridge starts with noise: give `seeds`"),
         (lambda b: cross(paired(b), b, starts(2), [0.5, 0]), "one below 1 from a state x on the bridge"),

@@ -260,13 +260,28 @@ class BridgeSampler:
         name: str = "odes3",
         t_1: float | None = None,
         exponent: float = EXPONENT,
+        eta: float = 0.0,
     ) -> BridgeSampler:
-        """The sampler `name` of `BRIDGE_STEPS` with so many network calls; errors as `steps_of` and `bridge_grid`."""
+        r"""The sampler `name` of `BRIDGE_STEPS` with so many network calls.
+
+        Of `dbim1` a share $\eta$ in [0, 1] of the noise is fresh, and 1 is `ancestral`; DBIM's orders 2 and 3 are those
+        of its ODE, $\eta = 0$, behind the noise of the start.
+
+        Raises:
+            ValueError: for an `eta` of another sampler or out of range; as `steps_of` and `bridge_grid`.
+        """
         steps = steps_of(name, calls)
+        if not 0 <= eta <= 1:
+            raise ValueError(f"eta must be in [0, 1], got {eta:g}")
+        if eta and name != "dbim1":
+            raise ValueError(
+                f"eta is of dbim1, whose steps may be stochastic, and those of {name} are what they are: take dbim1, "
+                "or leave eta out"
+            )
         if t_1 is None:
             t_1 = float(bridge.time(torch.tensor(BRIDGE_STEPS[name].share, dtype=torch.float64)))
         grid = bridge_grid(bridge, steps, t_1, exponent)
-        return cls(denoiser, bridge, grid, BRIDGE_STEPS[name].make())
+        return cls(denoiser, bridge, grid, Ancestral(eta) if eta else BRIDGE_STEPS[name].make())
 
     @torch.no_grad()
     def __call__(self, start: Tensor, cond: Cond | None = None, seeds: Tensor | None = None) -> Trajectory:
