@@ -29,7 +29,7 @@ from torch import Tensor
 
 from dsno.bridge.closed import PairedMixture
 from dsno.bridge.coefficients import DDBMVE, DDBMVP, I2SB, Bridge, BrownianBridge, Pinned
-from dsno.bridge.sampler import BRIDGE_STEPS, EXPONENT, BridgeSampler, bridge_grid, cross, steps_of
+from dsno.bridge.sampler import BRIDGE_STEPS, EXPONENT, BridgeSampler, bridge_grid, cross, most_calls
 from dsno.grids import uniform
 from dsno.seeds import noise, seed_range
 from dsno.teachers.closed import Gaussian
@@ -105,17 +105,6 @@ class Laws:
     @staticmethod
     def _mean(values: Sequence[float]) -> float:
         return mean_and_spread(values)["mean"]
-
-
-def most_calls(name: str, calls: int) -> int:
-    """The most calls, at most so many, that a grid of the sampler has."""
-    for n in range(calls, 1, -1):
-        try:
-            steps_of(name, n)
-        except ValueError:
-            continue
-        return n
-    return 1
 
 
 # What is measured

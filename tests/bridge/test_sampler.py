@@ -6,7 +6,7 @@ from torch import Tensor
 
 from crossing import paired, scattered, sliced
 from dsno.bridge.coefficients import DDBMVE, DDBMVP, I2SB, Bridge, BrownianBridge, Pinned
-from dsno.bridge.sampler import BRIDGE_STEPS, BridgeSampler, bridge_grid, cross, steps_of, told
+from dsno.bridge.sampler import BRIDGE_STEPS, BridgeSampler, bridge_grid, cross, most_calls, steps_of, told
 from dsno.seeds import noise, seed_range
 from dsno.solvers.first_order import affine
 
@@ -64,8 +64,7 @@ def distance(name: str, calls: int, count: int = 4000, **grid: float) -> float:
     bridge = I2SB()
     teacher, g = scattered(bridge), torch.Generator().manual_seed(2)
     start = teacher.pairs(1, g)[0].expand(count, 2)
-    within = max(n for n in range(1, calls + 1) if _has(name, n))
-    sampler = BridgeSampler.of_calls(teacher, bridge, within, name, **grid)
+    sampler = BridgeSampler.of_calls(teacher, bridge, most_calls(name, calls), name, **grid)
     return sliced(sampler(start, seeds=seed_range(0, count)).sample, teacher.sample(start, g))
 
 
@@ -133,6 +132,15 @@ def test_calls_are_what_they_are_said_to_be(name: str) -> None:
     for calls in (n for n in range(1, 14) if _has(name, n)):
         made = BridgeSampler.of_calls(paired(bridge), bridge, calls, name)(starts(3), seeds=seed_range(0, 3))
         assert (made.rounds, made.nfe) == (calls, calls), name
+
+
+@every_name
+def test_the_most_calls_of_a_budget_are_those_that_a_grid_has(name: str) -> None:
+    assert [most_calls(name, n) for n in range(1, 14)] == [
+        max(k for k in range(1, n + 1) if _has(name, k)) for n in range(1, 14)
+    ]
+    with pytest.raises(ValueError, match=f"{name} makes 1, .* calls, got 0: take 1"):
+        most_calls(name, 0)
 
 
 def test_odes3_in_n_steps_makes_two_n_minus_two_calls() -> None:

@@ -41,7 +41,17 @@ from dsno.solvers.run import march
 from dsno.solvers.step import Eval, Evaluate, Past, Step
 from dsno.trajectory import Trajectory, sampled
 
-__all__ = ["BRIDGE_STEPS", "EXPONENT", "SHARE", "BridgeSampler", "bridge_grid", "cross", "steps_of", "told"]
+__all__ = [
+    "BRIDGE_STEPS",
+    "EXPONENT",
+    "SHARE",
+    "BridgeSampler",
+    "bridge_grid",
+    "cross",
+    "most_calls",
+    "steps_of",
+    "told",
+]
 
 SHARE, EXPONENT = 0.9, 1.5
 r"""$r_{t_1}^2$ and $p$ where nothing else is asked for (measured in `benchmarks/bridge.py`)."""
@@ -90,6 +100,18 @@ def steps_of(name: str, calls: int) -> int:
             f"take {' or '.join(map(str, near))}"
         )
     return steps + 2
+
+
+def most_calls(name: str, calls: int) -> int:
+    """The most calls, at most so many, that a grid of the sampler has.
+
+    Raises:
+        ValueError: for an unknown name, or less than one call.
+    """
+    steps_of(name, min(calls, 1))
+    _, inner, last, _ = BRIDGE_STEPS[name]
+    first = 1 + last
+    return 1 if calls < first else calls - (calls - first) % inner
 
 
 def bridge_grid(bridge: Bridge, steps: int, t_1: float | None = None, exponent: float = EXPONENT) -> Tensor:

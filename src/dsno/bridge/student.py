@@ -14,12 +14,12 @@ noise; nothing is read off it but that the start is $z$.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from dsno.borrow import unwrapped
 from dsno.bridge.coefficients import Bridge, BrownianBridge
@@ -28,7 +28,7 @@ from dsno.bridge.sampler import BRIDGE_STEPS, EXPONENT, BridgeSampler, cross
 from dsno.condition import Cond
 from dsno.denoise import Prediction
 from dsno.grids import check_grid, through
-from dsno.nets.backbone import net_from_config
+from dsno.nets.backbone import Backbone, net_from_config
 from dsno.nets.paired import PairedUNet
 from dsno.schedule import RectifiedFlow
 from dsno.solvers.run import SolverSampler
@@ -37,7 +37,7 @@ from dsno.trajectories.sets import TrajectorySet
 from dsno.trajectories.store import store
 from dsno.trajectory import Trajectory
 
-__all__ = ["Crossing", "generate_crossings", "student_from_bridge"]
+__all__ = ["Crossing", "generate_crossings", "starts_from_pictures", "student_from_bridge"]
 
 
 @dataclass(frozen=True)
@@ -45,6 +45,12 @@ class Crossing(SolverSampler):
     """A bridge as a sampler of noise: `z` (B, *shape) is that of its start, and $x_T$ is `start` of the condition."""
 
     bridge: Bridge = field(default_factory=BrownianBridge)
+
+    @classmethod
+    def of(cls, sampler: BridgeSampler) -> Crossing:
+        """A sampler of bridges as one of noise."""
+        denoiser, bridge, grid, step = sampler.denoiser, sampler.bridge, sampler.grid, sampler.step
+        return cls(denoiser, RectifiedFlow(), grid, step, sampler.keep, sampler.keep_x0, bridge)
 
     @torch.no_grad()
     def __call__(self, z: Tensor, cond: Cond | None = None, seeds: Tensor | None = None) -> Trajectory:
@@ -96,8 +102,7 @@ def generate_crossings(
     """
     sampler = BridgeSampler.of_calls(bridge, bridge.bridge, calls, name, t_1, exponent)
     keep = check_grid([1.0, *times])[1:]
-    grid = through(sampler.grid, keep)
-    made = Crossing(bridge, RectifiedFlow(), grid, BRIDGE_STEPS[name].make(), keep, bridge=bridge.bridge)
+    made = Crossing.of(replace(sampler, grid=through(sampler.grid, keep), keep=keep))
     held = start.float().cpu()
 
     def told(seeds: Tensor) -> dict[str, Tensor]:
@@ -140,3 +145,9 @@ def student_from_bridge(
     started.get_submodule("paired").load_state_dict(net.state_dict())
     teacher = Prediction(started, RectifiedFlow(), "x0", shape=net.shape, classes=net.classes)
     return student_from_teacher(teacher, times, "x0", **options)
+
+
+def starts_from_pictures(student: nn.Module) -> bool:
+    """Whether a student is one of a bridge."""
+    backbone = unwrapped(student.lifted.backbone) if isinstance(student, TrajectoryStudent) else None
+    return isinstance(backbone, Backbone) and "start" in backbone.tokens

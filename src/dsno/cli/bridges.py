@@ -12,7 +12,6 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from dsno.borrow import unwrapped
 from dsno.bridge.coefficients import DDBMVE, DDBMVP, I2SB, Bridge, BrownianBridge
 from dsno.bridge.files import load_bridge
 from dsno.bridge.prediction import BridgeKind, BridgePrediction
@@ -21,17 +20,16 @@ from dsno.bridge.starts import compare_starts
 from dsno.bridge.train import at_full_size, degraded
 from dsno.checkpoint import CONFIG, read_json, write_atomically
 from dsno.cli.console import progress
+from dsno.cli.options import Reading
 from dsno.cli.pieces import BATCH, Piece, check_size, write_pieces
 from dsno.cli.problems import Stated, stated
 from dsno.data.load import load_data
-from dsno.data.pairs import Pairs
+from dsno.data.pairs import Pairs, load_pairs
 from dsno.data.samples import Samples
 from dsno.inverse.problem import check_problem
-from dsno.nets.backbone import Backbone
+from dsno.report.compare import HELD_OUT
 from dsno.report.pictures import check_grid_size, image_grid
 from dsno.seeds import seed_range
-from dsno.students.operator import TrajectoryStudent
-from dsno.students.samplers import Student
 from dsno.teachers.check.verdict import Finding, Verdict
 
 __all__ = [
@@ -43,9 +41,10 @@ __all__ = [
     "is_bridge",
     "kind_of_pairs",
     "made_pairs",
+    "pairs_for",
     "pictures_of",
     "problem_of",
-    "starts_from_pictures",
+    "read_pairs",
     "starts_of",
 ]
 
@@ -82,6 +81,31 @@ def is_bridge(ref: object) -> bool:
     file = Path(str(ref)) / CONFIG
     config = read_json(file) if file.is_file() else None
     return isinstance(config, dict) and config.get("type") == "bridge"
+
+
+def read_pairs(sources: Sequence[str], columns: Sequence[str], reading: Reading) -> Pairs:
+    """The pairs of --pairs and --columns.
+
+    Raises:
+        ValueError: for more than two sources, or an option of reading that pairs have not; as `load_pairs`.
+    """
+    if len(sources) > 2:
+        raise ValueError(f"--pairs are two sources, degraded and clean, or one that holds both, got {len(sources)}")
+    if unread := [name for name in reading.given() if name != "--size"]:
+        raise ValueError(f"{unread[0]} does not go with --pairs: leave it out")
+    return load_pairs(*sources, columns=columns or None, size=reading.size)
+
+
+def pairs_for(folder: str, sources: Sequence[str], columns: Sequence[str], reading: Reading) -> Pairs:
+    """Pairs to measure a bridge on: of a clean set alone what its problem makes, with other noise than in training.
+
+    Raises:
+        ValueError: as `read_pairs`, `problem_of` and `degraded`.
+    """
+    held = problem_of(folder)
+    if held is None or len(sources) > 1 or columns:
+        return read_pairs(sources, columns, reading)
+    return made_pairs(reading.load(sources[0]), *held, HELD_OUT)
 
 
 def made_pairs(clean: Samples, problem: Stated, noise: float, seed: int) -> Pairs:
@@ -154,12 +178,6 @@ def starts_of(x: Tensor, bridge: BridgePrediction, folder: object) -> Tensor:
         takes = f"{shape}" if measured in (None, shape) else f"{shape}, or {measured} as measured"
         raise ValueError(f"the pictures have the shape {given}, {folder} takes {takes}")
     return at_full_size(problem, x, shape)
-
-
-def starts_from_pictures(student: Student) -> bool:
-    """Whether a student is one of a bridge."""
-    backbone = unwrapped(student.lifted.backbone) if isinstance(student, TrajectoryStudent) else None
-    return isinstance(backbone, Backbone) and "start" in backbone.tokens
 
 
 @functools.cache

@@ -12,7 +12,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from dsno.cli.bridges import SamplerName, cross_pictures, pictures_of, starts_from_pictures
+from dsno.bridge.student import starts_from_pictures
+from dsno.cli.bridges import SamplerName, cross_pictures, pictures_of
 from dsno.cli.conditions import condition_by_seed, prompts_by_seed, under_guidance
 from dsno.cli.console import progress, say
 from dsno.cli.exact import OPTIONS, Solved, own_options, solve

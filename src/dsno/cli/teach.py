@@ -8,12 +8,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from dsno.cli.bridges import BRIDGES, BridgeName, kind_of_pairs, made_pairs
+from dsno.cli.bridges import BRIDGES, BridgeName, kind_of_pairs, made_pairs, read_pairs
 from dsno.cli.console import progress, say, say_aside
 from dsno.cli.options import AsRead, Reading, Training
 from dsno.cli.problems import AsMeasured, Measured
 from dsno.cli.starts import teach_start
-from dsno.data.pairs import Pairs, load_pairs
+from dsno.data.pairs import Pairs
 from dsno.outputs import check_apart, check_request
 from dsno.runs.bridge import teach_bridge
 from dsno.runs.teach import teach
@@ -132,10 +132,6 @@ class Teach:
         say(f"start in {self.out}", restores)
 
     def _bridge(self) -> None:
-        if len(self.pairs) > 2:
-            raise ValueError(
-                f"--pairs are two sources, degraded and clean, or one that holds both, got {len(self.pairs)}"
-            )
         if self.conditional:
             raise ValueError("--conditional does not go with --pairs: leave it out")
         check_apart(self.out, *self.pairs)
@@ -164,15 +160,13 @@ class Teach:
         """The pairs of --pairs.
 
         Raises:
-            ValueError: for options that say something else; as `load_pairs`, `stated` and `degraded`.
+            ValueError: for options that say something else; as `read_pairs`, `stated` and `degraded`.
         """
-        asked, read = self.measured.given(), self.reading.given()
+        asked = self.measured.given()
         if "--features" in asked:
             raise ValueError("--features is of learned starts: give --start TEACHER, or leave it out")
         if not asked:
-            if unread := [flag for flag in read if flag != "--size"]:
-                raise ValueError(f"{unread[0]} does not go with --pairs: leave it out")
-            return load_pairs(*self.pairs, columns=self.columns or None, size=self.reading.size)
+            return read_pairs(self.pairs, self.columns, self.reading)
         if len(self.pairs) > 1 or self.columns:
             raise ValueError(f"{asked[0]} makes pairs of one clean set, and these are pairs: leave one of them out")
         problem = self.measured.stated()
