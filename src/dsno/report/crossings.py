@@ -142,7 +142,9 @@ def compare_calls(
             accelerator=accelerator,
         )
         results.append(result)
-    results.append(measure(inputs.start.clamp(-1, 1), name="input", reference=reference, extractor=net, clean=inputs.clean))
+    results.append(
+        measure(inputs.start.clamp(-1, 1), name="input", reference=reference, extractor=net, clean=inputs.clean)
+    )
     if net is not None:
         results.append(measure(inputs.clean, name="real, other half", reference=reference, extractor=net))
     report("evaluate", len(drawn), len(drawn), "done")
