@@ -37,7 +37,7 @@ from dsno.trajectories.sets import TrajectorySet
 from dsno.trajectories.store import store
 from dsno.trajectory import Trajectory
 
-__all__ = ["Crossing", "generate_crossings", "starts_from_pictures", "student_from_bridge"]
+__all__ = ["Crossing", "as_teacher", "generate_crossings", "starts_from_pictures", "student_from_bridge"]
 
 
 @dataclass(frozen=True)
@@ -129,6 +129,12 @@ def student_from_bridge(
     Raises:
         ValueError: for another network, a `t_1` outside (0, 1), or as `student_from_teacher`.
     """
+    return student_from_teacher(as_teacher(bridge, t_1), times, "x0", **options)
+
+
+def as_teacher(bridge: BridgePrediction, t_1: float | None = None) -> Prediction:
+    """What a student of a bridge is lifted from: its network as one of noise, with a copy of the weights; arguments and
+    errors as `student_from_bridge`."""
     net = unwrapped(bridge.net)
     if not isinstance(net, PairedUNet):
         raise ValueError(f"a student of a bridge is made of a PairedUNet, and this one has a {type(net).__name__}")
@@ -143,8 +149,7 @@ def student_from_bridge(
     config = {"name": "StartedUNet", "net": net.config["net"], "t_1": time, "shown": (a, c, s), "read": (p, e, q)}
     started = net_from_config(config).to(next(net.parameters()))
     started.get_submodule("paired").load_state_dict(net.state_dict())
-    teacher = Prediction(started, RectifiedFlow(), "x0", shape=net.shape, classes=net.classes)
-    return student_from_teacher(teacher, times, "x0", **options)
+    return Prediction(started, RectifiedFlow(), "x0", shape=net.shape, classes=net.classes)
 
 
 def starts_from_pictures(student: nn.Module) -> bool:

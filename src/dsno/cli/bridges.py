@@ -121,7 +121,7 @@ def problem_of(folder: object) -> tuple[Stated, float] | None:
     Raises:
         FileNotFoundError: if a file of it is missing: a mask, a kernel.
     """
-    held = read_json(Path(str(folder)) / CONFIG)["notes"].get("problem")
+    held = read_json(Path(str(folder)) / CONFIG).get("notes", {}).get("problem")
     if held is None:
         return None
     name, noise, asked = held["name"], held["noise"], {k: v for k, v in held.items() if k not in ("name", "noise")}

@@ -115,6 +115,8 @@ def compare_calls(
     count = min(count, len(pairs) if net is None else len(pairs) // 2)
     if net is not None and count < FEWEST:
         raise ValueError(f"distances need {2 * FEWEST} pairs or more, got {len(pairs)}: give more, or no features")
+    if seen := read_json(Path(bridge) / CONFIG).get("notes", {}).get("pairs") == pairs.name:
+        log.warning("%s was trained on %s: other pairs say what it has learned", bridge, pairs.name)
     device = torch.device("cpu") if accelerator is None else accelerator.device
     drawn = _samplers(made.to(device), samplers, calls)
     if student is not None:
@@ -155,7 +157,7 @@ def compare_calls(
             Path(out) / REPORT,
             "A bridge, call by call" + ("" if student is None else ", and in one pass"),
             [_pictures(drawn, own, inputs.first(ROWS)), _numbers(results, net)],
-            _said(bridge, made, pairs, count, samples),
+            _said(bridge, made, pairs, inputs, seen),
         )
     return results
 
@@ -255,13 +257,10 @@ def _numbers(results: Sequence[Result], net: FeatureNet | None) -> Section:
     return Section("Quality against calls", text, pictures, results)
 
 
-def _said(folder: Path | str, bridge: BridgePrediction, pairs: Pairs, count: int, samples: int) -> str:
+def _said(folder: Path | str, bridge: BridgePrediction, pairs: Pairs, inputs: _Inputs, seen: bool) -> str:
     """What was measured."""
     text = (
-        f"{bridge.bridge!r}, a network of kind {bridge.kind} in {folder}: {count} inputs of {pairs.name}, {samples} "
-        "samples of each, of the same noise by every sampler."
+        f"{bridge.bridge!r}, a network of kind {bridge.kind} in {folder}: {len(inputs.start)} inputs of {pairs.name}, "
+        f"{inputs.samples} samples of each, of the same noise by every sampler."
     )
-    if read_json(Path(folder) / CONFIG)["notes"].get("pairs") == pairs.name:
-        log.warning("%s was trained on %s: other pairs say what it has learned", folder, pairs.name)
-        text += "\n\nThe bridge was trained on these pairs: others say what it has learned."
-    return text
+    return f"{text}\n\nThe bridge was trained on these pairs: others say what it has learned." if seen else text
