@@ -26,10 +26,9 @@ import torch
 from _common import HELD_OUT, Claim, claim, kept, parse, parser, pyplot, runs_of, save, tidy, write
 from torch import Tensor, nn
 
-from bridge import most_calls
 from dsno.bridge.files import load_bridge
 from dsno.bridge.prediction import BridgePrediction
-from dsno.bridge.sampler import BRIDGE_STEPS, EXPONENT, BridgeSampler
+from dsno.bridge.sampler import BRIDGE_STEPS, EXPONENT, BridgeSampler, most_calls
 from dsno.bridge.student import generate_crossings, student_from_bridge
 from dsno.bridge.train import degraded
 from dsno.checkpoint import read_tensors, write_tensors

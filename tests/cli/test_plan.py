@@ -2,9 +2,11 @@
 
 from pathlib import Path
 
+import numpy as np
+
 from dsno.checkpoint import read_json
 from refusals import Spoil, refusals, refuses
-from shell import dsno
+from shell import QUICK, dsno
 
 
 def test_a_plan_of_a_recipe_and_of_a_teacher(here: Path) -> None:
@@ -20,7 +22,42 @@ def test_a_plan_of_a_recipe_and_of_a_teacher(here: Path) -> None:
     assert set(here.rglob("*")) - before == {here / "plan.json"}
 
 
+def test_a_plan_of_a_bridge_of_pairs_and_of_a_start(here: Path) -> None:
+    quick = ("--seconds", 0.05, "--device", "cpu", "--out", "plan.json", "--overwrite")
+    np.save(here / "rough.npy", np.arange(4 * 64, dtype=np.uint8).reshape(4, 8, 8))
+    pairs = ("--pairs", "rough.npy", "rough.npy", "--channels", 4, 8)
+    ran = dsno("plan", *pairs, "--teach-steps", 3, "--count", 10, "--train-steps", 2, *quick, at=here)
+    assert ran.code == 0, ran.said
+    made = read_json(here / "plan.json")
+    assert [(s["name"], s["evaluations"]) for s in made["stages"]] == [
+        ("teach", 3 * 128),
+        ("generate", 10 * 20),
+        ("distill", 2 * 256),
+    ]
+    assert dsno("teach", *pairs, "--out", "bridge", *QUICK, at=here).code == 0
+    assert dsno("plan", "bridge", "--count", 10, "--train-steps", 2, *quick, at=here).code == 0
+    bridge = read_json(here / "plan.json")
+    assert bridge["stages"] != made["stages"] and [s["flop"] for s in bridge["stages"]] == [
+        s["flop"] for s in made["stages"][1:]
+    ]
+    ran = dsno("plan", "runs/teacher", "--start", "--channels", 4, 8, "--train-steps", 5, *quick, at=here)
+    assert ran.code == 0, ran.said
+    assert [(s["name"], s["evaluations"]) for s in read_json(here / "plan.json")["stages"]] == [("start", 5 * 128)]
+    for command, said in (
+        ("plan bridge --start", "--start is of a teacher that starts from noise, and bridge is a bridge: leave it out"),
+        ("plan bridge --solver heun", "--solver is no option of the plan of a bridge: leave it out"),
+        ("plan bridge --teach-steps 3", "bridge is a teacher already: leave out --teach-steps"),
+    ):
+        ran = dsno(*command.split(), at=here)
+        assert ran.code == 2 and said in ran.err, ran.said
+
+
 @refusals(
+    ("plan --pairs a b --start", None, "--start is of a teacher that starts from noise, and --pairs are of one"),
+    ("plan --size 3", None, "--size is no option of a plan without --pairs or --start: leave it out"),
+    ("plan --start --steps 4", None, "--steps is no option of a plan of --start: leave it out"),
+    ("plan --pairs a b --frames 4", None, "--frames is no option of a plan of --pairs: leave it out"),
+    ("plan --pairs nowhere.npy nowhere.npy", None, "no data 'nowhere.npy'"),
     ("plan nowhere", None, "there is no folder nowhere, and no other teacher of that name"),
     ("plan --count -1", None, "a run has 0 or more trajectories"),
 )

@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from dsno.cli.problems import OF_PROBLEM, ProblemName, read_kernel, read_mask, stated
+from dsno.cli.problems import OF_PROBLEM, Measured, ProblemName, read_kernel, read_mask, stated
 from dsno.inverse.blur import Blur
 from dsno.inverse.operators import Downsample, Grey, Mask
 from dsno.inverse.problem import check_problem, noise_of
@@ -155,3 +155,11 @@ def test_what_only_the_pictures_tell_is_refused_when_they_are_known(files: Path)
         made("inpaint", files, mask="mask.png").of((1, 12, 8))
     with pytest.raises(ValueError, match="gray restores the colours of grey pictures"):
         made("gray", files).whole(SHAPE)
+
+
+def test_what_was_given_is_known_by_its_flags_and_said_again() -> None:
+    assert Measured().given() == [] and Measured(factor=2, noise=0.1).given() == ["--factor", "--noise"]
+    asked = Measured(problem="inpaint", box=0.5, noise=0.1, features=Path("features"))
+    assert asked.words() == "--problem inpaint --box 0.5 --noise 0.1" and Measured().words() == "--problem super"
+    found, box = asked.stated().of(SHAPE), Mask.box(SHAPE, 0.5, 0.1)
+    assert isinstance(found, Mask) and torch.equal(found.keep, box.keep) and found.noise == box.noise

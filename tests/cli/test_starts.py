@@ -7,7 +7,6 @@ import pytest
 from PIL import Image
 
 from dsno.checkpoint import read_json
-from dsno.cli.starts import Measured
 from dsno.inverse.start_net import load_start
 from shell import QUICK, dsno
 
@@ -32,7 +31,7 @@ def test_a_start_is_trained_and_the_command_it_says_restores(tmp_path: Path) -> 
 @pytest.mark.parametrize(
     "given, message",
     [
-        ("--factor 2", "--factor is of a learned start: give --start TEACHER"),
+        ("--factor 2", "--factor is of learned starts and of bridges: give --start TEACHER or --pairs CLEAN"),
         ("--start digits --kind v", "--kind does not go with --start"),
         ("--start digits --pairs a b", "--pairs does not go with --start"),
         ("--start digits --problem inpaint", "inpaint needs one of --mask FILE"),
@@ -46,7 +45,3 @@ def test_a_failure_is_one_line_and_touches_nothing(given: str, message: str, tmp
     ran = dsno("teach", *given.split(), *QUICK, "--out", "new", at=tmp_path)
     assert ran.code != 0 and message in ran.said, ran.said
     assert not (tmp_path / "new").exists()
-
-
-def test_what_was_given_is_known_by_its_flags() -> None:
-    assert Measured().given() == [] and Measured(factor=2, noise=0.1).given() == ["--factor", "--noise"]

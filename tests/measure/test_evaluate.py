@@ -10,9 +10,10 @@ from torch import Tensor, nn
 from dsno.checkpoint import tensor_sha
 from dsno.grids import uniform
 from dsno.measure.evaluate import Reference, evaluate, halves, measure
-from dsno.measure.features import as_extractor
+from dsno.measure.features import as_extractor, extract
+from dsno.measure.fidelity import psnr
 from dsno.measure.metrics import diversity, frechet_distance, precision_recall
-from dsno.measure.results import Cost, Result
+from dsno.measure.results import Cost, Fidelity, Result
 from dsno.nets.features import FeatureNet
 from dsno.schedule import Cosine, RectifiedFlow
 from dsno.seeds import generator, noise, seed_range
@@ -271,3 +272,36 @@ def test_rectified_flow_in_two_dimensions_needs_no_images() -> None:
         evaluate(ddim(teacher, n), name=f"DDIM-{n}", shape=(2,), seeds=seeds, fine=fine, repeats=0) for n in (2, 64)
     )
     assert many.path_error < few.path_error and many.quality is None
+
+
+# Samples of inputs
+
+
+def test_samples_are_held_against_what_their_inputs_should_give(
+    teacher: GaussianMixture, reference: Tensor, net: FeatureNet
+) -> None:
+    z, clean = noise(seed_range(0, 8), SHAPE), reference[:8]
+    common = {"shape": SHAPE, "seeds": seed_range(0, 8), "repeats": 0, "clean": clean, "samples": 2}
+    made = evaluate(ddim(teacher, 4), name="DDIM", reference=reference[8:], extractor=net, **common)
+    x = ddim(teacher, 4)(z).sample.clamp(-1, 1)
+    assert made.fidelity is not None and made.fidelity.psnr == pytest.approx(float(psnr(x, clean).mean()), abs=1e-4)
+    distance = (extract(net, x) - extract(net, clean)).norm(dim=1).mean()
+    assert made.fidelity.feature_distance == pytest.approx(float(distance), rel=1e-3)
+    assert made.fidelity.spread == pytest.approx(float(x.reshape(4, 2, -1).std(1).square().mean().sqrt()), rel=1e-3)
+    # The quality is that of a set with one sample of each input.
+    assert made.quality == measure(x[::2], name="x", reference=reference[8:], extractor=net).quality
+    assert made.protocol.count == 4 and made.protocol.seeds == "0..7"
+    alone = evaluate(ddim(teacher, 4), name="DDIM", **common)
+    assert alone.quality is None and alone.fidelity == dataclasses.replace(made.fidelity, feature_distance=None)
+
+
+def test_a_picture_that_is_its_reference_has_no_ratio(reference: Tensor) -> None:
+    assert measure(reference, name="same", clean=reference).fidelity == Fidelity(None)
+
+
+def test_samples_that_are_not_so_many_of_each_input_are_refused(teacher: GaussianMixture, reference: Tensor) -> None:
+    common = {"name": "DDIM", "shape": SHAPE, "seeds": seed_range(0, 8)}
+    with pytest.raises(ValueError, match="8 samples cannot be 3 of each input"):
+        evaluate(ddim(teacher, 1), samples=3, **common)
+    with pytest.raises(ValueError, match="clean has 7 rows but there are 8 seeds"):
+        evaluate(ddim(teacher, 1), clean=reference[:7], **common)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from dsno.measure.results import RESULTS, Cost, Protocol, Result, load_results, save_results
+from dsno.measure.results import RESULTS, Cost, Fidelity, Protocol, Result, load_results, save_results
 from pretend import result
 
 FIXTURES = Path(__file__).parents[1] / "fixtures" / "v0_1"
@@ -14,7 +14,8 @@ FIXTURES = Path(__file__).parents[1] / "fixtures" / "v0_1"
 
 def test_results_round_trip(tmp_path: Path) -> None:
     nothing = Result("images", "images", Cost(), Protocol(count=3))
-    results = [result("DDIM-8", 8, 0.1 + 0.2, 1e-17, seeds="0..63"), result("fine", 0, 2.0, None), nothing]
+    beside = dataclasses.replace(nothing, name="beside", fidelity=Fidelity(20.5, None, 0.1))
+    results = [result("DDIM-8", 8, 0.1 + 0.2, 1e-17, seeds="0..63"), result("fine", 0, 2.0, None), nothing, beside]
     path = save_results(results, tmp_path / "deep" / RESULTS)
     assert load_results(path) == results
     assert json.loads(path.read_text())["results"][0]["protocol"]["extractor"] == "tiny_cnn"

@@ -13,9 +13,11 @@ from PIL import Image
 from torch import Tensor
 
 from dsno.grids import quadratic
-from dsno.measure.results import Result
+from dsno.measure.results import Fidelity, Result
 from dsno.report.pictures import (
+    FIDELITY,
     check_grid_size,
+    enlarged,
     image_grid,
     interpolation,
     quality_against_cost,
@@ -162,6 +164,24 @@ def test_quality_plot_leaves_out_a_panel_without_numbers(results: list[Result]) 
         quality_against_cost([dataclasses.replace(r, quality=None) for r in no_path])
     with pytest.raises(ValueError, match="nothing to plot"):
         quality_against_cost([])
+
+
+def test_a_plot_of_references_shows_zeros(results: list[Result]) -> None:
+    beside = [dataclasses.replace(r, fidelity=Fidelity(20.0, None, 0.0)) for r in results]
+    drawn = pixels(quality_against_cost(beside, panels=FIDELITY[:2]))
+    assert drawn.shape == (800, 1800, 4)
+    # Of equal numbers every curve is a line, in both panels; the last one is above the others.
+    for half in (drawn[:, :900, :3], drawn[:, 900:, :3]):
+        assert (half == (18, 165, 148)).all(-1).sum() > 100
+    with pytest.raises(ValueError, match="nothing to plot"):
+        quality_against_cost(beside, panels=FIDELITY[3:])
+
+
+def test_pictures_are_enlarged_by_whole_factors_and_in_colour() -> None:
+    x = images(2)
+    made = enlarged(x, 30)
+    assert made.shape == (2, 3, 24, 24) and torch.equal(made[:, :, ::3, 1::3], x.expand(-1, 3, -1, -1))
+    assert enlarged(x[0], 4).shape == (3, 8, 8)
 
 
 def test_pictures_need_no_display_and_no_pyplot() -> None:

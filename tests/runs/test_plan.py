@@ -7,15 +7,16 @@ from pathlib import Path
 import pytest
 import torch
 
-from dsno.cost import timed
+from dsno.cost import flops, timed
 from dsno.denoise import Prediction
+from dsno.inverse.start_net import NoisePredictor
 from dsno.nets.unet import UNet
 from dsno.precision import best_precision
 from dsno.runs.bench import Rate
 from dsno.runs.counts import Count
 from dsno.runs.plan import Estimate, StageCost, plan, stage_costs
 from dsno.runs.recipes import RECIPES
-from dsno.runs.workload import Workload
+from dsno.runs.workload import Starts, Workload
 from dsno.schedule import Cosine
 from dsno.train import TrainConfig
 from dsno.trajectories.generate import generate
@@ -169,3 +170,19 @@ def test_a_plan_is_in_the_precision_that_the_run_would_take() -> None:
     assert of(made, "distill").memory == of(memory, "distill").memory
     wish = RECIPES["imagenet64"].workload()
     assert wish.train is not None and wish.train.precision == ("fp16" if torch.cuda.is_available() else "auto")
+
+
+def test_a_start_costs_its_predictor_its_teacher_and_its_critic() -> None:
+    work = Starts("start", small, train=TrainConfig(steps=10), train_batch=4, channels=(8, 16))
+    made = plan(work, **QUICK)  # type: ignore[arg-type]
+    (start,) = made.stages
+    unet = flops(small(), torch.zeros(1, 1, 8, 8), torch.zeros(1))
+    # Of one width, five passes: predictor, teacher, critic of both sides and of the predictor, whose head is wider.
+    assert start.name == "start" and start.evaluations == 40
+    assert 5 * unet < made.per_sample < 5.2 * unet and start.flop == pytest.approx(3 * 40 * made.per_sample)
+    weights = sum(
+        p.numel() for p in NoisePredictor({"in_channels": 1, "image_size": 8, "channels": [8, 16]}).parameters()
+    )
+    assert start.disk == 4 * weights and start.memory > 4 * 3 * weights and "measured" in start.how
+    wide = plan(Starts("start", lambda: Prediction(UNet(1, 8, (128, 256)), Cosine(), "v")), **QUICK)  # type: ignore[arg-type]
+    assert wide.per_sample > 20 * made.per_sample

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from dsno.bridge.coefficients import Bridge
-from dsno.bridge.sampler import BRIDGE_STEPS, EXPONENT, BridgeSampler
+from dsno.bridge.sampler import BRIDGE_STEPS, EXPONENT, BridgeSampler, steps_of
 from dsno.denoise import Denoiser
 from dsno.seeds import noise, seed_range
 
@@ -80,7 +80,8 @@ def compare_starts(
     """
     if len(start) == 0:
         raise ValueError("there is no x_T to start from: give one or more")
-    usual = BRIDGE_STEPS[name].share if name in BRIDGE_STEPS else 0.0
+    steps = steps_of(name, calls)
+    usual = BRIDGE_STEPS[name].share(steps)
     times = {share: float(bridge.time(torch.tensor(share, dtype=torch.float64))) for share in sorted({*shares, usual})}
     tried = [(t_1, p) for t_1 in times.values() for p in exponents]
     # Whatever the sampler refuses it refuses before any work.

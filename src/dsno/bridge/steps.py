@@ -7,7 +7,7 @@ a step of `solvers` is a step of a bridge. What the literature calls by a name o
 |---|---|
 | ancestral sampling of I2SB | `Ancestral`, $\eta = 1$ |
 | DBIM of order 1 and its $\eta$ | `Ancestral(eta)`; $\eta = 0$ is `DDIM` |
-| DBIM of order 2 and 3 | `DPMSolverPP` |
+| DBIM of order 2 and 3, which have no $\eta$ | `DPMSolverPP` |
 | the Heun steps of ODES3 | `Heun` |
 | its second-order step in $x / c$ | `ExponentialHeun` |
 | DDBM's hybrid sampler | `Hybrid` |

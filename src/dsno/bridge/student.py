@@ -14,21 +14,21 @@ noise; nothing is read off it but that the start is $z$.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from dsno.borrow import unwrapped
 from dsno.bridge.coefficients import Bridge, BrownianBridge
 from dsno.bridge.prediction import BridgePrediction, reading
-from dsno.bridge.sampler import BRIDGE_STEPS, EXPONENT, BridgeSampler, cross
+from dsno.bridge.sampler import EXPONENT, BridgeSampler, cross
 from dsno.condition import Cond
 from dsno.denoise import Prediction
 from dsno.grids import check_grid, through
-from dsno.nets.backbone import net_from_config
+from dsno.nets.backbone import Backbone, net_from_config
 from dsno.nets.paired import PairedUNet
 from dsno.schedule import RectifiedFlow
 from dsno.solvers.run import SolverSampler
@@ -37,7 +37,10 @@ from dsno.trajectories.sets import TrajectorySet
 from dsno.trajectories.store import store
 from dsno.trajectory import Trajectory
 
-__all__ = ["Crossing", "generate_crossings", "student_from_bridge"]
+__all__ = ["Crossing", "as_teacher", "generate_crossings", "starts_from_pictures", "student_from_bridge"]
+
+SHOWN = 0.9
+r"""$r_{t_1}^2$ of the state that a student is shown, where nothing else is asked for."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +48,12 @@ class Crossing(SolverSampler):
     """A bridge as a sampler of noise: `z` (B, *shape) is that of its start, and $x_T$ is `start` of the condition."""
 
     bridge: Bridge = field(default_factory=BrownianBridge)
+
+    @classmethod
+    def of(cls, sampler: BridgeSampler) -> Crossing:
+        """A sampler of bridges as one of noise."""
+        denoiser, bridge, grid, step = sampler.denoiser, sampler.bridge, sampler.grid, sampler.step
+        return cls(denoiser, RectifiedFlow(), grid, step, sampler.keep, sampler.keep_x0, bridge)
 
     @torch.no_grad()
     def __call__(self, z: Tensor, cond: Cond | None = None, seeds: Tensor | None = None) -> Trajectory:
@@ -96,8 +105,7 @@ def generate_crossings(
     """
     sampler = BridgeSampler.of_calls(bridge, bridge.bridge, calls, name, t_1, exponent)
     keep = check_grid([1.0, *times])[1:]
-    grid = through(sampler.grid, keep)
-    made = Crossing(bridge, RectifiedFlow(), grid, BRIDGE_STEPS[name].make(), keep, bridge=bridge.bridge)
+    made = Crossing.of(replace(sampler, grid=through(sampler.grid, keep), keep=keep))
     held = start.float().cpu()
 
     def told(seeds: Tensor) -> dict[str, Tensor]:
@@ -118,18 +126,24 @@ def student_from_bridge(
     Arguments:
         bridge: The bridge, whose network is a `PairedUNet`.
         times: Those of its frames, and of the set that it is to learn.
-        t_1: The time at which it is shown $a x_T + c z$; that of `BRIDGE_STEPS` for `odes3` by default.
+        t_1: The time at which it is shown $a x_T + c z$; where $r_{t_1}^2$ is `SHOWN` by default.
         options: Of `student_from_teacher`: `modes`, `where`, `once`, ...
 
     Raises:
         ValueError: for another network, a `t_1` outside (0, 1), or as `student_from_teacher`.
     """
+    return student_from_teacher(as_teacher(bridge, t_1), times, "x0", **options)
+
+
+def as_teacher(bridge: BridgePrediction, t_1: float | None = None) -> Prediction:
+    """What a student of a bridge is lifted from: its network as one of noise, with a copy of the weights; arguments and
+    errors as `student_from_bridge`."""
     net = unwrapped(bridge.net)
     if not isinstance(net, PairedUNet):
         raise ValueError(f"a student of a bridge is made of a PairedUNet, and this one has a {type(net).__name__}")
     coefficients, time = bridge.bridge, t_1
     if time is None:
-        time = float(coefficients.time(torch.tensor(BRIDGE_STEPS["odes3"].share, dtype=torch.float64)))
+        time = float(coefficients.time(torch.tensor(SHOWN, dtype=torch.float64)))
     if not 0 < time < 1:
         raise ValueError(f"t_1 is where the start ends, inside (0, 1), got {time}")
     a, _, c = coefficients.at(time)
@@ -138,5 +152,10 @@ def student_from_bridge(
     config = {"name": "StartedUNet", "net": net.config["net"], "t_1": time, "shown": (a, c, s), "read": (p, e, q)}
     started = net_from_config(config).to(next(net.parameters()))
     started.get_submodule("paired").load_state_dict(net.state_dict())
-    teacher = Prediction(started, RectifiedFlow(), "x0", shape=net.shape, classes=net.classes)
-    return student_from_teacher(teacher, times, "x0", **options)
+    return Prediction(started, RectifiedFlow(), "x0", shape=net.shape, classes=net.classes)
+
+
+def starts_from_pictures(student: nn.Module) -> bool:
+    """Whether a student is one of a bridge."""
+    backbone = unwrapped(student.lifted.backbone) if isinstance(student, TrajectoryStudent) else None
+    return isinstance(backbone, Backbone) and "start" in backbone.tokens

@@ -11,7 +11,7 @@ Source: Liu et al., 2023 (arXiv 2302.05872), eq. 12; Zhou et al., 2023 (arXiv 23
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -24,7 +24,7 @@ from dsno.engine import share_of
 from dsno.inverse.problem import Dagger, Problem, check_problem, noise_of
 from dsno.seeds import generator, noise, seed_range
 
-__all__ = ["Bridging", "degraded", "moments_of"]
+__all__ = ["Bridging", "at_full_size", "degraded", "moments_of"]
 
 LEAST = 1e-3
 """The least time that is drawn: at 0, where nothing is left to learn, the targets of `i2sb` and `ddbm` are 0 / 0."""
@@ -101,9 +101,7 @@ class Bridging:
 def degraded(problem: Problem, x: Tensor, seed: int = 0, batch: int = 1024) -> Tensor:
     r"""What an inverse problem makes of clean samples (N, *shape), of the same shape: the other half of pairs.
 
-    $x_T = A x_0 + \tau n$ where that has the shape of a sample; else its pseudo-inverse $A^+ (A x_0 + \tau n)$, of a
-    lower resolution the picture at full size, or where the problem knows none, $A^\top$ of it. Row n has the noise of
-    the seed `seed` + n.
+    It is `at_full_size` of $y = A x_0 + \tau n$, the noise of row n that of the seed `seed` + n.
 
     Raises:
         ValueError: if the problem is not one of samples of this shape, or its adjoint is none (`check_problem`).
@@ -114,7 +112,13 @@ def degraded(problem: Problem, x: Tensor, seed: int = 0, batch: int = 1024) -> T
         y = problem.A(x[begin : begin + batch])
         if tau > 0:
             y = y + tau * noise(seed_range(seed + begin, len(y)), measured, 0, y.dtype, y.device)
-        if measured != x.shape[1:]:
-            y = problem.A_dagger(y) if isinstance(problem, Dagger) else problem.A_adjoint(y)
-        made.append(y)
+        made.append(at_full_size(problem, y, x.shape[1:]))
     return torch.cat(made)
+
+
+def at_full_size(problem: Problem, y: Tensor, shape: Sequence[int]) -> Tensor:
+    r"""$x_T$, (N, *shape), of what was measured (N, *measured): itself where that is a sample's shape; else $A^+ y$, of
+    a lower resolution the picture at full size, or where the problem knows none, $A^\top y$."""
+    if y.shape[1:] == torch.Size(shape):
+        return y
+    return problem.A_dagger(y) if isinstance(problem, Dagger) else problem.A_adjoint(y)

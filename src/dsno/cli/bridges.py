@@ -12,34 +12,40 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from dsno.borrow import unwrapped
 from dsno.bridge.coefficients import DDBMVE, DDBMVP, I2SB, Bridge, BrownianBridge
 from dsno.bridge.files import load_bridge
 from dsno.bridge.prediction import BridgeKind, BridgePrediction
 from dsno.bridge.sampler import EXPONENT, BridgeSampler
 from dsno.bridge.starts import compare_starts
+from dsno.bridge.train import at_full_size, degraded
 from dsno.checkpoint import CONFIG, read_json, write_atomically
 from dsno.cli.console import progress
+from dsno.cli.options import Reading
 from dsno.cli.pieces import BATCH, Piece, check_size, write_pieces
+from dsno.cli.problems import Stated, stated
 from dsno.data.load import load_data
-from dsno.nets.backbone import Backbone
+from dsno.data.pairs import Pairs, load_pairs
+from dsno.data.samples import Samples
+from dsno.inverse.problem import check_problem
+from dsno.report.compare import HELD_OUT
 from dsno.report.pictures import check_grid_size, image_grid
 from dsno.seeds import seed_range
-from dsno.students.operator import TrajectoryStudent
-from dsno.students.samplers import Student
 from dsno.teachers.check.verdict import Finding, Verdict
 
 __all__ = [
     "BRIDGES",
     "BridgeName",
     "SamplerName",
-    "check_pictures",
     "check_starts",
     "cross_pictures",
     "is_bridge",
     "kind_of_pairs",
+    "made_pairs",
+    "pairs_for",
     "pictures_of",
-    "starts_from_pictures",
+    "problem_of",
+    "read_pairs",
+    "starts_of",
 ]
 
 BridgeName = Literal["brownian", "i2sb", "vp", "ve"]
@@ -77,6 +83,52 @@ def is_bridge(ref: object) -> bool:
     return isinstance(config, dict) and config.get("type") == "bridge"
 
 
+def read_pairs(sources: Sequence[str], columns: Sequence[str], reading: Reading) -> Pairs:
+    """The pairs of --pairs and --columns.
+
+    Raises:
+        ValueError: for more than two sources, or an option of reading that pairs have not; as `load_pairs`.
+    """
+    if len(sources) > 2:
+        raise ValueError(f"--pairs are two sources, degraded and clean, or one that holds both, got {len(sources)}")
+    if unread := [name for name in reading.given() if name != "--size"]:
+        raise ValueError(f"{unread[0]} does not go with --pairs: leave it out")
+    return load_pairs(*sources, columns=columns or None, size=reading.size)
+
+
+def pairs_for(folder: str, sources: Sequence[str], columns: Sequence[str], reading: Reading) -> Pairs:
+    """Pairs to measure a bridge on: of a clean set alone what its problem makes, with other noise than in training.
+
+    Raises:
+        ValueError: as `read_pairs`, `problem_of` and `degraded`.
+    """
+    held = problem_of(folder)
+    if held is None or len(sources) > 1 or columns:
+        return read_pairs(sources, columns, reading)
+    return made_pairs(reading.load(sources[0]), *held, HELD_OUT)
+
+
+def made_pairs(clean: Samples, problem: Stated, noise: float, seed: int) -> Pairs:
+    """Clean samples beside what a problem makes of them; errors as `degraded`."""
+    told = {"name": problem.name, "noise": noise, **problem.options}
+    name = ", ".join([clean.name, *(f"{option} {value}" for option, value in told.items())])
+    return Pairs(degraded(problem.of(clean.shape), clean.x, seed), clean.x, name, clean.units, told)
+
+
+def problem_of(folder: object) -> tuple[Stated, float] | None:
+    """The problem whose measurements a bridge was trained on, and the noise in them; None of one of other pairs.
+
+    Raises:
+        FileNotFoundError: if a file of it is missing: a mask, a kernel.
+    """
+    held = read_json(Path(str(folder)) / CONFIG).get("notes", {}).get("problem")
+    if held is None:
+        return None
+    name, noise, asked = held["name"], held["noise"], {k: v for k, v in held.items() if k not in ("name", "noise")}
+    files = {option: Path(asked[option]) for option in ("mask", "kernel") if option in asked}
+    return stated(name, noise, 0, False, {**asked, **files}), noise
+
+
 def check_starts(
     folder: Path, start: Tensor, calls: int, name: SamplerName, seed: int, device: torch.device
 ) -> Verdict:
@@ -86,7 +138,7 @@ def check_starts(
         ValueError: for pictures of another shape than the bridge's, or calls that no grid of the sampler has.
     """
     made = load_bridge(folder).to(device)
-    check_pictures(start, made, folder)
+    start = starts_of(start, made, folder)
     with progress() as report:
         found = compare_starts(
             made,
@@ -109,20 +161,23 @@ def check_starts(
     return Verdict(f"{made.bridge!r}, network of kind {made.kind}", "data", (finding,))
 
 
-def check_pictures(start: Tensor, bridge: BridgePrediction, folder: object) -> None:
-    """Refuse pictures (N, *shape) of another shape than a bridge's.
+def starts_of(x: Tensor, bridge: BridgePrediction, folder: object) -> Tensor:
+    """What a bridge starts from, (N, *shape), of pictures: they themselves, or of its problem's measurements the
+    pictures at full size that it was trained on.
 
     Raises:
-        ValueError: if they are.
+        ValueError: for pictures of another shape.
     """
-    if bridge.shape is not None and start.shape[1:] != bridge.shape:
-        raise ValueError(f"the pictures have the shape {tuple(start.shape[1:])}, {folder} takes {bridge.shape}")
-
-
-def starts_from_pictures(student: Student) -> bool:
-    """Whether a student is one of a bridge."""
-    backbone = unwrapped(student.lifted.backbone) if isinstance(student, TrajectoryStudent) else None
-    return isinstance(backbone, Backbone) and "start" in backbone.tokens
+    given, shape = tuple(x.shape[1:]), bridge.shape
+    if shape is None or given == shape:
+        return x
+    held = problem_of(folder)
+    problem = None if held is None else held[0].of(shape)
+    measured = None if problem is None else check_problem(problem, shape)
+    if problem is None or given != measured:
+        takes = f"{shape}" if measured in (None, shape) else f"{shape}, or {measured} as measured"
+        raise ValueError(f"the pictures have the shape {given}, {folder} takes {takes}")
+    return at_full_size(problem, x, shape)
 
 
 @functools.cache
@@ -147,6 +202,7 @@ def cross_pictures(
     name: SamplerName,
     t_1: float | None,
     exponent: float | None,
+    eta: float,
     seed: int,
     device: torch.device,
     overwrite: bool,
@@ -154,15 +210,15 @@ def cross_pictures(
     """Draw `samples` of each picture and write them: a .png has a row for each, itself first. Returns what is said.
 
     Raises:
-        ValueError: for calls that no grid of the sampler has, a `t_1` outside (0, 1), pictures of another shape than
-            the bridge's, or more than a picture holds.
+        ValueError: for calls that no grid of the sampler has, a `t_1` outside (0, 1), an `eta` of another sampler than
+            dbim1, pictures of another shape than the bridge's, or more than a picture holds.
     """
     if samples < 1:
         raise ValueError(f"samples must be at least 1, got {samples}")
     made = load_bridge(folder).to(device)
-    sampler = BridgeSampler.of_calls(made, made.bridge, calls, name, t_1, EXPONENT if exponent is None else exponent)
-    start = load_data(pictures).x
-    check_pictures(start, made, folder)
+    exponent = EXPONENT if exponent is None else exponent
+    sampler = BridgeSampler.of_calls(made, made.bridge, calls, name, t_1, exponent, eta)
+    start = starts_of(load_data(pictures).x, made, folder)
     rows, seeds = start.repeat_interleave(samples, 0), seed_range(seed, samples * len(start))
     check_size(out, len(rows), start.shape[1:])
     if out.suffix == ".png":

@@ -1,16 +1,22 @@
-"""`dsno evaluate` and `dsno demo`: a student beside its teacher's solvers."""
+"""`dsno evaluate` and `dsno demo`: a student beside its teacher's solvers; a bridge at several numbers of calls."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from dsno.cli.console import progress, say, show
+from dsno.bridge.student import starts_from_pictures
+from dsno.cli.bridges import SamplerName, is_bridge, pairs_for
+from dsno.cli.console import progress, say, show, speaks
 from dsno.cli.options import AsRead, Reading, Variant, launched
+from dsno.cli.words import flag
 from dsno.data.samples import Samples
+from dsno.measure.results import Result
 from dsno.nets.features import made_of
 from dsno.outputs import claimed, writable
 from dsno.report.compare import EVALUATION, compare, parts_of
+from dsno.report.crossings import CALLS, SAMPLERS, compare_calls
 from dsno.runs.shipped import shipped
 from dsno.students.origin import find_teacher, open_student
 
@@ -19,26 +25,42 @@ __all__ = ["Demo", "Evaluate"]
 
 @dataclass(frozen=True)
 class Evaluate:
-    """Measure a student beside its teacher's solvers, with the protocol stored next to every number.
+    """Measure a student beside its teacher's solvers, or with --pairs a bridge at several numbers of calls, with the
+    protocol stored next to every number.
 
     In Python:
 
         from dsno.report.compare import compare
         results = compare("runs/teacher", "runs/student", "runs/features", "digits", count=2048)
+        from dsno.report.crossings import compare_calls
+        results = compare_calls("runs/bridge", load_pairs("rough", "clean"), "runs/evaluation")
     """
 
     student: Path | None = None
-    """Folder of the student; the shipped one by default."""
+    """Folder of the student; the shipped one by default. With --pairs that of the bridge, if it is to be measured."""
     teacher: str | None = None
     """Its teacher, as `generate --teacher` takes it; the one that its folder notes by default."""
     variant: Variant = None
     features: Path | None = None
-    """Folder of the feature network, which `dsno features` trains; the one beside the student, if it is of --data."""
+    """Folder of the feature network, which `dsno features` trains; the one beside the student, if it is of --data.
+    With --pairs none by default, and then no distances."""
     data: str = "digits"
     """Image set to compare with."""
     reading: AsRead = field(default_factory=Reading)
-    count: int = 2048
-    """Held-out noises."""
+    pairs: tuple[str, ...] = ()
+    """Measure --teacher, a bridge, on these: degraded and clean pictures as `teach --pairs`, or clean ones alone if it
+    was trained for a --problem. Those that it has not seen say what it has learned."""
+    columns: tuple[str, ...] = ()
+    """The columns of --pairs, degraded and clean."""
+    calls: tuple[int, ...] = ()
+    """Of a bridge, the network calls of a sample, each sampler at the most that it has within; 1 5 13 21 by default."""
+    sampler: tuple[SamplerName, ...] = ()
+    """Of a bridge, how it is solved; dbim2 odes3 ancestral by default."""
+    samples: int | None = None
+    """Of a bridge, samples of each picture; 4 by default."""
+    count: int | None = None
+    """Held-out noises, 2048 by default. Of a bridge pictures, 256 by default; with --features at most half of --pairs,
+    as the others are what distances are to."""
     passes: tuple[int, ...] = ()
     """Passes to measure the student at, a row each; the fewest it was trained for by default."""
     fresh: bool = False
@@ -49,6 +71,13 @@ class Evaluate:
     """Replace the evaluation in --out."""
 
     def run(self) -> None:
+        if self.pairs:
+            return self._bridge()
+        for name in ("columns", "calls", "sampler", "samples"):
+            if getattr(self, name) not in (None, ()):
+                raise ValueError(f"{flag(name)} is of bridges: give --pairs, too, or leave it out")
+        if is_bridge(self.teacher):
+            raise ValueError(f"{self.teacher} is a bridge, which is measured on pairs: give --pairs DEGRADED CLEAN")
         folder = self.student or shipped() / "student"
         student = open_student(folder, variant=self.variant)
         if student.classes or student.guided:
@@ -58,10 +87,14 @@ class Evaluate:
                 f"{folder} is told {told}, and evaluate measures unconditional students: look at its samples (`dsno "
                 f"sample --student {folder}{weight}`), or call dsno.measure.evaluate.evaluate with a condition (`cond`)"
             )
+        if starts_from_pictures(student):
+            raise ValueError(
+                f"{folder} is the student of a bridge, which is measured on pairs: give both, --teacher BRIDGE --pairs "
+                "DEGRADED CLEAN"
+            )
         own = str(shipped() / "teacher") if self.student is None else None
         teacher = self.teacher or own or find_teacher(folder, self.variant)
         accelerator = launched()
-        first = accelerator is None or accelerator.is_main_process
         data = self.reading.load(self.data)
         features = self.features or self._features(data)
         # An evaluation that is to be replaced is not given for one that cannot be made.
@@ -73,7 +106,7 @@ class Evaluate:
                 folder,
                 features,
                 data,
-                self.count,
+                2048 if self.count is None else self.count,
                 self.out,
                 report,
                 accelerator=accelerator,
@@ -81,9 +114,38 @@ class Evaluate:
                 fresh=self.fresh,
                 variant=self.variant,
             )
-        if first:
+        self._show(results)
+
+    def _show(self, results: Sequence[Result]) -> None:
+        if speaks():
             show(results)
             print(f"numbers in {self.out / 'results.json'}, pictures in {self.out / 'report.html'}")
+
+    def _bridge(self) -> None:
+        """A bridge at several numbers of calls."""
+        for name, usual in (("data", "digits"), ("passes", ()), ("fresh", False)):
+            if getattr(self, name) != usual:
+                raise ValueError(f"--{name} does not go with --pairs: leave it out")
+        if self.teacher is None or not is_bridge(self.teacher):
+            found = "" if self.teacher is None else f", and {self.teacher} is none"
+            raise ValueError(f"--pairs are what a bridge is measured on{found}: give its folder, --teacher runs/bridge")
+        pairs = pairs_for(self.teacher, self.pairs, self.columns, self.reading)
+        read = [self.student, self.teacher, self.features, *self.pairs]
+        with claimed(self.out, EVALUATION, overwrite=self.overwrite, inputs=read), progress() as report:
+            results = compare_calls(
+                self.teacher,
+                pairs,
+                self.out,
+                self.calls or CALLS,
+                self.sampler or SAMPLERS,
+                4 if self.samples is None else self.samples,
+                256 if self.count is None else self.count,
+                self.student,
+                self.features,
+                report,
+                accelerator=launched(),
+            )
+        self._show(results)
 
     def _features(self, data: Samples) -> Path:
         """The feature network beside the student, or the one that ships with the package, of the data.

@@ -10,7 +10,7 @@ import torch
 
 from dsno.bridge.files import load_bridge
 from dsno.bridge.student import generate_crossings
-from dsno.cli.bridges import check_pictures, is_bridge
+from dsno.cli.bridges import is_bridge, starts_of
 from dsno.cli.conditions import condition_by_seed, under_guidance
 from dsno.cli.console import progress, say
 from dsno.cli.options import Device, TeacherRef, Variant, device_of, launched
@@ -156,8 +156,7 @@ class Generate:
             raise ValueError("a bridge starts from pictures: give the degraded ones, --input FOLDER")
         device, accelerator = device_of(self.device), launched()
         bridge = load_bridge(self.teacher).to(device if accelerator is None else accelerator.device)
-        start = load_data(self.input).x
-        check_pictures(start, bridge, self.teacher)
+        start = starts_of(load_data(self.input).x, bridge, self.teacher)
         with progress() as report:
             data = generate_crossings(
                 bridge,

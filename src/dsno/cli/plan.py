@@ -2,23 +2,34 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from tyro.conf import Positional
 
+from dsno.bridge.coefficients import BrownianBridge
+from dsno.bridge.files import load_bridge
+from dsno.bridge.prediction import BridgePrediction
+from dsno.bridge.student import as_teacher
 from dsno.checkpoint import write_json
+from dsno.cli.bridges import is_bridge, read_pairs
 from dsno.cli.console import show_estimate
-from dsno.cli.options import Variant, device_of, new_file
+from dsno.cli.options import Reading, Variant, device_of, new_file
+from dsno.cli.words import flag
 from dsno.grids import quadratic
+from dsno.nets.paired import PairedUNet
 from dsno.runs.plan import plan
 from dsno.runs.recipes import RECIPES
-from dsno.runs.workload import Workload
+from dsno.runs.workload import Crossings, Starts, Workload
 from dsno.solvers.named import ODESolver
 from dsno.teachers.load import load_teacher
+from dsno.train import TrainConfig
 
 __all__ = ["Plan"]
+
+TAUGHT = TrainConfig(steps=5000, lr=1e-3, warmup=200)
+"""How `dsno teach` trains."""
 
 
 @dataclass(frozen=True)
@@ -34,10 +45,23 @@ class Plan:
     """
 
     recipe: Positional[str] = "digits"
-    """A recipe, or a teacher as `generate --teacher` takes it."""
+    """A recipe; or a teacher as `generate --teacher` takes it, or a bridge's folder, of which students are made."""
     variant: Variant = None
     budget_hours: float | None = None
     """What it may take; the plan then says what fits."""
+    pairs: tuple[str, ...] = ()
+    """Plan a bridge of these, as `teach --pairs`, with its student. Of clean pictures that a --problem degrades, name
+    them twice."""
+    columns: tuple[str, ...] = ()
+    """The columns of --pairs, degraded and clean."""
+    size: int | None = None
+    """As `teach --size`, of --pairs."""
+    start: bool = False
+    """Plan a learned start of the teacher, as `teach --start`."""
+    channels: tuple[int, ...] = (32, 64)
+    """As `teach --channels`, of --pairs and --start."""
+    teach_steps: int | None = None
+    """Steps of the teacher's training, or of the bridge's of --pairs."""
     count: int | None = None
     """Trajectories."""
     frames: int | None = None
@@ -49,7 +73,7 @@ class Plan:
     guided: bool = False
     """The teacher is guided: two evaluations for one."""
     train_steps: int | None = None
-    """Steps of the student's training."""
+    """Steps of the student's training, or of the start's."""
     batch: int | None = None
     """Trajectories per step of it."""
     others: float | None = None
@@ -72,6 +96,7 @@ class Plan:
     """Replace --out if it exists."""
 
     def run(self) -> None:
+        self._check()
         if self.out is not None:
             new_file(self.out, self.overwrite, self.recipe)
         device = device_of(self.device)
@@ -80,9 +105,33 @@ class Plan:
             write_json(self.out, made.to_dict())
         show_estimate(made)
 
+    def _check(self) -> None:
+        """Refuse options of another kind of run."""
+        bridge = is_bridge(self.recipe)
+        if self.start and (bridge or self.pairs):
+            other = f"{self.recipe} is a bridge" if bridge else "--pairs are of one"
+            raise ValueError(f"--start is of a teacher that starts from noise, and {other}: leave it out")
+        solved, paired = {"frames", "solver", "steps", "guided", "others", "where"}, {"columns", "size"}
+        if self.pairs:
+            kind, unread = "a plan of --pairs", solved
+        elif bridge:
+            kind, unread = "the plan of a bridge", solved | paired | {"channels"}
+        elif self.start:
+            kind, unread = "a plan of --start", solved | paired | {"count"}
+        else:
+            kind, unread = "a plan without --pairs or --start", paired | {"channels"}
+        for field in fields(self):
+            if field.name in unread and getattr(self, field.name) != field.default:
+                raise ValueError(f"{flag(field.name)} is no option of {kind}: leave it out")
+
     def _workload(self) -> Workload:
-        """The run as the recipe has it, or the default one of a teacher."""
-        if self.recipe in RECIPES:
+        """The run as the recipe has it, or the default one of a teacher, a bridge, pairs or a start."""
+        if self.pairs:
+            return self._of_pairs()
+        if is_bridge(self.recipe):
+            bridge = as_teacher(load_bridge(self.recipe))
+            return Crossings(self.recipe, lambda: bridge)
+        if self.recipe in RECIPES and not self.start:
             return replace(RECIPES[self.recipe].workload(self.shape or None), name=self.recipe)
         try:
             teacher = load_teacher(self.recipe, shape=self.shape or None, variant=self.variant)
@@ -90,15 +139,29 @@ class Plan:
             if Path(self.recipe).exists():
                 raise
             raise type(error)(f"{error}; nor is it a recipe: {', '.join(RECIPES)}") from None
+        if self.start:
+            return Starts(self.recipe, lambda: teacher, train=TAUGHT, channels=self.channels)
         return Workload(self.recipe, lambda: teacher)
+
+    def _of_pairs(self) -> Workload:
+        """A bridge of pairs, and its student."""
+        pairs = read_pairs(self.pairs, self.columns, Reading(self.size))
+        C, *spatial = pairs.shape
+        net = PairedUNet({"in_channels": C, "image_size": spatial, "channels": list(self.channels)})
+        bridge = as_teacher(BridgePrediction(net, BrownianBridge(), shape=pairs.shape))
+        return Crossings(f"a bridge of {pairs.name}", lambda: bridge, teach=TAUGHT)
 
     def _changed(self, work: Workload) -> Workload:
         """The run with what was asked for instead."""
         times = None if self.frames is None else tuple(quadratic(self.frames)[1:].tolist())
         student = None if self.where is None else {**work.student, "where": self.where}
-        train = None
+        train = teach = None
         if work.train is not None:
             train = replace(work.train, **_given(steps=self.train_steps, precision=self.precision))
+        if self.teach_steps is not None:
+            if work.teach is None:
+                raise ValueError(f"{self.recipe} is a teacher already: leave out --teach-steps")
+            teach = replace(work.teach, steps=self.teach_steps)
         changes = _given(
             count=self.count,
             times=times,
@@ -106,6 +169,7 @@ class Plan:
             steps=self.steps,
             student=student,
             train=train,
+            teach=teach,
             train_batch=self.batch,
             others=self.others,
         )

@@ -1,18 +1,20 @@
-"""What `dsno restore` restores from: a problem as its options state it, for pictures of any size.
+"""What `dsno restore` restores from, and what others are trained for: a problem as its options state it.
 
 Each problem has options of its own, and an option of another problem is refused, so that nothing is left unread.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor
+from tyro.conf import arg
 
 from dsno.cli.words import flag
 from dsno.data.arrays import load_numpy
@@ -22,7 +24,7 @@ from dsno.inverse.kernels import delta
 from dsno.inverse.operators import Downsample, Grey, Mask
 from dsno.inverse.problem import Problem
 
-__all__ = ["OF_PROBLEM", "ProblemName", "Stated", "stated"]
+__all__ = ["OF_PROBLEM", "AsMeasured", "Measured", "ProblemName", "Stated", "stated"]
 
 ProblemName = Literal["inpaint", "super", "deblur", "blind", "gray"]
 
@@ -169,6 +171,57 @@ def _alike(
     """A problem that measures pictures of the same shape."""
     options = {option: str(value) if isinstance(value, Path) else value for option, value in asked.items()}
     return Stated(name, of, lambda measured: measured, of, options, inputs)
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What was measured of pictures, as a verb that trains for it is told."""
+
+    problem: Literal["inpaint", "super", "deblur", "gray"] | None = None
+    """With --start, or --pairs of one clean set, what happened to the pictures: parts are missing, pixels are (super,
+    which a start is for by default), they are blurred by a kernel that is known (deblur), or have lost their colour."""
+    mask: Path | None = None
+    """Of inpaint: a picture, white where they are seen and black where not, or an .npy array of 1 and 0."""
+    box: float | None = None
+    """Of inpaint: a box in the middle is missing, this share of each side."""
+    half: Literal["right", "bottom"] | None = None
+    """Of inpaint: this half is missing."""
+    random: float | None = None
+    """Of inpaint: this share of the pixels is missing, those that `restore --seed 0` misses."""
+    factor: int | None = None
+    """Of super: how many times more pixels a side is to have; 4 by default."""
+    resize: Literal["average", "bicubic"] | None = None
+    """Of super: how the pixels were lost, as means of blocks (by default) or by bicubic resizing."""
+    kernel: Path | None = None
+    """Of deblur: the kernel, an .npy array (h, w)."""
+    border: Literal["circular", "zero"] | None = None
+    """Of deblur: what was beyond the border, the other side (by default) or a middle grey."""
+    noise: float = 0.0
+    """With --problem, the standard deviation of the noise in what was measured, of pixels in [-1, 1]."""
+    features: Path | None = None
+    """With --start, the folder of a feature network: the loss has a perceptual part then."""
+
+    def given(self) -> list[str]:
+        """The flags that were given."""
+        usual = Measured()
+        names = [field.name for field in dataclasses.fields(self)]
+        return [flag(name) for name in names if getattr(self, name) != getattr(usual, name)]
+
+    def stated(self) -> Stated:
+        """The problem; errors as `stated`."""
+        asked = dataclasses.asdict(self)
+        name, noise, _ = asked.pop("problem"), asked.pop("noise"), asked.pop("features")
+        return stated(name or "super", noise, 0, False, asked)
+
+    def words(self) -> str:
+        """The options that state it, as the command line has them."""
+        given = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if flag(f.name) in self.given()}
+        given.pop("features", None)
+        return " ".join(f"{flag(option)} {value}" for option, value in {"problem": "super", **given}.items())
+
+
+AsMeasured = Annotated[Measured, arg(name="")]
+"""Options of a verb that trains for a problem, `--problem` and the like."""
 
 
 _STATED: dict[ProblemName, Callable[[float, int, bool, Mapping[str, Any]], Stated]] = {

@@ -5,14 +5,15 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-from dsno.cli.bridges import SamplerName, cross_pictures, pictures_of, starts_from_pictures
+from dsno.bridge.student import starts_from_pictures
+from dsno.cli.bridges import SamplerName, cross_pictures, pictures_of
 from dsno.cli.conditions import condition_by_seed, prompts_by_seed, under_guidance
 from dsno.cli.console import progress, say
 from dsno.cli.exact import OPTIONS, Solved, own_options, solve
@@ -40,6 +41,12 @@ from dsno.teachers.load import load_teacher
 from dsno.trajectories.labels import uniform_labels
 
 __all__ = ["Sample"]
+
+OF_BRIDGE = {
+    *("bridge", "input", "calls", "samples", "sampler", "t_1", "exponent", "eta"),
+    *("out", "seed", "device", "overwrite"),
+}
+"""The options of `sample --bridge`."""
 
 
 @dataclass(frozen=True)
@@ -103,7 +110,8 @@ class Sample:
     steps: int | None = None
     """Steps of the chain, on a uniform grid, 100 by default; or of --solver, of equal phase, 20 by default."""
     eta: float | None = None
-    """Fresh noise of the chain: 0 is DDIM, 1 DDPM's ancestral sampler; 1 for speculative, else 0 by default."""
+    """Fresh noise of the chain: 0 is DDIM, 1 DDPM's ancestral sampler; 1 for speculative, else 0 by default. Of
+    --bridge that of dbim1."""
     draft: str | None = None
     """Folder of a student that drafts the exact sampler's first guess, or `shipped`."""
     tolerance: float | None = None
@@ -175,9 +183,9 @@ class Sample:
 
     def _of_bridge(self, folder: Path) -> None:
         """What a bridge makes of pictures."""
-        for name in ("student", "teacher", "exact", "draft", "label", "guidance", "prompts", "passes", *OPTIONS):
-            if getattr(self, name) is not None:
-                raise ValueError(f"{flag(name)} does not go with --bridge: leave it out")
+        for field in fields(self):
+            if field.name not in OF_BRIDGE and getattr(self, field.name) != field.default:
+                raise ValueError(f"{flag(field.name)} does not go with --bridge: leave it out")
         if self.input is None:
             raise ValueError("--bridge needs --input, the picture or the folder of pictures that it starts from")
         check_place(self.out, self.overwrite, (folder, self.input))
@@ -192,6 +200,7 @@ class Sample:
             self.sampler or "dbim2",
             self.t_1,
             self.exponent,
+            0.0 if self.eta is None else self.eta,
             self.seed,
             device_of(self.device),
             self.overwrite,

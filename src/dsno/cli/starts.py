@@ -1,19 +1,13 @@
-"""Learned starts on the command line: what is measured, and a start that is trained for it."""
+"""Learned starts on the command line: a start that is trained for what is measured."""
 
 from __future__ import annotations
 
-import dataclasses
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
-
-from tyro.conf import arg
 
 from dsno.borrow import unwrapped
 from dsno.cli.console import progress
 from dsno.cli.options import Training
-from dsno.cli.problems import stated
-from dsno.cli.words import flag
+from dsno.cli.problems import Measured
 from dsno.data.samples import Samples
 from dsno.hub import is_hub_id
 from dsno.inverse.decoded import Decoded
@@ -24,46 +18,7 @@ from dsno.runs.start import train_start
 from dsno.teachers.latents import load_decoder
 from dsno.teachers.load import load_teacher
 
-__all__ = ["AsMeasured", "Measured", "teach_start"]
-
-
-@dataclass(frozen=True)
-class Measured:
-    """What was measured of the pictures that a start is for, as `restore` says it."""
-
-    problem: Literal["inpaint", "super", "deblur", "gray"] = "super"
-    """With --start, what happened to the pictures: parts are missing, pixels are (super), they are blurred by a kernel
-    that is known (deblur), or have lost their colour."""
-    mask: Path | None = None
-    """Of inpaint: a picture, white where they are seen and black where not, or an .npy array of 1 and 0."""
-    box: float | None = None
-    """Of inpaint: a box in the middle is missing, this share of each side."""
-    half: Literal["right", "bottom"] | None = None
-    """Of inpaint: this half is missing."""
-    random: float | None = None
-    """Of inpaint: this share of the pixels is missing, those that `restore --seed 0` misses."""
-    factor: int | None = None
-    """Of super: how many times more pixels a side is to have; 4 by default."""
-    resize: Literal["average", "bicubic"] | None = None
-    """Of super: how the pixels were lost, as means of blocks (by default) or by bicubic resizing."""
-    kernel: Path | None = None
-    """Of deblur: the kernel, an .npy array (h, w)."""
-    border: Literal["circular", "zero"] | None = None
-    """Of deblur: what was beyond the border, the other side (by default) or a middle grey."""
-    noise: float = 0.0
-    """With --start, the standard deviation of the noise in what was measured, of pixels in [-1, 1]."""
-    features: Path | None = None
-    """With --start, the folder of a feature network: the loss has a perceptual part then."""
-
-    def given(self) -> list[str]:
-        """The flags that were given."""
-        usual = Measured()
-        names = [field.name for field in dataclasses.fields(self)]
-        return [flag(name) for name in names if getattr(self, name) != getattr(usual, name)]
-
-
-AsMeasured = Annotated[Measured, arg(name="")]
-"""Options of a verb that trains a start, `--problem` and the like."""
+__all__ = ["teach_start"]
 
 
 def teach_start(
@@ -82,9 +37,7 @@ def teach_start(
     Raises:
         ValueError: for a teacher of other pictures, or one that is told a text; as `stated` and `train_start` do.
     """
-    asked = dataclasses.asdict(measured)
-    name, noise, features = asked.pop("problem"), asked.pop("noise"), asked.pop("features")
-    said = stated(name, noise, 0, False, asked)
+    said, features = measured.stated(), measured.features
     check_apart(out, ref, features, *said.inputs)
     teacher = load_teacher(ref)
     latents = load_decoder(ref) if Path(ref).is_dir() or is_hub_id(ref) else None
@@ -110,6 +63,4 @@ def teach_start(
             overwrite=overwrite,
             report=report,
         )
-    options = " ".join(f"{flag(option)} {value}" for option, value in said.options.items() if asked[option] is not None)
-    told = " ".join(part for part in (f"--problem {name}", options, f"--noise {noise:g}" if noise else "") if part)
-    return f"dsno restore PICTURES --teacher {ref} {told} --start {out}"
+    return f"dsno restore PICTURES --teacher {ref} {measured.words()} --start {out}"

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from dsno.cli.bridges import BRIDGES, BridgeName, kind_of_pairs
+from dsno.cli.bridges import BRIDGES, BridgeName, kind_of_pairs, made_pairs, read_pairs
 from dsno.cli.console import progress, say, say_aside
 from dsno.cli.options import AsRead, Reading, Training
-from dsno.cli.starts import AsMeasured, Measured, teach_start
-from dsno.data.pairs import load_pairs
+from dsno.cli.problems import AsMeasured, Measured
+from dsno.cli.starts import teach_start
+from dsno.data.pairs import Pairs
 from dsno.outputs import check_apart, check_request
 from dsno.runs.bridge import teach_bridge
 from dsno.runs.teach import teach
@@ -40,7 +42,7 @@ class Teach:
     """Image set: digits, a folder or .zip of PNG or JPEG files, an .npy or .npz array, or an idx file."""
     pairs: tuple[str, ...] = ()
     """Train a bridge instead: two folders whose pictures have the same names, degraded and clean; or one, of pictures
-    side by side, or a dataset with two --columns."""
+    side by side, or a dataset with two --columns; or one clean set as --data, which a --problem degrades."""
     columns: tuple[str, ...] = ()
     """The columns of --pairs, degraded and clean."""
     bridge_type: BridgeName = "brownian"
@@ -81,12 +83,15 @@ class Teach:
                 f"--train.warmup {self.train.warmup} is no shorter than the {self.train.steps} steps: the learning "
                 "rate does not reach --train.lr"
             )
-        if self.start is None and (unread := self.measured.given()):
-            raise ValueError(f"{unread[0]} is of a learned start: give --start TEACHER, or leave it out")
         if self.start is not None:
             return self._start(self.start)
         if self.pairs:
             return self._bridge()
+        if unread := self.measured.given():
+            raise ValueError(
+                f"{unread[0]} is of learned starts and of bridges: give --start TEACHER or --pairs CLEAN, or leave it "
+                "out"
+            )
         kind = "v" if self.kind is None else self.kind
         if kind == "i2sb" or kind == "ddbm":
             raise ValueError(f"--kind {kind} is of bridges: give --pairs, or one of x0, eps, v, flow")
@@ -127,15 +132,10 @@ class Teach:
         say(f"start in {self.out}", restores)
 
     def _bridge(self) -> None:
-        if len(self.pairs) > 2:
-            raise ValueError(
-                f"--pairs are two sources, degraded and clean, or one that holds both, got {len(self.pairs)}"
-            )
-        if unread := [flag for flag in self.reading.given() if flag != "--size"] + ["--conditional"] * self.conditional:
-            raise ValueError(f"{unread[0]} does not go with --pairs: leave it out")
+        if self.conditional:
+            raise ValueError("--conditional does not go with --pairs: leave it out")
         check_apart(self.out, *self.pairs)
-        kind = kind_of_pairs(self.kind)
-        pairs = load_pairs(*self.pairs, columns=self.columns or None, size=self.reading.size)
+        kind, pairs = kind_of_pairs(self.kind), self._pairs()
         with progress() as report:
             teach_bridge(
                 pairs,
@@ -149,4 +149,26 @@ class Teach:
                 self.overwrite,
                 report,
             )
-        say(f"bridge in {self.out}", f"dsno sample --bridge {self.out} --input {self.pairs[0]} --calls 13 --samples 4")
+        following = f"dsno sample --bridge {self.out} --input {self.pairs[0]} --calls 13 --samples 4"
+        if len(self.pairs) == 1:
+            # There is no folder of what it starts from.
+            both = shlex.join([self.pairs[0], *(["--columns", *self.columns] if self.columns else [])])
+            following = f"dsno evaluate --teacher {self.out} --pairs {both}"
+        say(f"bridge in {self.out}", following)
+
+    def _pairs(self) -> Pairs:
+        """The pairs of --pairs.
+
+        Raises:
+            ValueError: for options that say something else; as `read_pairs`, `stated` and `degraded`.
+        """
+        asked = self.measured.given()
+        if "--features" in asked:
+            raise ValueError("--features is of learned starts: give --start TEACHER, or leave it out")
+        if not asked:
+            return read_pairs(self.pairs, self.columns, self.reading)
+        if len(self.pairs) > 1 or self.columns:
+            raise ValueError(f"{asked[0]} makes pairs of one clean set, and these are pairs: leave one of them out")
+        problem = self.measured.stated()
+        check_apart(self.out, *problem.inputs)
+        return made_pairs(self.reading.load(self.pairs[0]), problem, self.measured.noise, self.train.seed)

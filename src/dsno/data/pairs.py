@@ -12,9 +12,10 @@ Bytes are mapped from 0..255 to [-1, 1], as everywhere.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
@@ -37,6 +38,7 @@ class Pairs:
         x: $x_0$, of the same shape.
         name: Where they came from.
         units: The map from both to the numbers that were given.
+        problem: What made $x_T$ of $x_0$, in words, where they were made so.
 
     Raises:
         ValueError: if the two differ in number or shape.
@@ -46,6 +48,7 @@ class Pairs:
     x: Tensor
     name: str
     units: Affine = PIXELS
+    problem: Mapping[str, Any] | None = None
 
     def __post_init__(self) -> None:
         if len(self.start) != len(self.x):

@@ -14,6 +14,7 @@ $$ e = \sqrt{\operatorname{mean}_{i, \text{pixels}} (x_i - x^*_i)^2}. $$
 
 from __future__ import annotations
 
+import math
 import operator
 import platform
 import re
@@ -31,6 +32,7 @@ from dsno.condition import Cond, flat, map_cond
 from dsno.cost import flops, latency, timed
 from dsno.data.samples import check_images
 from dsno.measure.features import Extractor, as_extractor, extract
+from dsno.measure.fidelity import psnr
 from dsno.measure.metrics import (
     diversity,
     frechet_distance,
@@ -40,7 +42,7 @@ from dsno.measure.metrics import (
     precision_recall,
     sample_error,
 )
-from dsno.measure.results import Cost, Protocol, Quality, Result
+from dsno.measure.results import Cost, Fidelity, Protocol, Quality, Result
 from dsno.seeds import generator, noise
 from dsno.trajectory import Sampler
 
@@ -96,6 +98,8 @@ def evaluate(
     reference: Tensor | Reference | None = None,
     extractor: nn.Module | Extractor | None = None,
     fine: Tensor | None = None,
+    clean: Tensor | None = None,
+    samples: int = 1,
     cond: Cond | None = None,
     family: str | None = None,
     batch: int = 512,
@@ -126,6 +130,9 @@ def evaluate(
         extractor: The feature network; needed with a reference.
         fine: The fine solution from the same noise, (N, *shape); see `dsno.solvers.fine.fine_solution`. Without one
             there is no path error.
+        clean: What should come out of each, (N, *shape), where every sample is of an input. Without it there is no
+            fidelity.
+        samples: How many samples, one after another, are of one input. The quality is that of the first of each.
         cond: The condition, first dimension N.
         family: The curve this is a point of; by default the name without a trailing `-<number>`.
         batch: Samples per call in the timed run.
@@ -146,7 +153,9 @@ def evaluate(
             solution of another length, or a sampler whose samples have a wrong shape, are not finite or all constant.
     """
     seed, shape = torch.as_tensor(seeds, dtype=torch.int64, device="cpu").reshape(-1), tuple(shape)
-    _check(seed, batch, repeats, cond, fine)
+    _check(seed, batch, repeats, cond, fine=fine, clean=clean)
+    if samples < 1 or len(seed) % samples:
+        raise ValueError(f"{len(seed)} samples cannot be {samples} of each input")
     # What is wrong with the reference is said before the sampling, not after it.
     known = _reference(reference, extractor, levels)
 
@@ -158,7 +167,7 @@ def evaluate(
     _check_samples(made.x, (len(seed), *shape), name)
 
     def compared() -> Result:
-        quality, protocol = _compare(made.x, name, known, levels, k)
+        quality, protocol = _compare(made.x[::samples], name, known, levels, k)
         error = None if fine is None else sample_error(made.x, fine)
         return Result(
             name=name,
@@ -183,19 +192,20 @@ def evaluate(
             quality=quality,
             path_error=None if error is None else float(error.square().mean().sqrt()),
             path_error_median=None if error is None else float(error.median()),
+            fidelity=None if clean is None else _fidelity(made.x, clean, samples, known, levels),
         )
 
     return _on_the_first(compared, accelerator)
 
 
-def _check(seed: Tensor, batch: int, repeats: int, cond: Cond | None, fine: Tensor | None) -> None:
+def _check(seed: Tensor, batch: int, repeats: int, cond: Cond | None, **rowwise: Tensor | None) -> None:
     N, different = len(seed), len(seed.unique())
     if N == 0 or different < N:
         raise ValueError(f"evaluate needs one or more seeds, all different, got {N}, {different} of them different")
     if batch < 1 or repeats < 0:
         raise ValueError(f"batch must be positive and repeats not negative, got {batch} and {repeats}")
-    for what, rows in {**flat(cond), **({} if fine is None else {"fine": fine})}.items():
-        if len(rows) != N:
+    for what, rows in {**flat(cond), **rowwise}.items():
+        if rows is not None and len(rows) != N:
             raise ValueError(f"{what} has {len(rows)} rows but there are {N} seeds")
 
 
@@ -288,19 +298,24 @@ def measure(
     images: Tensor,
     *,
     name: str,
-    reference: Tensor | Reference,
-    extractor: nn.Module | Extractor,
+    reference: Tensor | Reference | None = None,
+    extractor: nn.Module | Extractor | None = None,
+    clean: Tensor | None = None,
     levels: int | None = None,
     k: int = 3,
 ) -> Result:
     """The quality of images (N, C, H, W) that are there already, at no cost: held-out data, say, as the floor.
 
+    With `clean`, what each should be, (N, C, H, W), their fidelity, too; the other arguments are those of `evaluate`.
+
     Raises:
         ValueError: if the images or the reference are not a usable set.
     """
     check_images(images, f"the set {name!r}")
-    quality, protocol = _compare(images, name, _reference(reference, extractor, levels), levels, k)
-    return Result(name, name, Cost(), protocol, quality)
+    known = _reference(reference, extractor, levels)
+    quality, protocol = _compare(images, name, known, levels, k)
+    fidelity = None if clean is None else _fidelity(images, clean, 1, known, levels)
+    return Result(name, name, Cost(), protocol, quality, fidelity=fidelity)
 
 
 def halves(
@@ -386,6 +401,20 @@ def _measured(fake: Tensor, reference: Reference, extractor: Extractor, k: int) 
         neighbours=k,
         kernel_subsets=f"{KERNEL_SUBSETS} x {subset}",
     )
+
+
+def _fidelity(
+    x: Tensor, clean: Tensor, samples: int, known: tuple[Reference, Extractor] | None, levels: int | None
+) -> Fidelity:
+    """Of samples (N, *shape), so many of each input, and what they should be."""
+    x, clean = (part.detach().float().cpu().clamp(-1, 1) for part in (x, clean))
+    ratio = float(psnr(x, clean).mean())
+    distance = None
+    if known is not None:
+        found, wanted = (extract(known[1], _prepared(part, levels)) for part in (x, clean))
+        distance = float((found - wanted).norm(dim=1).mean())
+    spread = float(x.unflatten(0, (-1, samples)).var(1).mean().sqrt()) if samples > 1 else None
+    return Fidelity(ratio if math.isfinite(ratio) else None, distance, spread)
 
 
 def _versions(count: int) -> Protocol:

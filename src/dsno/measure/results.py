@@ -13,7 +13,7 @@ from typing import Any
 
 from dsno.checkpoint import read_json, write_json
 
-__all__ = ["RESULTS", "Cost", "Protocol", "Quality", "Result", "load_results", "save_results"]
+__all__ = ["RESULTS", "Cost", "Fidelity", "Protocol", "Quality", "Result", "load_results", "save_results"]
 
 RESULTS = "results.json"
 """What the file of an evaluation is called."""
@@ -38,6 +38,22 @@ class Quality:
     precision: float
     recall: float
     diversity: float
+
+
+@dataclass(frozen=True)
+class Fidelity:
+    """Samples beside what should have come out of the input that each is of.
+
+    Attributes:
+        psnr: Mean peak signal-to-noise ratio in decibels, or None where a sample is its reference.
+        feature_distance: Mean distance of a sample's features from its reference's, or None without features.
+        spread: Standard deviation over the samples of one input, root mean square over inputs and pixels; None of
+            single samples.
+    """
+
+    psnr: float | None
+    feature_distance: float | None = None
+    spread: float | None = None
 
 
 @dataclass(frozen=True)
@@ -123,6 +139,7 @@ class Result:
         quality: Set against reference set, or None where there was no reference.
         path_error: RMSE over samples and pixels against the fine solution, or None.
         path_error_median: Median over samples of their own RMSE: small where few samples land elsewhere.
+        fidelity: Samples against their references, where there are any.
     """
 
     name: str
@@ -132,6 +149,7 @@ class Result:
     quality: Quality | None = None
     path_error: float | None = None
     path_error_median: float | None = None
+    fidelity: Fidelity | None = None
 
 
 def save_results(results: Sequence[Result], path: Path | str) -> Path:
@@ -157,12 +175,13 @@ def load_results(path: Path | str) -> list[Result]:
 
 
 def _result(entry: dict[str, Any]) -> Result:
-    quality = entry.pop("quality")
+    quality, fidelity = entry.pop("quality"), entry.pop("fidelity", None)
     return Result(
         **{
             **entry,
             "cost": Cost(**entry["cost"]),
             "protocol": Protocol(**entry["protocol"]),
             "quality": None if quality is None else Quality(**quality),
+            "fidelity": None if fidelity is None else Fidelity(**fidelity),
         }
     )

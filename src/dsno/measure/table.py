@@ -50,6 +50,10 @@ def _cost(field: str) -> Callable[[Result], float | None]:
     return lambda result: getattr(result.cost, field) if result.cost.rounds else None
 
 
+def _fidelity(field: str) -> Callable[[Result], float | None]:
+    return lambda result: None if result.fidelity is None else getattr(result.fidelity, field)
+
+
 def _whole(value: float) -> str:
     return f"{value:,.0f}"
 
@@ -69,6 +73,9 @@ COLUMNS: tuple[Column, ...] = (
     Column("rounds", _cost("rounds"), _whole),
     Column("NFE", _cost("nfe"), _whole),
     Column("MFLOP", _cost("flops"), lambda value: _digits(value / 1e6)),
+    Column("PSNR dB", _fidelity("psnr"), lambda value: f"{value:.2f}", "high"),
+    Column("feature distance", _fidelity("feature_distance"), _digits, "low"),
+    Column("spread", _fidelity("spread"), lambda value: f"{value:.3f}"),
     Column("Fréchet", _quality("frechet"), _digits, "low"),
     Column("kernel ×1000", _quality("kernel"), _milli, "low"),
     Column("precision", _quality("precision"), lambda value: f"{value:.3f}", "high"),

@@ -40,16 +40,17 @@ from dsno.teachers.load import load_teacher
 from dsno.train import Report, quiet
 from dsno.trajectory import Sampler
 
-__all__ = ["EVALUATION", "HELD_OUT", "compare", "parts_of"]
+__all__ = ["EVALUATION", "FEWEST", "HELD_OUT", "REPORT", "check_written", "compare", "parts_of"]
 
 log = logging.getLogger(__name__)
 
 REPORT = "report.html"
 
 HELD_OUT = 1 << 40
+"""The seed of the first noise of a comparison: far from those of trajectories."""
 
 FEWEST = 4
-"""The seed of the first noise of a comparison: far from those of trajectories."""
+"""Samples of which precision and recall find neighbours."""
 
 
 def _is_ours(path: Path) -> bool:
@@ -130,9 +131,7 @@ def compare(
     if out is not None:
         check_apart(out, teacher, student, features, "" if isinstance(data, Samples) else data)
     written = [] if out is None else [Path(out) / RESULTS, Path(out) / REPORT]
-    for path in written if page is None else [*written[:1], Path(page)]:
-        if path.exists() and not _is_ours(path):
-            raise FileExistsError(f"{path} is of no evaluation: move it away, or choose another output")
+    check_written(*(written if page is None else [*written[:1], Path(page)]))
     images = data if isinstance(data, Samples) else load_data(data)
     solved, learned, net = parts_of(teacher, student, features, images, variant)
     shape, origin = images.shape, origin_of(student)
@@ -185,6 +184,17 @@ def compare(
             f"{len(images)} images in the features of {net.name}.",
         )
     return results
+
+
+def check_written(*paths: Path) -> None:
+    """Refuse files that are there already and of no evaluation.
+
+    Raises:
+        FileExistsError: if one is.
+    """
+    for path in paths:
+        if path.exists() and not _is_ours(path):
+            raise FileExistsError(f"{path} is of no evaluation: move it away, or choose another output")
 
 
 def parts_of(

@@ -29,8 +29,12 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 __all__ = [
+    "FIDELITY",
+    "QUALITY",
     "Against",
+    "Panel",
     "check_grid_size",
+    "enlarged",
     "image_grid",
     "interpolation",
     "quality_against_cost",
@@ -56,6 +60,43 @@ AXES: dict[Against, tuple[str, Number]] = {
     "flops": ("MFLOP per sample", lambda r: None if r.cost.flops is None else r.cost.flops / 1e6),
     "latency": ("milliseconds for one sample", lambda r: None if r.cost.latency is None else 1e3 * r.cost.latency),
 }
+
+
+@dataclass(frozen=True)
+class Panel:
+    """A number of results in a plot.
+
+    Attributes:
+        title: What it is.
+        value: The number, or None.
+        log: Whether its axis is logarithmic; zeros are not shown then.
+        featured: Whether it is measured in features, whose network the title then names.
+    """
+
+    title: str
+    value: Number
+    log: bool = True
+    featured: bool = False
+
+
+QUALITY = (
+    Panel("Fréchet distance", lambda r: None if r.quality is None else r.quality.frechet, featured=True),
+    Panel("Path error (RMSE to the fine solution)", lambda r: r.path_error),
+)
+"""What samplers of one teacher are compared by."""
+
+FIDELITY = (
+    Panel("PSNR, dB", lambda r: None if r.fidelity is None else r.fidelity.psnr, log=False),
+    Panel("Spread of the samples of one input", lambda r: None if r.fidelity is None else r.fidelity.spread, log=False),
+    QUALITY[0],
+    Panel(
+        "Distance from the reference",
+        lambda r: None if r.fidelity is None else r.fidelity.feature_distance,
+        log=False,
+        featured=True,
+    ),
+)
+"""What samples of given inputs are compared by; the last two are distances of features."""
 
 
 @dataclass(frozen=True)
@@ -91,6 +132,13 @@ def image_grid(images: Tensor, columns: int | None = None, captions: Sequence[st
         return _png(_sheet(lines, columns))
     sheet = _sheet(lines, columns, GAP + CAPTION)
     return _captioned(np.pad(sheet, ((0, GAP + CAPTION), (0, 0), (0, 0))), tiles.shape[1:3], captions, columns)
+
+
+def enlarged(x: Tensor, side: int) -> Tensor:
+    """Pictures (..., C, H, W), grey or not, as such in colour, by a whole factor to about `side` pixels."""
+    factor = max(1, side // max(x.shape[-2:]))
+    colours = x.expand(*x.shape[:-3], 3, -1, -1)
+    return colours.repeat_interleave(factor, -2).repeat_interleave(factor, -1)
 
 
 def check_grid_size(shape: Sequence[int], columns: int | None = None) -> int:
@@ -244,9 +292,13 @@ def _frames(frames: Tensor) -> Pixels:
 
 
 def quality_against_cost(
-    results: Sequence[Result], against: Against = "rounds", dark: bool = False, students: Sequence[str] = ()
+    results: Sequence[Result],
+    against: Against = "rounds",
+    dark: bool = False,
+    students: Sequence[str] = (),
+    panels: Sequence[Panel] = QUALITY,
 ) -> bytes:
-    """Fréchet distance and path error against cost, both axes logarithmic, as a PNG.
+    """Numbers of results against their cost, on a logarithmic axis, as a PNG: Fréchet distance and path error.
 
     A family of several results is a curve (a solver at several numbers of steps), a single result a star (a one-pass
     student), and a result nothing sampled (`dsno.measure.evaluate.measure`) a dashed floor. Panels nothing fills are
@@ -258,11 +310,7 @@ def quality_against_cost(
     theme = DARK if dark else LIGHT
     xlabel, cost = AXES[against]
     named = next((f" ({r.protocol.extractor})" for r in results if r.quality is not None), "")
-    panels: list[tuple[str, Number]] = [
-        (f"Fréchet distance{named}", lambda r: None if r.quality is None else r.quality.frechet),
-        ("Path error (RMSE to the fine solution)", lambda r: r.path_error),
-    ]
-    panels = [(title, value) for title, value in panels if any(_points([r], cost, value) for r in results)]
+    panels = [panel for panel in panels if any(_points([r], cost, panel) for r in results)]
     if not panels:
         raise ValueError("no result has both a cost and a quality or path error: nothing to plot")
     families: dict[str, list[Result]] = {}
@@ -275,21 +323,21 @@ def quality_against_cost(
     fig = _figure(1800 if len(panels) == 2 else 1000, 800, theme)
     handles: dict[str, Any] = {}
     edge: dict[str, Any] = {"markeredgecolor": theme.paper, "markeredgewidth": 0.6}
-    for n, (title, value) in enumerate(panels):
+    for n, panel in enumerate(panels):
         axis = fig.add_subplot(1, len(panels), n + 1)
-        _style(axis, theme, title, xlabel)
+        _style(axis, theme, panel.title + (named if panel.featured else ""), xlabel, panel.log)
         for family, colour, marker in zip(curves, cycle(COOL), cycle("osD^")):
-            if points := sorted(_points(families[family], cost, value)):
+            if points := sorted(_points(families[family], cost, panel)):
                 xs, ys = zip(*points, strict=True)
                 line = {"color": colour, "linewidth": 1.6, "marker": marker, "markersize": 4.5, **edge}
                 (handles[family],) = axis.plot(xs, ys, **line)
         for family, colour in zip(stars, cycle(WARM)):
-            for x, y in _points(families[family], cost, value):
+            for x, y in _points(families[family], cost, panel):
                 handles[family] = axis.scatter(
                     x, y, s=170, marker="*", color=colour, edgecolors=theme.paper, linewidths=0.8, zorder=5
                 )
         for family, dashes in zip(floors, cycle(((4, 3), (1, 2))), strict=False):
-            if floor := value(families[family][0]):
+            if floor := panel.value(families[family][0]):
                 handles[family] = axis.axhline(floor, color=theme.soft, linewidth=1, linestyle=(0, dashes))
         _ticks(axis, whole=against in ("rounds", "nfe"))
     _legend(fig, {family: handles[family] for family in (*stars, *curves, *floors) if family in handles}, theme)
@@ -297,15 +345,15 @@ def quality_against_cost(
     return _drawn(fig)
 
 
-def _points(members: Sequence[Result], cost: Number, value: Number) -> list[tuple[float, float]]:
-    """What a logarithmic plot can show."""
-    pairs = [(cost(r), value(r)) for r in members]
-    return [(x, y) for x, y in pairs if x is not None and y is not None and x > 0 and y > 0]
+def _points(members: Sequence[Result], cost: Number, panel: Panel) -> list[tuple[float, float]]:
+    """What the plot can show."""
+    pairs = [(cost(r), panel.value(r)) for r in members]
+    return [(x, y) for x, y in pairs if x is not None and y is not None and x > 0 and (y > 0 or not panel.log)]
 
 
-def _style(axis: Axes, theme: Theme, title: str, xlabel: str) -> None:
+def _style(axis: Axes, theme: Theme, title: str, xlabel: str, log: bool) -> None:
     axis.set_xscale("log", base=2)
-    axis.set_yscale("log")
+    axis.set_yscale("log" if log else "linear")
     axis.set_title(title, loc="left", fontsize=9, fontweight="bold", color=theme.ink, pad=10)
     axis.set_xlabel(xlabel, fontsize=8, color=theme.soft, labelpad=6)
     axis.set_facecolor(theme.paper)
@@ -330,6 +378,8 @@ def _ticks(axis: Axes, whole: bool) -> None:
     if not whole:
         axis.set_xscale("log", base=10)
     for scale, (low, high) in ((axis.xaxis, axis.get_xlim()), (axis.yaxis, axis.get_ylim())):
+        if scale.get_scale() != "log":
+            continue
         if scale is axis.yaxis or not whole:
             # Few decades have too few powers of ten to read off.
             scale.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if high / low < 1000 else (1.0,)))

@@ -25,7 +25,7 @@ from torch.nn import functional as F
 from dsno.data.originals import as_png
 from dsno.measure.fidelity import psnr, ssim
 from dsno.report.page import Picture, Section, html_report
-from dsno.report.pictures import image_grid
+from dsno.report.pictures import enlarged, image_grid
 
 __all__ = ["Restoration", "restoration_report"]
 
@@ -110,7 +110,7 @@ class Restoration:
             held[f"{self.name}-input.png"] = as_png(self.y)
         for mark, kernel in zip(marks, () if self.kernel is None else self.kernel, strict=self.kernel is not None):
             held[f"{self.name}{mark}-kernel.npy"] = _npy(kernel)
-            held[f"{self.name}{mark}-kernel.png"] = as_png(_enlarged(_kernel(kernel)))
+            held[f"{self.name}{mark}-kernel.png"] = as_png(enlarged(_kernel(kernel), SIDE))
         return held
 
     def section(self) -> Section:
@@ -155,7 +155,7 @@ def restoration_report(
 
 def _side_by_side(tiles: Mapping[str, Tensor], caption: str) -> Picture:
     """Pictures of one size in rows of five, each with its name below."""
-    row = torch.stack([_enlarged(tile) for tile in tiles.values()])
+    row = torch.stack([enlarged(tile, SIDE) for tile in tiles.values()])
     return Picture(image_grid(row, columns=min(len(row), 5), captions=[*tiles]), caption)
 
 
@@ -191,12 +191,6 @@ def _bright(difference: Tensor) -> Tensor:
 def _kernel(kernel: Tensor) -> Tensor:
     """A kernel (h, w) as a picture (1, h, w), its largest weight white."""
     return (2 * kernel / kernel.max() - 1).clamp(-1, 1)[None]
-
-
-def _enlarged(x: Tensor) -> Tensor:
-    """A picture (C, H, W), grey or not, as one in colour, by a whole factor to about `SIDE` pixels."""
-    factor = max(1, SIDE // max(x.shape[1:]))
-    return x.expand(3, -1, -1).repeat_interleave(factor, 1).repeat_interleave(factor, 2)
 
 
 def _npy(array: Tensor) -> bytes:

@@ -97,7 +97,7 @@ class Bench:
 
 
 def measure_rates(work: Workload, count: Count, device: torch.device, seconds: float) -> dict[str, Rate]:
-    """The rate of each stage of a run, `generate`, `teach` and `distill`, found in some `seconds`."""
+    """The rate of each stage of a run, `generate`, `teach` and the one that `trains`, found in some `seconds`."""
     stages = sum(bool(stage) for stage in (work.teach, work.count, work.train))
     bench = Bench(device, seconds / max(stages, 1))
     rates: dict[str, Rate] = {}
@@ -121,7 +121,7 @@ def measure_rates(work: Workload, count: Count, device: torch.device, seconds: f
     if work.train is not None:
         precision = work.train.precision
         # The widest kind of step, whose work per row is known.
-        rates["distill"] = bench(
+        rates[work.trains] = bench(
             lambda: _distilling(work, work.own_teacher(), device, precision),
             work.train_batch,
             BACKWARD * count.widest,

@@ -99,6 +99,8 @@ def teach_bridge(
             "units": dataclasses.asdict(pairs.units),
             "training": dataclasses.asdict(config),
         }
+        if pairs.problem is not None:
+            notes["problem"] = dict(pairs.problem)
         if changes := changes_of(training):
             notes["changes"] = changes
         save_bridge(out, made, **notes, batch=batch)

@@ -54,6 +54,7 @@ class Count:
         training: Bytes that such a step keeps.
         student_weights: Numbers in the student.
         trained: Of these, those that are trained.
+        written: Of these, those that stay on disk.
     """
 
     shape: tuple[int, ...]
@@ -67,6 +68,7 @@ class Count:
     training: int = 0
     student_weights: int = 0
     trained: int = 0
+    written: int = 0
 
 
 def teacher_to_count(work: Workload) -> Prediction:
@@ -117,6 +119,7 @@ def count_student(work: Workload, teacher: Prediction, count: Count, memory: boo
         training=saved_bytes(student, lambda: student(*arguments[-1])) if memory else count.training,
         student_weights=sum(p.numel() for p in student.parameters()),
         trained=sum(p.numel() for p in student.parameters() if p.requires_grad),
+        written=work.written(student),
     )
 
 

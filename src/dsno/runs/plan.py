@@ -8,7 +8,10 @@ batch $B$, and a backward pass taken for two forward ones,
 |---|---|---|
 | teach | $3 F_D B_T K_T$ | (given) |
 | generate | $F_D \, n N$ | $3.6 \cdot 10^{10} \times 512 \times 1.024 \cdot 10^6 = 1.9 \cdot 10^{19}$ |
-| distill | $3 F_G B K$ | $3 \times 1.5 \cdot 10^{11} \times 256 \times 4 \cdot 10^5 = 4.7 \cdot 10^{19}$ |
+| distill, start | $3 F_G B K$ | $3 \times 1.5 \cdot 10^{11} \times 256 \times 4 \cdot 10^5 = 4.7 \cdot 10^{19}$ |
+
+Of a learned start $F_G$ is what a training step does on a sample: the predictor, the critic and the frozen teacher,
+whose backward pass is taken for two forward ones, too, although no weight of it gets a gradient.
 
 The operations are counted (`dsno.runs.counts`), and hours are operations times the seconds that one of them takes here
 (`dsno.runs.bench`). What is left out is small beside these: the optimiser, reading and writing, and the features of a
@@ -41,7 +44,7 @@ class StageCost:
     """What one stage costs.
 
     Attributes:
-        name: `teach`, `generate` or `distill`.
+        name: `teach`, `generate`, and `distill` or `start`.
         evaluations: Rows that a network evaluates: the teacher's, or the student's samples.
         flop: Floating-point operations, backward passes included.
         memory: Bytes at the batch of the run, on one device: weights, their gradients and moments, activations.
@@ -252,8 +255,8 @@ def stage_costs(work: Workload, count: Count, rates: Mapping[str, Rate], devices
     if work.train is not None:
         samples = work.train.steps * work.train.accumulate * work.train_batch
         memory = training(count.student_weights, count.trained, count.training, work.train_batch, work.train)
-        disk = 4 * count.student_weights
-        stages.append(cost("distill", samples, BACKWARD * count.sample * samples, memory, disk))
+        disk = 4 * count.written
+        stages.append(cost(work.trains, samples, BACKWARD * count.sample * samples, memory, disk))
     return stages
 
 

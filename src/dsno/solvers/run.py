@@ -8,7 +8,7 @@ over as its `Halves`, which are called like any other and can be had apart.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 
@@ -22,11 +22,11 @@ from dsno.grids import check_grid, find_times
 from dsno.schedule import Schedule
 from dsno.seeds import check_noise, noise_tape
 from dsno.solvers.first_order import DDIM
-from dsno.solvers.step import Past, Step
+from dsno.solvers.step import Evaluate, Past, Step
 from dsno.steer import Halves, Steered
 from dsno.trajectory import Trajectory, sampled
 
-__all__ = ["SolverSampler", "initial_state", "solve"]
+__all__ = ["SolverSampler", "initial_state", "march", "solve"]
 
 
 def solve(
@@ -71,24 +71,7 @@ def solve(
             raise ValueError("a stochastic solver needs `seeds` (one per sample) or a noise `tape`")
         tape = noise_tape(seeds, x.shape[1:], len(times) - 1, x.dtype, x.device)
     D = Halves(denoiser, cond) if isinstance(denoiser, Steered) else _Asked(denoiser, cond)
-    grid_times = times.tolist()
-    schedule.expect(grid_times)
-
-    states, x0s = [], []
-    past: Past = ()
-    for n, (t, s) in enumerate(pairwise(grid_times)):
-        state = x
-        z = tape[n] if tape is not None else None
-        x, past = step(D, schedule, state, t, s, past, z)
-        if isinstance(D, Halves):
-            x = D.projected(x, s)
-        if n in wanted:
-            states.append(state)
-            x0s.append(past[0].x0)
-    if len(times) - 1 in wanted:
-        states.append(x)
-        if keep_x0:
-            x0s.append(x if schedule.at(grid_times[-1])[1] < 1e-4 else D(x, grid_times[-1]))
+    states, x0s = march(D, schedule, x, times, step, tape, wanted, keep_x0)
     if isinstance(D, Halves):
         D.check()
     return Trajectory(
@@ -100,6 +83,38 @@ def solve(
         nfe=D.rounds * evaluations(denoiser),
         rounds=D.rounds,
     )
+
+
+def march(
+    D: Evaluate,
+    schedule: Schedule,
+    x: Tensor,
+    times: Tensor,
+    step: Step,
+    tape: Tensor | None,
+    wanted: Collection[int],
+    keep_x0: bool,
+) -> tuple[list[Tensor], list[Tensor]]:
+    r"""The loop of `solve`: the states of the `wanted` numbers of the `times`, and $\hat x_0$ there; of the last time,
+    which no step asks, where `keep_x0`."""
+    grid = times.tolist()
+    schedule.expect(grid)
+    states, x0s = [], []
+    past: Past = ()
+    for n, (t, s) in enumerate(pairwise(grid)):
+        state = x
+        z = tape[n] if tape is not None else None
+        x, past = step(D, schedule, state, t, s, past, z)
+        if isinstance(D, Halves):
+            x = D.projected(x, s)
+        if n in wanted:
+            states.append(state)
+            x0s.append(past[0].x0)
+    if len(times) - 1 in wanted:
+        states.append(x)
+        if keep_x0:
+            x0s.append(x if schedule.at(grid[-1])[1] < 1e-4 else D(x, grid[-1]))
+    return states, x0s
 
 
 class _Asked:
