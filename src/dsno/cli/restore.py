@@ -22,6 +22,7 @@ from dsno.data.originals import read_originals
 from dsno.denoise import Prediction
 from dsno.grids import uniform
 from dsno.hub import is_hub_id
+from dsno.inverse.colours import ColourFix
 from dsno.inverse.kernel_step import KernelStep
 from dsno.inverse.named import RESTORERS
 from dsno.inverse.restore import Restorer
@@ -98,6 +99,9 @@ class Restore:
     """Sample j of each picture starts from the noise of seed + j."""
     steps: int | None = None
     """Steps from noise to picture, on a uniform grid; 50 by default. From a learned start 1 to 5, 1 by default."""
+    colour_fix: ColourFix | None = None
+    """Give the restorations the colours of what was measured: its low frequencies (wavelet), or the mean and the
+    deviation of each channel (moments). Of super, deblur and blind: of the others it does not say the colours."""
     reference: str | None = None
     """Pictures of the same names, as they should come out, to measure with."""
     degrade: bool = False
@@ -143,7 +147,7 @@ class Restore:
         denoiser = under_guidance(
             self.teacher, teacher, weights, self.prompts is not None, variant=self.variant
         ).requires_grad_(False)
-        worker = Worker(denoiser, teacher.schedule, sample_shape(teacher), method, steps, latents, device)
+        worker = Worker(denoiser, teacher.schedule, sample_shape(teacher), method, steps, latents, device, self.colour_fix)
         task = Task(
             pictures,
             problem.of,

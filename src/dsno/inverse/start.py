@@ -30,6 +30,7 @@ from dsno.inverse.decoded import Decoded
 from dsno.inverse.problem import Problem, posterior_mean
 from dsno.inverse.run import Guidance, Run, check_options
 from dsno.inverse.start_net import NoisePredictor
+from dsno.inverse.tiles import Tiled
 from dsno.schedule import Schedule
 from dsno.solvers.first_order import affine
 from dsno.students.flowmap import FlowMap
@@ -98,6 +99,7 @@ class LearnedStart(Guidance):
 
     with the first-order step of `dsno.solvers.first_order`. The grid begins at $\tau$ (`start_grid`), and the noise of
     $f_w$ is that of the start. The one evaluation of the predictor comes on top of the cost, which is the teacher's.
+    Where the teacher is `Tiled`, so is the predictor: what it says of the tiles is blended by the same weights.
 
     Arguments:
         grid: Decreasing times, from $\tau$ to 0.
@@ -128,11 +130,14 @@ class LearnedStart(Guidance):
                 f"this start was trained for phases of {low:g} to {high:g}, and the grid begins at {p:g}: take "
                 "start_grid(schedule, steps, most)"
             )
-        if isinstance(run.meter.denoiser, OneJump) and run.meter.denoiser.from_noise and self.grid.tolist() != [1, 0]:
+        tiled = run.meter.denoiser if isinstance(run.meter.denoiser, Tiled) else None
+        asked = run.meter.denoiser if tiled is None else tiled.denoiser
+        if isinstance(asked, OneJump) and asked.from_noise and self.grid.tolist() != [1, 0]:
             raise ValueError("this student starts from noise alone: restore with it on the grid [1, 0]")
         alpha_t, sigma_t = run.schedule.at(t)
         y0 = pseudo_inverse(run.problem, run.y)
-        return alpha_t * y0 + sigma_t * self.net.noise(y0, y0.new_full((len(y0),), p), z)
+        f = self.net.noise(y0, y0.new_full((len(y0),), p), z, None if tiled is None else tiled.tiling)
+        return alpha_t * y0 + sigma_t * f
 
     def step(self, run: Run, x: Tensor, t: float, s: float) -> Tensor:
         a, b, nu = affine(run.schedule, t, s, self.eta)

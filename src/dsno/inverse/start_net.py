@@ -23,7 +23,9 @@ import torch
 from torch import Tensor, nn
 
 from dsno.checkpoint import build, load_model, save_model
+from dsno.condition import Cond
 from dsno.grids import check_grid
+from dsno.inverse.tiles import Tiling
 from dsno.nets.unet import Head, UNet
 from dsno.schedule import Schedule
 
@@ -79,10 +81,14 @@ class NoisePredictor(nn.Module):
         mean, log_variance = self.unet(y0, p).chunk(2, 1)
         return mean, log_variance.clamp(LEAST, MOST)
 
-    def noise(self, y0: Tensor, p: Tensor, z: Tensor) -> Tensor:
-        r"""$f_w(y_0, \tau) = \mu_w + e^{v_w / 2} z$, (B, *shape)."""
-        mean, log_variance = self(y0, p)
+    def noise(self, y0: Tensor, p: Tensor, z: Tensor, tiling: Tiling | None = None) -> Tensor:
+        r"""$f_w(y_0, \tau) = \mu_w + e^{v_w / 2} z$, (B, *shape); with `tiling` (B, *canvas), from means and log
+        variances that are blended as the answers of a tiled teacher are, and one noise for the whole canvas."""
+        mean, log_variance = self(y0, p) if tiling is None else tiling.ask(self._both, y0, p).chunk(2, 1)
         return mean + (0.5 * log_variance).exp() * z
+
+    def _both(self, y0: Tensor, p: Tensor, cond: Cond | None = None) -> Tensor:
+        return torch.cat(self(y0, p), 1)
 
 
 def start_grid(schedule: Schedule, steps: int = 1, most: float = PHASES[0]) -> Tensor:
