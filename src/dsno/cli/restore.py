@@ -147,7 +147,9 @@ class Restore:
         denoiser = under_guidance(
             self.teacher, teacher, weights, self.prompts is not None, variant=self.variant
         ).requires_grad_(False)
-        worker = Worker(denoiser, teacher.schedule, sample_shape(teacher), method, steps, latents, device, self.colour_fix)
+        worker = Worker(
+            denoiser, teacher.schedule, sample_shape(teacher), method, steps, latents, device, self.colour_fix
+        )
         task = Task(
             pictures,
             problem.of,
