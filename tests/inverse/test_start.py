@@ -9,7 +9,7 @@ from dsno.inverse.decoded import Decoded
 from dsno.inverse.operators import Downsample, Mask
 from dsno.inverse.start import LearnedStart, OneJump, pseudo_inverse
 from dsno.inverse.start_net import STARTS, NoisePredictor, start_grid
-from dsno.inverse.tiles import Tiled, Tiling
+from dsno.inverse.tiles import Tiled
 from dsno.schedule import Cosine, Schedule
 from dsno.seeds import noise, seed_range
 from dsno.solvers.first_order import DDIM, Ancestral
@@ -162,12 +162,6 @@ def test_a_predictor_that_looks_at_single_points_needs_no_tiles_and_has_the_same
     assert torch.allclose(made.trajectory.noise, alpha_t * y0 + sigma_t * f, atol=1e-12)
     assert torch.allclose(made.x, solve(flat(), Cosine(), made.trajectory.noise, grid, DDIM()).sample, atol=1e-12)
     assert (made.cost.rounds, made.cost.rows) == (2, 2 * 2 * Tiled(flat(), SHAPE, canvas, overlap).tiles)
-
-
-def test_a_canvas_has_one_noise_and_not_one_for_each_tile() -> None:
-    canvas, y0 = (1, 10, 14), torch.zeros(2, 1, 10, 14, dtype=D64)
-    z, p = noise(seed_range(0, 2), canvas, dtype=D64), torch.full((2,), 0.2)
-    assert torch.equal(NoisePredictor(FRESH).double().noise(y0, p, z, Tiling(SHAPE, canvas)), z)
 
 
 def test_a_predictor_that_is_wrong_at_its_borders_leaves_no_seams() -> None:

@@ -93,8 +93,8 @@ def coarse_and_details(x: Tensor, levels: int | None = None) -> list[Tensor]:
     L = min(LEVELS, most) if levels is None else levels
     if not 1 <= L <= most:
         raise ValueError(
-            f"pictures of {' x '.join(map(str, x.shape[2:]))} pixels hold {most} levels of wavelets, got {L}: ask for 1 "
-            "or more that they hold, take moments, or larger pictures"
+            f"pictures of {' x '.join(map(str, x.shape[2:]))} pixels hold {most} levels of wavelets, got {L}: take "
+            "as many as they hold, 1 at least, or moments"
         )
     details = []
     for radius in (2**level for level in range(L)):
