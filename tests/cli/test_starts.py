@@ -4,11 +4,21 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from dsno.checkpoint import read_json
 from dsno.cli.starts import Measured
-from dsno.inverse.start_net import load_start
+from dsno.grids import uniform
+from dsno.inverse.operators import Downsample
+from dsno.inverse.start import LearnedStart, OneJump
+from dsno.inverse.start_net import PHASES, NoisePredictor, load_start, save_start, start_grid
+from dsno.runs.start import named
+from dsno.seeds import noise, seed_range
+from dsno.students.files import load_student, save_student
+from dsno.students.flowmap import flow_map_from_teacher
+from dsno.students.operator import student_from_teacher
+from dsno.teachers.load import load_teacher
 from shell import QUICK, dsno
 
 
@@ -27,6 +37,51 @@ def test_a_start_is_trained_and_the_command_it_says_restores(tmp_path: Path) -> 
     held = read_json(tmp_path / "out" / "restored.json")
     assert (held["method"], held["steps"], held["cost"]["rounds"]) == ("start", 1, 1)
     assert "yue2025arbitrary" in dsno("cite", "begun", at=tmp_path).said
+
+
+def test_a_student_takes_the_place_of_the_teacher_and_restores_in_one_pass(tmp_path: Path) -> None:
+    np.save(tmp_path / "small.npy", np.random.default_rng(0).integers(0, 256, (3, 4, 4, 1), dtype=np.uint8))
+    teacher = load_teacher("digits")
+    save_student(tmp_path / "operator", student_from_teacher(teacher, [0.5, 0.0]))
+    save_student(tmp_path / "map", flow_map_from_teacher(teacher))
+    for name, phases in (("operator", (1.0,)), ("map", PHASES)):
+        asked = ("--start", name, "--factor", 2, "--channels", 8, "--out", f"of-{name}")
+        ran = dsno("teach", *asked, *QUICK, at=tmp_path)
+        assert ran.code == 0, ran.said
+        net = load_start(tmp_path / f"of-{name}")
+        assert net.phases == phases
+        restoring = ["small.npy" if word == "PICTURES" else word for word in ran.following]
+        ran = dsno(*restoring, "--out", f"by-{name}", "--device", "cpu", at=tmp_path)
+        assert ran.code == 0 and "was trained for" not in ran.said, ran.said
+        held = read_json(tmp_path / f"by-{name}" / "restored.json")
+        assert (held["cost"]["rounds"], held["cost"]["rows"], held["kind"]) == (1, 3, teacher.kind)
+        y = torch.from_numpy(np.load(tmp_path / "small.npy").transpose(0, 3, 1, 2) / 127.5 - 1).float()
+        grid = uniform(1) if name == "operator" else start_grid(teacher.schedule, 1)
+        jump = OneJump(load_student(tmp_path / name))
+        z = noise(seed_range(0, 1), (1, 8, 8)).expand(3, -1, -1, -1)
+        made = LearnedStart(grid, net)(jump, teacher.schedule, Downsample(2), y, z)
+        found = np.load(tmp_path / f"by-{name}" / "restored.npy")
+        assert np.abs(found - made.x.clamp(-1, 1).numpy()).max() < 1e-5
+    for arguments, message in (
+        (("--teacher", "operator", "--start", "of-operator", "--steps", 2), "--steps must be 1: this student starts"),
+        (("--teacher", "operator"), "operator is a student, which restores from a learned start: give --start"),
+        (("--teacher", "map", "--start", "of-map", "--label", 1, "--guidance", 2), "label 1 is outside the classes of"),
+    ):
+        ran = dsno("restore", "small.npy", "--problem", "super", "--factor", 2, *arguments, "--out", "x", at=tmp_path)
+        assert ran.code != 0 and message in ran.said and not (tmp_path / "x").exists(), ran.said
+
+
+def test_a_start_for_another_problem_is_told_of_and_one_for_another_shape_refused(tmp_path: Path) -> None:
+    np.save(tmp_path / "small.npy", np.random.default_rng(0).integers(0, 256, (1, 4, 4, 1), dtype=np.uint8))
+    net = {"in_channels": 1, "channels": [8], "attention": []}
+    save_start(tmp_path / "four", NoisePredictor({**net, "image_size": 8}), problem=named(Downsample(4)))
+    save_start(tmp_path / "large", NoisePredictor({**net, "image_size": 16}))
+    given = ("restore", "small.npy", "--problem", "super", "--factor", 2, "--device", "cpu")
+    ran = dsno(*given, "--start", "four", "--out", "out", at=tmp_path)
+    assert ran.code == 0 and "four was trained for Downsample(factor=4, " in ran.err, ran.said
+    assert "and this is Downsample(factor=2, kind='average', noise=0.0)" in ran.err
+    ran = dsno(*given, "--start", "large", "--out", "none", at=tmp_path)
+    assert ran.code != 0 and "trained for samples (1, 16, 16), and the teacher makes (1, 8, 8)" in ran.said
 
 
 @pytest.mark.parametrize(

@@ -4,16 +4,19 @@ import pytest
 import torch
 
 from dsno.cost import Meter
+from dsno.denoise import Prediction
 from dsno.grids import uniform
 from dsno.inverse.decoded import Decoded
 from dsno.inverse.operators import Downsample, Mask
 from dsno.inverse.start import LearnedStart, OneJump, pseudo_inverse
 from dsno.inverse.start_net import STARTS, NoisePredictor, start_grid
 from dsno.inverse.tiles import Tiled
+from dsno.nets.unet import UNet
 from dsno.schedule import Cosine, Schedule
 from dsno.seeds import noise, seed_range
 from dsno.solvers.first_order import DDIM, Ancestral
 from dsno.solvers.run import solve
+from dsno.students.heads import decoder_from_teacher
 from dsno.teachers.closed import Gaussian
 from dsno.teachers.latents import Latents
 from maps import D64, exact
@@ -96,6 +99,16 @@ def test_a_student_goes_to_data_from_where_it_is_in_one_pass() -> None:
     t = torch.tensor([1.0, 0.7, 0.4, 0.1], dtype=D64)
     assert torch.allclose(OneJump(map)(x, t), map(x, t, 0.0))
     assert not OneJump(map).from_noise and OneJump(map.trained_for("grid", 1)).from_noise
+
+
+def test_a_decoder_makes_all_of_its_steps_in_one_call() -> None:
+    teacher = Prediction(UNet(1, 4, (4, 8), attention=()).double(), Cosine(), "v", shape=SHAPE)
+    decoder, z = decoder_from_teacher(teacher, 4), torch.randn(2, *SHAPE, dtype=D64)
+    jump = OneJump(decoder)
+    with torch.no_grad():
+        assert jump.from_noise and torch.equal(jump(decoder.levels[0][1] * z, 1.0), decoder.one_pass(z))
+    with pytest.raises(ValueError, match=r"trained for spans \(1, 2\), and not for all in one call"):
+        OneJump(decoder.trained_for(1, 2))
 
 
 def test_a_student_that_starts_from_noise_alone_is_restored_with_from_there() -> None:

@@ -9,20 +9,16 @@ from typing import Annotated, Literal
 
 from tyro.conf import arg
 
-from dsno.borrow import unwrapped
 from dsno.cli.console import progress
+from dsno.cli.frozen import load_frozen
 from dsno.cli.options import Training
 from dsno.cli.problems import stated
 from dsno.cli.words import flag
 from dsno.data.samples import Samples
-from dsno.hub import is_hub_id
 from dsno.inverse.decoded import Decoded
 from dsno.inverse.start_loss import Shares
-from dsno.nets.backbone import Backbone, sample_shape
 from dsno.outputs import check_apart
 from dsno.runs.start import train_start
-from dsno.teachers.latents import load_decoder
-from dsno.teachers.load import load_teacher
 
 __all__ = ["AsMeasured", "Measured", "teach_start"]
 
@@ -77,7 +73,7 @@ def teach_start(
     resume: bool,
     overwrite: bool,
 ) -> str:
-    """Train a start of a teacher for what was measured. Returns how it restores.
+    """Train a start of a teacher, or a student, for what was measured. Returns how it restores.
 
     Raises:
         ValueError: for a teacher of other pictures, or one that is told a text; as `stated` and `train_start` do.
@@ -86,18 +82,16 @@ def teach_start(
     name, noise, features = asked.pop("problem"), asked.pop("noise"), asked.pop("features")
     said = stated(name, noise, 0, False, asked)
     check_apart(out, ref, features, *said.inputs)
-    teacher = load_teacher(ref)
-    latents = load_decoder(ref) if Path(ref).is_dir() or is_hub_id(ref) else None
-    net = unwrapped(teacher.net)
-    if isinstance(net, Backbone) and net.tokens:
+    model = load_frozen(ref)
+    if model.tokens:
         raise ValueError(f"{ref} is told a text, and a start is trained on images alone: take another teacher")
-    if latents is None and images.shape != sample_shape(teacher):
-        raise ValueError(f"{images.name} has samples of shape {images.shape}, {ref} makes {sample_shape(teacher)}")
+    if model.latents is None and images.shape != model.shape:
+        raise ValueError(f"{images.name} has samples of shape {images.shape}, {ref} makes {model.shape}")
     problem = said.of(images.shape)
     with progress() as report:
         train_start(
-            teacher,
-            problem if latents is None else Decoded(problem, latents),
+            model.denoiser,
+            problem if model.latents is None else Decoded(problem, model.latents),
             images,
             out,
             channels,
@@ -105,7 +99,7 @@ def teach_start(
             batch,
             shares=Shares(after=config.steps // 10),
             features=features,
-            labelled=bool(teacher.classes),
+            labelled=bool(model.classes),
             resume=resume,
             overwrite=overwrite,
             report=report,

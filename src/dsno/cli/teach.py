@@ -46,7 +46,8 @@ class Teach:
     bridge_type: BridgeName = "brownian"
     """With --pairs, the bridge between the two."""
     start: str | None = None
-    """Train a learned start instead, of this teacher and for a --problem: what `restore --start` takes."""
+    """Train a learned start instead, of this teacher, or this folder of a student, and for a --problem: what
+    `restore --start` takes."""
     measured: AsMeasured = field(default_factory=Measured)
     reading: AsRead = field(default_factory=Reading)
     out: Path = Path("runs/teacher")

@@ -34,7 +34,8 @@ from dsno.inverse.tiles import Tiled
 from dsno.schedule import Schedule
 from dsno.solvers.first_order import affine
 from dsno.students.flowmap import FlowMap
-from dsno.students.operator import TrajectoryStudent
+from dsno.students.heads import ParallelDecoder
+from dsno.students.samplers import Student
 from dsno.teachers.latents import Latents
 
 __all__ = ["LearnedStart", "OneJump", "latents_of", "pseudo_inverse"]
@@ -70,18 +71,26 @@ class OneJump(nn.Module):
     r"""A student as the frozen model of a start: $\hat x_0$ is where it goes to from $x_t$ in one pass.
 
     Arguments:
-        student: A `TrajectoryStudent`, or a `FlowMap`.
+        student: A `TrajectoryStudent`, a `FlowMap`, or a `ParallelDecoder` in one call.
 
     Attributes:
         schedule: The student's.
         from_noise: Whether it starts from pure noise alone, so that $\tau = 1$.
+
+    Raises:
+        ValueError: for a decoder that was not trained for one call.
     """
 
-    def __init__(self, student: TrajectoryStudent | FlowMap) -> None:
+    def __init__(self, student: Student) -> None:
         super().__init__()
         self.student = one_ended(student)
         self.schedule: Schedule = student.schedule
-        restarts = student.way != "grid" if isinstance(student, FlowMap) else student.restarts
+        if isinstance(student, ParallelDecoder):
+            if student.count not in student.spans:
+                raise ValueError(f"this decoder was trained for spans {student.spans}, and not for all in one call")
+            restarts = False
+        else:
+            restarts = student.way != "grid" if isinstance(student, FlowMap) else student.restarts
         self.from_noise = not restarts
 
     def forward(self, x_t: Tensor, t: Tensor | float, cond: Cond | None = None) -> Tensor:

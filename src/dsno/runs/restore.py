@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from dsno.checkpoint import naming, read_json, temporary_name, version_of, write_json
 from dsno.condition import map_cond
@@ -312,7 +312,7 @@ def _counting(denoiser: Denoiser, calls: int, report: Report) -> Iterator[None]:
     """Tell of each call of the teacher's network inside, of so many."""
     while isinstance(denoiser, Guided):
         denoiser = denoiser.denoiser
-    net = denoiser.net if isinstance(denoiser, Prediction) else None
+    net = denoiser.net if isinstance(denoiser, Prediction) else denoiser if isinstance(denoiser, nn.Module) else None
     done = 0
 
     def count(*_: object) -> None:

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import hashlib
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor, nn
 
+from dsno.checkpoint import CONFIG, read_json
 from dsno.config import settled
 from dsno.data.samples import Samples, check_samples
 from dsno.denoise import Denoiser, evaluating, innermost, modules_of
@@ -26,7 +29,7 @@ from dsno.schedule import Schedule
 from dsno.snapshots import changes_of
 from dsno.train import Report, TrainConfig, check_finished, quiet, stage_progress, train
 
-__all__ = ["train_start"]
+__all__ = ["named", "problem_of", "train_start"]
 
 
 def train_start(
@@ -95,7 +98,7 @@ def train_start(
     settings = {
         "images": images.name,
         "count": len(images),
-        "problem": _named(problem),
+        "problem": named(problem),
         "phases": list(phases),
         "loss": dataclasses.asdict(shares),
         "features": None if distance is None else str(features),
@@ -130,9 +133,25 @@ def _schedule(teacher: Denoiser) -> Schedule:
     return schedule
 
 
-def _named(problem: Problem | Decoded) -> str:
-    """A problem as a run that goes on has it, too: without where its functions lie in memory."""
-    return re.sub(r" at 0x[0-9a-f]+", "", repr(problem))
+def named(value: object) -> str:
+    """A problem in a line, the same in another run: tensors by their shape and what they hold, and functions without
+    where they lie in memory."""
+    if isinstance(value, Tensor):
+        held = hashlib.sha256(value.detach().cpu().contiguous().numpy().tobytes()).hexdigest()
+        return f"{' x '.join(map(str, value.shape))} numbers {held[:8]}"
+    if isinstance(value, tuple):
+        return f"({', '.join(map(named, value))})"
+    if isinstance(value, Problem | Decoded):
+        fields = ((name, part) for name, part in vars(value).items() if not name.startswith("_"))
+        return f"{type(value).__name__}({', '.join(f'{name}={named(part)}' for name, part in fields)})"
+    return type(value).__name__ if isinstance(value, nn.Module) else re.sub(r" at 0x[0-9a-f]+", "", repr(value))
+
+
+def problem_of(folder: Path | str) -> str | None:
+    """What a start was trained for, as `named` says it; None where its folder does not."""
+    notes = read_json(Path(folder) / CONFIG).get("notes", {})
+    found = notes.get("problem")
+    return found if isinstance(found, str) else None
 
 
 @contextlib.contextmanager
