@@ -38,9 +38,7 @@ def test_a_student_that_is_told_more_than_a_class_is_refused(tmp_path: Path) -> 
     torch.manual_seed(0)
     teacher = Prediction(UNet(1, 8, (8,), attention=(), classes=3), Cosine(), "v")
     save_student(tmp_path / "guided", flow_map_from_teacher(teacher, guidance=True))
-    with pytest.raises(
-        ValueError, match="guided is told a guidance weight, and a start is trained for a class at"
-    ):
+    with pytest.raises(ValueError, match="guided is told a guidance weight, and a start is trained for a class at"):
         load_frozen(str(tmp_path / "guided"))
     save_student(tmp_path / "classes", flow_map_from_teacher(teacher))
     assert load_frozen(str(tmp_path / "classes")).classes == 3

@@ -13,7 +13,7 @@ from dsno.grids import uniform
 from dsno.inverse.operators import Downsample
 from dsno.inverse.start import LearnedStart, OneJump
 from dsno.inverse.start_net import PHASES, NoisePredictor, load_start, save_start, start_grid
-from dsno.runs.start import named
+from dsno.runs.start import fingerprint
 from dsno.seeds import noise, seed_range
 from dsno.students.files import load_student, save_student
 from dsno.students.flowmap import flow_map_from_teacher
@@ -74,7 +74,7 @@ def test_a_student_takes_the_place_of_the_teacher_and_restores_in_one_pass(tmp_p
 def test_a_start_for_another_problem_is_told_of_and_one_for_another_shape_refused(tmp_path: Path) -> None:
     np.save(tmp_path / "small.npy", np.random.default_rng(0).integers(0, 256, (1, 4, 4, 1), dtype=np.uint8))
     net = {"in_channels": 1, "channels": [8], "attention": []}
-    save_start(tmp_path / "four", NoisePredictor({**net, "image_size": 8}), problem=named(Downsample(4)))
+    save_start(tmp_path / "four", NoisePredictor({**net, "image_size": 8}), problem=fingerprint(Downsample(4)))
     save_start(tmp_path / "large", NoisePredictor({**net, "image_size": 16}))
     given = ("restore", "small.npy", "--problem", "super", "--factor", 2, "--device", "cpu")
     ran = dsno(*given, "--start", "four", "--out", "out", at=tmp_path)
@@ -84,10 +84,40 @@ def test_a_start_for_another_problem_is_told_of_and_one_for_another_shape_refuse
     assert ran.code != 0 and "trained for samples (1, 16, 16), and the teacher makes (1, 8, 8)" in ran.said
 
 
+def test_a_start_for_latents_and_a_text_restores_pictures_of_any_size(tmp_path: Path) -> None:
+    pytest.importorskip("diffusers")
+    from pipelines import write_pipelines
+
+    write_pipelines(tmp_path)
+    draw = np.random.default_rng(0)
+    np.save(tmp_path / "set.npy", draw.integers(0, 256, (16, 8, 8, 3), dtype=np.uint8))
+    np.save(tmp_path / "small.npy", draw.integers(0, 256, (2, 6, 7, 3), dtype=np.uint8))
+    (tmp_path / "one.txt").write_text("a cat\n")
+    (tmp_path / "two.txt").write_text("a cat\na dog\n")
+    asked = ("teach", "--start", "sd", "--data", "set.npy", "--factor", 2, "--channels", 8, "--out", "begun", *QUICK)
+    for given, message in (
+        ((), "sd is told a text: give --prompts"),
+        (("--prompts", "two.txt"), "two.txt holds 2 prompts, and a start is trained under one"),
+    ):
+        ran = dsno(*asked, *given, at=tmp_path)
+        assert ran.code != 0 and message in ran.said and not (tmp_path / "begun").exists(), ran.said
+    ran = dsno(*asked, "--prompts", "one.txt", at=tmp_path)
+    assert ran.code == 0, ran.said
+    assert load_start(tmp_path / "begun").shape == (4, 8, 8)
+    restoring = ["small.npy" if word == "PICTURES" else word for word in ran.following]
+    ran = dsno(*restoring, "--out", "out", "--device", "cpu", at=tmp_path)
+    assert ran.code == 0 and "was trained for" not in ran.said and "differentiated" not in ran.said, ran.said
+    held = read_json(tmp_path / "out" / "restored.json")
+    assert (held["tiled"], held["cost"]["vjps"], held["cost"]["gradients"]) == (True, 0, 0)
+    assert np.load(tmp_path / "out" / "restored.npy").shape == (2, 3, 12, 14)
+
+
 @pytest.mark.parametrize(
     "given, message",
     [
         ("--factor 2", "--factor is of a learned start: give --start TEACHER"),
+        ("--prompts words.txt", "--prompts is of a learned start: give --start TEACHER"),
+        ("--start digits --prompts words.txt", "digits is told no text: leave out --prompts"),
         ("--start digits --kind v", "--kind does not go with --start"),
         ("--start digits --pairs a b", "--pairs does not go with --start"),
         ("--start digits --problem inpaint", "inpaint needs one of --mask FILE"),

@@ -17,7 +17,7 @@ from dsno.inverse.start_loss import Shares
 from dsno.inverse.start_net import PHASES, load_start, start_grid
 from dsno.nets.features import FeatureNet, save_feature_net
 from dsno.nets.unet import UNet
-from dsno.runs.start import named, train_start
+from dsno.runs.start import fingerprint, train_start
 from dsno.schedule import Cosine
 from dsno.students.operator import student_from_teacher
 from dsno.students.samplers import OnePass
@@ -95,12 +95,13 @@ def test_a_problem_is_told_apart_by_what_its_tensors_hold_and_by_nothing_else() 
     other = keep.clone()
     other[32, 32] ^= True  # in the middle, which a tensor's text leaves out
     for one, two in ((Blur(kernel), Blur(kernel.flip(0) * 1.5)), (Mask(keep), Mask(other))):
-        assert named(one) != named(two) and named(one) == named(copy.deepcopy(one))
+        assert fingerprint(one) != fingerprint(two) and fingerprint(one) == fingerprint(copy.deepcopy(one))
     both = Composition((Blur(kernel), Downsample(2)), noise=0.1)
-    assert named(both).startswith("Composition(problems=(Blur(kernel=1 x 3 numbers ") and "0x" not in named(both)
+    assert fingerprint(both).startswith("Composition(problems=(Blur(kernel=1 x 3 numbers ")
+    assert "0x" not in fingerprint(both)
     used = Blur(kernel)
     used.A(torch.zeros(1, 1, 8, 8))
-    assert named(used) == named(Blur(kernel))
+    assert fingerprint(used) == fingerprint(Blur(kernel))
 
 
 def test_a_student_of_one_pass_starts_from_noise(tmp_path: Path) -> None:

@@ -30,7 +30,7 @@ from dsno.inverse.start_net import NoisePredictor, load_start, start_grid
 from dsno.nets.backbone import own_null
 from dsno.outputs import check_apart
 from dsno.runs.restore import restore
-from dsno.runs.start import named, problem_of
+from dsno.runs.start import fingerprint, problem_of
 from dsno.runs.task import Task, Worker
 from dsno.seeds import seed_range
 
@@ -188,7 +188,7 @@ class Restore:
 
     def _check_problem(self, start: Path, worker: Worker, task: Task) -> None:
         """Say so, if a start was trained for another problem than that of the first picture."""
-        trained, asked = problem_of(start), named(worker.stated(task.problem(task.shape(task.pictures[0]))))
+        trained, asked = problem_of(start), fingerprint(worker.stated(task.problem(task.shape(task.pictures[0]))))
         if trained not in (None, asked):
             say_aside(f"{start} was trained for {trained}, and this is {asked}: it does not know what was measured")
 

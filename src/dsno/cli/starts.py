@@ -7,16 +7,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
+import torch
 from tyro.conf import arg
 
+from dsno.cli.conditions import prompts_by_seed
 from dsno.cli.console import progress
 from dsno.cli.frozen import load_frozen
 from dsno.cli.options import Training
 from dsno.cli.problems import stated
 from dsno.cli.words import flag
+from dsno.condition import Cond
 from dsno.data.samples import Samples
 from dsno.inverse.decoded import Decoded
 from dsno.inverse.start_loss import Shares
+from dsno.listing import read_text
 from dsno.outputs import check_apart
 from dsno.runs.start import train_start
 
@@ -72,6 +76,7 @@ def teach_start(
     batch: int,
     resume: bool,
     overwrite: bool,
+    prompts: Path | None = None,
 ) -> str:
     """Train a start of a teacher, or a student, for what was measured. Returns how it restores.
 
@@ -81,10 +86,12 @@ def teach_start(
     asked = dataclasses.asdict(measured)
     name, noise, features = asked.pop("problem"), asked.pop("noise"), asked.pop("features")
     said = stated(name, noise, 0, False, asked)
-    check_apart(out, ref, features, *said.inputs)
+    check_apart(out, ref, features, prompts, *said.inputs)
     model = load_frozen(ref)
-    if model.tokens:
-        raise ValueError(f"{ref} is told a text, and a start is trained on images alone: take another teacher")
+    if model.tokens != (prompts is not None):
+        wanted = "is told a text: give --prompts" if model.tokens else "is told no text: leave out --prompts"
+        raise ValueError(f"{ref} {wanted}, a file with the one line that it is told of every picture")
+    text = None if prompts is None else _told(ref, prompts)
     if model.latents is None and images.shape != model.shape:
         raise ValueError(f"{images.name} has samples of shape {images.shape}, {ref} makes {model.shape}")
     problem = said.of(images.shape)
@@ -100,10 +107,25 @@ def teach_start(
             shares=Shares(after=config.steps // 10),
             features=features,
             labelled=bool(model.classes),
+            told=text,
             resume=resume,
             overwrite=overwrite,
             report=report,
         )
     options = " ".join(f"{flag(option)} {value}" for option, value in said.options.items() if asked[option] is not None)
     told = " ".join(part for part in (f"--problem {name}", options, f"--noise {noise:g}" if noise else "") if part)
+    if prompts is not None:
+        told = f"{told} --prompts {prompts}"
     return f"dsno restore PICTURES --teacher {ref} {told} --start {out}"
+
+
+def _told(ref: str, prompts: Path) -> Cond:
+    """What a text-to-image teacher is told of every picture, (1, ...).
+
+    Raises:
+        FileNotFoundError, ValueError: as `prompts_by_seed`; for more than one prompt.
+    """
+    by_seed = prompts_by_seed(ref, prompts)
+    if (lines := len([line for line in read_text(prompts).split("\n") if line.strip()])) > 1:
+        raise ValueError(f"{prompts} holds {lines} prompts, and a start is trained under one: keep a line")
+    return by_seed(torch.zeros(1, dtype=torch.int64))

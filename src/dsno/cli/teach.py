@@ -48,6 +48,8 @@ class Teach:
     start: str | None = None
     """Train a learned start instead, of this teacher, or this folder of a student, and for a --problem: what
     `restore --start` takes."""
+    prompts: Path | None = None
+    """With --start, what a text-to-image teacher is told of every picture: a text file of one line."""
     measured: AsMeasured = field(default_factory=Measured)
     reading: AsRead = field(default_factory=Reading)
     out: Path = Path("runs/teacher")
@@ -82,7 +84,7 @@ class Teach:
                 f"--train.warmup {self.train.warmup} is no shorter than the {self.train.steps} steps: the learning "
                 "rate does not reach --train.lr"
             )
-        if self.start is None and (unread := self.measured.given()):
+        if self.start is None and (unread := self.measured.given() + ["--prompts"] * (self.prompts is not None)):
             raise ValueError(f"{unread[0]} is of a learned start: give --start TEACHER, or leave it out")
         if self.start is not None:
             return self._start(self.start)
@@ -124,6 +126,7 @@ class Teach:
             self.batch,
             self.resume,
             self.overwrite,
+            self.prompts,
         )
         say(f"start in {self.out}", restores)
 
