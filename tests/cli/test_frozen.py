@@ -34,6 +34,19 @@ def test_a_teacher_is_itself_and_a_student_one_jump(tmp_path: Path) -> None:
         assert (found.classes, found.tokens, found.latents) == (None, False, None)
 
 
+def test_a_student_of_latents_has_the_autoencoder_of_its_teacher(tmp_path: Path) -> None:
+    pytest.importorskip("diffusers")
+    from pipelines import make_vae
+
+    make_vae().save_pretrained(tmp_path / "pipeline" / "vae")
+    (tmp_path / "pipeline" / "model_index.json").write_text("{}")
+    teacher = Prediction(UNet(4, 8, (8,), attention=()), Cosine(), "v")
+    origin = {"teacher": {"name": str(tmp_path / "pipeline")}}
+    save_student(tmp_path / "map", flow_map_from_teacher(teacher), origin=origin)
+    latents = load_frozen(str(tmp_path / "map")).latents
+    assert latents is not None and latents.decode(torch.zeros(1, 4, 8, 8)).shape == (1, 3, 8, 8)
+
+
 def test_a_student_that_is_told_more_than_a_class_is_refused(tmp_path: Path) -> None:
     torch.manual_seed(0)
     teacher = Prediction(UNet(1, 8, (8,), attention=(), classes=3), Cosine(), "v")

@@ -58,7 +58,8 @@ def is_student(ref: str) -> bool:
 
 
 def load_frozen(ref: str, device: torch.device | str | None = None, variant: str | None = None) -> Frozen:
-    """A teacher as `load_teacher` takes it, or the folder of a student.
+    """A teacher as `load_teacher` takes it, or the folder of a student; one of latents with its teacher's autoencoder,
+    where that lies here.
 
     Raises:
         FileNotFoundError, ConnectionError, ValueError: as `load_teacher` and `open_student` do.
@@ -76,8 +77,7 @@ def load_frozen(ref: str, device: torch.device | str | None = None, variant: str
         raise ValueError(f"{ref} is told {told}, and a start is trained for a class at most: take another student")
     place = None
     if student.shape[0] not in (1, 3):
-        places = (p for p in origin_of(ref).places if (Path(p) / "model_index.json").is_file() or is_hub_id(p))
-        place = next(places, None)
+        place = next((p for p in origin_of(ref).places if (Path(p) / "model_index.json").is_file()), None)
     latents = None if place is None else _latents(place, device, variant)
     jump = OneJump(student.to(device)).eval()
     return Frozen(jump, student.shape, student.kind, student.classes, False, latents)

@@ -24,7 +24,7 @@ What a tile does not see it does not know: nothing holds a large picture togethe
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -85,7 +85,9 @@ class Tiling:
         self._directions = [_direction(n, w, s) for n, w, s in sides]
         self._copies: dict[tuple[torch.device, torch.dtype], list[Direction]] = {}
 
-    def ask(self, f: Denoiser, x: Tensor, t: Tensor, cond: Cond | None = None) -> Tensor:
+    def ask(
+        self, f: Callable[[Tensor, Tensor, Cond | None], Tensor], x: Tensor, t: Tensor, cond: Cond | None = None
+    ) -> Tensor:
         r"""$\sum_i C_i^\top (w_i \odot f(C_i x, t))$, (B, K, *canvas).
 
         Arguments:

@@ -80,9 +80,7 @@ def train_start(
     """
     check_samples(images.x, images.name)
     if labelled and told is not None:
-        raise ValueError(
-            "the teacher is told the labels of the images (labelled=True) or `told`: leave one out"
-        )
+        raise ValueError("the teacher is told the labels of the images (labelled=True) or `told`: leave one out")
     if labelled and images.labels is None:
         raise ValueError(f"{images.name} has no labels to tell the teacher: leave labelled out")
     schedule = _schedule(teacher)
