@@ -7,12 +7,16 @@ import pytest
 import torch
 from PIL import Image
 
+from dsno.bridge.coefficients import BrownianBridge
+from dsno.bridge.files import save_bridge
+from dsno.bridge.prediction import BridgePrediction
 from dsno.checkpoint import read_json
 from dsno.cli.starts import Measured
 from dsno.grids import uniform
 from dsno.inverse.operators import Downsample
 from dsno.inverse.start import LearnedStart, OneJump
 from dsno.inverse.start_net import PHASES, NoisePredictor, load_start, save_start, start_grid
+from dsno.nets.paired import PairedUNet
 from dsno.runs.start import fingerprint
 from dsno.seeds import noise, seed_range
 from dsno.students.files import load_student, save_student
@@ -124,9 +128,11 @@ def test_a_start_for_latents_and_a_text_restores_pictures_of_any_size(tmp_path: 
         ("--start digits --box 0.5", "--box is no option of the problem super"),
         ("--start digits --data wide.npy", "wide.npy has samples of shape (1, 16, 16), digits makes (1, 8, 8)"),
         ("--start nowhere", "nowhere"),
+        ("--start bridge", "bridge holds a bridge, expected a teacher"),
     ],
 )
 def test_a_failure_is_one_line_and_touches_nothing(given: str, message: str, tmp_path: Path) -> None:
+    save_bridge(tmp_path / "bridge", BridgePrediction(PairedUNet({"image_size": 8, "channels": [8]}), BrownianBridge()))
     np.save(tmp_path / "wide.npy", np.arange(4 * 256, dtype=np.int64).reshape(4, 16, 16).astype(np.uint8))
     ran = dsno("teach", *given.split(), *QUICK, "--out", "new", at=tmp_path)
     assert ran.code != 0 and message in ran.said, ran.said
