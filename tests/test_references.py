@@ -15,12 +15,14 @@ from dsno.checkpoint import CONFIG, read_json, version_of, write_json
 from dsno.denoise import KINDS, Guided, Prediction
 from dsno.distillation.registry import METHODS
 from dsno.grids import uniform
+from dsno.inverse.colours import FIXES
 from dsno.inverse.named import RESTORERS
 from dsno.measure.results import RESULTS, Quality, save_results
 from dsno.nets.backbone import NETS
 from dsno.parallel import EXACT
 from dsno.references import (
     OF_BRIDGE,
+    OF_COLOUR_FIX,
     OF_GUIDE,
     OF_KIND,
     OF_METRIC,
@@ -98,7 +100,7 @@ def test_every_solver_schedule_kind_network_and_metric_has_its_paper() -> None:
     assert {*KINDS} == {*OF_KIND}
     assert {*RESTORERS} <= {*OF_RESTORER}
     assert {*NETS} - {"UNet", "DiffusersNet"} <= {*OF_NET}
-    assert {*BRIDGES} == {*OF_BRIDGE}
+    assert {*BRIDGES} == {*OF_BRIDGE} and {*FIXES} == {*OF_COLOUR_FIX}
     assert {field.name for field in dataclasses.fields(Quality)} - {"diversity"} == {*OF_METRIC}
 
 
@@ -119,6 +121,7 @@ def test_no_entry_is_an_orphan(tmp_path: Path) -> None:
         (CONFIG, {"type": "start"}),
         (RESULTS, {"results": rows}),
         *((RESTORATIONS, {**PICTURES, "method": name}) for name in OF_RESTORER),
+        *((RESTORATIONS, {**PICTURES, "colour_fix": name}) for name in OF_COLOUR_FIX),
         (RESTORATIONS, {**PICTURES, "tiled": True, "pictures": [{"ssim": [1.0]}]}),
     ]
     found = [cited(tmp_path / str(n), name, content) for n, (name, content) in enumerate(held)]

@@ -319,6 +319,21 @@ REFERENCES: dict[str, Citation] = {
         "2412.09013",
         CVPR,
     ),
+    "wang2024exploiting": Citation(
+        "Wang, Jianyi and Yue, Zongsheng and Zhou, Shangchen and Chan, Kelvin C. K. and Loy, Chen Change",
+        "Exploiting Diffusion Prior for Real-World Image Super-Resolution",
+        2024,
+        "2305.07015",
+        "International Journal of Computer Vision",
+        journal=True,
+    ),
+    "huang2017arbitrary": Citation(
+        "Huang, Xun and Belongie, Serge",
+        "Arbitrary Style Transfer in Real-time with Adaptive Instance Normalization",
+        2017,
+        "1703.06868",
+        "IEEE International Conference on Computer Vision",
+    ),
     "laroche2024fast": Citation(
         "Laroche, Charles and Almansa, Andr{\\'e}s and Coupet{\\'e}, Eva",
         "Fast Diffusion {EM}: A Diffusion Model for Blind Inverse Problems with Application to Deconvolution",

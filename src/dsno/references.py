@@ -92,6 +92,12 @@ OF_RESTORER: dict[str, tuple[str, ...]] = {
 }
 """A restorer by its name in `dsno.inverse.named.RESTORERS`."""
 
+OF_COLOUR_FIX: dict[str, tuple[str, ...]] = {
+    "wavelet": ("wang2024exploiting",),
+    "moments": ("wang2024exploiting", "huang2017arbitrary"),
+}
+"""A colour fix by its name in `dsno.inverse.colours.FIXES`."""
+
 OF_BRIDGE = {
     "BrownianBridge": "li2023bbdm",
     "I2SB": "liu2023i2sb",
@@ -251,6 +257,7 @@ def _restorations(held: Any) -> list[str] | None:
     return _known(
         [
             *OF_RESTORER.get(str(held.get("method")), ()),
+            *OF_COLOUR_FIX.get(str(held.get("colour_fix")), ()),
             "bartal2023multidiffusion" if held.get("tiled") else None,
             "ho2022classifier" if held.get("guidance") else None,
             OF_SCHEDULE.get(str(held.get("schedule"))),

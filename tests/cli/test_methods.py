@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from dsno.cli.methods import flag, options_table, shown
+from dsno.bridge.sampler import BRIDGE_STEPS
+from dsno.cli.methods import CROSSINGS, flag, options_table, shown
 from dsno.distillation.registry import METHODS
 from dsno.inverse.named import RESTORERS
 from shell import dsno
@@ -29,10 +30,25 @@ def test_a_methods_options_are_listed_with_what_they_take(tmp_path: Path) -> Non
 
 def test_restorers_are_listed_with_what_they_cost_and_guides_pointed_to(tmp_path: Path) -> None:
     ran = dsno("methods", at=tmp_path)
-    assert all(f"\n{name} " in ran.said for name in RESTORERS) and "1 call, 1 vjp" in ran.said
+    assert all(f"\n{name} " in ran.said for name in (*RESTORERS, "start")) and "1 call, 1 vjp" in ran.said
+    assert "2412.09013" in ran.said and "dsno teach --start" in ran.said
     assert "a network of the teacher's size has the lower error" in ran.said and "--guide" in ran.said
     ran = dsno("methods", "dps", at=tmp_path)
     assert ran.code == 2 and "dps is a restorer, whose options are those of `dsno restore`" in ran.err
+
+
+def test_samplers_of_bridges_are_listed_with_what_they_cost(tmp_path: Path) -> None:
+    ran = dsno("methods", at=tmp_path)
+    assert all(f"\n{name} " in ran.said for name in BRIDGE_STEPS) and "2412.19992" in ran.said
+    for name, (said, *_) in CROSSINGS.items():
+        _, inner, last, _ = BRIDGE_STEPS[name]
+        for steps in (2, 3, 7):
+            calls = eval(said.replace("2 (", "2 * (").replace("3 (", "3 * ("), {"N": steps})
+            assert calls == 1 + inner * (steps - 2) + last
+    ran = dsno("methods", "dbim2", at=tmp_path)
+    assert ran.code == 2 and "dsno sample --bridge FOLDER --sampler dbim2" in ran.err
+    ran = dsno("methods", "start", at=tmp_path)
+    assert ran.code == 2 and "start is a restorer" in ran.err and "LearnedStart in Python" in ran.err
 
 
 def test_the_table_for_the_page_is_printed_whole(tmp_path: Path) -> None:

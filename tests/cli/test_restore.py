@@ -15,6 +15,7 @@ from dsno.inverse.named import RESTORERS
 from dsno.inverse.operators import Downsample, Mask
 from dsno.inverse.start import LearnedStart
 from dsno.inverse.start_net import NoisePredictor, save_start, start_grid
+from dsno.inverse.tiles import Tiled
 from dsno.nets.unet import UNet
 from dsno.runs.restore import RESTORED
 from dsno.schedule import Cosine
@@ -113,6 +114,36 @@ def test_from_a_learned_start_it_restores_as_the_library_does(here: Path) -> Non
         assert ran.code != 0 and message in ran.said and not (here / "none").exists()
     blind = ("restore", "photos", "--problem", "blind", "--start", "begun", "--out", "none")
     assert "knows its problem, and this one is blind" in dsno(*blind, at=here).said
+
+
+def test_from_a_learned_start_pictures_of_any_size_are_restored_in_tiles(here: Path) -> None:
+    net = NoisePredictor({"in_channels": 1, "image_size": 8, "channels": [8], "attention": []})
+    torch.nn.init.normal_(net.unet.head.conv.weight, std=0.3)
+    save_start(here / "begun", net)
+    given = ("wide", "--teacher", "grey", "--problem", "super", "--factor", 2, "--start", "begun")
+    restored(*given, "--samples", 2, at=here)
+    held = read_json(here / "out" / "restored.json")
+    assert held["tiled"] and held["pictures"][0]["size"] == [26, 48]
+    # 6 x 11 tiles of each of 2 samples, in each of 2 steps.
+    assert held["cost"]["rows"] == 2 * 2 * 6 * 11
+    teacher, problem, canvas = load_teacher(here / "grey").eval(), Downsample(2), (1, 26, 48)
+    y = torch.from_numpy(pixels(here / "wide" / "a.png").copy()).float()[None, None].expand(2, -1, -1, -1) / 127.5 - 1
+    method = LearnedStart(start_grid(teacher.schedule, 2), net)
+    tiled = Tiled(teacher, (1, 8, 8), canvas)
+    made = method(tiled, teacher.schedule, problem, y, noise([0, 1], canvas)).x.clamp(-1, 1)
+    for n in range(2):
+        written = pixels(here / "out" / f"a-seed-{n}.png") / 127.5 - 1
+        assert np.abs(written - made[n, 0].numpy()).max() < 1 / 127
+
+
+def test_colours_are_those_of_what_was_measured_if_asked(here: Path) -> None:
+    given = ("rgb", "--teacher", "colour", "--problem", "super", "--factor", 2, "--method", "mpgd")
+    restored(*given, "--colour-fix", "moments", at=here)
+    made, y = (pixels(here / folder / "a.png").astype(float) for folder in ("out", "rgb"))
+    assert np.abs(made.mean((0, 1)) - y.mean((0, 1))).max() < 3
+    assert read_json(here / "out" / "restored.json")["colour_fix"] == "moments"
+    cited = dsno("cite", "out", at=here).said
+    assert "wang2024exploiting" in cited and "huang2017arbitrary" in cited
 
 
 @pytest.mark.parametrize(
@@ -317,6 +348,12 @@ def transparent(here: Path) -> None:
     (f"{GIVEN} --teacher grey --half right --factor 4", None, "--factor is no option of the problem inpaint"),
     (f"{GIVEN} --teacher grey --half right --method start", None, "--method start needs --start FOLDER"),
     (f"{GIVEN} --teacher grey --half right --start grey", None, "holds a teacher, expected a start"),
+    (f"{GIVEN} --teacher grey --half right --colour-fix wavelet", None, "Mask leaves pixels or colours out, so what"),
+    (
+        f"{GIVEN} --teacher colour --problem gray --colour-fix wavelet",
+        None,
+        "Grey leaves pixels or colours out, so what was",
+    ),
     (f"{GIVEN} --teacher grey --half right --method none", None, "unknown method 'none': expected one of"),
     (f"{GIVEN} --teacher grey --half right --method blind", None, "the method blind estimates a kernel, and the"),
     (

@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from dsno.inverse.start_net import PHASES, STARTS, NoisePredictor, load_start, save_start, start_grid
-from dsno.schedule import Cosine, Schedule
+from dsno.inverse.tiles import Tiling
+from dsno.schedule import Cosine, Schedule, Tabulated
 
 SMALL = {"in_channels": 2, "image_size": [8], "channels": [8], "attention": []}
 
@@ -35,6 +36,29 @@ def test_the_grids_are_the_papers_in_phases_on_every_schedule(schedule: Schedule
         assert len(grid) == steps + 1 and grid[-1] == 0
         assert torch.allclose(schedule.phase(grid[:-1]), torch.tensor(phases, dtype=torch.float64), atol=1e-6)
     assert float(schedule.phase(start_grid(schedule, 5, 0.5))[0]) == pytest.approx(0.5)
+
+
+def test_the_papers_steps_are_these_phases_of_the_schedule_that_it_counts_them_on() -> None:
+    betas = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2
+    latents = Tabulated((1 - betas).cumprod(0).tolist())
+    steps = (torch.tensor([250, 200, 150, 100, 50], dtype=torch.float64) + 1) / 1000
+    phases = torch.tensor([0.4, 0.35, 0.28, 0.22, 0.15], dtype=torch.float64)
+    assert (latents.phase(steps) - phases).abs().max() < 0.01
+    alpha_t, sigma_t = latents.at(float(steps[0]))
+    assert alpha_t / sigma_t == pytest.approx(1.44, abs=0.01)  # the threshold that the paper gives
+    alpha_t, sigma_t = Cosine().at(0.25)
+    assert sigma_t / alpha_t == pytest.approx(0.41, abs=0.01)
+
+
+def test_a_canvas_is_told_what_its_tiles_say_and_has_one_noise() -> None:
+    net, canvas = NoisePredictor(SMALL), (2, 20)
+    y0, z, p = torch.randn(3, *canvas), torch.randn(3, *canvas), torch.full((3,), 0.2)
+    assert torch.equal(net.noise(y0, p, z, Tiling(net.shape, canvas)), z)
+    with torch.no_grad():
+        net.unet.head.conv.bias.copy_(torch.tensor([0.5, -1.0, 2.0, 0.0]))
+    made = net.noise(y0, p, z, Tiling(net.shape, canvas))
+    assert torch.allclose(made[:, 0], 0.5 + torch.tensor(1.0).exp() * z[:, 0], atol=1e-6)
+    assert torch.allclose(made[:, 1], -1 + z[:, 1], atol=1e-6)
 
 
 def test_it_is_read_back_and_what_was_changed_is_refused(tmp_path: Path) -> None:

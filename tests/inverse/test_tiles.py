@@ -9,7 +9,7 @@ from torch import Tensor
 
 from dsno.cost import Meter, evaluations
 from dsno.grids import uniform
-from dsno.inverse.tiles import Tiled, tile_starts
+from dsno.inverse.tiles import Tiled, Tiling, tile_starts
 from dsno.schedule import Cosine
 from dsno.seeds import noise, seed_range
 from dsno.solvers.run import SolverSampler
@@ -135,6 +135,16 @@ def test_a_limit_cuts_calls_and_changes_no_answer(limit: int | None, calls: int)
     whole = Tiled(inner.denoiser, (1, 4, 4), (1, 8, 10))(x, torch.tensor(0.5))
     assert (tiled(x, torch.tensor(0.5)) - whole).abs().max() < 1e-14
     assert inner.rounds == calls and inner.rows == 24
+
+
+def test_whatever_is_said_of_tiles_is_blended_in_as_many_channels_as_it_has() -> None:
+    tiling, x = Tiling((1, 4, 4), (1, 8, 10), limit=5), noise(seed_range(0, 2), (1, 8, 10), dtype=torch.float64)
+    t, D = torch.tensor([0.5, 0.2], dtype=torch.float64), strokes((1, 4, 4))
+    said = tiling.ask(lambda x, t, cond: torch.cat([D(x, t), 0 * x + t.reshape(-1, 1, 1, 1)], 1), x, t)
+    assert said.shape == (2, 2, 8, 10) and torch.allclose(said[:, :1], Tiled(D, (1, 4, 4), (1, 8, 10))(x, t))
+    assert torch.allclose(said[:, 1:], t.reshape(2, 1, 1, 1).expand(2, 1, 8, 10))
+    whole = Tiling((1, 8, 10), (1, 8, 10))
+    assert torch.equal(whole.ask(lambda x, t, cond: x, x, t), x) and torch.equal(whole.cut(x), x)
 
 
 def test_its_cost_is_that_of_its_tiles() -> None:

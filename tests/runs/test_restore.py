@@ -11,8 +11,9 @@ from PIL import Image
 from dsno.checkpoint import read_json
 from dsno.data.originals import Original
 from dsno.denoise import Prediction
+from dsno.inverse.colours import FIXES, ColourFix
 from dsno.inverse.named import RESTORERS
-from dsno.inverse.operators import Function, Mask
+from dsno.inverse.operators import Downsample, Function, Mask
 from dsno.nets.unet import UNet
 from dsno.runs.restore import RESTORED, restore
 from dsno.runs.task import Task, Worker
@@ -97,6 +98,38 @@ def test_a_condition_is_told_by_the_number_of_a_picture(tmp_path: Path) -> None:
     for n in range(5):
         hidden = np.asarray(Image.open(tmp_path / "out" / f"p{n}-seed-1.png"))[:, 4:] / 127.5 - 1
         assert np.abs(hidden - float(means[n, 0, 0, 0])).max() < 0.1
+
+
+@pytest.mark.parametrize("fix", [*FIXES])
+def test_restorations_have_the_colours_of_what_was_measured_and_are_measured_in_them(
+    fix: ColourFix, tmp_path: Path
+) -> None:
+    shrunk: dict[str, Any] = {"problem": lambda shape: Downsample(2), "measure": lambda shape: Downsample(2)}
+    # A teacher that knows pictures of another colour, asked too rarely to be led to this one.
+    pale = {"denoiser": Gaussian(SCHEDULE, torch.full((1, 8, 8), 0.6), 0.1), "steps": 2}
+    made = {
+        name: restore(
+            worker("dps", **pale, colour_fix=name), task(**shrunk, samples=2, array=True), tmp_path / str(name)
+        )
+        for name in (None, fix)
+    }
+    plain, fixed = (np.load(tmp_path / str(name) / "restored.npy") for name in (None, fix))
+    y0 = Downsample(2).A_dagger(Downsample(2).A(x)).repeat_interleave(2, 0)
+    expected = FIXES[fix](torch.from_numpy(plain).flatten(0, 1), y0)
+    assert np.abs(fixed.reshape(10, 1, 8, 8) - expected.clamp(-1, 1).numpy()).max() < 1e-5
+    assert np.abs(fixed - plain).max() > 0.1
+    held = made[fix]
+    assert (made[None]["colour_fix"], held["colour_fix"]) == (None, fix)
+    residual = (Downsample(2).A(expected) - Downsample(2).A(y0)).square().mean((1, 2, 3)).sqrt()
+    assert np.array([row["residual"] for row in held["pictures"]]).flatten() == pytest.approx(
+        residual.numpy(), rel=1e-3
+    )
+
+
+def test_colours_that_were_not_measured_are_refused_before_the_teacher_is_asked(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="Mask leaves pixels or colours out"):
+        restore(worker(denoiser=never, colour_fix="moments"), task(), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 def never(*given: object) -> torch.Tensor:

@@ -1,5 +1,6 @@
 """A start is trained into a folder of its own, read back, and resumed alike; the teacher stays as it was."""
 
+import copy
 from pathlib import Path
 
 import pytest
@@ -8,14 +9,15 @@ import torch
 from dsno.data.samples import Samples
 from dsno.denoise import Prediction
 from dsno.grids import uniform
+from dsno.inverse.blur import Blur
 from dsno.inverse.decoded import Decoded
-from dsno.inverse.operators import Downsample, Function, Mask
+from dsno.inverse.operators import Composition, Downsample, Function, Mask
 from dsno.inverse.start import LearnedStart, OneJump
 from dsno.inverse.start_loss import Shares
 from dsno.inverse.start_net import PHASES, load_start, start_grid
 from dsno.nets.features import FeatureNet, save_feature_net
 from dsno.nets.unet import UNet
-from dsno.runs.start import train_start
+from dsno.runs.start import fingerprint, train_start
 from dsno.schedule import Cosine
 from dsno.students.operator import student_from_teacher
 from dsno.students.samplers import OnePass
@@ -86,6 +88,20 @@ def test_a_problem_that_is_a_function_is_the_same_where_it_lies_elsewhere_in_mem
     with pytest.raises(KeyboardInterrupt):
         train_start(teacher(), problem(), IMAGES, tmp_path, **SMALL, report=stop_at("start", 2))
     assert train_start(teacher(), problem(), IMAGES, tmp_path, **SMALL, resume=True).shape == SHAPE
+
+
+def test_a_problem_is_told_apart_by_what_its_tensors_hold_and_by_nothing_else() -> None:
+    kernel, keep = torch.tensor([[1.0, 2.0, 1.0]]) / 4, torch.arange(4096).reshape(64, 64) % 7 > 2
+    other = keep.clone()
+    other[32, 32] ^= True  # in the middle, which a tensor's text leaves out
+    for one, two in ((Blur(kernel), Blur(kernel.flip(0) * 1.5)), (Mask(keep), Mask(other))):
+        assert fingerprint(one) != fingerprint(two) and fingerprint(one) == fingerprint(copy.deepcopy(one))
+    both = Composition((Blur(kernel), Downsample(2)), noise=0.1)
+    assert fingerprint(both).startswith("Composition(problems=(Blur(kernel=1 x 3 numbers ")
+    assert "0x" not in fingerprint(both)
+    used = Blur(kernel)
+    used.A(torch.zeros(1, 1, 8, 8))
+    assert fingerprint(used) == fingerprint(Blur(kernel))
 
 
 def test_a_student_of_one_pass_starts_from_noise(tmp_path: Path) -> None:

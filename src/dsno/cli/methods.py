@@ -7,29 +7,45 @@ from pathlib import Path
 
 from tyro.conf import Positional
 
+from dsno.cli.bridges import SamplerName
 from dsno.cli.console import say, show_methods, show_options
 from dsno.cli.words import flag
 from dsno.distillation.registry import METHODS, method_named
-from dsno.inverse.named import CHOICES, RESTORERS
+from dsno.inverse.named import CHOICES, RESTORERS, START, Choice
+from dsno.inverse.start import LearnedStart
 from dsno.references import OF_RESTORER, REFERENCES
 
 __all__ = ["Cite", "Methods", "options_table"]
 
 
+CROSSINGS: dict[SamplerName, tuple[str, str, str]] = {
+    "dbim2": ("N", "zheng2025diffusion", "the first to try, and the default: few calls"),
+    "dbim3": ("N", "zheng2025diffusion", "an order more, where there are a dozen calls or more"),
+    "dbim1": ("N", "zheng2025diffusion", "what a higher order is compared with"),
+    "odes3": ("2 (N - 1)", "wang2024ordinary", "few calls, an even number of them; its start ends earlier"),
+    "odes3-exponential": ("2 (N - 1)", "wang2024ordinary", "the same, the stiff part taken exactly"),
+    "euler": ("N", "zhou2024denoising", "what the others are compared with"),
+    "ancestral": ("N", "liu2023i2sb", "a hundred calls can be paid for"),
+    "hybrid": ("3 (N - 1)", "zhou2024denoising", "results as DDBM publishes them"),
+}
+"""The samplers of a bridge: the calls of N steps, the source, and when to take it."""
+
+
 @dataclass(frozen=True)
 class Methods:
-    """List the methods of distillation and of restoring pictures: what each needs, where it is from, when to choose it.
+    """List the methods of distillation and of restoring pictures, and the samplers of bridges: what each needs, where
+    it is from, when to choose it.
 
     Every student starts from a teacher's weights; a method that needs no teacher does not ask it afterwards. To restore
-    nothing is trained.
+    nothing is trained, but for a learned start.
 
     In Python:
 
         from dsno.distillation.registry import METHODS
         for name, method in METHODS.items():
             print(name, method.needs, method.passes, method.choose, method.described())
-        from dsno.inverse.named import CHOICES
-        print(CHOICES["diffpir"].choose)
+        from dsno.inverse.named import CHOICES, START
+        print(CHOICES["diffpir"].choose, START.choose)
     """
 
     name: Positional[str] = ""
@@ -40,11 +56,14 @@ class Methods:
     def run(self) -> None:
         if self.markdown:
             return print(options_table())
-        if self.name in CHOICES:
+        if self.name in _restorers():
+            made = LearnedStart if self.name == "start" else RESTORERS[self.name]
             raise ValueError(
-                f"{self.name} is a restorer, whose options are those of `dsno restore`; more has "
-                f"{RESTORERS[self.name].__name__} in Python"
+                f"{self.name} is a restorer, whose options are those of `dsno restore`; more has {made.__name__} in "
+                "Python"
             )
+        if self.name in CROSSINGS:
+            raise ValueError(f"{self.name} is a sampler of bridges: dsno sample --bridge FOLDER --sampler {self.name}")
         if self.name:
             method = method_named(self.name)
             return show_options(
@@ -78,17 +97,34 @@ class Methods:
                     "reference": REFERENCES[OF_RESTORER[name][0]].short,
                     "when": choice.choose,
                 }
-                for name, choice in CHOICES.items()
+                for name, choice in _restorers().items()
             ],
             (14, 24, 10, 28, 60),
         )
+        print(
+            "To restore pictures nothing is trained, but for start (dsno teach --start TEACHER): dsno restore PICTURES "
+            "--method NAME. Where one problem is known and there are pairs to train on, a network of the teacher's "
+            "size has the lower error."
+        )
+        show_methods(
+            [
+                {"bridge": name, "calls": calls, "reference": REFERENCES[reference].short, "when": choose}
+                for name, (calls, reference, choose) in CROSSINGS.items()
+            ],
+            (18, 10, 28, 60),
+        )
         say(
-            "To restore pictures nothing is trained: dsno restore PICTURES --method NAME. Where one problem is known "
-            "and there are pairs to train on, a network of the teacher's size has the lower error.\n"
+            "Bridges are trained on pairs, dsno teach --pairs, and sampled in N steps: dsno sample --bridge FOLDER "
+            "--sampler NAME.\n"
             "Samples of a class that the teacher was never told: dsno classifier, then sample or generate --guide; "
             "stsp4 for a rough or strong guide, plms4 for a smooth one.",
             "dsno distill --method NAME",
         )
+
+
+def _restorers() -> dict[str, Choice]:
+    """What to know of each method of `dsno restore`, by name."""
+    return {**CHOICES, "start": START}
 
 
 def options_table() -> str:

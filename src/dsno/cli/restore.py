@@ -12,29 +12,27 @@ import torch
 from torch import Tensor
 from tyro.conf import Positional
 
-from dsno.borrow import unwrapped
 from dsno.cli.conditions import prompts_by_seed, under_guidance
 from dsno.cli.console import progress, say, say_aside
+from dsno.cli.frozen import Frozen, is_student, load_frozen
 from dsno.cli.options import Device, TeacherRef, Variant, device_of
 from dsno.cli.problems import OF_PROBLEM, ProblemName, stated
 from dsno.condition import Cond
 from dsno.data.originals import read_originals
-from dsno.denoise import Prediction
+from dsno.denoise import Guided, Prediction
 from dsno.grids import uniform
-from dsno.hub import is_hub_id
+from dsno.inverse.colours import ColourFix
 from dsno.inverse.kernel_step import KernelStep
 from dsno.inverse.named import RESTORERS
 from dsno.inverse.restore import Restorer
-from dsno.inverse.start import LearnedStart
+from dsno.inverse.start import LearnedStart, OneJump
 from dsno.inverse.start_net import NoisePredictor, load_start, start_grid
-from dsno.nets.backbone import Backbone, own_null, sample_shape
+from dsno.nets.backbone import own_null
 from dsno.outputs import check_apart
 from dsno.runs.restore import restore
+from dsno.runs.start import fingerprint, problem_of
 from dsno.runs.task import Task, Worker
-from dsno.schedule import Schedule
 from dsno.seeds import seed_range
-from dsno.teachers.latents import Latents, load_decoder
-from dsno.teachers.load import load_teacher
 
 __all__ = ["Restore"]
 
@@ -70,7 +68,8 @@ class Restore:
     """How to restore, a name that `dsno methods` lists. By default diffpir, which is the quickest; of a teacher of
     latents constrained, of a blind problem blind, and start with --start."""
     start: Path | None = None
-    """The folder of a learned start (`train_start`), which was trained for this teacher and this problem."""
+    """The folder of a learned start (`teach --start`), which was trained for this problem and this teacher, or for the
+    student that --teacher names instead."""
     mask: Path | None = None
     """Of inpaint: a picture, white where they are seen and black where not, or an .npy array of 1 and 0."""
     box: float | None = None
@@ -98,6 +97,9 @@ class Restore:
     """Sample j of each picture starts from the noise of seed + j."""
     steps: int | None = None
     """Steps from noise to picture, on a uniform grid; 50 by default. From a learned start 1 to 5, 1 by default."""
+    colour_fix: ColourFix | None = None
+    """Give the restorations the colours of what was measured: its low frequencies (wavelet), or the mean and the
+    deviation of each channel (moments). Of super, deblur and blind: of the others it does not say the colours."""
     reference: str | None = None
     """Pictures of the same names, as they should come out, to measure with."""
     degrade: bool = False
@@ -128,22 +130,20 @@ class Restore:
         pictures = read_originals(self.pictures)
         references = None if self.reference is None else {o.name: o.x for o in read_originals(self.reference)}
         device = device_of(self.device)
-        teacher = load_teacher(self.teacher, None, device, variant=self.variant)
-        latents = self._decoder(device)
+        if net is None and is_student(self.teacher):
+            raise ValueError(f"{self.teacher} is a student, which restores from a learned start: give --start FOLDER")
+        model = load_frozen(self.teacher, device, self.variant)
+        latents = model.latents
         name = self.method or ("blind" if self.problem == "blind" else "diffpir" if latents is None else "constrained")
         steps = self.steps if self.steps is not None else 50
         if net is None:
             method = check_method(name, self.problem, self.noise)
         else:
             name, steps = "start", self.steps if self.steps is not None else 1
-            method = starting(net.to(device), teacher.schedule)
-            method(uniform(steps))  # refused before anything is restored
-        condition = self._condition(teacher)
-        weights = () if self.guidance is None else (self.guidance,)
-        denoiser = under_guidance(
-            self.teacher, teacher, weights, self.prompts is not None, variant=self.variant
-        ).requires_grad_(False)
-        worker = Worker(denoiser, teacher.schedule, sample_shape(teacher), method, steps, latents, device)
+            method = starting(net.to(device), model, steps)
+        condition = self._condition(model)
+        denoiser = self._guided(model.denoiser).requires_grad_(False)
+        worker = Worker(denoiser, model.schedule, model.shape, method, steps, latents, device, self.colour_fix)
         task = Task(
             pictures,
             problem.of,
@@ -155,11 +155,13 @@ class Restore:
             condition,
             array=Path(self.pictures).suffix == ".npy",
         )
-        if latents is not None:
+        if self.start is not None:
+            self._check_problem(self.start, worker, task)
+        elif latents is not None:
             say_aside(f"{self.teacher} makes latents: the problem is seen, and differentiated, through its decoder")
         notes = {
             "teacher": self.teacher,
-            "kind": teacher.kind,
+            "kind": model.kind,
             "method": name,
             "guidance": self.guidance,
             "problem": {"name": self.problem, "noise": self.noise, **problem.options},
@@ -184,34 +186,47 @@ class Restore:
             raise ValueError("a learned start knows its problem, and this one is blind: leave --start out")
         return load_start(self.start)
 
-    def _decoder(self, device: torch.device) -> Latents | None:
-        """What makes pictures of the samples, if they are latents of a diffusers model."""
-        known = Path(self.teacher).is_dir() or is_hub_id(self.teacher)
-        latents = load_decoder(self.teacher, variant=self.variant) if known else None
-        return None if latents is None else latents.to(device)
+    def _check_problem(self, start: Path, worker: Worker, task: Task) -> None:
+        """Say so, if a start was trained for another problem than that of the first picture."""
+        trained, asked = problem_of(start), fingerprint(worker.stated(task.problem(task.shape(task.pictures[0]))))
+        if trained not in (None, asked):
+            say_aside(f"{start} was trained for {trained}, and this is {asked}: it does not know what was measured")
 
-    def _condition(self, teacher: Prediction) -> Callable[[Tensor], Cond] | None:
+    def _guided(self, model: Prediction | OneJump) -> Prediction | Guided | OneJump:
+        """The model under --guidance, where there is one.
+
+        Raises:
+            ValueError: for a student; as `under_guidance` does.
+        """
+        weights = () if self.guidance is None else (self.guidance,)
+        if isinstance(model, Prediction):
+            return under_guidance(self.teacher, model, weights, self.prompts is not None, variant=self.variant)
+        if weights:
+            raise ValueError(f"{self.teacher} is a student, which a guidance was distilled into: leave --guidance out")
+        return model
+
+    def _condition(self, model: Frozen) -> Callable[[Tensor], Cond] | None:
         """What the teacher is told of pictures, by their numbers.
 
         Raises:
             ValueError: if it has to be told something that was not given, or was given something that it is not told.
         """
-        net = unwrapped(teacher.net)
         if self.prompts is not None:
             return prompts_by_seed(self.teacher, self.prompts, self.variant)
         if self.label is not None:
-            if not 0 <= self.label < (teacher.classes or 0):
-                known = f"expected 0 to {teacher.classes - 1}" if teacher.classes else "it has no classes"
+            if not 0 <= self.label < (model.classes or 0):
+                known = f"expected 0 to {model.classes - 1}" if model.classes else "it has no classes"
                 raise ValueError(f"label {self.label} is outside the classes of {self.teacher}: {known}")
             label = self.label
             return lambda numbers: torch.full_like(numbers, label)
         if self.guidance is not None:
             raise ValueError("--guidance leads towards what the teacher is told: give --label or --prompts, too")
-        if isinstance(net, Backbone) and net.tokens:
+        if model.tokens:
             raise ValueError(f"{self.teacher} is told a text: give --prompts, a file with a line for each picture")
-        if not teacher.classes:
+        if not model.classes:
             return None
-        if (null := own_null(teacher)) is None:
+        null = own_null(model.denoiser) if isinstance(model.denoiser, Prediction) else None
+        if null is None:
             raise ValueError(f"{self.teacher} is told a class: give that of the pictures, --label")
         return lambda numbers: torch.full_like(numbers, null)
 
@@ -234,10 +249,23 @@ def check_method(name: str, problem: ProblemName, noise: float = 0.0) -> Callabl
     return functools.partial(make, step=KernelStep(learn_noise=True)) if blind and not noise else make
 
 
-def starting(net: NoisePredictor, schedule: Schedule) -> Callable[[Tensor], Restorer]:
-    """What makes the restorer of a grid from a learned start: with as many steps as the grid has, on its own times."""
+def starting(net: NoisePredictor, model: Frozen, steps: int) -> Callable[[Tensor], Restorer]:
+    """What makes the restorer of a grid from a learned start: with as many steps as the grid has, on its own times; of
+    a student that starts from noise alone with one.
+
+    Raises:
+        ValueError: for a start that was trained for samples of another shape, or a number of steps that it does not
+            take.
+    """
+    if net.shape != model.shape:
+        raise ValueError(f"this start was trained for samples {net.shape}, and the teacher makes {model.shape}")
+    if isinstance(model.denoiser, OneJump) and model.denoiser.from_noise:
+        if steps != 1:
+            raise ValueError(f"steps must be 1: this student starts from noise alone, in one pass, got {steps}")
+        return lambda grid: LearnedStart(uniform(1), net)
     most = max(net.phases)
-    return lambda grid: LearnedStart(start_grid(schedule, len(grid) - 1, most), net)
+    start_grid(model.schedule, steps, most)  # refused before anything is restored
+    return lambda grid: LearnedStart(start_grid(model.schedule, len(grid) - 1, most), net)
 
 
 def summary(held: dict[str, object], out: Path) -> str:

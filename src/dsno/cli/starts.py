@@ -4,19 +4,20 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from dsno.borrow import unwrapped
+import torch
+
+from dsno.cli.conditions import prompts_by_seed
 from dsno.cli.console import progress
+from dsno.cli.frozen import load_frozen
 from dsno.cli.options import Training
 from dsno.cli.problems import Measured
+from dsno.condition import Cond
 from dsno.data.samples import Samples
-from dsno.hub import is_hub_id
 from dsno.inverse.decoded import Decoded
 from dsno.inverse.start_loss import Shares
-from dsno.nets.backbone import Backbone, sample_shape
+from dsno.listing import read_text
 from dsno.outputs import check_apart
 from dsno.runs.start import train_start
-from dsno.teachers.latents import load_decoder
-from dsno.teachers.load import load_teacher
 
 __all__ = ["teach_start"]
 
@@ -31,26 +32,27 @@ def teach_start(
     batch: int,
     resume: bool,
     overwrite: bool,
+    prompts: Path | None = None,
 ) -> str:
-    """Train a start of a teacher for what was measured. Returns how it restores.
+    """Train a start of a teacher, or a student, for what was measured. Returns how it restores.
 
     Raises:
         ValueError: for a teacher of other pictures, or one that is told a text; as `stated` and `train_start` do.
     """
     said, features = measured.stated(), measured.features
-    check_apart(out, ref, features, *said.inputs)
-    teacher = load_teacher(ref)
-    latents = load_decoder(ref) if Path(ref).is_dir() or is_hub_id(ref) else None
-    net = unwrapped(teacher.net)
-    if isinstance(net, Backbone) and net.tokens:
-        raise ValueError(f"{ref} is told a text, and a start is trained on images alone: take another teacher")
-    if latents is None and images.shape != sample_shape(teacher):
-        raise ValueError(f"{images.name} has samples of shape {images.shape}, {ref} makes {sample_shape(teacher)}")
+    check_apart(out, ref, features, prompts, *said.inputs)
+    model = load_frozen(ref)
+    if model.tokens != (prompts is not None):
+        wanted = "is told a text: give --prompts" if model.tokens else "is told no text: leave out --prompts"
+        raise ValueError(f"{ref} {wanted}, a file with the one line that it is told of every picture")
+    text = None if prompts is None else _told(ref, prompts)
+    if model.latents is None and images.shape != model.shape:
+        raise ValueError(f"{images.name} has samples of shape {images.shape}, {ref} makes {model.shape}")
     problem = said.of(images.shape)
     with progress() as report:
         train_start(
-            teacher,
-            problem if latents is None else Decoded(problem, latents),
+            model.denoiser,
+            problem if model.latents is None else Decoded(problem, model.latents),
             images,
             out,
             channels,
@@ -58,9 +60,23 @@ def teach_start(
             batch,
             shares=Shares(after=config.steps // 10),
             features=features,
-            labelled=bool(teacher.classes),
+            labelled=bool(model.classes),
+            told=text,
             resume=resume,
             overwrite=overwrite,
             report=report,
         )
-    return f"dsno restore PICTURES --teacher {ref} {measured.words()} --start {out}"
+    told = measured.words() if prompts is None else f"{measured.words()} --prompts {prompts}"
+    return f"dsno restore PICTURES --teacher {ref} {told} --start {out}"
+
+
+def _told(ref: str, prompts: Path) -> Cond:
+    """What a text-to-image teacher is told of every picture, (1, ...).
+
+    Raises:
+        FileNotFoundError, ValueError: as `prompts_by_seed`; for more than one prompt.
+    """
+    by_seed = prompts_by_seed(ref, prompts)
+    if (lines := len([line for line in read_text(prompts).split("\n") if line.strip()])) > 1:
+        raise ValueError(f"{prompts} holds {lines} prompts, and a start is trained under one: keep a line")
+    return by_seed(torch.zeros(1, dtype=torch.int64))

@@ -48,7 +48,10 @@ class Teach:
     bridge_type: BridgeName = "brownian"
     """With --pairs, the bridge between the two."""
     start: str | None = None
-    """Train a learned start instead, of this teacher and for a --problem: what `restore --start` takes."""
+    """Train a learned start instead, of this teacher, or this folder of a student, and for a --problem: what
+    `restore --start` takes."""
+    prompts: Path | None = None
+    """With --start, what a text-to-image teacher is told of every picture: a text file of one line."""
     measured: AsMeasured = field(default_factory=Measured)
     reading: AsRead = field(default_factory=Reading)
     out: Path = Path("runs/teacher")
@@ -83,6 +86,8 @@ class Teach:
                 f"--train.warmup {self.train.warmup} is no shorter than the {self.train.steps} steps: the learning "
                 "rate does not reach --train.lr"
             )
+        if self.start is None and self.prompts is not None:
+            raise ValueError("--prompts is of a learned start: give --start TEACHER, or leave it out")
         if self.start is not None:
             return self._start(self.start)
         if self.pairs:
@@ -128,6 +133,7 @@ class Teach:
             self.batch,
             self.resume,
             self.overwrite,
+            self.prompts,
         )
         say(f"start in {self.out}", restores)
 

@@ -11,7 +11,7 @@ from dsno.inverse.constrained import Constrained
 from dsno.inverse.projected import MPGD, DiffPIR, Replacement
 from dsno.inverse.restore import Restorer
 
-__all__ = ["CHOICES", "RESTORERS", "Choice"]
+__all__ = ["CHOICES", "RESTORERS", "START", "Choice"]
 
 RESTORERS: dict[str, Callable[..., Restorer]] = {
     "constrained": Constrained,
@@ -52,3 +52,6 @@ CHOICES: dict[str, Choice] = {
     "blind-classic": Choice("10 calls, 10 vjps", "a blur", "to see what blind gains: a run for each round of EM"),
 }
 """What to know of each, by name."""
+
+START = Choice("1 call", "its own", "1 to 5 steps, where one problem stays and there is data to train a start on")
+"""What to know of a `LearnedStart`, which is none of them: its network has to be trained first."""

@@ -30,10 +30,12 @@ from dsno.inverse.decoded import Decoded
 from dsno.inverse.problem import Problem, posterior_mean
 from dsno.inverse.run import Guidance, Run, check_options
 from dsno.inverse.start_net import NoisePredictor
+from dsno.inverse.tiles import Tiled
 from dsno.schedule import Schedule
 from dsno.solvers.first_order import affine
 from dsno.students.flowmap import FlowMap
-from dsno.students.operator import TrajectoryStudent
+from dsno.students.heads import ParallelDecoder
+from dsno.students.samplers import Student
 from dsno.teachers.latents import Latents
 
 __all__ = ["LearnedStart", "OneJump", "latents_of", "pseudo_inverse"]
@@ -69,18 +71,26 @@ class OneJump(nn.Module):
     r"""A student as the frozen model of a start: $\hat x_0$ is where it goes to from $x_t$ in one pass.
 
     Arguments:
-        student: A `TrajectoryStudent`, or a `FlowMap`.
+        student: A `TrajectoryStudent`, a `FlowMap`, or a `ParallelDecoder` in one call.
 
     Attributes:
         schedule: The student's.
         from_noise: Whether it starts from pure noise alone, so that $\tau = 1$.
+
+    Raises:
+        ValueError: for a decoder that was not trained for one call.
     """
 
-    def __init__(self, student: TrajectoryStudent | FlowMap) -> None:
+    def __init__(self, student: Student) -> None:
         super().__init__()
         self.student = one_ended(student)
         self.schedule: Schedule = student.schedule
-        restarts = student.way != "grid" if isinstance(student, FlowMap) else student.restarts
+        if isinstance(student, ParallelDecoder):
+            if student.count not in student.spans:
+                raise ValueError(f"this decoder was trained for spans {student.spans}, and not for all in one call")
+            restarts = False
+        else:
+            restarts = student.way != "grid" if isinstance(student, FlowMap) else student.restarts
         self.from_noise = not restarts
 
     def forward(self, x_t: Tensor, t: Tensor | float, cond: Cond | None = None) -> Tensor:
@@ -98,6 +108,7 @@ class LearnedStart(Guidance):
 
     with the first-order step of `dsno.solvers.first_order`. The grid begins at $\tau$ (`start_grid`), and the noise of
     $f_w$ is that of the start. The one evaluation of the predictor comes on top of the cost, which is the teacher's.
+    Where the teacher is `Tiled`, so is the predictor: what it says of the tiles is blended by the same weights.
 
     Arguments:
         grid: Decreasing times, from $\tau$ to 0.
@@ -128,11 +139,14 @@ class LearnedStart(Guidance):
                 f"this start was trained for phases of {low:g} to {high:g}, and the grid begins at {p:g}: take "
                 "start_grid(schedule, steps, most)"
             )
-        if isinstance(run.meter.denoiser, OneJump) and run.meter.denoiser.from_noise and self.grid.tolist() != [1, 0]:
+        tiled = run.meter.denoiser if isinstance(run.meter.denoiser, Tiled) else None
+        asked = run.meter.denoiser if tiled is None else tiled.denoiser
+        if isinstance(asked, OneJump) and asked.from_noise and self.grid.tolist() != [1, 0]:
             raise ValueError("this student starts from noise alone: restore with it on the grid [1, 0]")
         alpha_t, sigma_t = run.schedule.at(t)
         y0 = pseudo_inverse(run.problem, run.y)
-        return alpha_t * y0 + sigma_t * self.net.noise(y0, y0.new_full((len(y0),), p), z)
+        f = self.net.noise(y0, y0.new_full((len(y0),), p), z, None if tiled is None else tiled.tiling)
+        return alpha_t * y0 + sigma_t * f
 
     def step(self, run: Run, x: Tensor, t: float, s: float) -> Tensor:
         a, b, nu = affine(run.schedule, t, s, self.eta)

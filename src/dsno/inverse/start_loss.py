@@ -27,6 +27,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from dsno.condition import Cond, map_cond
 from dsno.denoise import Denoiser, expand_like, still
 from dsno.distillation.distances import Distance
 from dsno.engine import share_of
@@ -97,7 +98,7 @@ class Inversion:
         teacher: $D$, in the place where the batches are; a one-pass student as a `OneJump`.
         schedule: Its schedule.
         phases: Where restorations start, drawn evenly.
-        labels: (N,) what the teacher is told, or None.
+        labels: What the teacher is told of each, labels (N,) or whatever it takes with first dimension N; or None.
         distance: $d$, if it is to be part of the loss.
         shares: What the parts weigh.
         batch: Samples per step, over all processes.
@@ -117,7 +118,7 @@ class Inversion:
         teacher: Denoiser,
         schedule: Schedule,
         phases: Sequence[float] = PHASES,
-        labels: Tensor | None = None,
+        labels: Cond | None = None,
         distance: Distance | None = None,
         shares: Shares = Shares(),
         batch: int = 64,
@@ -155,7 +156,7 @@ class Inversion:
             t = self.schedule.from_phase(p)
             batch: dict[str, Any] = {"x": self.x[i], "n": n, "z": z, "p": p.to(self.x), "t": t.to(self.x), "step": step}
             if self.labels is not None:
-                batch["cond"] = self.labels[i]
+                batch["cond"] = map_cond(lambda c, i=i: c[i], self.labels)
             yield batch
             step += 1
 

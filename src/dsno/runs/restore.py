@@ -16,13 +16,13 @@ import re
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from dsno.checkpoint import naming, read_json, temporary_name, version_of, write_json
 from dsno.condition import map_cond
@@ -30,6 +30,8 @@ from dsno.cost import Cost, Meter
 from dsno.data.originals import Original
 from dsno.denoise import Denoiser, Guided, Prediction, evaluating, modules_of
 from dsno.grids import uniform
+from dsno.inverse.blur import Blur
+from dsno.inverse.colours import FIXES, ColourFix, colours_of
 from dsno.inverse.problem import Problem, check_problem
 from dsno.inverse.restore import Restored
 from dsno.outputs import Kind, claimed
@@ -109,7 +111,8 @@ def restore(
         FloatingPointError: for restorations that are not finite.
         ValueError: before the network is asked, for a problem that cannot be stated for the pictures, whose adjoint
             fails the dot test, or that the method cannot solve; for pictures smaller than the teacher's or of other
-            channels, two that would be written under one name, or a reference that is missing or of another shape.
+            channels, two that would be written under one name, or a reference that is missing or of another shape; for
+            colours that are to be fixed to what was measured, and are not in it.
     """
     out, batches = Path(out), _batches(worker, task)
     for picture in task.pictures:
@@ -141,6 +144,7 @@ def restore(
             **(notes or {}),
             "schedule": worker.schedule.config["name"],
             "steps": worker.steps,
+            "colour_fix": worker.colour_fix,
             "tiled": any(worker.on(batch.canvas)[1] > 1 for batch in batches),
             "degraded": task.measure is not None,
             "cost": asdict(cost),
@@ -173,7 +177,24 @@ def _batches(worker: Worker, task: Task) -> list[Batch]:
         together = max(1, ROWS // (tiles * task.samples))
         for part in (tuple(numbers[n : n + together]) for n in range(0, len(numbers), together)):
             found.append(Batch(part, task.measured(problem, part), problem, canvas))
+        if worker.colour_fix is not None:
+            _coloured(worker.colour_fix, found[-1], torch.zeros(len(found[-1].numbers), *shape))
     return found
+
+
+def _coloured(fix: ColourFix, batch: Batch, x: Tensor) -> Tensor:
+    """The pictures of a batch in the colours of what was measured, each of them as often as there are samples.
+
+    Raises:
+        ValueError: if nobody knows these, or the pictures are too small for wavelets.
+    """
+    y0 = colours_of(batch.problem, batch.y)
+    return FIXES[fix](x, y0.repeat_interleave(len(x) // len(y0), 0))
+
+
+def _residual(problem: Problem, y: Tensor, x: Tensor) -> Tensor:
+    """What `Restored.residual` is, of pictures x (S * B, C, H, W) of what was measured (B, *measured)."""
+    return (problem.A(x) - y.repeat_interleave(len(x) // len(y), 0)).flatten(1).square().mean(1).sqrt()
 
 
 def _rehearsed(worker: Worker, batches: Sequence[Batch], task: Task) -> int:
@@ -186,13 +207,13 @@ def _rehearsed(worker: Worker, batches: Sequence[Batch], task: Task) -> int:
     for batch in batches:
         key = batch.canvas, len(batch.numbers)
         if key not in known:
-            stand_in = Gaussian(worker.schedule, torch.zeros(batch.canvas, device=worker.device), 0.5)
+            tile = Gaussian(worker.schedule, torch.zeros(worker.shape, device=worker.device), 0.5)
+            stand_in, tiles = replace(worker, denoiser=tile).on(batch.canvas)
             counted = []
             for steps in (1, 2):
                 meter = Meter(stand_in)
                 _called(worker, batch, task, meter, steps)
                 counted.append(meter.rounds)
-            _, tiles = worker.on(batch.canvas)
             chunks = -(-tiles * len(batch.numbers) * task.samples // ROWS) if tiles > 1 else 1
             known[key] = chunks * (counted[0] + (worker.steps - 1) * (counted[1] - counted[0]))
         calls += known[key]
@@ -222,8 +243,12 @@ def _finished(worker: Worker, batch: Batch, made: Restored, task: Task) -> Itera
         names = ", ".join(task.pictures[n].name for n in batch.numbers)
         raise FloatingPointError(f"the restorations of {names} are not finite: take more steps, or another method")
     S, seeds = task.samples, tuple(task.seeds.tolist())
-    x, residual = x.float().clamp(-1, 1).cpu(), made.residual.cpu()
+    x, residual = x.float().cpu(), made.residual.cpu()
     kernel = None if made.kernel is None else made.kernel.float().cpu()
+    if worker.colour_fix is not None:
+        x = _coloured(worker.colour_fix, batch, x)
+        residual = _residual(batch.problem if kernel is None else Blur(kernel), batch.y, x)
+    x = x.clamp(-1, 1)
     for k, n in enumerate(batch.numbers):
         picture, rows = task.pictures[n], slice(k * S, (k + 1) * S)
         kernels = None if kernel is None else kernel[rows].reshape(S, *kernel.shape[-2:])
@@ -287,7 +312,7 @@ def _counting(denoiser: Denoiser, calls: int, report: Report) -> Iterator[None]:
     """Tell of each call of the teacher's network inside, of so many."""
     while isinstance(denoiser, Guided):
         denoiser = denoiser.denoiser
-    net = denoiser.net if isinstance(denoiser, Prediction) else None
+    net = denoiser.net if isinstance(denoiser, Prediction) else denoiser if isinstance(denoiser, nn.Module) else None
     done = 0
 
     def count(*_: object) -> None:

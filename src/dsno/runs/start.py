@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import hashlib
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor, nn
 
+from dsno.checkpoint import CONFIG, read_json
+from dsno.condition import Cond, map_cond, named
 from dsno.config import settled
 from dsno.data.samples import Samples, check_samples
 from dsno.denoise import Denoiser, evaluating, innermost, modules_of
@@ -26,7 +30,7 @@ from dsno.schedule import Schedule
 from dsno.snapshots import changes_of
 from dsno.train import Report, TrainConfig, check_finished, quiet, stage_progress, train
 
-__all__ = ["train_start"]
+__all__ = ["fingerprint", "problem_of", "train_start"]
 
 
 def train_start(
@@ -41,6 +45,7 @@ def train_start(
     shares: Shares = Shares(),  # noqa: B008 (frozen)
     features: Path | None = None,
     labelled: bool = False,
+    told: Cond | None = None,
     resume: bool = False,
     overwrite: bool = False,
     report: Report = quiet,
@@ -60,6 +65,7 @@ def train_start(
         shares: What the parts of the loss weigh.
         features: The folder of a feature network, for the perceptual part, which is left out without one.
         labelled: Tell the teacher the labels of the images.
+        told: What the teacher is told of every image instead, a text say: one row, (1, ...).
         resume: Continue what is in `out`, of the same settings.
         overwrite: Throw away what an earlier run wrote to `out`.
         report: Told of the progress.
@@ -73,6 +79,8 @@ def train_start(
             although `labelled`; if `out` holds a start of other settings that is to be resumed.
     """
     check_samples(images.x, images.name)
+    if labelled and told is not None:
+        raise ValueError("the teacher is told the labels of the images (labelled=True) or `told`: leave one out")
     if labelled and images.labels is None:
         raise ValueError(f"{images.name} has no labels to tell the teacher: leave labelled out")
     schedule = _schedule(teacher)
@@ -88,18 +96,19 @@ def train_start(
     net = NoisePredictor({"in_channels": C, "image_size": size, "channels": list(channels), **options}, phases)
     learner = Learner.of(net, shares)
     distance = None if features is None or not shares.perceptual else from_folder("perceptual", features)
-    labels = images.labels if labelled else None
+    labels = images.labels if labelled else map_cond(lambda c: c.expand(len(images), *c.shape[1:]), told)
     objective = Inversion(
         images.x, problem, teacher, schedule, phases, labels, distance, shares, batch, config.seed, shape
     )
     settings = {
         "images": images.name,
         "count": len(images),
-        "problem": _named(problem),
+        "problem": fingerprint(problem),
         "phases": list(phases),
         "loss": dataclasses.asdict(shares),
         "features": None if distance is None else str(features),
         "labelled": labelled,
+        **({} if told is None else {"told": {name: fingerprint(c) for name, c in named(told).items()}}),
         "batch": batch,
         **options,
     }
@@ -130,9 +139,25 @@ def _schedule(teacher: Denoiser) -> Schedule:
     return schedule
 
 
-def _named(problem: Problem | Decoded) -> str:
-    """A problem as a run that goes on has it, too: without where its functions lie in memory."""
-    return re.sub(r" at 0x[0-9a-f]+", "", repr(problem))
+def fingerprint(value: object) -> str:
+    """A problem in a line, the same in another run: tensors by their shape and what they hold, and functions without
+    where they lie in memory."""
+    if isinstance(value, Tensor):
+        held = hashlib.sha256(value.detach().cpu().contiguous().numpy().tobytes()).hexdigest()
+        return f"{' x '.join(map(str, value.shape))} numbers {held[:8]}"
+    if isinstance(value, tuple):
+        return f"({', '.join(map(fingerprint, value))})"
+    if isinstance(value, Problem | Decoded):
+        fields = ((name, part) for name, part in vars(value).items() if not name.startswith("_"))
+        return f"{type(value).__name__}({', '.join(f'{name}={fingerprint(part)}' for name, part in fields)})"
+    return type(value).__name__ if isinstance(value, nn.Module) else re.sub(r" at 0x[0-9a-f]+", "", repr(value))
+
+
+def problem_of(folder: Path | str) -> str | None:
+    """What a start was trained for, as `fingerprint` says it; None where its folder does not."""
+    notes = read_json(Path(folder) / CONFIG).get("notes", {})
+    found = notes.get("problem")
+    return found if isinstance(found, str) else None
 
 
 @contextlib.contextmanager

@@ -18,6 +18,7 @@ from dsno.condition import Cond
 from dsno.data.originals import Original
 from dsno.denoise import Denoiser
 from dsno.grids import uniform
+from dsno.inverse.colours import ColourFix
 from dsno.inverse.decoded import Decoded
 from dsno.inverse.operators import Mask
 from dsno.inverse.problem import Problem, noise_of
@@ -48,6 +49,7 @@ class Worker:
         steps: Steps of the uniform grid that it goes through.
         latents: Decodes samples into pictures, if they are latents.
         device: Where it is.
+        colour_fix: How the pictures get the colours of what was measured, if they do (`dsno.inverse.colours`).
 
     Raises:
         ValueError: for less than one step.
@@ -60,6 +62,7 @@ class Worker:
     steps: int
     latents: Latents | None = None
     device: torch.device | str = "cpu"
+    colour_fix: ColourFix | None = None
 
     def __post_init__(self) -> None:
         uniform(self.steps)
