@@ -307,7 +307,7 @@ METHODS: dict[str, Method] = {
             "student",
             ("teacher",),
             "1",
-            ("zhou2024score",),
+            ("zhou2024score", "yin2024improved"),
             "A student of one pass is there and should reach its teacher, or pass it: needs no data, only minutes.",
             identity.identity,
             identity.IdentityOptions,
