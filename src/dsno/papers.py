@@ -134,6 +134,13 @@ REFERENCES: dict[str, Citation] = {
         "2505.13447",
         NEURIPS,
     ),
+    "zhang2025flow": Citation(
+        "Zhang, Xinxi and Tan, Shiwei and Nguyen, Quang and Dao, Quan and Han, Ligong and He, Xiaoxiao and Zhang, "
+        "Tunyu and Mrdovic, Alen and Metaxas, Dimitris",
+        "Flow Straighter and Faster: Efficient One-Step Generative Modeling via MeanFlow on Rectified Trajectories",
+        2025,
+        "2511.23342",
+    ),
     "yin2024one": Citation(
         "Yin, Tianwei and Gharbi, Micha{\\\"e}l and Zhang, Richard and Shechtman, Eli and Durand, Fr{\\'e}do and "
         "Freeman, William T. and Park, Taesung",

@@ -188,7 +188,7 @@ def test_a_student_goes_on_without_data_and_a_run_that_was_cut_short_ends_alike(
     assert same(run(tmp_path / "again", resume=True), whole)
     made = load_student(tmp_path / "whole")
     assert not isinstance(made, FlowMap) or (made.way, made.steps) == ("grid", 1)
-    assert notes_of(tmp_path / "whole")["references"] == ["zhou2024score"]
+    assert notes_of(tmp_path / "whole")["references"] == ["zhou2024score", "yin2024improved"]
 
 
 def test_bad_input(tmp_path: Path) -> None:

@@ -94,7 +94,7 @@ def test_a_backbone_without_forward_mode_is_refused_and_differences_mend_it(
     teacher = Prediction(NoForward(1, 4, (4, 8), attention=(), classes=2), Cosine(), "v", shape=(1, 4, 4), classes=2)
     drawn_on = given(teacher, trajectories, steps=2)
     differentiating = [m for m in METHODS.values() if "derivative" in (o.name for o in m.described())]
-    assert len(differentiating) == 5
+    assert len(differentiating) == 6
     for method in differentiating:
         options = method.configured(derivative="forward")
         with pytest.raises(

@@ -45,7 +45,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, cast
 
@@ -55,6 +55,7 @@ from torch import Tensor, nn
 from dsno.borrow import unwrapped
 from dsno.condition import Cond
 from dsno.denoise import Denoiser, expand_like
+from dsno.distillation.adaptive import Weighed, adapted
 from dsno.distillation.denoising import Denoising, noised
 from dsno.distillation.derivatives import WIDTH, Derivative, check_derivative, jvp, same_draws, upwind
 from dsno.distillation.distances import Distance, from_folder
@@ -191,8 +192,8 @@ def _pseudo_huber(c: float) -> Distance:
 class ContinuousConsistency:
     r"""The objective of a consistency function in continuous time; formula above.
 
-    The adaptive weight of the paper, a second network of t, is left out: normalised tangents have nearly the same size
-    for all t.
+    Of a `Weighed` student the paper's adaptive weight is learned, too. Normalised tangents have nearly the same size
+    for all t, so it has little to do.
 
     Arguments:
         x: Clean samples, (N, *shape).
@@ -250,6 +251,7 @@ class ContinuousConsistency:
         cos, sin, d_theta = alpha * std / s, sigma / s, std * (d_sigma * alpha - sigma * d_alpha) / s**2
         x_t = alpha * x0 + sigma * eps
         inner = unwrapped(model)
+        inner = inner.student if isinstance(inner, Weighed) else inner
         with torch.no_grad(), same_draws(x_t):
             x0_hat = x0 if self.teacher is None else self.teacher(x_t, t, cond)
             eps_hat = eps if self.teacher is None else (x_t - alpha * x0_hat) / sigma
@@ -270,7 +272,9 @@ class ContinuousConsistency:
             g = (w * d_f / sin - (1 - w) * cos**2 * (std * F - v)) / std
             g = g / (expand_like(g.square().flatten(1).mean(1).sqrt(), g) + self.c)
         f = model(x_t, t, 0.0, cond)
-        return ((f - f.detach()) / (sin * std) + g).square().mean()
+        f, *weight = f if isinstance(f, tuple) else (f,)
+        rows = ((f - f.detach()) / (sin * std) + g).square().flatten(1).mean(1)
+        return adapted(rows, *weight) if weight else rows.mean()
 
 
 def _time(schedule: Schedule, level: Tensor) -> Tensor:
@@ -368,7 +372,10 @@ class ContinuousConsistencyOptions(FlowMapOptions):
     warmup: float = 0.1
     """Share of the steps in which the tangent grows to its whole."""
     c: float = 0.1
-    """In the tangent's normalisation; large values leave it as it is, scaled by 1 / c."""
+    """In the tangent's normalisation, beside its root mean square; the paper's 0.1 beside the norm of D numbers is
+    0.1 / sqrt(D) here, and large values leave the tangent as it is, scaled by 1 / c."""
+    adaptive: bool = False
+    """Learn what each time weighs, as the paper does."""
     derivative: Derivative = "upwind"
     """How the derivative along the flow is taken: looking back, or exactly (forward), or by central differences."""
     width: float = WIDTH
@@ -454,7 +461,10 @@ def continuous_consistency(
         options.derivative,
         options.width,
     )
-    return _stages(given, "continuous-consistency", objective)
+    (stage,) = _stages(given, "continuous-consistency", objective)
+    if not options.adaptive:
+        return [stage]
+    return [replace(stage, make=lambda X: (Weighed(X, given.schedule), objective))]
 
 
 def _constant(name: str, value: int) -> Callable[[int], int]:

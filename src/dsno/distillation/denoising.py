@@ -40,9 +40,11 @@ class Denoising:
         null: The label that stands for none; every label becomes it with probability `drop`, so that one network learns
             both terms of guidance (Ho & Salimans, 2022, arXiv 2207.12598, algorithm 1).
         drop: That probability, in [0, 1).
+        noise: (N, *shape), what each sample is noised with; by default drawn anew in every batch.
 
     Raises:
-        ValueError: if `batch` is not positive, or labels are to be dropped and there are none, or none to drop them to.
+        ValueError: if `batch` is not positive, the noise is not one for each sample, or labels are to be dropped and
+            there are none, or none to drop them to.
     """
 
     def __init__(
@@ -55,6 +57,7 @@ class Denoising:
         seed: int = 0,
         null: int | None = None,
         drop: float = 0.0,
+        noise: Tensor | None = None,
     ) -> None:
         if batch < 1:
             raise ValueError(f"batch must be at least 1, got {batch}")
@@ -62,7 +65,9 @@ class Denoising:
             raise ValueError(f"drop is the share of labels that is dropped, in [0, 1), got {drop}")
         if drop and (labels is None or null is None):
             raise ValueError("labels can only be dropped where there are labels and a `null` one that stands for none")
-        self.null, self.drop = null, drop
+        if noise is not None and noise.shape != x.shape:
+            raise ValueError(f"noise is one for each sample, {tuple(x.shape)}, got {tuple(noise.shape)}")
+        self.null, self.drop, self.noise = null, drop, noise
         self.x, self.schedule, self.kind, self.labels, self.batch, self.seed = x, schedule, kind, labels, batch, seed
 
     def batches(self, start: int, rank: int = 0, world: int = 1) -> Iterator[dict[str, Tensor]]:
@@ -77,7 +82,7 @@ class Denoising:
             i = torch.randint(len(self.x), (self.batch,), generator=g)
             # One stratum per sample: the times of a batch cover [0, 1] evenly.
             t = (torch.rand(1, generator=g) + torch.arange(self.batch) / self.batch) % 1
-            eps = torch.randn(self.batch, *self.x.shape[1:], generator=g)
+            eps = torch.randn(self.batch, *self.x.shape[1:], generator=g) if self.noise is None else self.noise[i]
             batch = {"x0": self.x[i[mine]], "t": t[mine], "eps": eps[mine]}
             if self.labels is not None:
                 label = self.labels[i]

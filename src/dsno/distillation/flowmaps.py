@@ -112,6 +112,7 @@ class FlowMapMatching:
         span: The longest step, of `progressive_map`; the shortest of `shortcut`, a power of 1/2. Both in phase.
         before: The map of the stage before, of `progressive_map`; None is the teacher's DDIM step.
         first: Steps that stages before this one took: batches go on where theirs ended.
+        noise: As `Denoising` has it.
         floor: The least phase at which a slope of the schedule is needed, which may be infinite at 0; by default
             $10^{-4}$, or what differences reach to.
 
@@ -136,6 +137,7 @@ class FlowMapMatching:
         span: float = 1 / 64,
         before: Callable[..., Tensor] | None = None,
         first: int = 0,
+        noise: Tensor | None = None,
         floor: float | None = None,
     ) -> None:
         residuals: dict[str, Callable[..., Tensor]] = {
@@ -167,7 +169,7 @@ class FlowMapMatching:
         floor = floor if floor is not None else 1e-4 if derivative == "forward" else 2e-3
         # Teachers are not asked below: `dsno.denoise` takes slopes of the schedule no nearer to 0.
         self.floor = max(floor, float(schedule.phase(torch.tensor(NEAREST, dtype=torch.float64))))
-        self.noised = Denoising(x, schedule, "x0", labels, batch, seed)
+        self.noised = Denoising(x, schedule, "x0", labels, batch, seed, noise=noise)
 
     def batches(self, start: int, rank: int = 0, world: int = 1) -> Iterator[dict[str, Tensor]]:
         """Batches from step `start` on, each the share of `rank`; the rows at rest, $s = t$, come last."""
@@ -418,9 +420,9 @@ def eulerian(student: FlowMap, given: Given, options: EulerianOptions = Eulerian
 def meanflow(student: FlowMap, given: Given, options: MeanFlowOptions = MeanFlowOptions()) -> list[Stage]:
     """MeanFlow (Geng et al., 2025, arXiv 2505.13447) in one stage: of the teacher's velocity, or of the data's.
 
-    The paper's adaptive weight, `power=1`, and its share of rows with s = t, 3/4, are the defaults for the data's
-    velocities, whose noise is in every residual. A teacher's leave none where s is near t, and weighing those rows most
-    is to learn nothing: there the power is 0 and the share, of rows that a student starts with, 1/4.
+    The paper's `power=1` and its share of rows with s = t, 3/4, are the defaults for the data's velocities, whose noise
+    is in every residual. A teacher's leave none where s is near t, and weighing those rows most is to learn nothing:
+    there they are 0 and 1/4.
     """
     teacher = None if options.from_data else given.teacher
     return _one(
@@ -437,9 +439,8 @@ def meanflow(student: FlowMap, given: Given, options: MeanFlowOptions = MeanFlow
 def shortcut(student: FlowMap, given: Given, options: ShortcutOptions = ShortcutOptions()) -> list[Stage]:
     """Shortcut models (Frans et al., 2024, arXiv 2410.12557) in one stage: of the teacher's velocity, or of the data's.
 
-    Its targets are the student's own, not those of averaged weights; the share `rest` of rows with s = t is the paper's
-    3/4 where the velocities are the data's, 1/4 where a teacher's, with which the student starts. At the exact flow map
-    the loss is not 0 but the error of two DDIM steps of half the `span`, the targets of the shortest rows (see above).
+    Its targets are the student's own, not those of averaged weights; `rest` is the paper's 3/4 where the velocities are
+    the data's, 1/4 where a teacher's. At the exact map the loss is the error of its shortest targets (see above).
     """
     teacher = None if options.from_data else given.teacher
     rest = _rest(teacher) if options.rest is None else options.rest
@@ -447,8 +448,7 @@ def shortcut(student: FlowMap, given: Given, options: ShortcutOptions = Shortcut
 
 
 def direct(student: FlowMap, given: Given, options: DirectOptions = DirectOptions()) -> list[Stage]:
-    """Direct flow map matching (Boffi et al., 2024, arXiv 2406.07507) of the data, without the teacher, in one
-    stage."""
+    """Direct flow map matching (Boffi et al., 2024, arXiv 2406.07507) of the data alone, in one stage."""
     return _one(given, "direct", None, derivative=options.derivative)
 
 

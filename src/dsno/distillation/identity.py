@@ -36,6 +36,7 @@ from torch import Tensor, nn
 from dsno.borrow import unwrapped
 from dsno.condition import Cond
 from dsno.denoise import Denoiser, Prediction, expand_like, still
+from dsno.distillation.adversary import DELTA, Judging, Reals, adversarial
 from dsno.distillation.denoising import noised
 from dsno.distillation.matching import Paced, Starts, at_levels, check_levels, made_by, one_ended, student_denoiser
 from dsno.distillation.stages import Given, Stage
@@ -50,7 +51,7 @@ from dsno.students.operator import TrajectoryStudent
 from dsno.students.samplers import Student
 from dsno.trajectories.labels import uniform_labels
 
-__all__ = ["Fresh", "Identity", "IdentityOptions", "Twin", "identity"]
+__all__ = ["Adversarial", "Fresh", "Identity", "IdentityOptions", "Judged", "Twin", "identity"]
 
 
 class Twin(nn.Module):
@@ -77,6 +78,26 @@ class Twin(nn.Module):
         x = made_by(self.student, x_1, cond, 1.0, (-1,))[:, -1]
         x_t = noised(self.student.schedule, x, eps, t)
         return x, x_t, still(self.fake, x_t, t, cond), self.fake(x_t.detach(), t, cond)
+
+
+class Judged(Twin):
+    """A twin whose denoiser is a `Judging`: it also tells the student's samples from real ones."""
+
+    def forward(  # type: ignore[override]
+        self,
+        x_1: Tensor,
+        cond: Cond | None,
+        t: Tensor,
+        eps: Tensor,
+        real: Tensor,
+        real_cond: Cond | None = None,
+        aside: Tensor | None = None,
+    ) -> tuple[tuple[Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor, Tensor, Tensor | None]]:
+        """What a twin says; and the logits (B,) of the sample, with a gradient to it alone, of the sample, with one to
+        the weights alone, and of real samples noised to t (B, *shape), as they are and `aside`."""
+        x, x_t, (D_G, judged), (own, made) = super().forward(x_1, cond, t, eps)
+        beside = None if aside is None else self.fake(aside, t, real_cond)[1]
+        return (x, x_t, D_G, own), (judged, made, self.fake(real, t, real_cond)[1], beside)
 
 
 class Identity:
@@ -108,8 +129,12 @@ class Identity:
 
     def __call__(self, twin: nn.Module, batch: dict[str, Any]) -> Tensor:
         """The sum of both losses of one batch, a scalar."""
-        t, cond = batch["t"], batch.get("cond")
-        x, x_t, D_G, own = twin(initial_state(self.schedule, batch["noise"]), cond, t, batch["eps"])
+        x_1 = initial_state(self.schedule, batch["noise"])
+        return self.of(twin(x_1, batch.get("cond"), batch["t"], batch["eps"]), batch)
+
+    def of(self, said: tuple[Tensor, Tensor, Tensor, Tensor], batch: dict[str, Any]) -> Tensor:
+        """The same of what the twin said."""
+        (x, x_t, D_G, own), t, cond = said, batch["t"], batch.get("cond")
         D = still(self.teacher, x_t, t, cond)
         alpha_t, sigma_t = (expand_like(c, x) for c in self.schedule(t))
         with torch.no_grad():
@@ -118,6 +143,46 @@ class Identity:
         match = (w * ((1 - self.a) * (D - D_G).square() + (D - D_G) * (D_G - x))).mean()
         denoise = ((1 + (alpha_t / sigma_t) ** 2) * (own - x.detach()).square()).mean()
         return match + denoise
+
+
+class Adversarial(Identity):
+    r"""The objective of a `Judged` twin: that of `Identity`, and `adversary` times that of
+    `dsno.distillation.adversary`.
+
+    Arguments:
+        starts: As `Identity` has it.
+        teacher: $D$.
+        reals: Samples of the data.
+        adversary: What the adversary weighs.
+        r1: What the squared slope of its logit weighs.
+        a: As `Identity` has it.
+
+    Raises:
+        ValueError: for a weight below 0; as `Identity` does.
+    """
+
+    def __init__(
+        self, starts: Starts, teacher: Denoiser, reals: Reals, adversary: float, r1: float = 0.0, a: float = 1.2
+    ) -> None:
+        super().__init__(starts, teacher, a)
+        for name, weight in (("adversary", adversary), ("r1", r1)):
+            if not weight >= 0:
+                raise ValueError(f"{name} is the weight of a loss, at least 0, got {weight:g}")
+        self.reals, self.adversary, self.r1 = reals, adversary, r1
+
+    def batches(self, start: int, rank: int = 0, world: int = 1) -> Iterator[dict[str, Any]]:
+        """Those of `Identity`, with real samples."""
+        mine = share_of(self.starts.batch, rank, world)
+        for step, batch in enumerate(super().batches(start, rank, world), start):
+            yield {**batch, **self.reals.drawn(step, self.starts.batch, mine)}
+
+    def __call__(self, twin: nn.Module, batch: dict[str, Any]) -> Tensor:
+        """The sum of all losses of one batch, a scalar."""
+        t, y_t = batch["t"], noised(self.schedule, batch["real"], batch["real_eps"], batch["t"])
+        aside = y_t + DELTA * batch["slope"] if self.r1 else None
+        x_1 = initial_state(self.schedule, batch["noise"])
+        said, logits = twin(x_1, batch.get("cond"), t, batch["eps"], y_t, batch.get("real_cond"), aside)
+        return self.of(said, batch) + self.adversary * adversarial(*logits, r1=self.r1)
 
 
 class Fresh:
@@ -169,6 +234,18 @@ class IdentityOptions:
     """The learning rate of the denoiser of the student's samples, over the student's."""
     rate: float = 0.03
     """The student's learning rate, over the run's."""
+    adversary: float = 0.0
+    """What an adversary weighs that tells the student's samples from real ones by the denoiser's bottleneck; 0 leaves
+    it out, and needs no data."""
+    r1: float = 0.0
+    """What the squared slope of its logit at real samples weighs (R1)."""
+    frozen: bool = False
+    """Leave the student's convolutions as they are, and train its linear layers, scales and biases alone."""
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """Samples of the data, for an adversary."""
+        return ("data",) if self.adversary else ()
 
     def student(self, teacher: Prediction, given: Given) -> Student:
         """Refuse to make one: from noise, a copy of the teacher makes no samples whose denoiser is worth anything.
@@ -202,10 +279,24 @@ def identity(student: Student, given: Given, options: IdentityOptions = Identity
         raise ValueError(f"identity draws labels, and this student is told {told}: take matching, on its trajectories")
     null = own_null(cast(Prediction, fake))
     starts = Fresh(given.schedule, student.shape, student.classes, null, given.batch, given.seed)
-    objective = Identity(starts, given.denoiser, options.a)
+    objective: Identity = Identity(starts, given.denoiser, options.a)
+    if options.adversary:
+        Judging(cast(Prediction, fake))  # refuses what has no bottleneck
+        if student.classes and given.labels is None:
+            raise ValueError(
+                f"the student is told one of {student.classes} classes, and the data have no labels: give labelled "
+                "data, or leave adversary at 0"
+            )
+        reals = Reals(given.samples, given.labels, given.seed)
+        objective = Adversarial(starts, given.denoiser, reals, options.adversary, options.r1, options.a)
 
     def make(student: Student) -> tuple[Twin, Identity]:
-        return Twin(student, student_denoiser(given.denoiser), options.pace), objective
+        fake = cast(Prediction, student_denoiser(given.denoiser))
+        if options.frozen:
+            _freeze_kernels(student)
+        if options.adversary:
+            return Judged(student, Judging(fake), options.pace), objective
+        return Twin(student, fake, options.pace), objective
 
     def became(student: Student) -> Student:
         if isinstance(student, ParallelDecoder):
@@ -213,3 +304,10 @@ def identity(student: Student, given: Given, options: IdentityOptions = Identity
         return student.trained_for("grid", 1) if isinstance(student, FlowMap) else student
 
     return [Stage("identity", given.steps, make, became, lr=options.rate)]
+
+
+def _freeze_kernels(student: nn.Module) -> None:
+    """Train all but the kernels of a student's convolutions, which are most of its parameters."""
+    for module in student.modules():
+        if isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d):
+            module.weight.requires_grad_(False)

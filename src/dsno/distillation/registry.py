@@ -8,7 +8,7 @@ and in what the map is compared with:
 | solved trajectories | t = 1 and some s | `operator`, `knowledge`, `matching` |
 | two steps of the teacher, or of itself | a grid, or any | `progressive`, `guided`, `shortcut`, `progressive-map` |
 | its own value one small step on | s = 0 | `consistency` and its kin |
-| the teacher's velocity, or the data's | any | `lagrangian`, `eulerian`, `meanflow`, `direct` |
+| the teacher's velocity, or the data's | any | `lagrangian`, `eulerian`, `meanflow`, `rectified-meanflow`, `direct` |
 | the teacher's solver, from the student's own states | a grid | `decoding` |
 | the law of the teacher's samples | s = 0 | `matching`, `identity` |
 
@@ -32,7 +32,17 @@ import torch
 from torch import nn
 
 from dsno.checkpoint import check_keys
-from dsno.distillation import consistency, decoding, flowmaps, guided, identity, matching, progressive, regression
+from dsno.distillation import (
+    consistency,
+    decoding,
+    flowmaps,
+    guided,
+    identity,
+    matching,
+    progressive,
+    rectified,
+    regression,
+)
 from dsno.distillation.derivatives import jvp
 from dsno.distillation.stages import FlowMapOptions, Given, Options, Stage
 from dsno.students.flowmap import FlowMap
@@ -307,7 +317,7 @@ METHODS: dict[str, Method] = {
             "student",
             ("teacher",),
             "1",
-            ("zhou2024score",),
+            ("zhou2024score", "yin2024improved"),
             "A student of one pass is there and should reach its teacher, or pass it: needs no data, only minutes.",
             identity.identity,
             identity.IdentityOptions,
@@ -446,6 +456,18 @@ METHODS: dict[str, Method] = {
             "Any number of passes; of the teacher's velocity, or of the data's (`--from-data`).",
             flowmaps.meanflow,
             flowmaps.MeanFlowOptions,
+        ),
+        Method(
+            "rectified-meanflow",
+            "rectified MeanFlow",
+            "flow map",
+            ("trajectories",),
+            "any",
+            ("zhang2025flow", "geng2025mean"),
+            "Any number of passes from stored trajectories, whose pairs are nearly straight; the teacher is not asked.",
+            rectified.rectified_meanflow,
+            rectified.RectifiedOptions,
+            batch=256,
         ),
         Method(
             "direct",

@@ -262,6 +262,7 @@ def run_stages(
         for n, stage in enumerate(stages):
             # What a stage adds to the student starts from the seed, whichever stages ran in this process.
             torch.manual_seed((config.seed << 8) + n)
+            free = [p for p in student.parameters() if p.requires_grad]
             trained, objective = stage.make(student)
             warmup = min(config.warmup, stage.steps // 10)
             own = replace(config, steps=stage.steps, lr=config.lr * stage.lr, warmup=warmup)
@@ -275,6 +276,8 @@ def run_stages(
             progress = stage_progress(stage.name, report)
             # What was to be overwritten is gone.
             train(trained, objective, own, folder, resume=True, progress=progress, settings=named)
+            for parameter in free:
+                parameter.requires_grad_()
             if changed := changes_of(folder):
                 changes[stage.name] = changed
             student = stage.became(student)

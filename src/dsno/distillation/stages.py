@@ -116,7 +116,7 @@ class FlowMapOptions:
 @dataclass(frozen=True)
 class Stage:
     """A part of a method's training. Neither making one nor training it changes anything but the weights of the
-    student.
+    student, of which `make` may freeze some for as long as it trains.
 
     Attributes:
         name: Names its folder.

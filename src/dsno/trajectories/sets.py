@@ -28,7 +28,7 @@ from dsno.trajectories.manifest import NAMED, describe, differences, join, read_
 if TYPE_CHECKING:
     from dsno.trajectories.shelf import Shelf
 
-__all__ = ["TrajectorySet", "samples_of"]
+__all__ = ["TrajectorySet", "noises_of", "samples_of"]
 
 WINDOW = 8
 
@@ -263,6 +263,14 @@ class TrajectorySet(Dataset[dict[str, Any]]):
     def __getstate__(self) -> dict[str, Any]:
         # A worker process maps the files itself instead of receiving their contents.
         return {**self.__dict__, "_mapped": {}}
+
+
+def noises_of(data: TrajectorySet) -> Tensor:
+    """What trajectories start from, (N, *shape) float32: noise of unit variance."""
+    noise = torch.empty(len(data), *data.shape)
+    for rows in torch.arange(len(data)).split(1024):
+        noise[rows] = data.__getitems__(rows.tolist())["noise"]
+    return noise
 
 
 def samples_of(data: TrajectorySet) -> tuple[Tensor, Tensor | None]:
