@@ -9,10 +9,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, ProgressColumn, Task, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from rich.text import Text
 
+from dsno.cli.pace import Pace, spelled
 from dsno.measure.results import Result
 from dsno.measure.table import BIAS, best, table
 from dsno.runs.plan import Estimate
@@ -59,7 +60,8 @@ def speaks() -> bool:
 
 @contextmanager
 def progress(shown: Callable[[float], str] | None = None) -> Iterator[Report]:
-    """Progress bars, one per stage, with rate and estimate; plain lines where the output is not a terminal.
+    """Progress bars, one per stage, with rate and, once it means something, an estimate (`Pace`); plain lines where the
+    output is not a terminal.
 
     `shown` writes what is counted, and how much of it is done in a second: `human_size`, of bytes.
     """
@@ -70,36 +72,49 @@ def progress(shown: Callable[[float], str] | None = None) -> Iterator[Report]:
         TextColumn("{task.fields[part]}"),
         TextColumn("{task.fields[rate]}"),
         TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
+        _Left(),
         TextColumn("{task.fields[text]}"),
         console=console,
         disable=not console.is_terminal,
     )
     tasks: dict[str, TaskID] = {}
-    began: dict[str, tuple[float, int]] = {}
+    paces: dict[str, Pace] = {}
     printed: dict[str, float] = {}
 
     def report(stage: str, done: int, total: int, text: str) -> None:
-        now = time.monotonic()
-        first, at = began.setdefault(stage, (now, done))
-        rate = (done - at) / (now - first) if now > first else 0.0
-        speed = "" if not rate else f"{rate:.1f}/s" if shown is None else f"{shown(rate)}/s"
+        now, pace = time.monotonic(), paces.setdefault(stage, Pace())
+        pace.add(now, done, total)
+        rate = f"{_number(pace.rate) if shown is None else shown(pace.rate)}/s" if pace.rate else ""
         part = f"{done}/{total}" if shown is None else f"{shown(done)}/{shown(total)}"
         if done == 0 and text:
             console.print(f"{stage}: {text}")
         if console.is_terminal:
             if stage not in tasks:
-                tasks[stage] = bar.add_task(stage, total=total, part="", rate="", text="")
-            bar.update(tasks[stage], completed=done, part=part, rate=speed, text="" if done == 0 else text)
-        # A line without a rate says nothing of how long it will take: the first one waits for it.
-        elif done and (done == total or (rate and now - printed.get(stage, -SILENCE) >= SILENCE)):
+                tasks[stage] = bar.add_task(stage, total=total, part="", rate="", text="", pace=pace)
+            bar.update(tasks[stage], completed=done, part=part, rate=rate, text="" if done == 0 else text)
+            return
+        # The first line waits until it can say how long it will take, but not for ever.
+        due = now - printed.get(stage, now - pace.took) >= SILENCE or (pace.settled and stage not in printed)
+        if done and (done == total or due):
             printed[stage] = now
-            left = f"{(total - done) / rate:.0f} s left" if rate else ""
-            console.print(" ".join(filter(None, (f"{stage} {part}", speed, left, text))))
+            left = pace.left(now)
+            lasts = f"in {spelled(pace.took)}" if done == total else "" if left is None else f"{spelled(left)} left"
+            console.print(" ".join(filter(None, (f"{stage} {part}", rate, lasts, text))))
 
     with bar:
         yield report
+
+
+class _Left(ProgressColumn):
+    """The estimate of a bar, which counts down between two reports."""
+
+    def render(self, task: Task) -> Text:
+        left = task.fields["pace"].left(task.get_time())
+        return Text("" if left is None else f"{spelled(left)} left")
+
+
+def _number(rate: float) -> str:
+    return f"{rate:.1f}" if rate >= 10 else f"{rate:.2g}"
 
 
 def show(results: Sequence[Result]) -> None:

@@ -101,7 +101,7 @@ def compare(
         count: How many noises.
         out: Folder for `results.json` and `report.html`, which replace those of an evaluation before; nothing is
             written without it.
-        report: Called with stage, done, total and text (`dsno.train.Report`).
+        report: Called with stage, network calls done and in all, and text (`dsno.train.Report`).
         page: Where the report goes instead.
         first_seed: Seed of the first noise; far from those of trajectories by default.
         ddim: Steps of DDIM, on the uniform grid.
@@ -144,17 +144,19 @@ def compare(
         model.to(device)
     seeds, family = seed_range(first_seed, count), _family(learned)
     own, solvers = _passes(learned, family, passes, fresh), _solvers(solved, ddim, multistep)
-    total = len(own) + len(solvers) + 1
+    # Network calls are most of the work, and a solver's are many: by samplers the first part would be a quarter of it.
+    calls = [fine_steps, *(passes or [1]), *(len(solver.grid) - 1 for solver in solvers.values())]
+    total = sum(calls)
 
     reference = Reference.of(images.x, net)
     floor = halves(reference, net, count)
-    report("evaluate", 0, total, f"fine solution of {count} noises in {fine_steps} steps")
+    report("evaluate", 0, total, f"{total} network calls for {count} noises, the fine solution in {fine_steps} first")
     z = noise(seeds, shape, device=device)
     fine = fine_solution(solved, solved.schedule, z, fine_steps).sample
     per_row = flops(solved, z[:1], torch.ones(1, device=device))
     results = []
     for n, (name, sampler) in enumerate([*own.items(), *solvers.items()]):
-        report("evaluate", n + 1, total, name)
+        report("evaluate", sum(calls[: n + 1]), total, name)
         result = evaluate(
             sampler,
             name=name,
@@ -230,7 +232,7 @@ def _passes(student: Student, family: str, passes: Sequence[int], fresh: bool) -
     return {f"{family}-{n}": sampler_of(student, n, fresh=fresh) for n in passes} or {family: sampler_of(student)}
 
 
-def _solvers(teacher: Prediction, ddim: Sequence[int], multistep: Sequence[int]) -> dict[str, Sampler]:
+def _solvers(teacher: Prediction, ddim: Sequence[int], multistep: Sequence[int]) -> dict[str, SolverSampler]:
     """The teacher's solvers by name and number of steps, on uniform grids."""
     steps = (("DDIM", DDIM(), ddim), ("DPM-Solver++", DPMSolverPP(), multistep), ("UniPC", UniPC(), multistep))
     return {
