@@ -110,12 +110,28 @@ def test_a_table_keeps_all_digits_in_a_narrow_pipe(
 ) -> None:
     monkeypatch.setenv("COLUMNS", "20")
     rows = [result("DSNO", 1, 12.3456), result("DDIM-4", 4, 23.4567)]
-    show(rows)
+    show(rows, every=True)
     shown = capsys.readouterr().out
     assert "…" not in shown
-    for row in table(rows):
-        (line,) = (line for line in shown.splitlines() if line.startswith(row["name"]))
-        assert line.split() == " ".join(row.values()).split()
+    for row, name in zip(table(rows), ("DSNO *", "DDIM-4"), strict=True):
+        (line,) = (line for line in shown.splitlines() if line.startswith(f"{name} "))
+        assert line.split() == " ".join({**row, "name": name}.values()).split()
+
+
+def test_a_table_reads_itself_to_somebody_new(capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [result("DSNO", 1, 12.3456), result("DDIM-4", 4, -0.5), result("real, other half", 0, 3.0, None)]
+    show(rows)
+    shown = capsys.readouterr().out
+    head, _, rest = shown.partition("\nDSNO ")
+    assert head.splitlines()[-1].split("  ")[0] == "sampler" and head.endswith("ms, one")
+    assert all(unit in head for unit in ("serial", "MFLOP", "distance ↓", "0 to 1 ↑", "RMSE ↓"))
+    assert "kernel" not in shown and "\nDDIM-4 * " in rest
+    assert "DSNO is at a distance of 12.3 from the data after 1 network call; as near: DDIM after 4;" in " ".join(
+        rest.split()
+    )
+    show(rows, every=True)
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "around 0" in shown and "A kernel distance has no bias" in shown
 
 
 def test_few_samples_are_said_to_be_few(capsys: pytest.CaptureFixture[str]) -> None:

@@ -15,7 +15,7 @@ from rich.text import Text
 
 from dsno.cli.pace import Pace, spelled
 from dsno.measure.results import Result
-from dsno.measure.table import BIAS, best, table
+from dsno.measure.table import BIAS, COLUMNS, UNBIASED, best, nearest, reading, table
 from dsno.runs.plan import Estimate
 from dsno.teachers.check.verdict import Verdict
 from dsno.train import Report
@@ -117,18 +117,33 @@ def _number(rate: float) -> str:
     return f"{rate:.1f}" if rate >= 10 else f"{rate:.2g}"
 
 
-def show(results: Sequence[Result]) -> None:
-    """Print results as a table, the best of each column bold, and what their distances are worth."""
-    rows, winners = table(results), best(results)
-    titles = (key.replace(" ", "\n") for key in rows[0])
-    printed = Table(*titles, box=None, header_style="bold", pad_edge=False, collapse_padding=True)
+def show(results: Sequence[Result], every: bool = False) -> None:
+    """Print results as a table: units in its head, the best of each column bold, the row nearest to the data marked; and
+    below it what it says of its first row, and what its distances are worth.
+
+    With `every`, the columns too that few look at.
+    """
+    rows, winners, top = table(results, every), best(results), nearest(results)
+    scales = {column.title: column.scale for column in COLUMNS}
+    printed = Table(box=None, header_style="bold", pad_edge=False, collapse_padding=True)
+    for key in rows[0]:
+        head = Text("sampler") if key == "name" else Text("\n".join([*key.split(), scales[key]]))
+        printed.add_column(head, justify="left" if key == "name" else "right", vertical="bottom")
     for row in rows:
-        printed.add_row(*(f"[bold]{v}[/]" if row["name"] in winners.get(k, ()) else v for k, v in row.items()))
+        mark = " *" * (top is not None and row["name"] == top.name)
+        cells = {**row, "name": row["name"] + mark}
+        printed.add_row(*(Text(v, "bold" if row["name"] in winners.get(k, ()) else "") for k, v in cells.items()))
+        if mark:
+            printed.rows[-1].style = "green"
     # Squeezed into a narrow terminal or a pipe the columns would lose their digits.
     Console(width=200).print(printed)
+    console = Console()
+    if said := reading(results):
+        console.print(Text(f"\n{said}"))
     measured = [result for result in results if result.quality is not None]
     if measured:
-        Console().print(Text(f"\n{BIAS}\n", "dim"))
+        legend = "Better is lower under ↓ and higher under ↑; the best of a column is bold. " * bool(winners)
+        console.print(Text(f"\n{legend}{BIAS}{f' {UNBIASED}' * every}\n", "dim"))
     if measured and (fewest := min(result.protocol.count for result in measured)) < FEW:
         say_aside(f"{fewest} samples say little of a distance: take --count 2048, as the tables of the pages do")
 

@@ -45,6 +45,8 @@ class Evaluate:
     """Noise the sample again between passes, instead of going on from the student's own state."""
     out: Path = Path("runs/evaluation")
     """Folder for results.json and report.html."""
+    all: bool = False
+    """Print all columns, kernel distance and diversity too."""
     overwrite: bool = False
     """Replace the evaluation in --out."""
 
@@ -82,7 +84,7 @@ class Evaluate:
                 variant=self.variant,
             )
         if first:
-            show(results)
+            show(results, self.all)
             print(f"numbers in {self.out / 'results.json'}, pictures in {self.out / 'report.html'}")
 
     def _features(self, data: Samples) -> Path:
@@ -118,6 +120,8 @@ class Demo:
     """The report."""
     count: int = 320
     """Noises."""
+    all: bool = False
+    """Print all columns, kernel distance and diversity too."""
 
     def run(self) -> None:
         weights = shipped()
@@ -125,5 +129,5 @@ class Demo:
         writable(self.out.parent)
         with progress() as report:
             results = compare(*parts, "digits", self.count, report=report, page=self.out)
-        show(results)
+        show(results, self.all)
         say(f"report: {self.out.resolve()}", "dsno reproduce digits   (trains all of this from nothing, resumable)")
