@@ -143,3 +143,15 @@ def test_few_samples_are_said_to_be_few(capsys: pytest.CaptureFixture[str]) -> N
     )
     show([many])
     assert capsys.readouterr().err == ""
+
+
+def test_the_next_command_is_the_last_line_and_keeps_out_of_what_programs_read(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    say("done", "dsno sample", "in one pass")
+    say("", "dsno methods")
+    say("", "dsno methods", aside=True)
+    assert tuple(capsys.readouterr()) == (
+        "done\nnext: dsno sample   # in one pass\nnext: dsno methods\n",
+        "next: dsno methods\n",
+    )

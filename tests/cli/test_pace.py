@@ -50,6 +50,8 @@ def test_a_stage_that_goes_on_or_starts_again_counts_from_there() -> None:
     assert told((0, 0)).rate == 0 and told((5, 0), (5, 0), total=0).rate == 0
 
 
-@pytest.mark.parametrize("seconds, text", [(0.4, "0 s"), (89, "89 s"), (91, "2 min"), (5000, "83 min"), (7200, "2.0 h")])
+@pytest.mark.parametrize(
+    "seconds, text", [(0.4, "0 s"), (89, "89 s"), (91, "2 min"), (5000, "83 min"), (7200, "2.0 h")]
+)
 def test_a_time_is_spelled_as_it_is_read(seconds: float, text: str) -> None:
     assert spelled(seconds) == text

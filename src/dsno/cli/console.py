@@ -41,10 +41,18 @@ SILENCE = 10.0
 COLOURS = {"ok": "green", "warning": "yellow", "failure": "bold red"}
 
 
-def say(done: str, after: str) -> None:
-    """Print what was done, and the command that comes next."""
+def say(done: str, after: str, why: str = "", aside: bool = False) -> None:
+    """Print what was done, and the command that comes next, `command` of `dsno.cli.words`; the last line of every verb.
+
+    Arguments:
+        done: In a line or more, or nothing.
+        after: The command.
+        why: What it is for, where it is not the next step of the road.
+        aside: Print it to stderr: what was printed before is read by a program.
+    """
     if speaks():
-        print(f"{done}\nnext: {after}" if after else done)
+        following = f"next: {after}" + f"   # {why}" * bool(why)
+        print(*filter(None, [done, following]), sep="\n", file=sys.stderr if aside else None)
 
 
 def say_aside(text: str) -> None:
@@ -118,8 +126,8 @@ def _number(rate: float) -> str:
 
 
 def show(results: Sequence[Result], every: bool = False) -> None:
-    """Print results as a table: units in its head, the best of each column bold, the row nearest to the data marked; and
-    below it what it says of its first row, and what its distances are worth.
+    """Print results as a table, with units in its head, the best of each column bold, and the row nearest to the data
+    marked; below it what it says of its first row, and what its distances are worth.
 
     With `every`, the columns too that few look at.
     """

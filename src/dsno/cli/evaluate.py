@@ -7,6 +7,7 @@ from pathlib import Path
 
 from dsno.cli.console import progress, say, show
 from dsno.cli.options import AsRead, Reading, Variant, launched
+from dsno.cli.words import command
 from dsno.data.samples import Samples
 from dsno.nets.features import made_of
 from dsno.outputs import claimed, writable
@@ -85,7 +86,8 @@ class Evaluate:
             )
         if first:
             show(results, self.all)
-            print(f"numbers in {self.out / 'results.json'}, pictures in {self.out / 'report.html'}")
+            written = f"numbers in {self.out / 'results.json'}, pictures in {self.out / 'report.html'}"
+            say(written, command("export", student=self.student))
 
     def _features(self, data: Samples) -> Path:
         """The feature network beside the student, or the one that ships with the package, of the data.
@@ -99,8 +101,8 @@ class Evaluate:
             return found[0]
         free = beside if not beside.exists() else beside.with_name(f"features_{Path(data.name).stem}")
         raise FileNotFoundError(
-            f"there are no features of {data.name} to measure in: train them, `dsno features "
-            f"{self.reading.command(self.data)} --out {free}`, and give them, --features"
+            f"there are no features of {data.name} to measure in: train them, "
+            f"`{command('features', **self.reading.options(self.data), out=free)}`, and give them, --features"
         )
 
 
@@ -130,4 +132,8 @@ class Demo:
         with progress() as report:
             results = compare(*parts, "digits", self.count, report=report, page=self.out)
         show(results, self.all)
-        say(f"report: {self.out.resolve()}", "dsno reproduce digits   (trains all of this from nothing, resumable)")
+        say(
+            f"report: {self.out.resolve()}",
+            command("reproduce", "digits"),
+            "trains all of this from nothing, resumable",
+        )

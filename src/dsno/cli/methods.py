@@ -8,7 +8,7 @@ from pathlib import Path
 from tyro.conf import Positional
 
 from dsno.cli.console import say, show_methods, show_options
-from dsno.cli.words import flag
+from dsno.cli.words import command, flag
 from dsno.distillation.registry import METHODS, method_named
 from dsno.inverse.named import CHOICES, RESTORERS
 from dsno.references import OF_RESTORER, REFERENCES
@@ -39,7 +39,8 @@ class Methods:
 
     def run(self) -> None:
         if self.markdown:
-            return print(options_table())
+            print(options_table())
+            return say("", command("methods"), "what each is for", aside=True)
         if self.name in CHOICES:
             raise ValueError(
                 f"{self.name} is a restorer, whose options are those of `dsno restore`; more has "
@@ -47,12 +48,13 @@ class Methods:
             )
         if self.name:
             method = method_named(self.name)
-            return show_options(
+            show_options(
                 [
                     {"option": flag(o.name), "takes": o.type, "default": shown(o.default), "": o.help}
                     for o in method.described()
                 ]
             )
+            return say("", command("distill", method=method.name))
         show_methods(
             [
                 {
@@ -87,7 +89,7 @@ class Methods:
             "and there are pairs to train on, a network of the teacher's size has the lower error.\n"
             "Samples of a class that the teacher was never told: dsno classifier, then sample or generate --guide; "
             "stsp4 for a rough or strong guide, plms4 for a smooth one.",
-            "dsno distill --method NAME",
+            command("distill", method="NAME"),
         )
 
 
@@ -127,3 +129,4 @@ class Cite:
         from dsno.references import bibtex, used_by
 
         print(bibtex(used_by(self.run_folder)))
+        say("", command("methods"), "what else there is, with its papers", aside=True)

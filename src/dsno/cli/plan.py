@@ -9,8 +9,9 @@ from typing import Any, Literal
 from tyro.conf import Positional
 
 from dsno.checkpoint import write_json
-from dsno.cli.console import show_estimate
+from dsno.cli.console import say, show_estimate
 from dsno.cli.options import Variant, device_of, new_file
+from dsno.cli.words import command
 from dsno.grids import quadratic
 from dsno.runs.plan import plan
 from dsno.runs.recipes import RECIPES
@@ -79,6 +80,10 @@ class Plan:
         if self.out is not None:
             write_json(self.out, made.to_dict())
         show_estimate(made)
+        if self.recipe in RECIPES:
+            return say("", command("reproduce", self.recipe))
+        solved = {"count": self.count, "frames": self.frames, "solver": self.solver, "steps": self.steps}
+        say("", command("generate", teacher=self.recipe, variant=self.variant, **solved))
 
     def _workload(self) -> Workload:
         """The run as the recipe has it, or the default one of a teacher."""

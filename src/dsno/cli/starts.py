@@ -13,7 +13,7 @@ from dsno.borrow import unwrapped
 from dsno.cli.console import progress
 from dsno.cli.options import Training
 from dsno.cli.problems import stated
-from dsno.cli.words import flag
+from dsno.cli.words import command, flag
 from dsno.data.samples import Samples
 from dsno.hub import is_hub_id
 from dsno.inverse.decoded import Decoded
@@ -110,6 +110,7 @@ def teach_start(
             overwrite=overwrite,
             report=report,
         )
-    options = " ".join(f"{flag(option)} {value}" for option, value in said.options.items() if asked[option] is not None)
-    told = " ".join(part for part in (f"--problem {name}", options, f"--noise {noise:g}" if noise else "") if part)
-    return f"dsno restore PICTURES --teacher {ref} {told} --start {out}"
+    told = {option: value for option, value in said.options.items() if asked[option] is not None}
+    return command(
+        "restore", "PICTURES", teacher=ref, problem=name, **told, noise=f"{noise:g}" if noise else None, start=out
+    )

@@ -11,6 +11,7 @@ from dsno.cli.bridges import BRIDGES, BridgeName, kind_of_pairs
 from dsno.cli.console import progress, say, say_aside
 from dsno.cli.options import AsRead, Reading, Training
 from dsno.cli.starts import AsMeasured, Measured, teach_start
+from dsno.cli.words import command
 from dsno.data.pairs import load_pairs
 from dsno.outputs import check_apart, check_request
 from dsno.runs.bridge import teach_bridge
@@ -106,7 +107,7 @@ class Teach:
                 report,
                 drop=self.drop if self.conditional and self.null else 0.0,
             )
-        say(f"teacher in {self.out}", f"dsno generate --teacher {self.out}")
+        say(f"teacher in {self.out}", command("generate", teacher=self.out))
 
     def _start(self, teacher: str) -> None:
         asked = {"--pairs": bool(self.pairs), "--kind": self.kind is not None, "--conditional": self.conditional}
@@ -149,4 +150,5 @@ class Teach:
                 self.overwrite,
                 report,
             )
-        say(f"bridge in {self.out}", f"dsno sample --bridge {self.out} --input {self.pairs[0]} --calls 13 --samples 4")
+        following = command("sample", bridge=self.out, input=self.pairs[0], calls=13, samples=4)
+        say(f"bridge in {self.out}", following)

@@ -5,8 +5,8 @@ scale only, and after rounding to what is printed: a difference nobody sees make
 sentence what the table says of its first row.
 
 A Fréchet distance is biased upwards (`dsno.measure.metrics`), so its best is not 0 but what samples of the data's own
-law get, the row of `dsno.measure.evaluate.halves`; a kernel distance has no bias and is as often below 0 there. `BIAS` and
-`UNBIASED` say so below a table.
+law get, the row of `dsno.measure.evaluate.halves`; a kernel distance has no bias and is as often below 0 there. `BIAS`
+and `UNBIASED` say so below a table.
 """
 
 from __future__ import annotations
@@ -130,8 +130,8 @@ def best(results: Sequence[Result]) -> dict[str, set[str]]:
 
 
 def nearest(results: Sequence[Result]) -> Result | None:
-    """The sampler of the least Fréchet distance, of those that print alike the one of fewest calls; None where nothing is
-    best."""
+    """The sampler of the least Fréchet distance, of those that print alike the one of fewest calls; None where nothing
+    is best."""
     winners = best(results).get(FRECHET.title, ())
     return min((r for r in results if r.name in winners), key=lambda r: r.cost.rounds, default=None)
 

@@ -49,8 +49,8 @@ def html_report(path: Path | str, title: str, sections: Sequence[Section], summa
     """Write one HTML file that needs nothing else, atomically; its folder is made where missing.
 
     In a table of results the best of each column are set in bold where all were measured on one scale
-    (`dsno.measure.table.best`), and the row nearest to the data is marked; below it stands what it says of its first row
-    and what its distances are worth, and the protocol folds out.
+    (`dsno.measure.table.best`), and the row nearest to the data is marked; below it stands what it says of its first
+    row and what its distances are worth, and the protocol folds out.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
