@@ -27,7 +27,8 @@ __all__ = [
     "show",
     "show_estimate",
     "show_methods",
-    "show_options",
+    "show_rows",
+    "show_verbs",
     "show_verdict",
     "speaks",
 ]
@@ -156,6 +157,21 @@ def show(results: Sequence[Result], every: bool = False) -> None:
         say_aside(f"{fewest} samples say little of a distance: take --count 2048, as the tables of the pages do")
 
 
+def show_verbs(road: Mapping[str, Mapping[str, str]], asked: bool) -> None:
+    """Print what each verb does, under what it is for; to stderr unless it was asked for."""
+    console = Console(stderr=not asked, highlight=False)
+    width = 2 + max(len(name) for verbs in road.values() for name in verbs)
+    console.print(Text("usage: dsno VERB [options]; dsno VERB --help teaches each one"))
+    for title, verbs in road.items():
+        console.print(Text(f"\n{title}", "bold"))
+        made = Table(box=None, pad_edge=False, show_header=False, padding=(0, 2, 0, 0))
+        made.add_column(width=width)
+        for name, text in verbs.items():
+            made.add_row(Text(f"  {name}", "cyan"), Text(text))
+        console.print(made)
+    console.print(Text("\nnext: dsno demo   # a minute: the student that ships with the package, beside its teacher"))
+
+
 def show_verdict(verdict: Verdict) -> None:
     """Print what was looked at, the noise levels, and the verdict."""
     # As wide as the terminal, where there is one: sentences wrap.
@@ -199,7 +215,7 @@ def _words(rows: Sequence[Mapping[str, str]]) -> Table:
     return made
 
 
-def show_options(rows: Sequence[Mapping[str, str]]) -> None:
+def show_rows(rows: Sequence[Mapping[str, str]]) -> None:
     """Print a table of options."""
     console = Console()
     (console if console.is_terminal else Console(width=140)).print(_words(rows))

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from tyro.conf import Positional
 
-from dsno.cli.console import say, show_methods, show_options
+from dsno.cli.console import say, show_methods, show_rows
 from dsno.cli.words import command, flag
 from dsno.distillation.registry import METHODS, method_named
 from dsno.inverse.named import CHOICES, RESTORERS
@@ -48,7 +48,7 @@ class Methods:
             )
         if self.name:
             method = method_named(self.name)
-            show_options(
+            show_rows(
                 [
                     {"option": flag(o.name), "takes": o.type, "default": shown(o.default), "": o.help}
                     for o in method.described()
