@@ -147,7 +147,7 @@ def reading(results: Sequence[Result]) -> str:
     if top is None or not rivals:
         return ""
     own, *_ = rivals
-    near, far = [], []
+    near, far = list[str](), list[str]()
     for family in dict.fromkeys(r.family for r in rivals if r.family != own.family):
         members = sorted((r for r in rivals if r.family == family), key=lambda r: r.cost.rounds)
         reach = [r for r in members if _frechet(r) <= _frechet(own) or _distance(r) == _distance(own)]
