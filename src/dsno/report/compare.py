@@ -9,7 +9,8 @@ what equal laws get, since a Fréchet distance is not 0 there.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -144,19 +145,17 @@ def compare(
         model.to(device)
     seeds, family = seed_range(first_seed, count), _family(learned)
     own, solvers = _passes(learned, family, passes, fresh), _solvers(solved, ddim, multistep)
-    # Network calls are most of the work, and a solver's are many: by samplers the first part would be a quarter of it.
-    calls = [fine_steps, *(passes or [1]), *(len(solver.grid) - 1 for solver in solvers.values())]
-    total = sum(calls)
+    done = _done(fine_steps, passes, solvers)
 
     reference = Reference.of(images.x, net)
     floor = halves(reference, net, count)
-    report("evaluate", 0, total, f"{total} network calls for {count} noises, the fine solution in {fine_steps} first")
+    report("evaluate", 0, done[-1], f"{done[-1]} network calls for {count} noises, the fine solution first")
     z = noise(seeds, shape, device=device)
     fine = fine_solution(solved, solved.schedule, z, fine_steps).sample
     per_row = flops(solved, z[:1], torch.ones(1, device=device))
     results = []
     for n, (name, sampler) in enumerate([*own.items(), *solvers.items()]):
-        report("evaluate", sum(calls[: n + 1]), total, name)
+        report("evaluate", done[n], done[-1], name)
         result = evaluate(
             sampler,
             name=name,
@@ -173,7 +172,7 @@ def compare(
         results.append(result)
     results.append(measure(fine.clamp(-1, 1), name="teacher, fine", reference=reference, extractor=net))
     results.append(floor)
-    report("evaluate", total, total, "done")
+    report("evaluate", done[-1], done[-1], "done")
     if accelerator is not None and not accelerator.is_main_process:
         return results
     if out is not None:
@@ -240,6 +239,14 @@ def _solvers(teacher: Prediction, ddim: Sequence[int], multistep: Sequence[int])
         for name, step, ns in steps
         for n in ns
     }
+
+
+def _done(fine_steps: int, passes: Sequence[int], solvers: Mapping[str, SolverSampler]) -> list[int]:
+    """The network calls that are done where each sampler begins, and where the last one ends.
+
+    They are most of the work. Counted by samplers, the fine solution would be a part of a dozen and take a quarter.
+    """
+    return [*accumulate([fine_steps, *(passes or [1]), *(len(solver.grid) - 1 for solver in solvers.values())])]
 
 
 def _sections(

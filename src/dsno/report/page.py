@@ -78,7 +78,7 @@ def _section(section: Section) -> str:
         parts.append(f"<div class=row>{''.join(_img(picture) for picture in section.pictures)}</div>")
     if section.results:
         known = any(result.quality is not None for result in section.results)
-        said = [reading(section.results), f"{BIAS} {UNBIASED}"] if known else []
+        said = [reading(section.results), BIAS, UNBIASED] if known else []
         parts += [_table(section.results), _paragraphs("\n\n".join(said)), _protocols(section.results)]
     return "<section>\n" + "\n".join(part for part in parts if part) + "\n</section>"
 
