@@ -29,7 +29,7 @@ class Ran:
     @property
     def following(self) -> list[str]:
         """The arguments of the command that was printed as the next one."""
-        program, *arguments = shlex.split(self.out.splitlines()[-1].removeprefix("next: "))
+        program, *arguments = shlex.split(self.out.splitlines()[-1].removeprefix("next: "), comments=True)
         assert program == "dsno"
         return arguments
 

@@ -3,6 +3,7 @@
 import importlib
 import json
 import math
+import re
 import shlex
 from collections.abc import Iterator
 from pathlib import Path
@@ -132,6 +133,14 @@ def test_sides_take_turns_and_the_first_call_of_each_does_not_count() -> None:
     sides = [lambda: called.append("a"), lambda: called.append("b")]
     taken = script("_common").alternating(*sides, repeats=2, clock=lambda: next(clock))
     assert called == ["a", "b"] * 3 and taken == [(1, 1), (1, 1)]
+
+
+def test_the_commands_of_the_gallery_are_ones() -> None:
+    page = (BENCHMARKS.parent / "docs" / "gallery.md").read_text()
+    commands = re.findall(r"`python (benchmarks/(\w+)\.py[^`]*)`", page)
+    assert len(commands) > 8
+    for command, name in commands:
+        script("_common").parse(script(name).options(), shlex.split(command)[1:])
 
 
 # Tables

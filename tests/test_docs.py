@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import importlib.util
+import re
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
 import pytest
+from PIL import Image
 
 from dsno.cli.methods import options_table
 
@@ -60,3 +62,24 @@ def test_a_page_loads_nothing_from_elsewhere(html: str, refused: str | None, hoo
         return
     with pytest.raises(hook.PluginError, match=f"index.md loads {refused}: put it into the site"):
         hook.on_post_page(html, page, None)
+
+
+def test_every_picture_is_on_a_page_and_every_page_has_its_pictures() -> None:
+    pages = [ROOT / "README.md", *(ROOT / "docs").rglob("*.md")]
+    links = [(p.parent, link) for p in pages for link in re.findall(r"\]\(([^)\s]+\.(?:png|gif))\)", p.read_text())]
+    shown = {(folder / link).resolve() for folder, link in links}
+    assert shown == {path.resolve() for path in (ROOT / "docs" / "images").iterdir()}
+
+
+def test_the_gallery_says_how_each_picture_is_made() -> None:
+    page = (ROOT / "docs" / "gallery.md").read_text()
+    # Each section's pictures have a command below them.
+    for section in re.split(r"^## ", page, flags=re.M)[1:]:
+        assert section.rindex("`python ") > section.rindex("!["), section.splitlines()[0]
+
+
+def test_the_readme_opens_with_a_picture_that_moves() -> None:
+    head = (ROOT / "README.md").read_text().split("## ")[0]
+    (name,) = re.findall(r"!\[[^]]*\]\((\S+)\)", head)
+    with Image.open(ROOT / name) as picture:
+        assert picture.n_frames > 30 and (ROOT / name).stat().st_size < 1_000_000

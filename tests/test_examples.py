@@ -1,14 +1,18 @@
 """The worked examples run, resume, and say what is true of their data."""
 
 import importlib.util
+import sys
 from pathlib import Path
 from types import ModuleType
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
+from dsno import load_student, seed_range, shipped
 from dsno.checkpoint import read_json
+from dsno.data.samples import to_uint8
 from dsno.grids import log_snr_uniform
 from dsno.seeds import noise
 from dsno.solvers.multistep import DPMSolverPP
@@ -20,7 +24,8 @@ EXAMPLES = Path(__file__).parents[1] / "examples"
 def load(name: str) -> ModuleType:
     spec = importlib.util.spec_from_file_location(name, EXAMPLES / f"{name}.py")
     assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
+    # Dataclasses look up the module that they are in.
+    module = sys.modules[name] = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
 
@@ -38,6 +43,32 @@ def test_an_example_runs_and_resumes(name: str, sets: int, tmp_path: Path, capsy
     if name == "signals":
         assert main(quick=True, out=tmp_path) == errors
         assert steps not in capsys.readouterr().out  # nothing is trained twice
+
+
+def test_one_pass_is_drawn_beside_its_teacher(tmp_path: Path) -> None:
+    one_pass = load("one_pass")
+    made = one_pass.paths(one_pass.HELD_OUT, one_pass.ROWS)
+    # Noise is shown at half its size, samples as they are.
+    z = noise(seed_range(one_pass.HELD_OUT, one_pass.ROWS), (1, 8, 8))
+    torch.testing.assert_close(made.student[:, 0], z / 2, rtol=0, atol=1e-3)
+    sample = load_student(shipped() / "student").sample(z)
+    torch.testing.assert_close(made.student[:, -1], sample, rtol=0, atol=1e-3)
+    torch.testing.assert_close(made.student[:, 0], made.teacher[:, 0])
+    with Image.open(one_pass.main(tmp_path / "one.gif", sets=1)) as picture:
+        assert picture.n_frames == one_pass.CALLS + 1
+        tiles = [(one_pass.EDGE + m * (one_pass.TILE + one_pass.GAP), one_pass.HEAD) for m in range(5)]
+        halves = (0, (picture.width - 2 * one_pass.EDGE + one_pass.BETWEEN) // 2)
+        drawn = []
+        for calls in (0, 1, 9, 16):
+            picture.seek(calls)
+            pixels = np.asarray(picture.convert("L"), dtype=int)
+            side = one_pass.TILE
+            drawn.append([[pixels[y : y + side, x + left : x + left + side] for x, y in tiles] for left in halves])
+    # What is made: of the student all at once, of the teacher one time after another, the current one included.
+    counts = [[sum(int(tile.std() > 20) for tile in half) for half in moment] for moment in drawn]
+    assert counts == [[1, 1], [5, 2], [5, 4], [5, 5]]
+    sample = to_uint8(sample[0, 0]).repeat_interleave(12, 0).repeat_interleave(12, 1).numpy().astype(int)
+    assert np.abs(drawn[-1][0][-1] - sample).max() < 12
 
 
 def test_the_covariance_of_the_signals_is_the_formula() -> None:

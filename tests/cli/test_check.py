@@ -19,6 +19,7 @@ def test_a_teacher_is_checked_and_the_verdict_is_the_exit_code(here: Path) -> No
     edit(here / "own" / "config.json", kind="x0")
     ran = dsno("check-teacher", "own", "--data", "digits", "--rows", 16, "--levels", 3, at=here)
     assert ran.code == 1 and "read as v" in " ".join(ran.out.split()) and "do not use this teacher" in ran.out
+    assert ran.following == ["check-teacher", "own", "--data", "digits"]
 
 
 def tall(here: Path) -> None:

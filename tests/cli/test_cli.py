@@ -1,5 +1,6 @@
 """The whole command line: every verb teaches, leads to the next one, and is told apart from what is none."""
 
+import ast
 import os
 import re
 import shlex
@@ -33,14 +34,14 @@ from processes import environment
 from refusals import Spoil, edit, refusals, refuses
 from shell import QUICK, Ran, dsno
 
-VERBS = cli.VERBS
+ROAD, VERBS = cli.ROAD, cli.VERBS
 SHIPPED = (Path(cli.__file__).parents[1] / "weights" / "digits").is_dir()
 
 
 def test_each_verb_leads_to_the_next(road: tuple[Path, dict[str, Ran]]) -> None:
     root, ran = road
     assert {verb: r.code for verb, r in ran.items()} == dict.fromkeys(ran, 0)
-    assert [ran[verb].following[0] for verb in list(ran)[:-1]] == list(ran)[1:]
+    assert [ran[verb].following[0] for verb in ran] == [*list(ran)[1:], "export"]
     runs = root / "runs"
     assert len(TrajectorySet(runs / "trajectories", verify=True)) == 64
     assert read_json(runs / "teacher" / "config.json")["notes"]["training"]["steps"] == 6
@@ -50,6 +51,17 @@ def test_each_verb_leads_to_the_next(road: tuple[Path, dict[str, Ran]]) -> None:
     assert results[0].name == "DSNO" and {r.protocol.count for r in results} == {8}
     assert all(r.name in ran["evaluate"].out for r in results) and "…" not in ran["evaluate"].out
     assert (runs / "evaluation" / "report.html").read_text().startswith("<!doctype html>")
+
+
+def test_every_verb_ends_with_the_next_command() -> None:
+    """Each says it somewhere by the one helper; the tests of the verbs say that it is the last thing said."""
+    for name, verb in VERBS.items():
+        module = ast.parse(Path(sys.modules[verb.__module__].__file__ or "").read_text())
+        (own,) = (node for node in module.body if isinstance(node, ast.ClassDef) and node.name == verb.__name__)
+        called = [
+            node.func.id for node in ast.walk(own) if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)
+        ]
+        assert "say" in called, name
 
 
 # Teaching
@@ -63,16 +75,22 @@ def lines(verb: str) -> str:
 @pytest.mark.parametrize("verb", [verb for verb in VERBS if verb != "reproduce"])
 def test_help_teaches_the_python_as_well(verb: str, tmp_path: Path) -> None:
     ran = dsno(verb, "--help", at=tmp_path)
-    assert ran.code == 0 and ("--out" in ran.out or verb in ("push", "methods", "cite"))
+    assert ran.code == 0 and ("--out" in ran.out or verb in ("doctor", "push", "methods", "cite"))
     assert (VERBS[verb].__doc__ or "").splitlines()[0] in ran.out
     assert all(line in ran.out for line in lines(verb).split("\n"))
 
 
-def test_the_overview_has_a_line_per_verb_and_leaves_their_help_alone(tmp_path: Path) -> None:
-    for arguments, code in (((), 2), (("--help",), 0)):
-        ran = dsno(*arguments, at=tmp_path)
-        assert ran.code == code and all(verb in ran.out + ran.err for verb in VERBS)
-    assert "Run a recipe from nothing" in ran.out and "In Python" not in ran.out
+def test_the_overview_groups_the_verbs_by_the_road_and_leaves_their_help_alone(tmp_path: Path) -> None:
+    (_, bare, err), (code, out, _) = ((r.code, r.out, r.err) for r in (dsno(at=tmp_path), dsno("--help", at=tmp_path)))
+    assert (bare, code) == ("", 0) and err == out == dsno("-h", at=tmp_path).out and dsno(at=tmp_path).code == 2
+    # Titles stand at the margin, verbs below the one that they belong to, and text further in.
+    found = re.findall(r"^(  )?(\S.*?)(?:  .*)?$", out, re.M)
+    expected = [
+        ("", title) if verb is None else ("  ", verb) for title, verbs in ROAD.items() for verb in (None, *verbs)
+    ]
+    assert [row for row in found if row in expected] == expected
+    assert "Run a recipe from nothing" in out and "In Python" not in out and "Run again to continue" not in out
+    assert out.splitlines()[0].startswith("usage: dsno VERB") and out.splitlines()[-1].startswith("next: dsno demo ")
     assert "Run again to continue" in dsno("reproduce", "--help", at=tmp_path).out
     assert "from dsno import TrajectorySet, distill, load_teacher" in dsno("distill", "--help", at=tmp_path).out
 

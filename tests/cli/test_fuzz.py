@@ -35,6 +35,7 @@ PATIENCE = 60
 QUICK = "--train.steps 2 --train.warmup 0 --batch 4"
 BASE = {
     "demo": "demo --count 1 --out new/page.html",
+    "doctor": "doctor",
     "teach": f"teach --channels 4 8 --out new {QUICK}",
     "check-teacher": "check-teacher runs/teacher --rows 4 --levels 2 --patience 0",
     "convert": "convert runs/teacher --out new",

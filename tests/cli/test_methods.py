@@ -24,6 +24,7 @@ def test_a_methods_options_are_listed_with_what_they_take(tmp_path: Path) -> Non
     assert ran.code == 0 and first.split() == ["option", "takes", "default"]
     for option in METHODS["progressive"].described():
         assert any(row.split()[:1] == [flag(option.name)] and shown(option.default) in row for row in rows)
+    assert ran.following == ["distill", "--method", "progressive"]
     ran = dsno("methods", "progresive", at=tmp_path)
     assert ran.code == 2 and "progressive" in ran.err and ran.out == ""
 
@@ -53,7 +54,7 @@ def test_samplers_of_bridges_are_listed_with_what_they_cost(tmp_path: Path) -> N
 
 def test_the_table_for_the_page_is_printed_whole(tmp_path: Path) -> None:
     ran = dsno("methods", "--markdown", at=tmp_path)
-    assert ran.code == 0 and ran.out == options_table() + "\n"
+    assert ran.code == 0 and ran.out == options_table() + "\n" and ran.err.startswith("next: dsno methods")
 
 
 @pytest.mark.parametrize(

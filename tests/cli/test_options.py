@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from dsno.cli.options import Reading, device_of, launched, new_file
+from dsno.cli.words import command
 from shell import dsno
 
 
@@ -109,7 +110,8 @@ def test_what_was_given_is_said_again_alike() -> None:
     reading = Reading(size=8, range=(0.0, 1.0), crop=(4, 6), channels_last=True)
     assert reading.given() == ["--size", "--crop", "--range", "--channels-last"]
     words = "--data 'a b' --size 8 --crop 4 6 --range 0.0 1.0 --channels-last"
-    assert reading.command("a b") == words and Reading().command("digits") == "--data digits"
+    assert command("teach", **reading.options("a b")) == f"dsno teach {words}"
+    assert Reading().options("digits") == {"data": "digits"}
 
 
 def test_an_array_is_read_as_it_is_said_to_be(tmp_path: Path) -> None:

@@ -15,9 +15,11 @@ def test_a_plan_of_a_recipe_and_of_a_teacher(here: Path) -> None:
     ran = dsno("plan", "digits", "--budget-hours", 1e-6, "--count", 1000, "--train-steps", 7, *quick, at=here)
     assert ran.code == 0 and "over the budget" in " ".join(ran.out.split())
     made = read_json(here / "plan.json")
+    assert ran.following == ["reproduce", "digits"]
     assert [s["evaluations"] for s in made["stages"]] == [3000 * 128, 16_000, 7 * 128]
-    heun = ("--frames", 2, "--solver", "heun", "--steps", 4, "--count", 10, "--guided")
-    ran = dsno("plan", "runs/teacher", *heun, *quick, at=here)
+    heun = ("--count", 10, "--frames", 2, "--solver", "heun", "--steps", 4)
+    ran = dsno("plan", "runs/teacher", *heun, "--guided", *quick, at=here)
+    assert ran.following == ["generate", "--teacher", "runs/teacher", *map(str, heun)]
     assert ran.code == 0 and read_json(here / "plan.json")["stages"][0]["evaluations"] == 10 * 7 * 2
     assert set(here.rglob("*")) - before == {here / "plan.json"}
 

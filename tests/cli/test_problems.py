@@ -160,6 +160,7 @@ def test_what_only_the_pictures_tell_is_refused_when_they_are_known(files: Path)
 def test_what_was_given_is_known_by_its_flags_and_said_again() -> None:
     assert Measured().given() == [] and Measured(factor=2, noise=0.1).given() == ["--factor", "--noise"]
     asked = Measured(problem="inpaint", box=0.5, noise=0.1, features=Path("features"))
-    assert asked.words() == "--problem inpaint --box 0.5 --noise 0.1" and Measured().words() == "--problem super"
+    assert asked.options() == {"problem": "inpaint", "box": 0.5, "noise": 0.1}
+    assert Measured().options() == {"problem": "super"}
     found, box = asked.stated().of(SHAPE), Mask.box(SHAPE, 0.5, 0.1)
     assert isinstance(found, Mask) and torch.equal(found.keep, box.keep) and found.noise == box.noise

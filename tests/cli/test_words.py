@@ -7,7 +7,7 @@ import pytest
 from dsno.cli import VERBS
 from dsno.cli.distill import Distill, with_options
 from dsno.cli.generate import Generate
-from dsno.cli.words import flags_of, on_the_shell
+from dsno.cli.words import command, flags_of, on_the_shell
 from shell import dsno
 
 
@@ -54,3 +54,10 @@ def test_the_same_refusal_is_said_in_each_dialect(tmp_path: Path) -> None:
         prepare_folder(tmp_path / "out")
     ran = dsno("teach", "--out", "out", at=tmp_path)
     assert ran.err == "dsno: out exists already: pass --resume to continue it or --overwrite to start again\n"
+
+
+def test_a_command_can_be_pasted() -> None:
+    options = {"teacher": "my runs/a", "null": None, "guided": True, "fresh": False, "crop": (4, 6), "t_1": 0.5}
+    said = command("generate", "hf://datasets/org/name", Path("b"), **options)
+    assert said == "dsno generate hf://datasets/org/name b --teacher 'my runs/a' --guided --crop 4 6 --t-1 0.5"
+    assert command("sample") == "dsno sample"

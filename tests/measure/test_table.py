@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 
 from dsno.measure.results import Cost, Protocol, Result
-from dsno.measure.table import COLUMNS, best, table
+from dsno.measure.table import COLUMNS, best, nearest, reading, table
 from pretend import result
 
 
@@ -19,7 +19,7 @@ def test_table_has_text_for_every_cell(results: list[Result]) -> None:
     rows = table(results)
     assert [row["name"] for row in rows] == ["DDIM-2", "DDIM-8", "DDIM-64", "fine"]
     assert {tuple(row) for row in rows} == {("name", *(column.title for column in COLUMNS))}
-    assert [row["rounds"] for row in rows] == ["2", "8", "64", "-"]
+    assert [row["network calls"] for row in rows] == ["2", "8", "64", "-"]
     assert [row["path error"] for row in rows] == ["0.400", "0.100", "0.0125", "-"]
     assert all(isinstance(cell, str) and cell for row in rows for cell in row.values())
     assert table([]) == []
@@ -28,7 +28,19 @@ def test_table_has_text_for_every_cell(results: list[Result]) -> None:
 def test_columns_that_nothing_fills_are_left_out() -> None:
     cost = Cost(nfe=2, rounds=2, flops=5_000_000, seconds=3.0, seconds_per_sample=0.5)
     (row,) = table([Result("x", "x", cost, Protocol(count=6))])
-    assert row == {"name": "x", "rounds": "2", "NFE": "2", "MFLOP": "5.00", "ms/sample": "500"}
+    assert row == {"name": "x", "network calls": "2", "evaluations": "2", "compute": "5.00", "batched": "500"}
+
+
+def test_what_few_look_at_is_left_out_of_the_short_table(results: list[Result]) -> None:
+    short, long = table(results, every=False), table(results)
+    assert {*long[0]} - {*short[0]} == {column.title for column in COLUMNS if column.rare}
+    assert "kernel" in long[0] and "kernel" not in short[0] and short[0].items() <= long[0].items()
+
+
+def test_every_column_has_a_unit_and_says_where_it_is_better() -> None:
+    scales = {column.title: column.scale for column in COLUMNS}
+    assert all(scales.values())
+    assert (scales["recall"], scales["path error"], scales["latency"]) == ("0 to 1 ↑", "RMSE ↓", "ms, one")
 
 
 @pytest.mark.parametrize(
@@ -51,7 +63,7 @@ def test_best_compares_samplers_on_one_scale_only(results: list[Result]) -> None
     found = best(results)
     assert found["path error"] == found["Fréchet"] == {"DDIM-64"}
     # The set that nothing sampled has the least distance, and is no rival; nor is a cost won.
-    assert not any("fine" in names for names in found.values()) and "latency ms" not in found
+    assert not any("fine" in names for names in found.values()) and "latency" not in found
     assert best(results[:1]) == {}
     other = dataclasses.replace(results[1], protocol=dataclasses.replace(results[1].protocol, count=65))
     assert best([results[0], other]) == {}
@@ -70,4 +82,23 @@ def test_a_kernel_distance_below_zero_is_no_better_than_zero(results: list[Resul
         return dataclasses.replace(results[n], quality=dataclasses.replace(results[n].quality, kernel=kernel))
 
     found = best([with_kernel(0, -0.4), with_kernel(1, -0.1), with_kernel(2, 0.2)])
-    assert found["kernel ×1000"] == {"DDIM-2", "DDIM-8"}
+    assert found["kernel"] == {"DDIM-2", "DDIM-8"}
+
+
+def test_a_sentence_reads_the_first_row_beside_the_others(results: list[Result]) -> None:
+    student, one = result("DSNO", 1, 0.5), result("UniPC-4", 4, 1.0)
+    assert reading([student, *results, one]) == (
+        "DSNO is at a distance of 0.500 from the data after 1 network call; as near: DDIM after 8; not as near: UniPC "
+        "after 4; the nearest (*): DDIM-64, 0.0625 after 64 network calls."
+    )
+    first = reading([result("DSNO-2", 2, 0.01), result("DSNO-4", 4, 0.02), *results, result("Heun-2", 2, 0.0100004)])
+    assert "; as near: Heun after 2; not as near: DDIM after 64; the nearest (*): DSNO-2, 0.0100 after 2" in first
+    # On two scales nothing is nearer than anything, and alone or unmeasured nothing is said.
+    other = dataclasses.replace(results[1], protocol=dataclasses.replace(results[1].protocol, count=65))
+    nothing = ([], [student], [student, other], [dataclasses.replace(r, quality=None) for r in results])
+    assert {reading(found) for found in nothing} == {""}
+
+
+def test_of_two_that_print_alike_the_cheaper_one_is_the_nearest(results: list[Result]) -> None:
+    cheap = result("UniPC-8", 8, 0.06251)
+    assert nearest([*results, cheap]) == cheap and nearest(results) == results[2] and nearest(results[:1]) is None

@@ -52,6 +52,8 @@ def cells(text: str, css: str) -> list[str]:
 def test_report_highlights_the_best_on_one_scale_only(results: list[Result], tmp_path: Path) -> None:
     text = html_report(tmp_path / "a.html", "x", [Section("x", results=results)]).read_text()
     assert "0.625" in cells(text, "best") and "0.0625" in cells(text, "best")
+    assert "<td>DDIM-8 *</td>" in text and "<th>Fréchet<small>distance ↓</small></th>" in text
+    assert "as near: DDIM after 4 and UniPC after 4; the nearest (*): DDIM-8" in text and "no bias: of equal" in text
     mixed = [*results[:-1], result("other", 3, 0.01, reference_sha="b" * 64)]
     text = html_report(tmp_path / "b.html", "x", [Section("x", results=mixed)]).read_text()
     assert cells(text, "best") == []

@@ -17,9 +17,10 @@ import tyro
 from dsno import __version__
 from dsno.cli.check import CheckTeacher
 from dsno.cli.classifier import TrainClassifier
-from dsno.cli.console import speaks
+from dsno.cli.console import show_verbs, speaks
 from dsno.cli.convert import Convert
 from dsno.cli.distill import Distill, with_options
+from dsno.cli.doctor import Doctor
 from dsno.cli.evaluate import Demo, Evaluate
 from dsno.cli.export import Export
 from dsno.cli.features import Features
@@ -37,7 +38,7 @@ from dsno.distillation.registry import METHODS
 from dsno.interrupt import Interrupted
 from dsno.outputs import tidy
 
-__all__ = ["VERBS", "Verb", "main"]
+__all__ = ["ROAD", "VERBS", "Verb", "main"]
 
 
 class Verb(Protocol):
@@ -46,27 +47,20 @@ class Verb(Protocol):
     def run(self) -> int | None: ...
 
 
-VERBS: dict[str, type[Verb]] = {
-    "demo": Demo,
-    "teach": Teach,
-    "check-teacher": CheckTeacher,
-    "convert": Convert,
-    "plan": Plan,
-    "generate": Generate,
-    "push": Push,
-    "pull": Pull,
-    "methods": Methods,
-    "distill": Distill,
-    "features": Features,
-    "classifier": TrainClassifier,
-    "sample": Sample,
-    "restore": Restore,
-    "export": Export,
-    "evaluate": Evaluate,
-    "reproduce": Reproduce,
-    "cite": Cite,
+ROAD: dict[str, dict[str, type[Verb]]] = {
+    "Look": {"demo": Demo, "doctor": Doctor},
+    "Bring a teacher": {"teach": Teach, "convert": Convert, "check-teacher": CheckTeacher},
+    "Make its trajectories": {"generate": Generate},
+    "Distil": {"methods": Methods, "distill": Distill},
+    "Sample and restore": {"sample": Sample, "classifier": TrainClassifier, "restore": Restore},
+    "Measure": {"features": Features, "evaluate": Evaluate},
+    "Share and export": {"export": Export, "push": Push, "pull": Pull, "cite": Cite},
+    "All of it at once": {"plan": Plan, "reproduce": Reproduce},
 }
-"""The subcommands by name, in the order in which they are used."""
+"""The subcommands by name, in the order in which they are used, under what they are for."""
+
+VERBS: dict[str, type[Verb]] = {name: verb for verbs in ROAD.values() for name, verb in verbs.items()}
+"""The subcommands by name."""
 
 EXPECTED = (ValueError, OSError, FloatingPointError, ImportError, MemoryError, torch.OutOfMemoryError, Refused)
 """What a failure is that the user can mend; anything else is a fault of ours, and shows where it is."""
@@ -83,6 +77,8 @@ def main() -> None:
             with tidy():
                 if sys.argv[1:] == ["--version"]:
                     code = print(f"dsno {__version__}")
+                elif sys.argv[1:] in ([], ["-h"], ["--help"]):
+                    code = _overview(asked=bool(sys.argv[1:]))
                 else:
                     verb = _parsed(sys.argv[1:])
                     flags = flags_of(verb)
@@ -115,22 +111,21 @@ def _again(arguments: Sequence[str]) -> str:
     return shlex.join(["dsno", *kept, *["--resume"] * (resumes and "--resume" not in kept)])
 
 
+def _overview(asked: bool) -> int:
+    """Print a line for each verb; it is an error not to name one, unless that was asked for."""
+    show_verbs({title: {name: _title(verb) for name, verb in verbs.items()} for title, verbs in ROAD.items()}, asked)
+    return 0 if asked else 2
+
+
 def _parsed(arguments: Sequence[str]) -> Verb:
     """The verb that the arguments name, with its options."""
     verbs: dict[str, Callable[..., Verb]] = dict(VERBS)
-    if not arguments or arguments[0].startswith("-"):
-        # The overview shows a line per verb; each verb's own help shows all of its text.
-        verbs = {name: _titled(verb) for name, verb in VERBS.items()}
     if [*arguments[:1]] == ["distill"]:
         verbs["distill"] = with_options(arguments[1:])
     return tyro.extras.subcommand_cli_from_dict(verbs, prog="dsno", description=__doc__)
 
 
-def _titled(verb: type[Verb]) -> Callable[[], Verb]:
-    """A stand-in for a verb, with the first sentence of its text alone."""
-
-    def title() -> Verb:
-        return verb()
-
-    title.__doc__ = " ".join((verb.__doc__ or "").split("\n\n")[0].split())
-    return title
+def _title(verb: type[Verb]) -> str:
+    """The first sentence of a verb's text."""
+    first = " ".join((verb.__doc__ or "").split("\n\n")[0].split())
+    return re.split(r"(?<=\w)[.;] ", first)[0].rstrip(".")

@@ -12,6 +12,7 @@ from dsno.checkpoint import write_json
 from dsno.cli.bridges import SamplerName, check_starts, is_bridge
 from dsno.cli.console import say, show_verdict
 from dsno.cli.options import AsRead, Device, Reading, TeacherRef, Variant, device_of, new_file
+from dsno.cli.words import command
 from dsno.nets.backbone import check_null
 from dsno.teachers.check.run import check_teacher
 from dsno.teachers.load import load_teacher
@@ -83,8 +84,12 @@ class CheckTeacher:
             write_json(self.out, verdict.to_dict())
         show_verdict(verdict)
         if verdict.ok:
-            say(f"checked in {time.perf_counter() - began:.0f} s", f"dsno generate --teacher {self.teacher}")
-        return 0 if verdict.ok else 1
+            say(f"checked in {time.perf_counter() - began:.0f} s", command("generate", teacher=self.teacher))
+            return 0
+        data = {} if self.data is None else self.reading.options(self.data)
+        again = command("check-teacher", self.teacher, variant=self.variant, **data, null=self.null, dtype=self.dtype)
+        say("", again, "once that is mended")
+        return 1
 
     def _bridge(self) -> int:
         """Try where the start of a bridge may end."""
@@ -97,5 +102,5 @@ class CheckTeacher:
         if self.out is not None:
             write_json(self.out, verdict.to_dict())
         show_verdict(verdict)
-        say(f"checked {name} with {calls} calls", f"dsno sample --bridge {self.teacher} --input {self.data}")
+        say(f"checked {name} with {calls} calls", command("sample", bridge=self.teacher, input=self.data))
         return 0

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from dsno.cli.console import progress, say
 from dsno.cli.options import AsRead, Reading
+from dsno.cli.words import command
 from dsno.outputs import check_apart, check_request
 from dsno.runs.classifier import train_classifier
 
@@ -63,5 +64,5 @@ class TrainClassifier:
                 resume=self.resume,
                 overwrite=self.overwrite,
             )
-        following = f"dsno sample --guide classifier:{self.out} --label 0 --scale 2 --solver stsp4"
+        following = command("sample", guide=f"classifier:{self.out}", label=0, scale=2, solver="stsp4")
         say(f"classifier of {made.classes} classes in {self.out}", following)

@@ -9,12 +9,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, ProgressColumn, Task, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from rich.text import Text
 
+from dsno.cli.pace import Pace, spelled
 from dsno.measure.results import Result
-from dsno.measure.table import BIAS, best, table
+from dsno.measure.table import BIAS, COLUMNS, UNBIASED, best, nearest, reading, table
 from dsno.runs.plan import Estimate
 from dsno.teachers.check.verdict import Verdict
 from dsno.train import Report
@@ -26,7 +27,8 @@ __all__ = [
     "show",
     "show_estimate",
     "show_methods",
-    "show_options",
+    "show_rows",
+    "show_verbs",
     "show_verdict",
     "speaks",
 ]
@@ -40,10 +42,18 @@ SILENCE = 10.0
 COLOURS = {"ok": "green", "warning": "yellow", "failure": "bold red"}
 
 
-def say(done: str, after: str) -> None:
-    """Print what was done, and the command that comes next."""
+def say(done: str, after: str, why: str = "", aside: bool = False) -> None:
+    """Print what was done, and the command that comes next, `command` of `dsno.cli.words`; the last line of every verb.
+
+    Arguments:
+        done: In a line or more, or nothing.
+        after: The command.
+        why: What it is for, where it is not the next step of the road.
+        aside: Print it to stderr: what was printed before is read by a program.
+    """
     if speaks():
-        print(f"{done}\nnext: {after}" if after else done)
+        following = f"next: {after}" + f"   # {why}" * bool(why)
+        print(*filter(None, [done, following]), sep="\n", file=sys.stderr if aside else None)
 
 
 def say_aside(text: str) -> None:
@@ -59,7 +69,8 @@ def speaks() -> bool:
 
 @contextmanager
 def progress(shown: Callable[[float], str] | None = None) -> Iterator[Report]:
-    """Progress bars, one per stage, with rate and estimate; plain lines where the output is not a terminal.
+    """Progress bars, one per stage, with rate and, once it means something, an estimate (`Pace`); plain lines where the
+    output is not a terminal.
 
     `shown` writes what is counted, and how much of it is done in a second: `human_size`, of bytes.
     """
@@ -70,52 +81,95 @@ def progress(shown: Callable[[float], str] | None = None) -> Iterator[Report]:
         TextColumn("{task.fields[part]}"),
         TextColumn("{task.fields[rate]}"),
         TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
+        _Left(),
         TextColumn("{task.fields[text]}"),
         console=console,
         disable=not console.is_terminal,
     )
     tasks: dict[str, TaskID] = {}
-    began: dict[str, tuple[float, int]] = {}
+    paces: dict[str, Pace] = {}
     printed: dict[str, float] = {}
 
     def report(stage: str, done: int, total: int, text: str) -> None:
-        now = time.monotonic()
-        first, at = began.setdefault(stage, (now, done))
-        rate = (done - at) / (now - first) if now > first else 0.0
-        speed = "" if not rate else f"{rate:.1f}/s" if shown is None else f"{shown(rate)}/s"
+        now, pace = time.monotonic(), paces.setdefault(stage, Pace())
+        pace.add(now, done, total)
+        rate = f"{_number(pace.rate) if shown is None else shown(pace.rate)}/s" if pace.rate else ""
         part = f"{done}/{total}" if shown is None else f"{shown(done)}/{shown(total)}"
         if done == 0 and text:
             console.print(f"{stage}: {text}")
         if console.is_terminal:
             if stage not in tasks:
-                tasks[stage] = bar.add_task(stage, total=total, part="", rate="", text="")
-            bar.update(tasks[stage], completed=done, part=part, rate=speed, text="" if done == 0 else text)
-        # A line without a rate says nothing of how long it will take: the first one waits for it.
-        elif done and (done == total or (rate and now - printed.get(stage, -SILENCE) >= SILENCE)):
+                tasks[stage] = bar.add_task(stage, total=total, part="", rate="", text="", pace=pace)
+            bar.update(tasks[stage], completed=done, part=part, rate=rate, text="" if done == 0 else text)
+            return
+        # The first line waits until it can say how long it will take, but not for ever.
+        due = now - printed.get(stage, now - pace.took) >= SILENCE or (pace.settled and stage not in printed)
+        if done and (done == total or due):
             printed[stage] = now
-            left = f"{(total - done) / rate:.0f} s left" if rate else ""
-            console.print(" ".join(filter(None, (f"{stage} {part}", speed, left, text))))
+            left = pace.left(now)
+            lasts = f"in {spelled(pace.took)}" if done == total else "" if left is None else f"{spelled(left)} left"
+            console.print(" ".join(filter(None, (f"{stage} {part}", rate, lasts, text))))
 
     with bar:
         yield report
 
 
-def show(results: Sequence[Result]) -> None:
-    """Print results as a table, the best of each column bold, and what their distances are worth."""
-    rows, winners = table(results), best(results)
-    titles = (key.replace(" ", "\n") for key in rows[0])
-    printed = Table(*titles, box=None, header_style="bold", pad_edge=False, collapse_padding=True)
+class _Left(ProgressColumn):
+    """The estimate of a bar, which counts down between two reports."""
+
+    def render(self, task: Task) -> Text:
+        left = task.fields["pace"].left(task.get_time())
+        return Text("" if left is None else f"{spelled(left)} left")
+
+
+def _number(rate: float) -> str:
+    return f"{rate:.1f}" if rate >= 10 else f"{rate:.2g}"
+
+
+def show(results: Sequence[Result], every: bool = False) -> None:
+    """Print results as a table, with units in its head, the best of each column bold, and the row nearest to the data
+    marked; below it what it says of its first row, and what its distances are worth.
+
+    With `every`, the columns too that few look at.
+    """
+    rows, winners, top = table(results, every), best(results), nearest(results)
+    scales = {column.title: column.scale for column in COLUMNS}
+    printed = Table(box=None, header_style="bold", pad_edge=False, collapse_padding=True)
+    for key in rows[0]:
+        head = Text("sampler") if key == "name" else Text("\n".join([*key.split(), scales[key]]))
+        printed.add_column(head, justify="left" if key == "name" else "right", vertical="bottom")
     for row in rows:
-        printed.add_row(*(f"[bold]{v}[/]" if row["name"] in winners.get(k, ()) else v for k, v in row.items()))
+        mark = " *" * (top is not None and row["name"] == top.name)
+        cells = {**row, "name": row["name"] + mark}
+        printed.add_row(*(Text(v, "bold" if row["name"] in winners.get(k, ()) else "") for k, v in cells.items()))
+        if mark:
+            printed.rows[-1].style = "green"
     # Squeezed into a narrow terminal or a pipe the columns would lose their digits.
     Console(width=200).print(printed)
+    console = Console()
+    if said := reading(results):
+        console.print(Text(f"\n{said}"))
     measured = [result for result in results if result.quality is not None]
     if measured:
-        Console().print(Text(f"\n{BIAS}\n", "dim"))
+        legend = "Better is lower under ↓ and higher under ↑; the best of a column is bold. " * bool(winners)
+        console.print(Text(f"\n{legend}{BIAS}{f' {UNBIASED}' * every}\n", "dim"))
     if measured and (fewest := min(result.protocol.count for result in measured)) < FEW:
         say_aside(f"{fewest} samples say little of a distance: take --count 2048, as the tables of the pages do")
+
+
+def show_verbs(road: Mapping[str, Mapping[str, str]], asked: bool) -> None:
+    """Print what each verb does, under what it is for; to stderr unless it was asked for."""
+    console = Console(stderr=not asked, highlight=False)
+    width = 2 + max(len(name) for verbs in road.values() for name in verbs)
+    console.print(Text("usage: dsno VERB [options]; dsno VERB --help teaches each one"))
+    for title, verbs in road.items():
+        console.print(Text(f"\n{title}", "bold"))
+        made = Table(box=None, pad_edge=False, show_header=False, padding=(0, 2, 0, 0))
+        made.add_column(width=width)
+        for name, text in verbs.items():
+            made.add_row(Text(f"  {name}", "cyan"), Text(text))
+        console.print(made)
+    console.print(Text("\nnext: dsno demo   # a minute: the student that ships with the package, beside its teacher"))
 
 
 def show_verdict(verdict: Verdict) -> None:
@@ -161,7 +215,7 @@ def _words(rows: Sequence[Mapping[str, str]]) -> Table:
     return made
 
 
-def show_options(rows: Sequence[Mapping[str, str]]) -> None:
+def show_rows(rows: Sequence[Mapping[str, str]]) -> None:
     """Print a table of options."""
     console = Console()
     (console if console.is_terminal else Console(width=140)).print(_words(rows))

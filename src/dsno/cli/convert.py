@@ -10,6 +10,7 @@ from tyro.conf import Positional
 from dsno.borrow import unwrapped
 from dsno.cli.console import say
 from dsno.cli.options import TeacherRef, Variant
+from dsno.cli.words import command
 from dsno.nets.backbone import Backbone
 from dsno.outputs import TEACHER, check_apart, claimed
 from dsno.teachers.load import load_teacher
@@ -46,4 +47,4 @@ class Convert:
             raise ValueError(f"the {type(net).__name__} of {self.ref} {own}: it cannot be converted, use it as it is")
         with claimed(self.out, TEACHER, overwrite=self.overwrite):
             save_teacher(self.out, teacher, source=self.ref)
-        say(f"teacher in {self.out}", f"dsno check-teacher {self.out}")
+        say(f"teacher in {self.out}", command("check-teacher", self.out))

@@ -15,6 +15,7 @@ from dsno.cli.bridges import is_bridge
 from dsno.cli.conditions import null_of, under_guidance
 from dsno.cli.console import progress, say
 from dsno.cli.options import AsRead, Reading, Training, Variant
+from dsno.cli.words import command
 from dsno.distillation.registry import METHODS, method_named
 from dsno.outputs import check_apart, check_request
 
@@ -134,7 +135,7 @@ class Distill:
                 sources={"teacher": self.teacher, "data": self.data},
                 **{f.name: getattr(options, f.name) for f in dataclasses.fields(options)},  # type: ignore[arg-type]
             )
-        say(f"{method.student} in {self.out}", f"{next_sample(self.out, method, options, solved)} --input PICTURES")
+        say(f"{method.student} in {self.out}", next_sample(self.out, method, options, solved, "PICTURES"))
 
     def _guided(
         self, method: Method, options: Options, teacher: Prediction, solved: TrajectorySet | None
@@ -235,7 +236,9 @@ def holds_trajectories(data: str) -> bool:
     return "://" in data or (Path(data) / MANIFEST).is_file()
 
 
-def next_sample(out: Path, method: Method, options: Options, data: TrajectorySet | None) -> str:
+def next_sample(
+    out: Path, method: Method, options: Options, data: TrajectorySet | None, pictures: str | None = None
+) -> str:
     """The command that draws from the student that was made."""
     from dsno.distillation.guided import GuidedOptions
     from dsno.distillation.progressive import ProgressiveOptions
@@ -247,5 +250,5 @@ def next_sample(out: Path, method: Method, options: Options, data: TrajectorySet
     elif method.student == "operator" and data is not None and has_weight(data):
         weight = float(data[0]["cond"]["weight"])
     passes = options.passes if isinstance(options, ProgressiveOptions) else 1
-    guidance = "" if weight is None else f" --guidance {weight:.3g}"
-    return f"dsno sample --student {out}{guidance}" + (f" --passes {passes}" if passes > 1 else "")
+    guidance = None if weight is None else f"{weight:.3g}"
+    return command("sample", student=out, guidance=guidance, passes=passes if passes > 1 else None, input=pictures)

@@ -10,7 +10,7 @@ from dsno.bridge.student import starts_from_pictures
 from dsno.cli.bridges import SamplerName, is_bridge, pairs_for
 from dsno.cli.console import progress, say, show, speaks
 from dsno.cli.options import AsRead, Reading, Variant, launched
-from dsno.cli.words import flag
+from dsno.cli.words import command, flag
 from dsno.data.samples import Samples
 from dsno.measure.results import Result
 from dsno.nets.features import made_of
@@ -32,8 +32,6 @@ class Evaluate:
 
         from dsno.report.compare import compare
         results = compare("runs/teacher", "runs/student", "runs/features", "digits", count=2048)
-        from dsno.report.crossings import compare_calls
-        results = compare_calls("runs/bridge", load_pairs("rough", "clean"), "runs/evaluation")
     """
 
     student: Path | None = None
@@ -67,6 +65,8 @@ class Evaluate:
     """Noise the sample again between passes, instead of going on from the student's own state."""
     out: Path = Path("runs/evaluation")
     """Folder for results.json and report.html."""
+    all: bool = False
+    """Print all columns, kernel distance and diversity too."""
     overwrite: bool = False
     """Replace the evaluation in --out."""
 
@@ -114,12 +114,13 @@ class Evaluate:
                 fresh=self.fresh,
                 variant=self.variant,
             )
-        self._show(results)
+        self._show(results, command("export", student=self.student))
 
-    def _show(self, results: Sequence[Result]) -> None:
+    def _show(self, results: Sequence[Result], after: str) -> None:
         if speaks():
-            show(results)
-            print(f"numbers in {self.out / 'results.json'}, pictures in {self.out / 'report.html'}")
+            show(results, self.all)
+            written = f"numbers in {self.out / 'results.json'}, pictures in {self.out / 'report.html'}"
+            say(written, after)
 
     def _bridge(self) -> None:
         """A bridge at several numbers of calls."""
@@ -145,7 +146,7 @@ class Evaluate:
                 report,
                 accelerator=launched(),
             )
-        self._show(results)
+        self._show(results, command("generate", teacher=self.teacher, input=self.pairs[0]))
 
     def _features(self, data: Samples) -> Path:
         """The feature network beside the student, or the one that ships with the package, of the data.
@@ -159,8 +160,8 @@ class Evaluate:
             return found[0]
         free = beside if not beside.exists() else beside.with_name(f"features_{Path(data.name).stem}")
         raise FileNotFoundError(
-            f"there are no features of {data.name} to measure in: train them, `dsno features "
-            f"{self.reading.command(self.data)} --out {free}`, and give them, --features"
+            f"there are no features of {data.name} to measure in: train them, "
+            f"`{command('features', **self.reading.options(self.data), out=free)}`, and give them, --features"
         )
 
 
@@ -180,6 +181,8 @@ class Demo:
     """The report."""
     count: int = 320
     """Noises."""
+    all: bool = False
+    """Print all columns, kernel distance and diversity too."""
 
     def run(self) -> None:
         weights = shipped()
@@ -187,5 +190,9 @@ class Demo:
         writable(self.out.parent)
         with progress() as report:
             results = compare(*parts, "digits", self.count, report=report, page=self.out)
-        show(results)
-        say(f"report: {self.out.resolve()}", "dsno reproduce digits   (trains all of this from nothing, resumable)")
+        show(results, self.all)
+        say(
+            f"report: {self.out.resolve()}",
+            command("reproduce", "digits"),
+            "trains all of this from nothing, resumable",
+        )

@@ -8,6 +8,7 @@ from pathlib import Path
 from dsno.app.export import export_onnx, export_program
 from dsno.cli.console import say
 from dsno.cli.options import Variant, new_file
+from dsno.cli.words import command
 from dsno.runs.shipped import shipped
 from dsno.students.origin import open_student
 
@@ -54,5 +55,4 @@ class Export:
         new_file(self.out, self.overwrite, self.student, self.teacher)
         student = open_student(self.student or shipped() / "student", self.teacher, self.variant)
         WRITERS[self.out.suffix](student, self.out, self.batch, dynamic=self.dynamic, tolerance=self.tolerance)
-        own = "" if self.student is None else f" --student {self.student}"
-        say(f"sampler in {self.out}, described in {self.out}.json", f"dsno sample{own}")
+        say(f"sampler in {self.out}, described in {self.out}.json", command("sample", student=self.student))

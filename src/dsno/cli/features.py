@@ -7,6 +7,7 @@ from pathlib import Path
 
 from dsno.cli.console import progress, say
 from dsno.cli.options import AsRead, Reading
+from dsno.cli.words import command
 from dsno.outputs import check_apart, check_request
 from dsno.runs.features import train_features
 
@@ -54,6 +55,6 @@ class Features:
                 images, self.out, self.steps, self.seed, self.width, report, labelled, self.resume, self.overwrite
             )
         student = self.out.parent / "student"
-        whose = f" --student {student}" if student.is_dir() else ""
-        following = f"dsno evaluate{whose} {self.reading.command(self.data)} --features {self.out}"
+        whose = student if student.is_dir() else None
+        following = command("evaluate", student=whose, **self.reading.options(self.data), features=self.out)
         say(f"features {made.name} in {self.out}", following)

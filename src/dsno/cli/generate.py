@@ -15,6 +15,7 @@ from dsno.cli.conditions import condition_by_seed, under_guidance
 from dsno.cli.console import progress, say
 from dsno.cli.options import Device, TeacherRef, Variant, device_of, launched
 from dsno.cli.steering import steered, targets_by_seed
+from dsno.cli.words import command
 from dsno.data.load import load_data
 from dsno.denoise import Around, Prediction
 from dsno.outputs import check_apart, check_request
@@ -148,7 +149,7 @@ class Generate:
                 overwrite=self.overwrite,
                 report=report,
             )
-        say(f"{len(data)} trajectories in {self.out}", f"dsno distill --teacher {self.teacher} --data {self.out}")
+        say(f"{len(data)} trajectories in {self.out}", command("distill", teacher=self.teacher, data=self.out))
 
     def _crossings(self, autocast: torch.dtype | None) -> None:
         """The trajectories of a bridge."""
@@ -175,5 +176,5 @@ class Generate:
                 overwrite=self.overwrite,
                 progress=lambda done, total: report("trajectories", done, total, ""),
             )
-        following = f"dsno distill --teacher {self.teacher} --data {self.out} --method knowledge"
+        following = command("distill", teacher=self.teacher, data=self.out, method="knowledge")
         say(f"{len(data)} trajectories in {self.out}", following)

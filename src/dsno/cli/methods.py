@@ -8,8 +8,8 @@ from pathlib import Path
 from tyro.conf import Positional
 
 from dsno.cli.bridges import SamplerName
-from dsno.cli.console import say, show_methods, show_options
-from dsno.cli.words import flag
+from dsno.cli.console import say, show_methods, show_rows
+from dsno.cli.words import command, flag
 from dsno.distillation.registry import METHODS, method_named
 from dsno.inverse.named import CHOICES, RESTORERS, START, Choice
 from dsno.inverse.start import LearnedStart
@@ -55,7 +55,8 @@ class Methods:
 
     def run(self) -> None:
         if self.markdown:
-            return print(options_table())
+            print(options_table())
+            return say("", command("methods"), "what each is for", aside=True)
         if self.name in _restorers():
             made = LearnedStart if self.name == "start" else RESTORERS[self.name]
             raise ValueError(
@@ -66,12 +67,13 @@ class Methods:
             raise ValueError(f"{self.name} is a sampler of bridges: dsno sample --bridge FOLDER --sampler {self.name}")
         if self.name:
             method = method_named(self.name)
-            return show_options(
+            show_rows(
                 [
                     {"option": flag(o.name), "takes": o.type, "default": shown(o.default), "": o.help}
                     for o in method.described()
                 ]
             )
+            return say("", command("distill", method=method.name))
         show_methods(
             [
                 {
@@ -118,7 +120,7 @@ class Methods:
             "--sampler NAME.\n"
             "Samples of a class that the teacher was never told: dsno classifier, then sample or generate --guide; "
             "stsp4 for a rough or strong guide, plms4 for a smooth one.",
-            "dsno distill --method NAME",
+            command("distill", method="NAME"),
         )
 
 
@@ -163,3 +165,4 @@ class Cite:
         from dsno.references import bibtex, used_by
 
         print(bibtex(used_by(self.run_folder)))
+        say("", command("methods"), "what else there is, with its papers", aside=True)

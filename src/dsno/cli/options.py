@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import shlex
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import torch
 from tyro.conf import arg
 
+from dsno.cli.words import flag
 from dsno.outputs import check_apart, writable
 from dsno.teachers.load import check_dtype
 from dsno.train import TrainConfig
@@ -108,16 +108,14 @@ class Reading:
 
     def given(self) -> list[str]:
         """The options that were given, as the command line has them."""
-        changed = [f.name for f in dataclasses.fields(self) if getattr(self, f.name) != f.default]
-        return [f"--{name.replace('_', '-')}" for name in changed]
+        return [flag(name) for name in self._changed()]
 
-    def command(self, source: str) -> str:
-        """The arguments that read `source` again alike, as the command line has them."""
-        words = ["--data", source]
-        for name in self.given():
-            value = getattr(self, name.removeprefix("--").replace("-", "_"))
-            words += [name, *map(str, () if value is True else value if isinstance(value, tuple) else (value,))]
-        return shlex.join(words)
+    def options(self, source: str) -> dict[str, object]:
+        """The options that read `source` again alike, by name."""
+        return {"data": source, **{name: getattr(self, name) for name in self._changed()}}
+
+    def _changed(self) -> list[str]:
+        return [f.name for f in dataclasses.fields(self) if getattr(self, f.name) != f.default]
 
 
 AsRead = Annotated[Reading, arg(name="")]

@@ -14,9 +14,9 @@ from dsno.bridge.prediction import BridgePrediction
 from dsno.bridge.student import as_teacher
 from dsno.checkpoint import write_json
 from dsno.cli.bridges import is_bridge, read_pairs
-from dsno.cli.console import show_estimate
+from dsno.cli.console import say, show_estimate
 from dsno.cli.options import Reading, Variant, device_of, new_file
-from dsno.cli.words import flag
+from dsno.cli.words import command, flag
 from dsno.grids import quadratic
 from dsno.nets.paired import PairedUNet
 from dsno.runs.plan import plan
@@ -104,6 +104,10 @@ class Plan:
         if self.out is not None:
             write_json(self.out, made.to_dict())
         show_estimate(made)
+        if self.recipe in RECIPES:
+            return say("", command("reproduce", self.recipe))
+        solved = {"count": self.count, "frames": self.frames, "solver": self.solver, "steps": self.steps}
+        say("", command("generate", teacher=self.recipe, variant=self.variant, **solved))
 
     def _check(self) -> None:
         """Refuse options of another kind of run."""

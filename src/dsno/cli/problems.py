@@ -213,11 +213,11 @@ class Measured:
         name, noise, _ = asked.pop("problem"), asked.pop("noise"), asked.pop("features")
         return stated(name or "super", noise, 0, False, asked)
 
-    def words(self) -> str:
-        """The options that state it, as the command line has them."""
+    def options(self) -> dict[str, Any]:
+        """The options that state it, as `command` takes them."""
         given = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if flag(f.name) in self.given()}
         given.pop("features", None)
-        return " ".join(f"{flag(option)} {value}" for option, value in {"problem": "super", **given}.items())
+        return {"problem": "super", **given}
 
 
 AsMeasured = Annotated[Measured, arg(name="")]

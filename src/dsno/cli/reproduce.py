@@ -10,6 +10,7 @@ from tyro.conf import Positional
 
 from dsno.cli.console import progress, say, show
 from dsno.cli.options import Variant
+from dsno.cli.words import command
 from dsno.data.load import load_data
 from dsno.report.compare import compare
 from dsno.runs.recipes import RECIPES, Recipe
@@ -49,7 +50,7 @@ class Reproduce:
             show(results)
         minutes = (time.perf_counter() - began) / 60
         page = f"; report: {out / 'evaluation' / 'report.html'}" if results is not None else ""
-        say(f"{minutes:.1f} minutes{page}", f"dsno sample --student {out / 'student'}")
+        say(f"{minutes:.1f} minutes{page}", command("sample", student=out / "student"))
 
     def _recipe(self) -> Recipe:
         if self.recipe not in RECIPES:

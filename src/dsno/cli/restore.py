@@ -17,6 +17,7 @@ from dsno.cli.console import progress, say, say_aside
 from dsno.cli.frozen import Frozen, is_student, load_frozen
 from dsno.cli.options import Device, TeacherRef, Variant, device_of
 from dsno.cli.problems import OF_PROBLEM, ProblemName, stated
+from dsno.cli.words import command
 from dsno.condition import Cond
 from dsno.data.originals import read_originals
 from dsno.denoise import Guided, Prediction
@@ -168,7 +169,7 @@ class Restore:
         }
         with progress() as report:
             held = restore(worker, task, self.out, notes, self.overwrite, inputs, report)
-        say(summary(held, self.out), f"dsno cite {self.out}")
+        say(summary(held, self.out), command("cite", self.out))
 
     def _start(self) -> NoisePredictor | None:
         """The learned start, if one is to be used.

@@ -20,7 +20,7 @@ from dsno.cli.exact import OPTIONS, Solved, own_options, solve
 from dsno.cli.options import Device, Variant, device_of
 from dsno.cli.pieces import BATCH, Piece, check_place, check_size, write_pieces
 from dsno.cli.steering import steered, targets_by_seed
-from dsno.cli.words import flag
+from dsno.cli.words import command, flag
 from dsno.condition import Cond, map_cond, named
 from dsno.denoise import Denoiser
 from dsno.grids import even, uniform
@@ -51,13 +51,14 @@ OF_BRIDGE = {
 
 @dataclass(frozen=True)
 class Drawn:
-    """Samples that are drawn when they are asked for, what decodes them, what is said then, and the next command."""
+    """Samples drawn when they are asked for, what decodes them, what is said then, and the next command, and why."""
 
     shape: tuple[int, ...]
     pieces: Iterable[Piece]
     latents: Latents | None
     said: Callable[[], str]
     following: str
+    why: str = ""
 
 
 @dataclass(frozen=True)
@@ -179,7 +180,7 @@ class Sample:
                 yield replace(piece, samples=samples.clamp(-1, 1))
 
         write_pieces(self.out, self.count, pieces(), self.overwrite, inputs)
-        say(f"{drawn.said()}: {self.out}", drawn.following)
+        say(f"{drawn.said()}: {self.out}", drawn.following, drawn.why)
 
     def _of_bridge(self, folder: Path) -> None:
         """What a bridge makes of pictures."""
@@ -205,7 +206,7 @@ class Sample:
             device_of(self.device),
             self.overwrite,
         )
-        say(f"{said}: {self.out}", f"dsno cite {folder}")
+        say(f"{said}: {self.out}", command("cite", folder))
 
     def _decoder(self, ref: str | None) -> Latents | None:
         """What makes pictures of the samples, if they are latents of a diffusers model."""
@@ -295,8 +296,8 @@ class Sample:
     def _following(self, folder: Path, cond: Cond | None) -> str:
         # What is told a class or a weight is not measured by `evaluate`.
         if cond is not None:
-            return f"dsno cite {folder}"
-        return "dsno evaluate" if self.student is None else f"dsno evaluate --student {folder}"
+            return command("cite", folder)
+        return command("evaluate", student=self.student)
 
     def _alone(self, option: str, *others: str) -> None:
         """Refuse options that go with another one alone."""
@@ -333,7 +334,7 @@ class Sample:
         def said() -> str:
             return f"{self.count} samples of {rounds} network calls each, scale {model.scale:g}, {seconds:.2f} s"
 
-        return Drawn(shape, pieces(), latents, said, "dsno sample   (the student's, in one pass)")
+        return Drawn(shape, pieces(), latents, said, command("sample"), "the student's, in one pass")
 
     def _of_teacher(self, name: str) -> Drawn:
         """The teacher's samples by an exact sampler."""
@@ -380,7 +381,7 @@ class Sample:
         def said() -> str:
             return f"{found[0]}\n{self.count} samples, {found[0].seconds:.2f} s"
 
-        return Drawn(shape, pieces(), latents, said, "dsno sample   (the student's, in one pass)")
+        return Drawn(shape, pieces(), latents, said, command("sample"), "the student's, in one pass")
 
 
 def batches(first: int, count: int, shape: Sequence[int]) -> Iterator[Tensor]:

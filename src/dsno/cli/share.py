@@ -8,6 +8,7 @@ from pathlib import Path
 from tyro.conf import Positional
 
 from dsno.cli.console import progress, say
+from dsno.cli.words import command
 from dsno.trajectories.card import human_size
 from dsno.trajectories.sets import TrajectorySet
 from dsno.trajectories.share import pull, push
@@ -46,7 +47,7 @@ class Push:
                 overwrite=self.overwrite,
                 progress=lambda done, total: report("push", done, total, ""),
             )
-        say(f"{self.data} is at {url}", f"dsno pull {self.url}")
+        say(f"{self.data} is at {url}", command("pull", self.url))
 
 
 @dataclass(frozen=True)
@@ -77,4 +78,4 @@ class Pull:
                 overwrite=self.overwrite,
                 progress=lambda done, total: report("pull", done, total, ""),
             )
-        say(f"{len(TrajectorySet(self.out))} trajectories in {self.out}", f"dsno distill --data {self.out}")
+        say(f"{len(TrajectorySet(self.out))} trajectories in {self.out}", command("distill", data=self.out))

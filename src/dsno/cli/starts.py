@@ -11,6 +11,7 @@ from dsno.cli.console import progress
 from dsno.cli.frozen import load_frozen
 from dsno.cli.options import Training
 from dsno.cli.problems import Measured
+from dsno.cli.words import command
 from dsno.condition import Cond
 from dsno.data.samples import Samples
 from dsno.inverse.decoded import Decoded
@@ -66,8 +67,7 @@ def teach_start(
             overwrite=overwrite,
             report=report,
         )
-    told = measured.words() if prompts is None else f"{measured.words()} --prompts {prompts}"
-    return f"dsno restore PICTURES --teacher {ref} {told} --start {out}"
+    return command("restore", "PICTURES", teacher=ref, **measured.options(), prompts=prompts, start=out)
 
 
 def _told(ref: str, prompts: Path) -> Cond:

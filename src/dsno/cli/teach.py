@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,6 +12,7 @@ from dsno.cli.console import progress, say, say_aside
 from dsno.cli.options import AsRead, Reading, Training
 from dsno.cli.problems import AsMeasured, Measured
 from dsno.cli.starts import teach_start
+from dsno.cli.words import command
 from dsno.data.pairs import Pairs
 from dsno.outputs import check_apart, check_request
 from dsno.runs.bridge import teach_bridge
@@ -116,7 +116,7 @@ class Teach:
                 report,
                 drop=self.drop if self.conditional and self.null else 0.0,
             )
-        say(f"teacher in {self.out}", f"dsno generate --teacher {self.out}")
+        say(f"teacher in {self.out}", command("generate", teacher=self.out))
 
     def _start(self, teacher: str) -> None:
         asked = {"--pairs": bool(self.pairs), "--kind": self.kind is not None, "--conditional": self.conditional}
@@ -155,11 +155,10 @@ class Teach:
                 self.overwrite,
                 report,
             )
-        following = f"dsno sample --bridge {self.out} --input {self.pairs[0]} --calls 13 --samples 4"
+        following = command("sample", bridge=self.out, input=self.pairs[0], calls=13, samples=4)
         if len(self.pairs) == 1:
             # There is no folder of what it starts from.
-            both = shlex.join([self.pairs[0], *(["--columns", *self.columns] if self.columns else [])])
-            following = f"dsno evaluate --teacher {self.out} --pairs {both}"
+            following = command("evaluate", teacher=self.out, pairs=self.pairs[0], columns=tuple(self.columns) or None)
         say(f"bridge in {self.out}", following)
 
     def _pairs(self) -> Pairs:

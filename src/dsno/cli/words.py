@@ -14,10 +14,11 @@ Python alone, and what the shell prints is translated here, by the options of th
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Collection, Mapping
 from dataclasses import fields, is_dataclass
 
-__all__ = ["flag", "flags_of", "on_the_shell"]
+__all__ = ["command", "flag", "flags_of", "on_the_shell"]
 
 _VALUE = r"""\((?:[^()]*)\)|\[[^\[\]]*\]|'[^']*'|"[^"]*"|[\w.+-]*\w"""
 _ARGUMENT = re.compile(rf"(?<![\w.-])([a-z_]+)=({_VALUE})")
@@ -29,6 +30,18 @@ _SUBJECT = re.compile(r"(?:the )?([a-z_]+\d*)(?= (?:must|is|are|has|needs?|takes
 def flag(name: str) -> str:
     """What an option is called on the command line."""
     return f"--{name.replace('_', '-')}"
+
+
+def command(verb: str, *given: object, **options: object) -> str:
+    """A command as it can be pasted: `dsno VERB GIVEN --option value`, quoted where the shell needs it.
+
+    An option that is None or False is left out, a True one has no value, and of a tuple each item is a word.
+    """
+    words = ["dsno", verb, *map(str, given)]
+    for name, value in options.items():
+        if value is not None and value is not False:
+            words += [flag(name), *map(str, () if value is True else value if isinstance(value, tuple) else (value,))]
+    return shlex.join(words)
 
 
 def flags_of(verb: object) -> dict[str, str]:

@@ -1,27 +1,36 @@
 """Results as a table, the best of each column known.
 
 A table is text by column title; the shell prints it and a page sets it. What is best is decided among samplers on one
-scale only, and after rounding to what is printed: a difference nobody sees makes nobody better.
+scale only, and after rounding to what is printed: a difference nobody sees makes nobody better. `reading` says in a
+sentence what the table says of its first row.
 
 A Fréchet distance is biased upwards (`dsno.measure.metrics`), so its best is not 0 but what samples of the data's own
-law get, the row of `dsno.measure.evaluate.halves`; `BIAS` says so below a table.
+law get, the row of `dsno.measure.evaluate.halves`; a kernel distance has no bias and is as often below 0 there. `BIAS`
+and `UNBIASED` say so below a table.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from dsno.measure.results import Result
 
-__all__ = ["BIAS", "COLUMNS", "Column", "best", "table"]
+__all__ = ["BIAS", "COLUMNS", "UNBIASED", "Column", "best", "nearest", "reading", "table"]
 
 
 BIAS = (
     "A Fréchet distance is biased upwards, by about 1 / samples: at its best it is not 0 but what one part of the real "
     "data gets against the other, the row 'real, other half'. Compare distances of equal numbers of samples."
 )
-"""What to know of the distances in a table."""
+"""What to know of the Fréchet distances in a table."""
+
+UNBIASED = "A kernel distance has no bias: of equal laws it is around 0, by chance below it as often as above."
+"""What to know of its kernel distances, where they are shown."""
+
+
+ARROWS = {"high": "↑", "low": "↓"}
 
 
 @dataclass(frozen=True)
@@ -29,16 +38,25 @@ class Column:
     """A column of the table.
 
     Attributes:
-        title: With its unit.
+        title: What it is called.
+        unit: What its numbers are in.
         get: The number in a result, or None.
         show: The number as text.
         ideal: `high` or `low` where one is better, else empty.
+        rare: Whether only who asks for all columns is shown it.
     """
 
     title: str
+    unit: str
     get: Callable[[Result], float | None]
     show: Callable[[float], str]
     ideal: str = ""
+    rare: bool = False
+
+    @property
+    def scale(self) -> str:
+        """The unit, and an arrow to where it is better."""
+        return f"{self.unit} {ARROWS.get(self.ideal, '')}".rstrip()
 
 
 def _quality(field: str) -> Callable[[Result], float | None]:
@@ -69,27 +87,30 @@ def _milli(value: float) -> str:
     return _digits(1e3 * value)
 
 
+FRECHET = Column("Fréchet", "distance", _quality("frechet"), _digits, "low")
+
 COLUMNS: tuple[Column, ...] = (
-    Column("rounds", _cost("rounds"), _whole),
-    Column("NFE", _cost("nfe"), _whole),
-    Column("MFLOP", _cost("flops"), lambda value: _digits(value / 1e6)),
-    Column("PSNR dB", _fidelity("psnr"), lambda value: f"{value:.2f}", "high"),
-    Column("feature distance", _fidelity("feature_distance"), _digits, "low"),
-    Column("spread", _fidelity("spread"), lambda value: f"{value:.3f}"),
-    Column("Fréchet", _quality("frechet"), _digits, "low"),
-    Column("kernel ×1000", _quality("kernel"), _milli, "low"),
-    Column("precision", _quality("precision"), lambda value: f"{value:.3f}", "high"),
-    Column("recall", _quality("recall"), lambda value: f"{value:.3f}", "high"),
-    Column("diversity", _quality("diversity"), lambda value: f"{value:.3f}"),
-    Column("path error", lambda result: result.path_error, _digits, "low"),
-    Column("latency ms", _cost("latency"), _milli),
-    Column("ms/sample", _cost("seconds_per_sample"), _milli),
+    Column("network calls", "serial", _cost("rounds"), _whole),
+    Column("evaluations", "a sample", _cost("nfe"), _whole, rare=True),
+    Column("compute", "MFLOP", _cost("flops"), lambda value: _digits(value / 1e6)),
+    Column("PSNR", "dB", _fidelity("psnr"), lambda value: f"{value:.2f}", "high"),
+    Column("feature distance", "to reference", _fidelity("feature_distance"), _digits, "low"),
+    Column("spread", "RMS of samples", _fidelity("spread"), lambda value: f"{value:.3f}"),
+    FRECHET,
+    Column("kernel", "×1000, around 0", _quality("kernel"), _milli, "low", rare=True),
+    Column("precision", "0 to 1", _quality("precision"), lambda value: f"{value:.3f}", "high"),
+    Column("recall", "0 to 1", _quality("recall"), lambda value: f"{value:.3f}", "high"),
+    Column("diversity", "data: 1", _quality("diversity"), lambda value: f"{value:.3f}", rare=True),
+    Column("path error", "RMSE", lambda result: result.path_error, _digits, "low"),
+    Column("latency", "ms, one", _cost("latency"), _milli),
+    Column("batched", "ms each", _cost("seconds_per_sample"), _milli, rare=True),
 )
 
 
-def table(results: Sequence[Result]) -> list[dict[str, str]]:
-    """One row per result, from column title to text, `name` first; columns that nothing fills are left out."""
-    shown = [c for c in COLUMNS if any(c.get(result) is not None for result in results)]
+def table(results: Sequence[Result], every: bool = True) -> list[dict[str, str]]:
+    """One row per result, from column title to text, `name` first; columns that nothing fills are left out, and without
+    `every` those that few look at."""
+    shown = [c for c in COLUMNS if (every or not c.rare) and any(c.get(result) is not None for result in results)]
     return [
         {"name": result.name} | {c.title: "-" if (value := c.get(result)) is None else c.show(value) for c in shown}
         for result in results
@@ -113,3 +134,52 @@ def best(results: Sequence[Result]) -> dict[str, set[str]]:
             top = (min if column.ideal == "low" else max)(values.values())
             winners[column.title] = {name for name, value in values.items() if column.show(value) == column.show(top)}
     return winners
+
+
+def nearest(results: Sequence[Result]) -> Result | None:
+    """The sampler of the least Fréchet distance, of those that print alike the one of fewest calls; None where nothing
+    is best."""
+    winners = best(results).get(FRECHET.title, ())
+    return min((r for r in results if r.name in winners), key=lambda r: r.cost.rounds, default=None)
+
+
+def reading(results: Sequence[Result]) -> str:
+    """What a table says of its first row, a student: how near it is to the data and what the others pay for that; empty
+    where it says nothing.
+
+    A family of others, a solver's numbers of steps, is as near where its distance is no larger or prints alike.
+    """
+    top = nearest(results)
+    rivals = [result for result in results if result.cost.rounds and result.quality is not None]
+    if top is None or not rivals:
+        return ""
+    own, *_ = rivals
+    near, far = list[str](), list[str]()
+    for family in dict.fromkeys(r.family for r in rivals if r.family != own.family):
+        members = sorted((r for r in rivals if r.family == family), key=lambda r: r.cost.rounds)
+        reach = [r for r in members if _frechet(r) <= _frechet(own) or _distance(r) == _distance(own)]
+        (near if reach else far).append(f"{family} after {(reach or members[-1:])[0].cost.rounds}")
+    parts = [
+        f"{own.name} is at a distance of {_distance(own)} from the data after {_calls(own)}",
+        f"as near: {_listed(near)}" if near else "",
+        f"not as near: {_listed(far)}" if far else "",
+        f"the nearest (*): {top.name}, {_distance(top)} after {_calls(top)}",
+    ]
+    return "; ".join(filter(None, parts)) + "."
+
+
+def _listed(words: Sequence[str]) -> str:
+    *first, last = words
+    return f"{', '.join(first)} and {last}" if first else last
+
+
+def _frechet(result: Result) -> float:
+    return math.inf if result.quality is None else result.quality.frechet
+
+
+def _distance(result: Result) -> str:
+    return FRECHET.show(_frechet(result))
+
+
+def _calls(result: Result) -> str:
+    return f"{result.cost.rounds} network call{'s' * (result.cost.rounds != 1)}"

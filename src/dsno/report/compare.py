@@ -9,7 +9,8 @@ what equal laws get, since a Fréchet distance is not 0 there.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -102,7 +103,7 @@ def compare(
         count: How many noises.
         out: Folder for `results.json` and `report.html`, which replace those of an evaluation before; nothing is
             written without it.
-        report: Called with stage, done, total and text (`dsno.train.Report`).
+        report: Called with stage, network calls done and in all, and text (`dsno.train.Report`).
         page: Where the report goes instead.
         first_seed: Seed of the first noise; far from those of trajectories by default.
         ddim: Steps of DDIM, on the uniform grid.
@@ -143,17 +144,17 @@ def compare(
         model.to(device)
     seeds, family = seed_range(first_seed, count), _family(learned)
     own, solvers = _passes(learned, family, passes, fresh), _solvers(solved, ddim, multistep)
-    total = len(own) + len(solvers) + 1
+    done = _done(fine_steps, passes, solvers)
 
     reference = Reference.of(images.x, net)
     floor = halves(reference, net, count)
-    report("evaluate", 0, total, f"fine solution of {count} noises in {fine_steps} steps")
+    report("evaluate", 0, done[-1], f"{done[-1]} network calls for {count} noises, the fine solution first")
     z = noise(seeds, shape, device=device)
     fine = fine_solution(solved, solved.schedule, z, fine_steps).sample
     per_row = flops(solved, z[:1], torch.ones(1, device=device))
     results = []
     for n, (name, sampler) in enumerate([*own.items(), *solvers.items()]):
-        report("evaluate", n + 1, total, name)
+        report("evaluate", done[n], done[-1], name)
         result = evaluate(
             sampler,
             name=name,
@@ -170,7 +171,7 @@ def compare(
         results.append(result)
     results.append(measure(fine.clamp(-1, 1), name="teacher, fine", reference=reference, extractor=net))
     results.append(floor)
-    report("evaluate", total, total, "done")
+    report("evaluate", done[-1], done[-1], "done")
     if accelerator is not None and not accelerator.is_main_process:
         return results
     if out is not None:
@@ -240,7 +241,7 @@ def _passes(student: Student, family: str, passes: Sequence[int], fresh: bool) -
     return {f"{family}-{n}": sampler_of(student, n, fresh=fresh) for n in passes} or {family: sampler_of(student)}
 
 
-def _solvers(teacher: Prediction, ddim: Sequence[int], multistep: Sequence[int]) -> dict[str, Sampler]:
+def _solvers(teacher: Prediction, ddim: Sequence[int], multistep: Sequence[int]) -> dict[str, SolverSampler]:
     """The teacher's solvers by name and number of steps, on uniform grids."""
     steps = (("DDIM", DDIM(), ddim), ("DPM-Solver++", DPMSolverPP(), multistep), ("UniPC", UniPC(), multistep))
     return {
@@ -248,6 +249,14 @@ def _solvers(teacher: Prediction, ddim: Sequence[int], multistep: Sequence[int])
         for name, step, ns in steps
         for n in ns
     }
+
+
+def _done(fine_steps: int, passes: Sequence[int], solvers: Mapping[str, SolverSampler]) -> list[int]:
+    """The network calls that are done where each sampler begins, and where the last one ends.
+
+    They are most of the work. Counted by samplers, the fine solution would be a part of a dozen and take a quarter.
+    """
+    return [*accumulate([fine_steps, *(passes or [1]), *(len(solver.grid) - 1 for solver in solvers.values())])]
 
 
 def _sections(

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from dsno.checkpoint import write_atomically
 from dsno.measure.results import Result
-from dsno.measure.table import BIAS, COLUMNS, best, table
+from dsno.measure.table import BIAS, COLUMNS, UNBIASED, best, nearest, reading, table
 
 __all__ = ["Picture", "Section", "html_report", "is_report"]
 
@@ -49,7 +49,8 @@ def html_report(path: Path | str, title: str, sections: Sequence[Section], summa
     """Write one HTML file that needs nothing else, atomically; its folder is made where missing.
 
     In a table of results the best of each column are set in bold where all were measured on one scale
-    (`dsno.measure.table.best`); below it stands what its distances are worth, and the protocol folds out.
+    (`dsno.measure.table.best`), and the row nearest to the data is marked; below it stands what it says of its first
+    row and what its distances are worth, and the protocol folds out.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -77,7 +78,8 @@ def _section(section: Section) -> str:
         parts.append(f"<div class=row>{''.join(_img(picture) for picture in section.pictures)}</div>")
     if section.results:
         known = any(result.quality is not None for result in section.results)
-        parts += [_table(section.results), _paragraphs(BIAS if known else ""), _protocols(section.results)]
+        said = [reading(section.results), BIAS, UNBIASED] if known else []
+        parts += [_table(section.results), _paragraphs("\n\n".join(said)), _protocols(section.results)]
     return "<section>\n" + "\n".join(part for part in parts if part) + "\n</section>"
 
 
@@ -101,14 +103,15 @@ def _data(png: bytes) -> str:
 
 
 def _table(results: Sequence[Result]) -> str:
-    rows, winners = table(results), best(results)
-    arrows = {column.title: {"high": " ↑", "low": " ↓"}.get(column.ideal, "") for column in COLUMNS}
-    head = "".join(f"<th>{html.escape(key)}{arrows.get(key, '')}</th>" for key in rows[0])
+    rows, winners, top = table(results), best(results), nearest(results)
+    scales = {column.title: f"<small>{html.escape(column.scale)}</small>" for column in COLUMNS}
+    head = "".join(f"<th>{html.escape(key)}{scales.get(key, '')}</th>" for key in rows[0])
     lines = []
     for row in rows:
+        mark = " *" * (top is not None and row["name"] == top.name)
         cells = (
             f"<td{' class=best' if row['name'] in winners.get(key, ()) else ''}>{html.escape(value)}</td>"
-            for key, value in row.items()
+            for key, value in (row | {"name": row["name"] + mark}).items()
         )
         lines.append(f"<tr>{''.join(cells)}</tr>")
     return f"<div class=wide><table>\n<tr>{head}</tr>\n" + "\n".join(lines) + "\n</table></div>"
@@ -168,7 +171,8 @@ figcaption { margin-top: .75rem; font-size: .875rem; color: var(--soft); max-wid
 table { border-collapse: collapse; font-size: .8125rem; font-variant-numeric: tabular-nums; margin: .75rem 0;
   width: 100% }
 th, td { padding: .4rem .5rem; text-align: right; white-space: nowrap; border-bottom: 1px solid var(--rule) }
-th { font-weight: 500; color: var(--soft) }
+th { font-weight: 500; color: var(--soft); vertical-align: bottom }
+th small { display: block }
 th:first-child, td:first-child { text-align: left; padding-left: 0 }
 td:first-child { font-weight: 500 }
 .best { font-weight: 650; color: var(--accent); background: var(--mark) }

@@ -33,9 +33,17 @@ from dsno.trajectories.format import (
 )
 from dsno.trajectories.remote import Remote
 
-__all__ = ["Shelf"]
+__all__ = ["CACHE", "Shelf", "cache_folder"]
 
 log = logging.getLogger(__name__)
+
+CACHE = "DSNO_CACHE"
+"""The variable of the environment that says where the cache is."""
+
+
+def cache_folder() -> Path:
+    """The folder of the cache: what the environment says in `DSNO_CACHE`, else `~/.cache/dsno`."""
+    return Path(os.environ.get(CACHE) or "~/.cache/dsno").expanduser()
 
 
 class Shelf:
@@ -65,7 +73,7 @@ class Shelf:
         remote = self._remote()
         with remote.reaching():
             self.manifest = remote.read_manifest()
-        base = Path(cache or os.environ.get("DSNO_CACHE") or Path("~/.cache/dsno")).expanduser()
+        base = Path(cache).expanduser() if cache else cache_folder()
         self.folder = writable(base / self.manifest["fingerprint"])
         for partial in unfinished(self.folder):
             # A download that was killed; one that goes on holds its lock.
