@@ -30,6 +30,7 @@ def test_a_plan_of_a_bridge_of_pairs_and_of_a_start(here: Path) -> None:
     pairs = ("--pairs", "rough.npy", "rough.npy", "--channels", 4, 8)
     ran = dsno("plan", *pairs, "--teach-steps", 3, "--count", 10, "--train-steps", 2, *quick, at=here)
     assert ran.code == 0, ran.said
+    assert ran.following == ["teach", "--pairs", "rough.npy", "rough.npy", "--channels", "4", "8"]
     made = read_json(here / "plan.json")
     assert [(s["name"], s["evaluations"]) for s in made["stages"]] == [
         ("teach", 3 * 128),
@@ -37,7 +38,8 @@ def test_a_plan_of_a_bridge_of_pairs_and_of_a_start(here: Path) -> None:
         ("distill", 2 * 256),
     ]
     assert dsno("teach", *pairs, "--out", "bridge", *QUICK, at=here).code == 0
-    assert dsno("plan", "bridge", "--count", 10, "--train-steps", 2, *quick, at=here).code == 0
+    ran = dsno("plan", "bridge", "--count", 10, "--train-steps", 2, *quick, at=here)
+    assert ran.code == 0 and ran.following[:3] == ["generate", "--teacher", "bridge"]
     bridge = read_json(here / "plan.json")
     assert bridge["stages"] != made["stages"] and [s["flop"] for s in bridge["stages"]] == [
         s["flop"] for s in made["stages"][1:]
@@ -45,6 +47,7 @@ def test_a_plan_of_a_bridge_of_pairs_and_of_a_start(here: Path) -> None:
     ran = dsno("plan", "runs/teacher", "--start", "--channels", 4, 8, "--train-steps", 5, *quick, at=here)
     assert ran.code == 0, ran.said
     assert [(s["name"], s["evaluations"]) for s in read_json(here / "plan.json")["stages"]] == [("start", 5 * 128)]
+    assert ran.following == ["teach", "--start", "runs/teacher", "--channels", "4", "8", "--out", "runs/start"]
     for command, said in (
         ("plan bridge --start", "--start is of a teacher that starts from noise, and bridge is a bridge: leave it out"),
         ("plan bridge --solver heun", "--solver is no option of the plan of a bridge: leave it out"),

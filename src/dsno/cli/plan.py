@@ -104,10 +104,21 @@ class Plan:
         if self.out is not None:
             write_json(self.out, made.to_dict())
         show_estimate(made)
+        say("", self._following())
+
+    def _following(self) -> str:
+        """What begins the run that was planned."""
+        if self.pairs:
+            taken = {"columns": self.columns or None, "size": self.size, "channels": self.channels}
+            return command("teach", pairs=self.pairs, **taken)
+        if self.start:
+            return command("teach", start=self.recipe, channels=self.channels, out="runs/start")
+        if is_bridge(self.recipe):
+            return command("generate", teacher=self.recipe, input="PICTURES", count=self.count)
         if self.recipe in RECIPES:
-            return say("", command("reproduce", self.recipe))
+            return command("reproduce", self.recipe)
         solved = {"count": self.count, "frames": self.frames, "solver": self.solver, "steps": self.steps}
-        say("", command("generate", teacher=self.recipe, variant=self.variant, **solved))
+        return command("generate", teacher=self.recipe, variant=self.variant, **solved)
 
     def _check(self) -> None:
         """Refuse options of another kind of run."""
