@@ -47,7 +47,7 @@ def test_a_script_says_how_it_is_called(name: str, capsys: pytest.CaptureFixture
         assert "--quick" in said and "--out" in said and "refute" in said
 
 
-@pytest.mark.parametrize("name", ["guided", "inverse", "memory", "mixture", "ring", "store"])
+@pytest.mark.parametrize("name", ["bridge", "guided", "inverse", "memory", "mixture", "ring", "starts", "store"])
 def test_a_quick_run_writes_a_result_of_the_same_form_elsewhere(name: str, tmp_path: Path) -> None:
     published = BENCHMARKS / "results" / f"{name}.json"
     before = published.read_bytes()
