@@ -7,7 +7,7 @@ import pytest
 from dsno.cli import VERBS
 from dsno.cli.distill import Distill, with_options
 from dsno.cli.generate import Generate
-from dsno.cli.words import flags_of, on_the_shell
+from dsno.cli.words import flags_of, on_the_shell, refuse_others
 from shell import dsno
 
 
@@ -54,3 +54,10 @@ def test_the_same_refusal_is_said_in_each_dialect(tmp_path: Path) -> None:
         prepare_folder(tmp_path / "out")
     ran = dsno("teach", "--out", "out", at=tmp_path)
     assert ran.err == "dsno: out exists already: pass --resume to continue it or --overwrite to start again\n"
+
+
+def test_an_option_that_would_not_be_read_is_refused_if_it_was_given() -> None:
+    verb = Generate(first_seed=3, steps=4)
+    refuse_others(verb, {"frames", "count"}, "is another's")
+    with pytest.raises(ValueError, match="--first-seed is another's: leave it out"):
+        refuse_others(verb, {"count", "first_seed"}, "is another's")

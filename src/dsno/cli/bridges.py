@@ -111,7 +111,8 @@ def pairs_for(folder: str, sources: Sequence[str], columns: Sequence[str], readi
 def made_pairs(clean: Samples, problem: Stated, noise: float, seed: int) -> Pairs:
     """Clean samples beside what a problem makes of them; errors as `degraded`."""
     told = {"name": problem.name, "noise": noise, **problem.options}
-    name = ", ".join([clean.name, *(f"{option} {value}" for option, value in told.items())])
+    options = (f"{option} {value}" for option, value in told.items() if option != "name")
+    name = ", ".join([f"{clean.name} under {problem.name}", *options])
     return Pairs(degraded(problem.of(clean.shape), clean.x, seed), clean.x, name, clean.units, told)
 
 
