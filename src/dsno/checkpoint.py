@@ -359,8 +359,8 @@ def load_model(
     config = read_json(folder / CONFIG)
     found = config.get("type") if isinstance(config, dict) else None
     if found != kind:
-        made = f", as `{WRITES[kind]}` writes it" if kind in WRITES else ""
-        raise ValueError(f"{folder} holds a {found or 'foreign model'}, expected a {kind}{made}")
+        how = f", as `{WRITES[kind]}` writes it" if kind in WRITES else ""
+        raise ValueError(f"{folder} holds a {found or 'foreign model'}, expected a {kind}{how}")
     tensors = read_tensors(folder / WEIGHTS)
     described = json.dumps({k: v for k, v in config.items() if k not in ("type", "notes", SEAL)})
 

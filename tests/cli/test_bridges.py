@@ -78,8 +78,10 @@ def test_a_problem_makes_the_pairs_and_is_known_from_then_on(tmp_path: Path) -> 
         few = ("--input", pictures, "--samples", 1, "--calls", 2, "--out", f"{pictures}.npy")
         assert dsno("sample", "--bridge", "own", *few, at=tmp_path).code == 0
         assert np.load(tmp_path / f"{pictures}.npy").shape == (3, 1, 16, 16)
-    made = ("generate", "--teacher", "own", "--input", "small", "--count", 4, "--out", "set")
-    assert dsno(*made, at=tmp_path).code == 0
+    ran = dsno("generate", "--teacher", "own", "--input", "small", "--count", 16, "--out", "set", at=tmp_path)
+    assert dsno(*ran.following, *QUICK, "--out", "student", at=tmp_path).code == 0
+    one = ("sample", "--student", "student", "--input", "small", "--count", 3, "--out", "one.npy")
+    assert dsno(*one, at=tmp_path).code == 0 and np.load(tmp_path / "one.npy").shape == (3, 1, 16, 16)
     few = ("--calls", 2, "--sampler", "dbim2", "--samples", 2, "--out", "measured")
     ran = dsno("evaluate", "--teacher", "own", "--pairs", "held", *few, at=tmp_path)
     assert ran.code == 0 and "dbim2-2" in ran.out, ran.said
@@ -169,6 +171,7 @@ def test_a_student_of_one_pass_is_made_of_it(crossed: Path, tmp_path: Path) -> N
     (f"{SAMPLE} --input rough --t-1 1", None, "--t-1 is where the start ends, inside (0, 1), got 1"),
     (f"{SAMPLE} --input rough --samples 0", None, "--samples must be at least 1, got 0"),
     (f"{SAMPLE} --input large.png", large, "the pictures have the shape (1, 9, 9), own takes (1, 8, 8)"),
+    ("generate --teacher own --input large.png --out new", large, "the pictures have the shape (1, 9, 9), own takes"),
     (f"{SAMPLE} --input nowhere", None, "no data 'nowhere'"),
     (f"{SAMPLE}", None, "--bridge needs --input, the picture or the folder of pictures that it starts from"),
     (f"{SAMPLE} --input rough --label 3", None, "--label does not go with --bridge: leave it out"),

@@ -166,7 +166,7 @@ class Generate:
             raise ValueError("a bridge starts from pictures: give the degraded ones, --input FOLDER")
         device, accelerator = device_of(self.device), launched()
         bridge = load_bridge(self.teacher).to(device if accelerator is None else accelerator.device)
-        start = starts_of(load_data(self.input).x, bridge, self.teacher)
+        start = starts_of(load_data(self.input).x, bridge.shape, self.teacher)
         with progress() as report:
             data = generate_crossings(
                 bridge,

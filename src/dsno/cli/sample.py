@@ -278,7 +278,7 @@ class Sample:
             wanted = "starts from noise alone: leave out" if self.input is not None else "starts from pictures: give"
             raise ValueError(f"{folder} {wanted} --input")
         if self.input is not None:
-            start = pictures_of(self.input, student.shape)
+            start = pictures_of(self.input, folder, student.shape)
             cond["start"] = start[seeds.cpu() % len(start)]
         if self.guidance is not None:
             low, high = trained_for(folder)
