@@ -24,6 +24,7 @@ from dsno.bridge.prediction import BridgePrediction
 from dsno.bridge.sampler import BridgeSampler, most_calls
 from dsno.bridge.student import Crossing, starts_from_pictures
 from dsno.checkpoint import CONFIG, read_json
+from dsno.cost import flops
 from dsno.data.pairs import Pairs
 from dsno.data.samples import check_images
 from dsno.measure.evaluate import Reference, evaluate, measure
@@ -126,6 +127,8 @@ def compare_calls(
         log.warning("%s was trained on %s: other pairs say what it has learned", bridge, pairs.name)
     reference = None if net is None else Reference.of(pairs.x[count:], net)
     inputs = _Inputs(pairs.start[:count], pairs.x[:count], samples, first_seed, device)
+    one = inputs.first(1).start.to(device)
+    per_row = flops(made, one, torch.ones(1, device=device), {"start": one})
     results = []
     for n, (name, sampler) in enumerate(drawn.items()):
         report("evaluate", n, len(drawn), name)
@@ -139,6 +142,7 @@ def compare_calls(
             clean=inputs.clean.repeat_interleave(samples, 0),
             samples=samples,
             cond=inputs.cond,
+            flops_per_row=None if name == ONE_PASS else per_row,
             repeats=repeats,
             device=device,
             accelerator=accelerator,
