@@ -16,7 +16,7 @@ from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
-__all__ = ["HEADERS", "HOST", "server_of", "served"]
+__all__ = ["HEADERS", "HOST", "served", "server_of"]
 
 HOST = "127.0.0.1"
 
