@@ -33,7 +33,7 @@ SHA256 = {
 LICENCE = f"onnxruntime-web {VERSION}, Copyright (c) Microsoft Corporation, MIT License"
 
 REGISTRY = "https://registry.npmjs.org"
-"""Where it comes from, unless npm's own variable `npm_config_registry` names a mirror."""
+"""Where it comes from, unless npm's own variable `NPM_CONFIG_REGISTRY` names a mirror."""
 
 SECONDS, LIMIT = 30.0, 2**26
 """How long the registry is waited for, and how many bytes are read of it."""
@@ -83,7 +83,7 @@ def _checked(path: Path) -> Path:
 
 
 def _fetched() -> dict[str, bytes]:
-    registry = (os.environ.get("npm_config_registry") or REGISTRY).rstrip("/")
+    registry = (os.environ.get("NPM_CONFIG_REGISTRY") or REGISTRY).rstrip("/")
     url = f"{registry}/onnxruntime-web/-/onnxruntime-web-{VERSION}.tgz"
     try:
         with urlopen(url, timeout=SECONDS) as answer:

@@ -170,7 +170,7 @@ def _staged(folder: Path) -> Iterator[Path]:
 
 
 def _networks(student: Student, teacher: Prediction | None) -> dict[str, Network]:
-    """The student's of one row and of a wall's, which says the sample alone where one pass is all; and the teacher's."""
+    """The student's of one row and of a wall's, which says the sample alone where it makes one pass; the teacher's."""
     made = {
         "student": student_network(student, 1),
         "wall": student_network(student, WALL, last=passes_known(student) == (1,)),
