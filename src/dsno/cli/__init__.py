@@ -32,6 +32,7 @@ from dsno.cli.restore import Restore
 from dsno.cli.sample import Sample
 from dsno.cli.share import Pull, Push
 from dsno.cli.teach import Teach
+from dsno.cli.web import Web
 from dsno.cli.words import flag, flags_of, on_the_shell
 from dsno.distillation.registry import METHODS
 from dsno.interrupt import Interrupted
@@ -62,6 +63,7 @@ VERBS: dict[str, type[Verb]] = {
     "sample": Sample,
     "restore": Restore,
     "export": Export,
+    "web": Web,
     "evaluate": Evaluate,
     "reproduce": Reproduce,
     "cite": Cite,

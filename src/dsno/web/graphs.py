@@ -86,21 +86,21 @@ def student_network(student: Student, batch: int, last: bool = False) -> Network
         ValueError: for a student that is told more than a class and a guidance weight, or a flow map whose network is
             no `TwoTime`.
     """
-    net, told = student.net, {"label": _label(student.classes, batch)}
+    net: Any = unwrapped(student.net)
+    told = {"label": _label(student.classes, batch)}
     told["weight"] = torch.linspace(0, 2, batch) if student.guided else None
+    if isinstance(student, FlowMap) and not isinstance(net, TwoTime):
+        raise ValueError(f"a flow map of a {type(net).__name__} does not say what it takes")
+    _check_tokens(net.backbone, "student")
     if isinstance(student, FlowMap):
-        if not isinstance(unwrapped(net), TwoTime):
-            raise ValueError(f"a flow map of a {type(unwrapped(net)).__name__} does not say what it takes")
-        _check_tokens(net.backbone, "student")
         example = _example(student.shape, batch, later=torch.tensor([0.25]), **told)
         return Network(net, lambda x, t, told: net(x, t, told["later"].expand(len(x)), _cond(told))[:, None], example)
     example = _example(student.shape, batch, **told)
-    _check_tokens(net.backbone, "student")
     if isinstance(student, ParallelDecoder):
         block, shares = (0, student.count), student.shares(0, student.count) if last else None
         return Network(net, lambda x, t, told: net(x, t, block, shares, _cond(told)), example)
-    select = (-1,) if last else None
-    return Network(net, lambda x, t, told: net(x, student.times, _cond(told), t, select), example)
+    times, select = student.times, (-1,) if last else None
+    return Network(net, lambda x, t, told: net(x, times, _cond(told), t, select), example)
 
 
 def teacher_network(teacher: Prediction, batch: int = 1) -> Network:

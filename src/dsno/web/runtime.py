@@ -18,7 +18,7 @@ from dsno.checkpoint import write_atomically
 from dsno.hub import first_line
 from dsno.outputs import writable
 
-__all__ = ["LICENCE", "SHA256", "VERSION", "runtime"]
+__all__ = ["LICENCE", "SHA256", "VERSION", "find_runtime"]
 
 VERSION = "1.30.0"
 
@@ -39,7 +39,7 @@ SECONDS, LIMIT = 30.0, 2**26
 """How long the registry is waited for, and how many bytes are read of it."""
 
 
-def runtime(folder: Path | str | None = None) -> dict[str, Path]:
+def find_runtime(folder: Path | str | None = None) -> dict[str, Path]:
     """The files of the runtime by name.
 
     Arguments:

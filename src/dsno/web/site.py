@@ -16,7 +16,7 @@ from __future__ import annotations
 import json
 import math
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from importlib import resources
@@ -36,7 +36,7 @@ from dsno.students.operator import TrajectoryStudent
 from dsno.students.samplers import Student
 from dsno.web.graphs import Network, student_network, teacher_network, write_graphs
 from dsno.web.plans import STEPS, passes_known, passes_planned, sample_planned, steps_planned
-from dsno.web.runtime import LICENCE, runtime
+from dsno.web.runtime import LICENCE, find_runtime
 
 __all__ = ["MANIFEST", "SITE", "unfit", "write_site"]
 
@@ -80,7 +80,8 @@ def write_site(
     title: str = "One pass",
     null: int | None = None,
     weights: tuple[float, float] = (0.0, math.inf),
-    runtime_folder: Path | str | None = None,
+    runtime: Path | str | None = None,
+    inputs: Sequence[object] = (),
     overwrite: bool = False,
 ) -> Path:
     """Write a page that samples in any browser.
@@ -92,11 +93,12 @@ def write_site(
         title: What the page calls the samples.
         null: The label that stands for no class, of the teacher of a student with guidance; its own by default.
         weights: The guidance weights that the student was trained for.
-        runtime_folder: The files of onnxruntime-web (`dsno.web.runtime.runtime`); fetched once by default.
+        runtime: The folder of onnxruntime-web's files (`find_runtime`); they are fetched once by default.
+        inputs: What was read, and must not be written over.
         overwrite: Replace the site in `folder`.
 
     Raises:
-        ConnectionError, FileNotFoundError, ValueError: of the runtime, as `runtime` does.
+        ConnectionError, FileNotFoundError, ValueError: of the runtime, as `find_runtime` does.
         FileExistsError: if `folder` holds a site and `overwrite` is not set, or anything else.
         ImportError: without onnx, onnxscript or onnxruntime.
         ValueError: for samples that are no pictures, a student or a teacher that no page can show; nothing is written.
@@ -108,8 +110,8 @@ def write_site(
     if teacher is not None and (why := unfit(student, teacher, null)):
         raise ValueError(why)
     student, teacher = _plain(student), None if teacher is None else _plain(teacher)
-    files = runtime(runtime_folder)
-    with claimed(folder, SITE, overwrite=overwrite) as folder, _staged(folder) as staging:
+    files = find_runtime(runtime)
+    with claimed(folder, SITE, overwrite=overwrite, inputs=inputs) as folder, _staged(folder) as staging:
         networks = _networks(student, teacher)
         errors = write_graphs(staging, networks)
         for name, path in files.items():

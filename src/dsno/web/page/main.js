@@ -135,11 +135,12 @@ class Page {
 
   /** Draws the trajectory of one of the two, and shows what drawing it took. */
   #repeat(part, times, draw) {
+    const { seed } = this.view;
     this.#lanes[part].run(async (stale) => {
       for (let count = 0; count < times && !stale(); count++) {
         const made = await draw(stale);
         if (made === null) return;
-        this[part] = made;
+        this[part] = { ...made, seed };
         this.taken[part] = this.#medians[part].add(made.milliseconds);
         find(`${part}-time`).value = timeOf(this.taken[part]);
         this.#show();
@@ -189,12 +190,12 @@ class Page {
     const place = Number(seed - this.first);
     this.wall.frame(seed >= this.first && place < COUNT ? place : null);
     if (!this.student) return;
-    const { states, times } = this.student;
+    const { states, times, seed: drawn } = this.student;
     const last = states.length - 1;
     const frame = Math.min(this.view.frame, last);
     const { shape } = this.model;
     paint(find("student"), states[frame], shape);
-    find("student").setAttribute("aria-label", `The student's frame ${frame} of seed ${seed}`);
+    find("student").setAttribute("aria-label", `The student's frame ${frame} of seed ${drawn}`);
     find("student-calls").textContent = callsOf(this.#plans(this.model.student.passes).length, last);
     Object.assign(find("frame"), { max: last, value: frame });
     find("frame-value").value = `${frame} of ${last}, ${timeText(times[frame])}`;
@@ -228,7 +229,7 @@ class Page {
     const beside = (by) => this.change({ wall: seedBeside(this.first, by) });
     const done = {
       play: () => this.#play(),
-      save: () => save(find("student"), `${name()}-seed-${this.view.seed}.png`),
+      save: () => save(find("student"), `${name()}-seed-${this.student.seed}.png`),
       "save-wall": () => save(find("wall"), `${name()}-seeds-from-${this.first}.png`),
       copy: () => this.#copy(),
       "wall-before": () => beside(-COUNT),
