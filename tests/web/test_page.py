@@ -19,7 +19,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+import planned
 from dsno.data.samples import to_uint8
+from dsno.denoise import Guided
 from dsno.grids import even
 from dsno.report.pictures import slerp
 from dsno.runs.shipped import shipped
@@ -28,7 +30,7 @@ from dsno.solvers.named import SOLVERS
 from dsno.solvers.run import SolverSampler
 from dsno.students.files import load_student
 from dsno.students.operator import TrajectoryStudent
-from dsno.students.samplers import OnePass
+from dsno.students.samplers import OnePass, sampler_of
 from dsno.teachers.load import load_teacher
 from dsno.trajectory import Trajectory
 from dsno.web.serve import served
@@ -299,6 +301,29 @@ def test_it_fits_phones_and_desks_by_day_and_night(
 
 
 THREADS = 'import("/networks.js").then(({threadsFor}) => [1e6, 1e12].map((flops) => threadsFor({flops})))'
+
+
+def test_class_guidance_and_passes_change_all_that_is_shown(browser: Any, told: Path) -> None:
+    student, teacher = planned.told()
+    z = noise([7], student.shape)
+    with served(told) as url, opened(browser, f"{url}#steps=4&frame=1") as made:
+        made.loaded()
+        for label, weight, passes in ((0, 0.0, 1), (2, 0.0, 1), (2, 1.5, 1), (2, 1.5, 3)):
+            made.page.locator("#label button").nth(label).click()
+            made.page.locator("#guidance").fill(str(weight))
+            made.page.locator("#passes").select_option(str(passes))
+            made.text("student-calls", rf"^{passes} pass(es)?, 4 frames$")
+            made.page.locator("#student[aria-busy=false]").wait_for()
+            made.page.locator("#teacher[aria-busy=false]").wait_for()
+            cond = {"label": torch.tensor([label]), "weight": torch.tensor([weight])}
+            expected = sampler_of(student, passes, whole=True)(z, cond)
+            same(made.pixels("student"), levels(expected.x[0, 1]))
+            guided = Guided(teacher, {"label": torch.tensor(3)})
+            grid = even(teacher.schedule, 4)
+            taught = SolverSampler(guided, teacher.schedule, grid, keep=grid)(z, cond)
+            nearest = int((taught.t - expected.t[1]).abs().argmin())
+            same(made.pixels("teacher"), levels(taught.x[0, nearest]))
+        assert 'cond = {"label"' in made.page.locator("#python").text_content()
 
 
 def test_any_host_of_files_will_do_and_then_there_is_one_thread(

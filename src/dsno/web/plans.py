@@ -207,7 +207,9 @@ def steps_planned(teacher: Prediction, solver: str, steps: int) -> tuple[Step, .
     bare = Prediction(net, teacher.schedule, teacher.kind, data_std=teacher.data_std)
     x, x0_hat, before = torch.eye(3, dtype=torch.float64)[:, None]
     made: list[Step] = []
-    for t, s in pairwise(even(teacher.schedule, steps).tolist()):
+    times = even(teacher.schedule, steps).tolist()
+    teacher.schedule.expect(times)
+    for t, s in pairwise(times):
         # In the precision of states: of noise (`eps`) at t = 1 it decides what alpha is, by which is divided.
         p, q = bare.unclipped(_unit(1).float(), t)[0].tolist()
         past = (Eval(made[-1].t, x, before),) if made else ()

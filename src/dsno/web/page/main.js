@@ -136,6 +136,7 @@ class Page {
   /** Draws the trajectory of one of the two, and shows what drawing it took. */
   #repeat(part, times, draw) {
     const { seed } = this.view;
+    find(part).ariaBusy = "true";
     this.#lanes[part].run(async (stale) => {
       for (let count = 0; count < times && !stale(); count++) {
         const made = await draw(stale);
@@ -143,6 +144,7 @@ class Page {
         this[part] = { ...made, seed };
         this.taken[part] = this.#medians[part].add(made.milliseconds);
         find(`${part}-time`).value = timeOf(this.taken[part]);
+        find(part).ariaBusy = String(stale());
         this.#show();
       }
     });

@@ -34,23 +34,24 @@ export function headings({ title, shape, student }) {
 
 /** How the picture of a view is made in Python. */
 export function python({ student }, { seed, to, mix, label, guidance, passes }) {
-  const between = mix > 0;
-  const told = [label === undefined ? "" : `"label": torch.tensor([${label}])`]
-    .concat(guidance === undefined ? "" : `"weight": torch.tensor([${guidance.toFixed(2)}])`).filter(Boolean);
-  const cond = told.length === 0 ? "" : told.length === 1 && guidance === undefined
-    ? `, torch.tensor([${label}])` : `, {${told.join(", ")}}`;
-  const seeds = student.kind === "FlowMap" && passes > 1 ? `${cond || ", None"}, torch.tensor([${seed}])` : cond;
+  const told = [
+    ...(label === undefined ? [] : [`"label": torch.tensor([${label}])`]),
+    ...(guidance === undefined ? [] : [`"weight": torch.tensor([${guidance.toFixed(1)}])`]),
+  ];
+  const drawn = mix === 0
+    ? [`z = noise([${seed}], student.shape)`]
+    : [`a, b = noise([${seed}, ${to}], student.shape)`, `z = slerp(a, b, 1001)[[${Math.round(1000 * mix)}]]`];
   return [
-    ...(told.length > 0 || seeds !== cond ? ["import torch"] : []),
+    "import torch",
     "from dsno import load_student, noise",
-    ...(between ? ["from dsno.report.pictures import slerp"] : []),
+    ...(mix === 0 ? [] : ["from dsno.report.pictures import slerp"]),
     "from dsno.students.samplers import sampler_of",
     "",
     'student = load_student("STUDENT")',
-    ...(between
-      ? [`a, b = noise([${seed}, ${to}], student.shape)`, `z = slerp(a, b, 1001)[${Math.round(1000 * mix)}][None]`]
-      : [`z = noise([${seed}], student.shape)`]),
-    `x = sampler_of(student, ${passes ?? "None"})(z${seeds}).sample`,
+    ...drawn,
+    `cond = ${told.length > 0 ? `{${told.join(", ")}}` : "None"}`,
+    `sampler = sampler_of(student, ${passes ?? Object.keys(student.passes)[0]})`,
+    `x = sampler(z, cond, torch.tensor([${seed}])).sample`,
   ].join("\n");
 }
 
