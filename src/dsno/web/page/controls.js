@@ -2,7 +2,7 @@
 
 import { asSeed, seedBeside } from "./seeds.js";
 
-const find = (id) => document.getElementById(id);
+export const find = (id) => document.getElementById(id);
 
 /** A seed that fits into a line and is easy to say. */
 const randomSeed = () => BigInt(Math.floor(1e6 * Math.random()));
@@ -28,12 +28,12 @@ export class Controls {
   }
 
   /** Shows a view. */
-  show(view) {
+  see(view) {
     for (const key of ["seed", "to"]) {
       if (find(key) !== document.activeElement) this.#write(find(key), view[key]);
     }
     find("mix").value = view.mix;
-    for (const button of find("label").children) button.ariaPressed = String(Number(button.value) === view.label);
+    for (const button of find("label").children) button.setAttribute("aria-pressed", Number(button.value) === view.label);
     if (this.model.guidance) {
       find("guidance").value = view.guidance;
       find("guidance-value").value = view.guidance;
@@ -94,7 +94,7 @@ export class Controls {
 
   #solver() {
     const { teacher } = this.model;
-    for (const id of ["teacher-figure", "teacher-options", "difference"]) find(id).hidden = !teacher;
+    for (const id of ["teacher-figure", "teacher-options", "comparison"]) find(id).hidden = !teacher;
     if (!teacher) return;
     fill(find("solver"), teacher.solvers.map(({ name, title }) => [name, title]));
     find("solver").addEventListener("change", ({ target }) => this.change({ solver: target.value }));

@@ -1,9 +1,17 @@
+/** Milliseconds that a task may run though a newer one waits: what is dragged along is seen on its way, too. */
+const PATIENCE = 250;
+
 /** Runs tasks one at a time, and of those that wait the newest alone: what a slider asks for while it is dragged. */
 export class Newest {
   #waiting = null;
   #running = false;
 
-  /** `task(stale)` is run once the one before it ends; `stale()` is whether a newer one waits by then. */
+  /** `idle` is called when nothing waits any more. */
+  constructor(idle = () => {}) {
+    this.idle = idle;
+  }
+
+  /** `task(stale)` is run once the one before it ends; `stale()` is whether it should give way to a newer one. */
   run(task) {
     this.#waiting = task;
     if (!this.#running) this.#work();
@@ -13,19 +21,20 @@ export class Newest {
     this.#running = true;
     while (this.#waiting) {
       const task = this.#waiting;
+      const began = performance.now();
       this.#waiting = null;
       try {
-        await task(() => this.#waiting !== null);
+        await task(() => this.#waiting !== null && performance.now() - began > PATIENCE);
       } catch (error) {
-        // Reported where all errors of the page are; the next task is run all the same.
-        setTimeout(() => { throw error; });
+        reportError(error);
       }
     }
     this.#running = false;
+    this.idle();
   }
 }
 
-/** The median of the last `count` numbers. */
+/** The median of the last numbers. */
 export class Median {
   #numbers = [];
 
@@ -35,6 +44,10 @@ export class Median {
 
   add(number) {
     this.#numbers = [...this.#numbers, number].slice(-this.count);
-    return [...this.#numbers].sort((a, b) => a - b)[this.#numbers.length >> 1];
+  }
+
+  /** NaN of no numbers. */
+  get value() {
+    return [...this.#numbers].sort((a, b) => a - b)[this.#numbers.length >> 1] ?? NaN;
   }
 }

@@ -52,3 +52,17 @@ export function writeView(fields, view) {
   const said = Object.entries(fields).filter(([key, { fallback }]) => view[key] !== fallback);
   return `#${new URLSearchParams(said.map(([key, { write }]) => [key, write(view[key])]))}`;
 }
+
+/** What is drawn from some fields of a view is drawn anew where this differs. */
+export const keyOf = (view, fields) => fields.map((field) => String(view[field])).join();
+
+/** What networks are told in a view, an array of so many rows by name. */
+export function toldOf({ label, guidance }, rows) {
+  return {
+    ...(label === undefined ? {} : { label: new BigInt64Array(rows).fill(BigInt(label)) }),
+    ...(guidance === undefined ? {} : { weight: new Float32Array(rows).fill(guidance) }),
+  };
+}
+
+/** Of plans by their number of passes the one of a view; the only one where there is no choice. */
+export const planOf = (plans, { passes }) => plans[passes ?? Object.keys(plans)[0]];
