@@ -543,6 +543,16 @@ def bridge_pictures(record: Record) -> str:
     return rows(["", "Fréchet", "feature distance", "PSNR", "diversity"], body)
 
 
+def web(record: Record) -> str:
+    """The same calls in a browser, in onnxruntime and in PyTorch."""
+    names = {"sample": "a sample", "path": "all frames", "teacher": "the teacher, 16 steps", "wall": "64 samples"}
+    body = [
+        [side, *(f"{taken[name]:.1f}" if name in taken else "-" for name in names)]
+        for side, taken in record["milliseconds"].items()
+    ]
+    return rows(["milliseconds", *names.values()], body)
+
+
 TABLES: dict[str, Callable[[Record], str]] = {
     **{f"claims {path.stem}": claims for path in sorted(RESULTS.glob("*.json"))},
     **dict.fromkeys(("recipe", "fashion"), recipe),
@@ -572,6 +582,7 @@ TABLES: dict[str, Callable[[Record], str]] = {
     **{path.stem: bridge for path in RESULTS.glob("bridge.json")},
     **{path.stem: bridge_pictures for path in sorted(RESULTS.glob("bridge_*.json"))},
     "faults": faults,
+    **{path.stem: web for path in RESULTS.glob("web.json")},
     "inverse": inverse,
     **{path.stem: restored for path in sorted(RESULTS.glob("inverse_*.json"))},
     **{path.stem: blind for path in sorted(RESULTS.glob("blind*.json"))},

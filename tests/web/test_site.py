@@ -52,6 +52,7 @@ def test_one_pass_alone_fills_the_wall_with_the_samples_output(light: None, tmp_
     held = json.loads((write_site(tmp_path / "site", student) / MANIFEST).read_text())
     (one,), (wall,) = held["student"]["passes"]["1"], held["student"]["wall"]["1"]
     assert [len(row) for row in one["states"]] == [5] * 4 and [len(row) for row in wall["states"]] == [2]
+    assert held["student"]["sample"] == [wall] and held["graphs"] == ["student", "wall", "sample"]
     assert held["teacher"] is None and "teacher.onnx" not in held["files"]
     assert next(student.parameters()).dtype == torch.float16
 

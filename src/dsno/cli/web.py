@@ -46,7 +46,7 @@ class Web:
     student: Positional[Path | None] = None
     """Folder of the student; the digits student that ships with the package by default."""
     teacher: str | None = None
-    """Its teacher, as `generate --teacher` takes it; by default the one that its folder notes, if a page can show it."""
+    """Its teacher, as `generate --teacher` takes it; by default the one that its folder notes, where a page can."""
     variant: Variant = None
     title: str | None = None
     """What the page calls the samples; the name of the student's folder by default."""

@@ -152,13 +152,20 @@ def write_graphs(folder: Path, networks: Mapping[str, Network]) -> dict[str, flo
 
 
 def _graph(network: Network) -> Any:
+    from onnxscript import optimizer
+
     names = [*network.example]
     program = torch.export.export(network, tuple(network.example.values()), strict=False)
     try:
-        made = torch.onnx.export(program, input_names=names, output_names=["F"], dynamo=True, verbose=False)
+        made = torch.onnx.export(
+            program, input_names=names, output_names=["F"], dynamo=True, verbose=False, optimize=False
+        )
     except torch.onnx.errors.OnnxExporterError as error:
         raise ValueError(f"ONNX cannot express this network ({one_line(error)}), so no browser can run it") from error
     assert made is not None
+    # All that its optimiser does takes ten times as long, and the runtime does the rest when it loads the graph.
+    optimizer.fold_constants(made.model)
+    optimizer.remove_unused_nodes(made.model)
     return made.model_proto
 
 

@@ -4,7 +4,7 @@
 |---|---|
 | `index.html`, `*.css`, `*.js` | the page, the same for every student |
 | `model.json` | what it shows, and its samplers as numbers (`dsno.web.plans`) |
-| `student.onnx`, `wall.onnx`, `teacher.onnx`, `weights.bin` | the networks (`dsno.web.graphs`) |
+| `student.onnx`, `sample.onnx`, `wall.onnx`, `teacher.onnx`, `weights.bin` | the networks (`dsno.web.graphs`) |
 | `ort*.mjs`, `ort*.wasm` | onnxruntime-web (`dsno.web.runtime`) |
 
 `model.json` is written last and names all of them. Any host of files serves the folder, and nothing on the page asks
@@ -131,6 +131,7 @@ def write_site(
             "teacher": None
             if teacher is None
             else _teacher(teacher, networks, errors, null if student.guided else None),
+            "graphs": [*networks],
             "files": names,
         }
         (staging / MANIFEST).write_text(json.dumps(_short(described), separators=(",", ":")), encoding="utf-8")
@@ -172,11 +173,11 @@ def _staged(folder: Path) -> Iterator[Path]:
 
 
 def _networks(student: Student, teacher: Prediction | None) -> dict[str, Network]:
-    """The student's of one row and of a wall's, which says the sample alone where it makes one pass; the teacher's."""
-    made = {
-        "student": student_network(student, 1),
-        "wall": student_network(student, WALL, last=passes_known(student) == (1,)),
-    }
+    """The student's, for one row and for a wall's, and where it makes one pass the sample alone; the teacher's."""
+    alone = passes_known(student) == (1,)
+    made = {"student": student_network(student, 1), "wall": student_network(student, WALL, last=alone)}
+    if alone:
+        made["sample"] = student_network(student, 1, last=True)
     return made if teacher is None else {**made, "teacher": teacher_network(teacher)}
 
 
@@ -184,15 +185,17 @@ def _student(student: Student, networks: Mapping[str, Network], errors: Mapping[
     known = passes_known(student)
     start = 1.0 if not isinstance(student, ParallelDecoder) else student.times[0]
     plans = {n: [asdict(call) for call in passes_planned(student, n)] for n in known}
+    sample = [asdict(sample_planned(student))] if "sample" in networks else None
     return {
         "kind": type(student).__name__,
         "target": student.target if isinstance(student, TrajectoryStudent) else None,
         "sigma": student.schedule.at(start)[1],
         "passes": plans,
-        "wall": {1: [asdict(sample_planned(student))]} if known == (1,) else plans,
+        "sample": sample,
+        "wall": plans if sample is None else {1: sample},
         "rows": WALL,
-        **_size(student, networks["student"]),
-        "error": max(errors["student"], errors["wall"]),
+        **_size(student, networks["student" if sample is None else "sample"]),
+        "error": max(error for name, error in errors.items() if name != "teacher"),
     }
 
 

@@ -30,8 +30,7 @@ async function start() {
   const model = await answer.json();
   introduce(model);
   find("status").textContent = "Loading the networks…";
-  const names = ["student", "wall", ...(model.teacher ? ["teacher"] : [])];
-  const ask = await openNetworks(names, threadsFor(model.student));
+  const ask = await openNetworks(model.graphs, threadsFor(model.student));
   find("status").hidden = true;
   find("page").hidden = false;
   new Page(model, ask);

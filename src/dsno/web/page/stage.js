@@ -7,7 +7,7 @@ import { noise, slerp } from "./seeds.js";
 import { Strip, nearest, timeText } from "./strips.js";
 import { Median, Newest } from "./tasks.js";
 import { keyOf, planOf, toldOf } from "./view.js";
-import { callsOf, comparison, plural, timeOf } from "./words.js";
+import { comparison, plural, timeOf } from "./words.js";
 
 /** The fields of a view that each of the two is drawn from. */
 const GIVEN = ["seed", "to", "mix", "label", "guidance"];
@@ -27,6 +27,7 @@ export class Stage {
     this.ask = ask;
     this.parts = model.teacher ? ["student", "teacher"] : ["student"];
     this.strips = {};
+    this.#taken.path = new Median();
     for (const part of this.parts) {
       this.#lanes[part] = new Newest(() => find(part).setAttribute("aria-busy", "false"));
       this.#taken[part] = new Median();
@@ -58,6 +59,7 @@ export class Stage {
   measure() {
     for (const part of this.parts) {
       this.#taken[part] = new Median();
+      if (part === "student") this.#taken.path = new Median();
       this.#draw(part, MEASURED);
     }
   }
@@ -74,6 +76,7 @@ export class Stage {
         if (this[part]?.states.length !== made.states.length) this.#taken[part] = new Median();
         this[part] = { ...made, seed };
         this.#taken[part].add(made.milliseconds);
+        if (part === "student") this.#taken.path.add(made.path);
         this.#show();
       }
     });
@@ -91,10 +94,16 @@ export class Stage {
     return { shape, rows: 1, draw, told: toldOf(this.view, 1), ask: this.ask };
   }
 
+  /** The whole path, and where the sample can be had alone, what that takes. */
   studentSampler() {
-    const { passes, sigma } = this.model.student;
-    const given = { ...this.#given(), name: "student", plan: planOf(passes, this.view), sigma };
-    return () => runPasses(given);
+    const { passes, sample, sigma } = this.model.student;
+    const given = { ...this.#given(), sigma };
+    const plan = planOf(passes, this.view);
+    return async () => {
+      const alone = sample === null ? {} : await runPasses({ ...given, name: "sample", plan: sample });
+      const whole = await runPasses({ ...given, name: "student", plan });
+      return { ...whole, milliseconds: alone.milliseconds ?? whole.milliseconds, path: whole.milliseconds };
+    };
   }
 
   teacherSampler() {
@@ -109,7 +118,8 @@ export class Stage {
     const { times, seed } = this.student;
     const frame = Math.min(this.view.frame, this.last);
     const calls = planOf(this.model.student.passes, this.view).length;
-    this.#showPart("student", frame, `The student's frame ${frame} of seed ${seed}`, callsOf(calls, this.last));
+    this.#showPart("student", frame, `The student's frame ${frame} of seed ${seed}`, plural(calls, "pass", "passes"));
+    find("path-time").value = `all ${this.last} frames in ${timeOf(this.#taken.path.value)}`;
     Object.assign(find("frame"), { max: this.last, value: frame });
     find("frame-value").value = `${frame} of ${this.last}, ${timeText(times[frame])}`;
     if (!this.teacher) return;

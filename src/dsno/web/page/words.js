@@ -11,9 +11,6 @@ const millions = (count) => Number((count / 1e6).toPrecision(2));
 
 const KINDS = { TrajectoryStudent: "operator on trajectories", FlowMap: "flow map", ParallelDecoder: "parallel decoder" };
 
-/** What the student makes, as its calls do. */
-export const callsOf = (passes, frames) => `${plural(passes, "pass", "passes")}, ${plural(frames, "frame")}`;
-
 /** How a teacher's sample compares with a student's, of the same noise. */
 export function comparison(sample, end, ratio) {
   const square = sample.reduce((sum, value, i) => sum + (value - end[i]) ** 2, 0) / sample.length;
