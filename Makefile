@@ -7,7 +7,7 @@ READY := .venv/.installed
 .PHONY: help demo test browser gpu faults lint docs weights clean
 
 help:
-	@echo "make demo   noise to images in one forward pass, with a report"
+	@echo "make demo   noise to images in one forward pass, with a report, and a page that samples in a browser"
 	@echo "make test   the test suite (ARGS='-k solve' selects)"
 	@echo "make browser  the page of dsno web in a real browser (needs Chromium)"
 	@echo "make gpu    one GPU in eight minutes: tests, speeds, a recipe (ARGS='--data fashion.npz')"
@@ -19,6 +19,8 @@ help:
 
 demo: $(READY)
 	$(BIN)/dsno demo
+# Beside the report; without the package that browsers run, and a network to fetch it, there is only that.
+	@$(BIN)/dsno web --overwrite || true
 
 # One thread per worker: two workers with all cores each are slower than either alone.
 test: $(READY)
