@@ -201,12 +201,12 @@ def test_the_page_is_isolated_and_says_what_it_shows(shared: Opened) -> None:
     assert shared.page.evaluate("crossOriginIsolated") is True
     assert shared.page.title() == "Digits, in one pass" and not shared.page.locator("#status").is_visible()
     assert shared.text("student-calls", r"pass") == "1 pass"
-    shared.text("path-time", r"^all 4 frames in [\d.]+ ms$")
+    shared.text("path-time", r"^all 4 frames in [\d.]+\sms$")
     assert shared.text("teacher-calls", r"step") == "16 steps"
-    shared.text("student-time", r"^[\d.]+ ms$")
-    shared.text("teacher-time", r"^[\d.]+ ms$")
+    shared.text("student-time", r"^[\d.]+\sms$")
+    shared.text("teacher-time", r"^[\d.]+\sms$")
     shared.text("wall-time", r"^\d+ samples a second$")
-    shared.text("wall-seeds", r"^seeds 0 to 63, \d+ ms$")
+    shared.text("wall-seeds", r"^seeds 0 to 63, \d+\sms$")
     assert 'load_student("STUDENT")\nz = noise([7], student.shape)' in shared.page.locator("#python").text_content()
 
 

@@ -4,8 +4,8 @@ import { threadsFor } from "./networks.js";
 
 export const plural = (count, noun, many = `${noun}s`) => `${count} ${count === 1 ? noun : many}`;
 
-/** Milliseconds with two digits at least. */
-export const timeOf = (milliseconds) => `${milliseconds < 9.95 ? milliseconds.toFixed(1) : Math.round(milliseconds)} ms`;
+/** Milliseconds with two digits at least, and a space that no line breaks at. */
+export const timeOf = (taken) => `${taken < 9.95 ? taken.toFixed(1) : Math.round(taken)}\u00a0ms`;
 
 const millions = (count) => Number((count / 1e6).toPrecision(2));
 
