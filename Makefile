@@ -4,11 +4,12 @@ BIN := .venv/bin
 READY := .venv/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test gpu faults lint docs weights clean
+.PHONY: help demo test browser gpu faults lint docs weights clean
 
 help:
-	@echo "make demo   noise to images in one forward pass, with a report"
+	@echo "make demo   noise to images in one forward pass, with a report, and a page that samples in a browser"
 	@echo "make test   the test suite (ARGS='-k solve' selects)"
+	@echo "make browser  the page of dsno web in a real browser (needs Chromium)"
 	@echo "make gpu    one GPU in eight minutes: tests, speeds, a recipe (ARGS='--data fashion.npz')"
 	@echo "make faults  damage, attacks, kills and full disks by the hundred (15 minutes)"
 	@echo "make lint   style, types and the import contract"
@@ -18,10 +19,16 @@ help:
 
 demo: $(READY)
 	$(BIN)/dsno demo
+# Beside the report; without the package that browsers run, and a network to fetch it, there is only that.
+	@$(BIN)/dsno web --overwrite || true
 
 # One thread per worker: two workers with all cores each are slower than either alone.
 test: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 $(ARGS)
+
+browser: $(READY)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[browser]'
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m browser tests/web $(ARGS)
 
 gpu: $(READY)
 	PATH="$(CURDIR)/$(BIN):$$PATH" PYTHON=python sh benchmarks/gpu.sh $(ARGS)

@@ -296,19 +296,28 @@ def judged(numbers: Mapping[str, Any]) -> list[Claim]:
             for calls, entry in by_calls.items()
             if name.startswith(("odes3", "dbim")) and int(calls) <= 13
         ]
-        # The better of its two grids, the default's and the one that was chosen.
+        # On the default grid, and on the one that was chosen.
         long, odes3 = (
-            min(samplers[name][calls]["frechet"], tuned[name][calls]["frechet"])
+            [of[name][calls]["frechet"] for of in (samplers, tuned)]
             for name, calls in (("ancestral", "101"), ("odes3", "21"))
         )
+        student = found["student"]["frechet"]
         claims += [
             claim(
                 f"{problem}: best of ODES3 and DBIM in 13 calls over the SDE in 101",
-                min(few) / long,
+                min(few) / min(long),
                 1.0,
                 "<=",
             ),
-            claim(f"{problem}: one pass over ODES3 in 21 calls", found["student"]["frechet"] / odes3, 1.3, "<="),
+            claim(
+                f"{problem}: one pass over ODES3 in 21 calls on the grid it learned from", student / odes3[0], 1.3, "<="
+            ),
+            claim(
+                f"{problem}: one pass over ODES3 in 21 calls on the better of its grids",
+                student / min(odes3),
+                1.3,
+                "<=",
+            ),
         ]
     return claims
 

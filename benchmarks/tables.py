@@ -565,6 +565,16 @@ def started_pictures(record: Record) -> str:
     return rows(["task: method, steps", *head], body)
 
 
+def web(record: Record) -> str:
+    """The same calls in a browser, in onnxruntime and in PyTorch."""
+    names = {"sample": "a sample", "path": "all frames", "teacher": "the teacher, 16 steps", "wall": "64 samples"}
+    body = [
+        [side, *(f"{taken[name]:.1f}" if name in taken else "-" for name in names)]
+        for side, taken in record["milliseconds"].items()
+    ]
+    return rows(["milliseconds", *names.values()], body)
+
+
 TABLES: dict[str, Callable[[Record], str]] = {
     **{f"claims {path.stem}": claims for path in sorted(RESULTS.glob("*.json"))},
     **dict.fromkeys(("recipe", "fashion"), recipe),
@@ -596,6 +606,7 @@ TABLES: dict[str, Callable[[Record], str]] = {
     **{path.stem: started for path in RESULTS.glob("starts.json")},
     **{path.stem: started_pictures for path in sorted(RESULTS.glob("starts_*.json"))},
     "faults": faults,
+    **{path.stem: web for path in RESULTS.glob("web.json")},
     "inverse": inverse,
     **{path.stem: restored for path in sorted(RESULTS.glob("inverse_*.json"))},
     **{path.stem: blind for path in sorted(RESULTS.glob("blind*.json"))},

@@ -8,7 +8,8 @@ What a page takes for granted, and what would take too long, is said beside the 
 | `<!-- small: A => B; C => D -->` | replaces text of the block |
 | `<!-- skip: REASON -->` | the block is not run |
 
-Commands run in this process, and get the options of `TINY` where they have none of their own.
+Commands run in this process, and get the options of `TINY` where they have none of their own: those of the verb, or of
+the verb with an option that makes another one of it.
 """
 
 import os
@@ -36,11 +37,16 @@ QUICK = "--batch 16 --train.steps 6 --train.warmup 0"
 TINY = {
     "teach": f"--channels 8 16 {QUICK}",
     "check-teacher": "--rows 8 --levels 2 --patience 0",
+    "plan": "--seconds 0.1",
     "generate": "--count 32 --steps 6 --targets x0 state --grid quadratic",
+    "generate --input": "--count 32",
     "distill": QUICK,
     "sample": "--count 2 --overwrite",
+    "sample --bridge": "--samples 2 --overwrite",
     "restore": "--steps 2",
     "evaluate": "--count 8 --overwrite",
+    "evaluate --pairs": "--count 4 --samples 2 --calls 1 3 --sampler dbim2 --overwrite",
+    "features": "--steps 2",
     "export": "--overwrite",
 }
 
@@ -78,7 +84,8 @@ def commands(code: str) -> list[list[str]]:
 def run_command(words: list[str], here: Path) -> None:
     program, verb, *given = words
     assert program == "dsno", f"{shlex.join(words)}: only commands of dsno are run, say why to skip it"
-    tiny = re.findall(r"--\S+(?: (?!--)\S+)*", TINY.get(verb, ""))
+    kind = next((kind for kind in (f"{verb} {option}" for option in given) if kind in TINY), verb)
+    tiny = re.findall(r"--\S+(?: (?!--)\S+)*", TINY.get(kind, ""))
     more = [word for option in tiny if option.split()[0] not in given for word in option.split()]
     ran = dsno(verb, *given, *more, at=here)
     # An untrained teacher is none that `check-teacher` has a good word for.

@@ -152,7 +152,7 @@ def test_a_model_comes_back_from_its_folder(tmp_path: Path) -> None:
 
     loaded = load_model(tmp_path / "a" / "b", "line", make)
     assert torch.equal(loaded.weight, net.weight)
-    with pytest.raises(ValueError, match="holds a line, expected a student"):
+    with pytest.raises(ValueError, match="holds a line, expected a student, as `dsno distill` writes it"):
         load_model(tmp_path / "a" / "b", "student", make)
     (tmp_path / "a" / "b" / "config.json").write_text(json.dumps([1]))
     with pytest.raises(ValueError, match="holds a foreign model, expected a line"):

@@ -21,15 +21,38 @@ def test_the_table_of_options_is_what_the_methods_declare() -> None:
     assert held == options_table(), "write it again: dsno methods --markdown"
 
 
-@pytest.fixture
-def hook() -> ModuleType:
-    """What puts MathJax into the site."""
+def hook_named(name: str) -> ModuleType:
+    """A hook of MkDocs."""
     pytest.importorskip("mkdocs")
-    spec = importlib.util.spec_from_file_location("mathjax_hook", ROOT / ".ci" / "mathjax.py")
+    spec = importlib.util.spec_from_file_location(f"{name}_hook", ROOT / ".ci" / f"{name}.py")
     assert spec is not None and spec.loader is not None
     made = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(made)
     return made
+
+
+@pytest.fixture
+def hook() -> ModuleType:
+    """What puts MathJax into the site."""
+    return hook_named("mathjax")
+
+
+def test_the_site_has_a_sampler_where_its_runtime_can_be_had(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    hook, config = hook_named("sampler"), SimpleNamespace(site_dir=str(tmp_path))
+    written: list[Path] = []
+    with monkeypatch.context() as patch:
+        patch.setattr(hook, "write_site", lambda folder, *_, **__: written.append(folder))
+        hook.on_post_build(config)
+    assert written == [tmp_path / "sampler"]
+    assert 'src="sampler/index.html"' in (ROOT / "docs/web.md").read_text()
+    monkeypatch.setenv("DSNO_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("NPM_CONFIG_REGISTRY", "http://127.0.0.1:9")
+    with caplog.at_level("INFO"):
+        hook.on_post_build(config)
+    assert "the documentation has no sampler in it: onnxruntime-web cannot be fetched" in caplog.text
+    assert not (tmp_path / "sampler").exists()
 
 
 def test_formulas_are_set_by_a_script_of_the_site(hook: ModuleType) -> None:

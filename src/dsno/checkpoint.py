@@ -75,6 +75,16 @@ TYPES = (
 )
 """The types of models; those in one pair of brackets may take each other's place."""
 
+WRITES = {
+    "teacher": "dsno teach",
+    "student": "dsno distill",
+    "features": "dsno features",
+    "classifier": "dsno classifier",
+    "bridge": "dsno teach --pairs",
+    "start": "dsno teach --start",
+}
+"""The command that writes a type, where there is one."""
+
 TEMPORARY = re.compile(r"\.(.+\.[0-9a-f]{32}|step-\d{8})\.tmp")
 """What a file or folder is called until it is whole: left without its writer, it is of no use to anybody."""
 
@@ -349,7 +359,8 @@ def load_model(
     config = read_json(folder / CONFIG)
     found = config.get("type") if isinstance(config, dict) else None
     if found != kind:
-        raise ValueError(f"{folder} holds a {found or 'foreign model'}, expected a {kind}")
+        how = f", as `{WRITES[kind]}` writes it" if kind in WRITES else ""
+        raise ValueError(f"{folder} holds a {found or 'foreign model'}, expected a {kind}{how}")
     tensors = read_tensors(folder / WEIGHTS)
     described = json.dumps({k: v for k, v in config.items() if k not in ("type", "notes", SEAL)})
 

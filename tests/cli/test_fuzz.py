@@ -49,6 +49,7 @@ BASE = {
     "sample": "sample --count 2 --out new/samples.png",
     "restore": "restore one --teacher runs/teacher --half right --steps 2 --out new",
     "export": "export --student runs/student --out new/student.pt2",
+    "web": "web --out new --runtime nowhere",
     "evaluate": "evaluate --data one --count 4 --out new",
     "reproduce": "reproduce digits --out new --teacher nowhere",
     "cite": "cite runs",

@@ -382,7 +382,7 @@ def transparent(here: Path) -> None:
     (
         f"{GIVEN} --teacher grey --problem gray --degrade",
         None,
-        "--degrade takes the colours of pictures away first, and these have none",
+        "gray takes the colours of clean pictures away, and these have none: give some in colour",
     ),
     (f"{GIVEN} --teacher grey --problem gray", None, "a is restored in colour, and the teacher makes pictures in grey"),
     (f"{GIVEN.replace('photos', 'small')} --teacher grey --half right", None, "a is restored to 4 x 4 pixels, and the"),

@@ -7,7 +7,7 @@ import pytest
 from dsno.cli import VERBS
 from dsno.cli.distill import Distill, with_options
 from dsno.cli.generate import Generate
-from dsno.cli.words import command, flags_of, on_the_shell
+from dsno.cli.words import command, flags_of, on_the_shell, refuse_others
 from shell import dsno
 
 
@@ -61,3 +61,10 @@ def test_a_command_can_be_pasted() -> None:
     said = command("generate", "hf://datasets/org/name", Path("b"), **options)
     assert said == "dsno generate hf://datasets/org/name b --teacher 'my runs/a' --guided --crop 4 6 --t-1 0.5"
     assert command("sample") == "dsno sample"
+
+
+def test_an_option_that_would_not_be_read_is_refused_if_it_was_given() -> None:
+    verb = Generate(first_seed=3, steps=4)
+    refuse_others(verb, {"frames", "count"}, "is another's")
+    with pytest.raises(ValueError, match="--first-seed is another's: leave it out"):
+        refuse_others(verb, {"count", "first_seed"}, "is another's")

@@ -57,3 +57,11 @@ def test_a_network_of_noise_is_shown_a_state_and_read_back() -> None:
     torch.testing.assert_close(made(z, t, {"start": start}), expected)
     again = net_from_config(made.config)
     assert isinstance(made, Backbone) and again.config == made.config
+
+
+def test_it_takes_any_batch_where_there_is_no_python() -> None:
+    made = StartedUNet(NET, 0.8, (0.9, 0.3, 2.0), (0.1, 0.2, 0.7)).eval()
+    rows = {0: torch.export.Dim("B", min=1)}
+    exported = torch.export.export(made, example(made, torch.ones(1), rows=2), dynamic_shapes=(rows, rows, rows))
+    given = torch.randn(5, 2, 4, 4), torch.rand(5), torch.randn(5, 2, 4, 4)
+    torch.testing.assert_close(exported.module()(*given), made(*given))

@@ -98,8 +98,8 @@ def test_without_features_there_are_no_distances_and_all_pairs_count(
 @pytest.mark.parametrize(
     "change, message",
     [
-        ({"samples": 0}, r"samples and count must be at least 1, .* got 0 and 256"),
-        ({"calls": ()}, r"got 3 and 256, \['odes3', 'ancestral'\] at \[\]"),
+        ({"samples": 0}, "samples must be at least 1, got 0"),
+        ({"calls": ()}, r"nothing is measured of \['odes3', 'ancestral'\] at \[\] calls"),
         ({"calls": (0,)}, "odes3 makes 1, 2, 4, 6, ... calls, got 0"),
         ({"samplers": ("rk9",)}, "unknown sampler 'rk9' of bridges"),
         ({"student": shipped() / "student"}, "starts from noise alone: give the student of a bridge"),

@@ -52,7 +52,7 @@ from dsno.students.operator import TrajectoryStudent
 from dsno.students.samplers import Student, passes_of, sampler_of
 from dsno.trajectory import Trajectory
 
-__all__ = ["CUDAGraphSampler", "Program", "export_onnx", "export_program", "load_program"]
+__all__ = ["CUDAGraphSampler", "Program", "export_onnx", "export_program", "hushed", "load_program"]
 
 
 class _Sampler(nn.Module):
@@ -246,7 +246,7 @@ def export_program(
     """
     path, student = Path(path), borrowed(student)
     _check_description(path)
-    with evaluating(student), _hushed():
+    with evaluating(student), hushed():
         program, conds, most = _exported(student, batch, cond, dynamic)
 
         def write(file: Path) -> dict[str, Any]:
@@ -261,7 +261,7 @@ def export_program(
 
 
 @contextlib.contextmanager
-def _hushed() -> Iterator[None]:
+def hushed() -> Iterator[None]:
     """Without what the libraries of an export say of themselves; errors are raised all the same."""
     loggers = [logging.getLogger(name) for name in ("torch.onnx", "torch.export", "torch._dynamo", "onnxscript")]
     levels = [logger.level for logger in loggers]
@@ -324,7 +324,7 @@ def export_onnx(
     if others := {p.dtype for p in student.parameters()} - {torch.float32, torch.float16}:
         found = " and ".join(sorted(map(_name, others)))
         raise ValueError(f"the student is in {found}, which onnxruntime has not on a CPU: export student.float()")
-    with evaluating(student), _hushed():
+    with evaluating(student), hushed():
         with torch.no_grad():
             program, conds, most = _exported(student, batch, cond, dynamic)
             names = ["z", *(name or "cond" for name in conds)]

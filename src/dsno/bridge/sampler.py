@@ -103,7 +103,7 @@ def steps_of(name: str, calls: int) -> int:
     first = 1 + last
     steps, rest = divmod(calls - first, inner)
     if calls < first or rest:
-        near = [n for n in (1, *range(first, calls + inner + 1, inner)) if abs(n - calls) < max(inner, first)]
+        near = [n for n in (1, *range(first, calls + inner + 1, inner)) if abs(n - calls) < max(inner, first)] or [1]
         raise ValueError(
             f"{name} makes 1, {first}, {first + inner}, {first + 2 * inner}, ... calls, got {calls}: "
             f"take {' or '.join(map(str, near))}"

@@ -33,6 +33,7 @@ from dsno.cli.restore import Restore
 from dsno.cli.sample import Sample
 from dsno.cli.share import Pull, Push
 from dsno.cli.teach import Teach
+from dsno.cli.web import Web
 from dsno.cli.words import flag, flags_of, on_the_shell
 from dsno.distillation.registry import METHODS
 from dsno.interrupt import Interrupted
@@ -54,7 +55,7 @@ ROAD: dict[str, dict[str, type[Verb]]] = {
     "Distil": {"methods": Methods, "distill": Distill},
     "Sample and restore": {"sample": Sample, "classifier": TrainClassifier, "restore": Restore},
     "Measure": {"features": Features, "evaluate": Evaluate},
-    "Share and export": {"export": Export, "push": Push, "pull": Pull, "cite": Cite},
+    "Share and export": {"export": Export, "web": Web, "push": Push, "pull": Pull, "cite": Cite},
     "All of it at once": {"plan": Plan, "reproduce": Reproduce},
 }
 """The subcommands by name, in the order in which they are used, under what they are for."""

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from dsno.bridge.coefficients import DDBMVE, DDBMVP, I2SB, Bridge, BrownianBridge
 from dsno.bridge.files import load_bridge
-from dsno.bridge.prediction import BridgeKind, BridgePrediction
+from dsno.bridge.prediction import BridgeKind
 from dsno.bridge.sampler import EXPONENT, BridgeSampler
 from dsno.bridge.starts import compare_starts
 from dsno.bridge.train import at_full_size, degraded
@@ -30,6 +30,7 @@ from dsno.inverse.problem import check_problem
 from dsno.report.compare import HELD_OUT
 from dsno.report.pictures import check_grid_size, image_grid
 from dsno.seeds import seed_range
+from dsno.students.origin import origin_of
 from dsno.teachers.check.verdict import Finding, Verdict
 
 __all__ = [
@@ -111,7 +112,8 @@ def pairs_for(folder: str, sources: Sequence[str], columns: Sequence[str], readi
 def made_pairs(clean: Samples, problem: Stated, noise: float, seed: int) -> Pairs:
     """Clean samples beside what a problem makes of them; errors as `degraded`."""
     told = {"name": problem.name, "noise": noise, **problem.options}
-    name = ", ".join([clean.name, *(f"{option} {value}" for option, value in told.items())])
+    options = (f"{option} {value}" for option, value in told.items() if option != "name")
+    name = ", ".join([f"{clean.name} under {problem.name}", *options])
     return Pairs(degraded(problem.of(clean.shape), clean.x, seed), clean.x, name, clean.units, told)
 
 
@@ -138,7 +140,7 @@ def check_starts(
         ValueError: for pictures of another shape than the bridge's, or calls that no grid of the sampler has.
     """
     made = load_bridge(folder).to(device)
-    start = starts_of(start, made, folder)
+    start = starts_of(start, made.shape, folder)
     with progress() as report:
         found = compare_starts(
             made,
@@ -161,36 +163,34 @@ def check_starts(
     return Verdict(f"{made.bridge!r}, network of kind {made.kind}", "data", (finding,))
 
 
-def starts_of(x: Tensor, bridge: BridgePrediction, folder: object) -> Tensor:
-    """What a bridge starts from, (N, *shape), of pictures: they themselves, or of its problem's measurements the
-    pictures at full size that it was trained on.
+def starts_of(x: Tensor, shape: tuple[int, ...] | None, folder: object) -> Tensor:
+    """What the bridge in a folder starts from, (N, *shape), of pictures: they themselves, or of its problem's
+    measurements the pictures at full size that it was trained on.
 
     Raises:
         ValueError: for pictures of another shape.
     """
-    given, shape = tuple(x.shape[1:]), bridge.shape
+    given = tuple(x.shape[1:])
     if shape is None or given == shape:
         return x
-    held = problem_of(folder)
-    problem = None if held is None else held[0].of(shape)
-    measured = None if problem is None else check_problem(problem, shape)
-    if problem is None or given != measured:
-        takes = f"{shape}" if measured in (None, shape) else f"{shape}, or {measured} as measured"
-        raise ValueError(f"the pictures have the shape {given}, {folder} takes {takes}")
-    return at_full_size(problem, x, shape)
+    takes = f"{shape}"
+    if (held := problem_of(folder)) is not None:
+        problem = held[0].of(shape)
+        if given == (measured := check_problem(problem, shape)):
+            return at_full_size(problem, x, shape)
+        takes += f", or {measured} as it is measured" if measured != shape else ""
+    raise ValueError(f"the pictures have the shape {given}, {folder} takes {takes}")
 
 
 @functools.cache
-def pictures_of(source: Path, shape: tuple[int, ...]) -> Tensor:
-    """The pictures (N, *shape) that the student of a bridge starts from.
+def pictures_of(source: Path, student: Path, shape: tuple[int, ...]) -> Tensor:
+    """The pictures (N, *shape) that the student of a bridge starts from, by `starts_of` of the bridge if it is there.
 
     Raises:
         ValueError: if they are of another shape.
     """
-    start = load_data(source).x
-    if start.shape[1:] != shape:
-        raise ValueError(f"{source} has pictures of shape {tuple(start.shape[1:])}, the student takes {shape}")
-    return start
+    bridge = next((place for place in origin_of(student).places if is_bridge(place)), student)
+    return starts_of(load_data(source).x, shape, bridge)
 
 
 def cross_pictures(
@@ -218,7 +218,7 @@ def cross_pictures(
     made = load_bridge(folder).to(device)
     exponent = EXPONENT if exponent is None else exponent
     sampler = BridgeSampler.of_calls(made, made.bridge, calls, name, t_1, exponent, eta)
-    start = starts_of(load_data(pictures).x, made, folder)
+    start = starts_of(load_data(pictures).x, made.shape, folder)
     rows, seeds = start.repeat_interleave(samples, 0), seed_range(seed, samples * len(start))
     check_size(out, len(rows), start.shape[1:])
     if out.suffix == ".png":

@@ -12,7 +12,7 @@ from dsno.checkpoint import write_json
 from dsno.cli.bridges import SamplerName, check_starts, is_bridge
 from dsno.cli.console import say, show_verdict
 from dsno.cli.options import AsRead, Device, Reading, TeacherRef, Variant, device_of, new_file
-from dsno.cli.words import command
+from dsno.cli.words import command, refuse_others
 from dsno.nets.backbone import check_null
 from dsno.teachers.check.run import check_teacher
 from dsno.teachers.load import load_teacher
@@ -68,7 +68,9 @@ class CheckTeacher:
             return self._bridge()
         for name in ("calls", "sampler"):
             if getattr(self, name) is not None:
-                raise ValueError(f"--{name} is of bridges, and {self.teacher} is none: leave it out")
+                raise ValueError(
+                    f"--{name} is of bridges, and {self.teacher} is none: give a bridge's folder, or leave it out"
+                )
         teacher = load_teacher(self.teacher, self.dtype, device_of(self.device), variant=self.variant)
         if self.null is not None:
             check_null(teacher, self.null, self.teacher)
@@ -93,6 +95,7 @@ class CheckTeacher:
 
     def _bridge(self) -> int:
         """Try where the start of a bridge may end."""
+        refuse_others(self, {"variant", "null", "dtype"}, "does not go with a bridge")
         if self.data is None:
             raise ValueError("a bridge starts from pictures: give some degraded ones, --data FOLDER")
         rows, name = self.rows or 8, self.sampler or "dbim2"

@@ -15,7 +15,7 @@ from dsno.cli.bridges import is_bridge
 from dsno.cli.conditions import null_of, under_guidance
 from dsno.cli.console import progress, say
 from dsno.cli.options import AsRead, Reading, Training, Variant
-from dsno.cli.words import command
+from dsno.cli.words import command, refuse_others
 from dsno.distillation.registry import METHODS, method_named
 from dsno.outputs import check_apart, check_request
 
@@ -115,11 +115,21 @@ class Distill:
         from dsno.bridge.student import student_from_bridge
         from dsno.distillation.run import distill
 
+        refuse_others(self, {"student", "variant"}, "does not go with a bridge")
+        if given := self.reading.given():
+            raise ValueError(f"{given[0]} does not go with a bridge: leave it out")
+        if method.asks(options) != {"trajectories"}:
+            raise ValueError(
+                f"a bridge is distilled by what learns from its trajectories alone, which {method.name} does not: take "
+                "--method knowledge"
+            )
         if solved is None:
             raise ValueError(
                 f"a bridge is distilled from its trajectories, which {self.data} does not hold: "
                 f"`dsno generate --teacher {self.teacher} --input PICTURES`"
             )
+        bridge = load_bridge(self.teacher)
+        solved.check_teacher(bridge)
         with progress() as report:
             distill(
                 None,
@@ -128,7 +138,7 @@ class Distill:
                 self.method,
                 self.train,
                 batch=self.batch,
-                student=student_from_bridge(load_bridge(self.teacher), solved.times.tolist()),
+                student=student_from_bridge(bridge, solved.times.tolist()),
                 resume=self.resume,
                 overwrite=self.overwrite,
                 report=report,

@@ -10,7 +10,7 @@ from dsno.bridge.student import starts_from_pictures
 from dsno.cli.bridges import SamplerName, is_bridge, pairs_for
 from dsno.cli.console import progress, say, show, speaks
 from dsno.cli.options import AsRead, Reading, Variant, launched
-from dsno.cli.words import command, flag
+from dsno.cli.words import command, flag, refuse_others
 from dsno.data.samples import Samples
 from dsno.measure.results import Result
 from dsno.nets.features import made_of
@@ -89,8 +89,8 @@ class Evaluate:
             )
         if starts_from_pictures(student):
             raise ValueError(
-                f"{folder} is the student of a bridge, which is measured on pairs: give both, --teacher BRIDGE --pairs "
-                "DEGRADED CLEAN"
+                f"what {folder} holds starts from pictures, as a bridge does, and is measured on pairs beside it: give "
+                "both, --teacher BRIDGE --pairs DEGRADED CLEAN"
             )
         own = str(shipped() / "teacher") if self.student is None else None
         teacher = self.teacher or own or find_teacher(folder, self.variant)
@@ -124,9 +124,7 @@ class Evaluate:
 
     def _bridge(self) -> None:
         """A bridge at several numbers of calls."""
-        for name, usual in (("data", "digits"), ("passes", ()), ("fresh", False)):
-            if getattr(self, name) != usual:
-                raise ValueError(f"--{name} does not go with --pairs: leave it out")
+        refuse_others(self, {"data", "passes", "fresh", "variant"}, "does not go with --pairs")
         if self.teacher is None or not is_bridge(self.teacher):
             found = "" if self.teacher is None else f", and {self.teacher} is none"
             raise ValueError(f"--pairs are what a bridge is measured on{found}: give its folder, --teacher runs/bridge")

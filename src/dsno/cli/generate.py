@@ -15,7 +15,7 @@ from dsno.cli.conditions import condition_by_seed, under_guidance
 from dsno.cli.console import progress, say
 from dsno.cli.options import Device, TeacherRef, Variant, device_of, launched
 from dsno.cli.steering import steered, targets_by_seed
-from dsno.cli.words import command
+from dsno.cli.words import command, refuse_others
 from dsno.data.load import load_data
 from dsno.denoise import Around, Prediction
 from dsno.outputs import check_apart, check_request
@@ -26,6 +26,12 @@ from dsno.trajectories.generate import generate, quadratic_frames
 from dsno.trajectories.labels import Label
 
 __all__ = ["Generate"]
+
+NOT_OF_BRIDGE = {
+    *("labels", "prompts", "guidance", "guide", "scale", "null", "variant"),
+    *("frames", "solver", "steps", "grid"),
+}
+"""Options that the trajectories of a bridge have not."""
 
 
 @dataclass(frozen=True)
@@ -115,7 +121,9 @@ class Generate:
         if is_bridge(self.teacher):
             return self._crossings(autocast)
         if self.input is not None:
-            raise ValueError(f"--input is of bridges, and {self.teacher} is none: leave it out")
+            raise ValueError(
+                f"--input is of bridges, and {self.teacher} is none: give a bridge's folder, or leave it out"
+            )
         accelerator = launched()
         teacher = load_teacher(self.teacher, None, device_of(self.device), variant=self.variant)
         if accelerator is not None:
@@ -153,11 +161,12 @@ class Generate:
 
     def _crossings(self, autocast: torch.dtype | None) -> None:
         """The trajectories of a bridge."""
+        refuse_others(self, NOT_OF_BRIDGE, "does not go with a bridge")
         if self.input is None:
             raise ValueError("a bridge starts from pictures: give the degraded ones, --input FOLDER")
         device, accelerator = device_of(self.device), launched()
         bridge = load_bridge(self.teacher).to(device if accelerator is None else accelerator.device)
-        start = starts_of(load_data(self.input).x, bridge, self.teacher)
+        start = starts_of(load_data(self.input).x, bridge.shape, self.teacher)
         with progress() as report:
             data = generate_crossings(
                 bridge,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,7 +16,7 @@ from dsno.checkpoint import write_json
 from dsno.cli.bridges import is_bridge, read_pairs
 from dsno.cli.console import say, show_estimate
 from dsno.cli.options import Reading, Variant, device_of, new_file
-from dsno.cli.words import command, flag
+from dsno.cli.words import command, refuse_others
 from dsno.grids import quadratic
 from dsno.nets.paired import PairedUNet
 from dsno.runs.plan import plan
@@ -135,9 +135,7 @@ class Plan:
             kind, unread = "a plan of --start", solved | paired | {"count"}
         else:
             kind, unread = "a plan without --pairs or --start", paired | {"channels"}
-        for field in fields(self):
-            if field.name in unread and getattr(self, field.name) != field.default:
-                raise ValueError(f"{flag(field.name)} is no option of {kind}: leave it out")
+        refuse_others(self, unread, f"is no option of {kind}")
 
     def _workload(self) -> Workload:
         """The run as the recipe has it, or the default one of a teacher, a bridge, pairs or a start."""

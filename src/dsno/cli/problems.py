@@ -159,7 +159,7 @@ def _gray(noise: float, seed: int, degrade: bool, asked: Mapping[str, Any]) -> S
 
     def without(shape: Shape) -> Grey:
         if shape[0] != 3:
-            raise ValueError("degrade=True takes the colours of pictures away first, and these have none: leave it out")
+            raise ValueError("gray takes the colours of clean pictures away, and these have none: give some in colour")
         return Grey(noise=noise)
 
     return Stated("gray", without, whole, without, {})

@@ -20,7 +20,7 @@ from dsno.cli.exact import OPTIONS, Solved, own_options, solve
 from dsno.cli.options import Device, Variant, device_of
 from dsno.cli.pieces import BATCH, Piece, check_place, check_size, write_pieces
 from dsno.cli.steering import steered, targets_by_seed
-from dsno.cli.words import command, flag
+from dsno.cli.words import command, flag, refuse_others
 from dsno.condition import Cond, map_cond, named
 from dsno.denoise import Denoiser
 from dsno.grids import even, uniform
@@ -184,9 +184,7 @@ class Sample:
 
     def _of_bridge(self, folder: Path) -> None:
         """What a bridge makes of pictures."""
-        for field in fields(self):
-            if field.name not in OF_BRIDGE and getattr(self, field.name) != field.default:
-                raise ValueError(f"{flag(field.name)} does not go with --bridge: leave it out")
+        refuse_others(self, {field.name for field in fields(self)} - OF_BRIDGE, "does not go with --bridge")
         if self.input is None:
             raise ValueError("--bridge needs --input, the picture or the folder of pictures that it starts from")
         check_place(self.out, self.overwrite, (folder, self.input))
@@ -281,7 +279,7 @@ class Sample:
             wanted = "starts from noise alone: leave out" if self.input is not None else "starts from pictures: give"
             raise ValueError(f"{folder} {wanted} --input")
         if self.input is not None:
-            start = pictures_of(self.input, student.shape)
+            start = pictures_of(self.input, folder, student.shape)
             cond["start"] = start[seeds.cpu() % len(start)]
         if self.guidance is not None:
             low, high = trained_for(folder)

@@ -18,7 +18,7 @@ import shlex
 from collections.abc import Collection, Mapping
 from dataclasses import fields, is_dataclass
 
-__all__ = ["command", "flag", "flags_of", "on_the_shell"]
+__all__ = ["command", "flag", "flags_of", "on_the_shell", "refuse_others"]
 
 _VALUE = r"""\((?:[^()]*)\)|\[[^\[\]]*\]|'[^']*'|"[^"]*"|[\w.+-]*\w"""
 _ARGUMENT = re.compile(rf"(?<![\w.-])([a-z_]+)=({_VALUE})")
@@ -52,6 +52,17 @@ def flags_of(verb: object) -> dict[str, str]:
             found = {f.name: flag(prefix + f.name) for f in fields(held)} | found
     own = {f.name: flag(f.name) for f in fields(verb)} if is_dataclass(verb) else {}
     return {name: known for name, known in (found | own).items() if name not in ("train", "options", "reading")}
+
+
+def refuse_others(verb: object, names: Collection[str], why: str) -> None:
+    """Refuse options of these names that were given, of a verb that would not read them.
+
+    Raises:
+        ValueError: for the first one, which `why` says of it.
+    """
+    for field in fields(verb):  # type: ignore[arg-type]
+        if field.name in names and getattr(verb, field.name) != field.default:
+            raise ValueError(f"{flag(field.name)} {why}: leave it out")
 
 
 def on_the_shell(text: str, flags: Mapping[str, str], verbs: Collection[str]) -> str:

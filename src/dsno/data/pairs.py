@@ -56,7 +56,7 @@ class Pairs:
         if self.start.shape != self.x.shape:
             raise ValueError(
                 f"{self.name} are pairs of different sizes or modes, {tuple(self.start.shape[1:])} and "
-                f"{tuple(self.x.shape[1:])}: bring them to one, with size= or by saving both in colour or in grey"
+                f"{tuple(self.x.shape[1:])}: resize them to one (`size`), and save both in colour or both in grey"
             )
 
     def __len__(self) -> int:

@@ -118,5 +118,5 @@ class StartedUNet(nn.Module):
         x = a * start + c * z
         F = self.paired(s * x, self.t_1 * t, cond)
         # `lift` may have made several frames of a row on the way.
-        rest = (p * x + e * start).repeat_interleave(len(F) // len(z), 0)
-        return rest + q * F
+        rest, frames = p * x + e * start, F.unflatten(0, (z.shape[0], -1))
+        return (rest[:, None] + q * frames).flatten(0, 1)

@@ -24,6 +24,7 @@ from dsno.bridge.prediction import BridgePrediction
 from dsno.bridge.sampler import BridgeSampler, most_calls
 from dsno.bridge.student import Crossing, starts_from_pictures
 from dsno.checkpoint import CONFIG, read_json
+from dsno.cost import flops
 from dsno.data.pairs import Pairs
 from dsno.data.samples import check_images
 from dsno.measure.evaluate import Reference, evaluate, measure
@@ -100,11 +101,11 @@ def compare_calls(
             few, or the student starts from noise alone or was trained on one of the noises; for no samplers or samples,
             an unknown name, or less than one call.
     """
-    if samples < 1 or count < 1 or not calls or not samplers:
-        raise ValueError(
-            f"samples and count must be at least 1, of some samplers at some calls, got {samples} and {count}, "
-            f"{list(samplers)} at {list(calls)}"
-        )
+    for name, given in (("samples", samples), ("count", count)):
+        if given < 1:
+            raise ValueError(f"{name} must be at least 1, got {given}")
+    if not calls or not samplers:
+        raise ValueError(f"nothing is measured of {list(samplers)} at {list(calls)} calls: name one or more of each")
     if out is not None:
         check_apart(out, bridge, student, features)
         check_written(Path(out) / RESULTS, Path(out) / REPORT)
@@ -115,8 +116,6 @@ def compare_calls(
     count = min(count, len(pairs) if net is None else len(pairs) // 2)
     if net is not None and count < FEWEST:
         raise ValueError(f"distances need {2 * FEWEST} pairs or more, got {len(pairs)}: give more, or no features")
-    if seen := read_json(Path(bridge) / CONFIG).get("notes", {}).get("pairs") == pairs.name:
-        log.warning("%s was trained on %s: other pairs say what it has learned", bridge, pairs.name)
     device = torch.device("cpu") if accelerator is None else accelerator.device
     drawn = _samplers(made.to(device), samplers, calls)
     if student is not None:
@@ -124,8 +123,12 @@ def compare_calls(
         drawn[ONE_PASS] = _student(student, pairs, device)
     if net is not None:
         net.to(device).check(pairs.x)
+    if seen := read_json(Path(bridge) / CONFIG).get("notes", {}).get("pairs") == pairs.name:
+        log.warning("%s was trained on %s: other pairs say what it has learned", bridge, pairs.name)
     reference = None if net is None else Reference.of(pairs.x[count:], net)
     inputs = _Inputs(pairs.start[:count], pairs.x[:count], samples, first_seed, device)
+    one = inputs.first(1).start.to(device)
+    per_row = flops(made, one, torch.ones(1, device=device), {"start": one})
     results = []
     for n, (name, sampler) in enumerate(drawn.items()):
         report("evaluate", n, len(drawn), name)
@@ -139,6 +142,7 @@ def compare_calls(
             clean=inputs.clean.repeat_interleave(samples, 0),
             samples=samples,
             cond=inputs.cond,
+            flops_per_row=None if name == ONE_PASS else per_row,
             repeats=repeats,
             device=device,
             accelerator=accelerator,

@@ -214,12 +214,17 @@ class FlowMapSampler:
         for n, (t, s) in enumerate(pairwise(times)):
             x_s = self.map(x[-1], t, landings[n], cond)
             if tape is not None and landings[n] < s:
-                (alpha_s, sigma_s), (alpha_l, sigma_l) = schedule.at(s), schedule.at(landings[n])
-                ratio = alpha_s / alpha_l
-                x_s = ratio * x_s + (sigma_s**2 - (ratio * sigma_l) ** 2) ** 0.5 * tape[n]
+                ratio, nu = self.noised(landings[n], s)
+                x_s = ratio * x_s + nu * tape[n]
             x.append(x_s)
         N = len(times) - 1
         return Trajectory(torch.stack(x, 1), self.grid, None, cond, seeds, nfe=N, rounds=N)
+
+    def noised(self, landing: float, s: float) -> tuple[float, float]:
+        """What noises a sample at `landing` back up to s, the formula above: its factor, and that of fresh noise."""
+        (alpha_s, sigma_s), (alpha_l, sigma_l) = map(self.map.schedule.at, (s, landing))
+        ratio = alpha_s / alpha_l
+        return ratio, (sigma_s**2 - (ratio * sigma_l) ** 2) ** 0.5
 
 
 def passes_of(map: FlowMap, passes: int = 1) -> FlowMapSampler:
