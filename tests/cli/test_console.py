@@ -149,9 +149,10 @@ def test_the_next_command_is_the_last_line_and_keeps_out_of_what_programs_read(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     say("done", "dsno sample", "in one pass")
+    say("it goes on", "")
     say("", "dsno methods")
     say("", "dsno methods", aside=True)
     assert tuple(capsys.readouterr()) == (
-        "done\nnext: dsno sample   # in one pass\nnext: dsno methods\n",
+        "done\nnext: dsno sample   # in one pass\nit goes on\nnext: dsno methods\n",
         "next: dsno methods\n",
     )

@@ -62,6 +62,7 @@ def test_a_page_that_is_there_is_served_as_it_is(light: None, here: Path, monkey
         ran = dsno("web", "--out", "page", "--open", "--port", 0, at=here)
         assert ran.code == 0 and "page is at http://127.0.0.1:" in ran.out and "until Ctrl-C" in ran.out
         assert ("MB" in ran.out) == (count == 1), "it is written once"
+        assert ran.following == ["export"] and ran.out.count("next: ") == 1
     assert seen[1] == "same-origin" and len(seen) == 4
 
 

@@ -47,12 +47,12 @@ def say(done: str, after: str, why: str = "", aside: bool = False) -> None:
 
     Arguments:
         done: In a line or more, or nothing.
-        after: The command.
+        after: The command; empty where the verb goes on.
         why: What it is for, where it is not the next step of the road.
         aside: Print it to stderr: what was printed before is read by a program.
     """
     if speaks():
-        following = f"next: {after}" + f"   # {why}" * bool(why)
+        following = (f"next: {after}" + f"   # {why}" * bool(why)) * bool(after)
         print(*filter(None, [done, following]), sep="\n", file=sys.stderr if aside else None)
 
 

@@ -10,6 +10,7 @@ from tyro.conf import Positional
 
 from dsno.cli.console import say, say_aside
 from dsno.cli.options import Variant
+from dsno.cli.words import command
 from dsno.denoise import Prediction
 from dsno.nets.backbone import own_null
 from dsno.runs.shipped import shipped
@@ -81,7 +82,7 @@ class Web:
         size = sum(path.stat().st_size for path in SITE.own(self.out))
         if (self.out / WEIGHTS).stat().st_size > HOSTED:
             say_aside(f"some hosts of static files take no file above 25 MB, and {self.out / WEIGHTS} is one")
-        say(f"page in {self.out}, {size / 1e6:.0f} MB", "" if self.open else f"dsno web --out {self.out} --open")
+        say(f"page in {self.out}, {size / 1e6:.0f} MB", "" if self.open else command("web", out=self.out, open=True))
 
     def _beside(self, folder: Path, student: Student) -> Prediction | None:
         """The teacher that stands beside the student: the one that was given, or else one that can."""
@@ -107,4 +108,4 @@ class Web:
             try:
                 server.serve_forever()
             except KeyboardInterrupt:
-                say("", "")
+                say("\n", command("export", student=self.student), "the student for other programs")
