@@ -32,8 +32,6 @@ class Evaluate:
 
         from dsno.report.compare import compare
         results = compare("runs/teacher", "runs/student", "runs/features", "digits", count=2048)
-        from dsno.report.crossings import compare_calls
-        results = compare_calls("runs/bridge", load_pairs("rough", "clean"), "runs/evaluation")
     """
 
     student: Path | None = None
