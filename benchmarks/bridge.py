@@ -57,6 +57,8 @@ class Size:
     """Samples of a law."""
     starts: int = 4
     """x_T whose laws are compared."""
+    steps: tuple[int, int] = (192, 384)
+    """Between which the order is taken."""
     calls: tuple[int, ...] = CALLS
     swept: tuple[int, ...] = SWEPT
     shares: tuple[float | None, ...] = (None, *SHARES)
@@ -64,7 +66,7 @@ class Size:
     exponents: tuple[float, ...] = EXPONENTS
 
 
-QUICK = Size(200, 2, (1, 2, 5, 13, 21), (5, 13), (None, 0.95), (1.5, 3.0))
+QUICK = Size(200, 2, (16, 32), (1, 2, 5, 13, 21), (5, 13), (None, 0.95), (1.5, 3.0))
 
 
 def pairs(bridge: Bridge) -> PairedMixture:
@@ -111,7 +113,7 @@ class Laws:
 # What is measured
 
 
-def orders() -> dict[str, dict[str, float]]:
+def orders(size: Size) -> dict[str, dict[str, float]]:
     """The order of each step from a state at 0.9 to 0.1 on a Gaussian, whose flow is known."""
     found: dict[str, dict[str, float]] = {}
     scale = torch.tensor([[1.2, 0.0], [0.0, 0.3]], dtype=torch.float64)
@@ -127,7 +129,7 @@ def orders() -> dict[str, dict[str, float]]:
         exact = flow(y, 0.9, 0.1) + a_s * start
         for name in ORDERS:
             errors = []
-            for N in (192, 384):
+            for N in size.steps:
                 step, grid = BRIDGE_STEPS[name].make(), uniform(N, 0.9, 0.1)
                 errors.append(cross(teacher, bridge, start, grid, step, x=y + a_t * start).sample - exact)
             coarse, fine = (float(e.abs().max()) for e in errors)
@@ -239,7 +241,7 @@ def main(given: Sequence[str] | None = None) -> None:
     torch.set_num_threads(1)
     size, runs = QUICK if arguments.quick else Size(), runs_of(arguments, "runs/bridge")
     numbers: dict[str, Any] = {
-        "orders": kept(runs / "orders.json", orders),
+        "orders": kept(runs / "orders.json", partial(orders, size)),
         "start": kept(runs / "start.json", partial(start_alone, size)),
     }
     for part, measure in (("ends", ends), ("sweep", sweep)):
