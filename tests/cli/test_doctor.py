@@ -12,7 +12,7 @@ CORE, LACKS = Need("torch", ">=2.6", "2.7"), Need("onnx", ">=1.17", None, "is no
 CPU = Device(
     "cpu", "A processor", 8_000_000_000, "AVX2, 2 threads of 4 cores", "bf16 is no faster than fp32 on this CPU"
 )
-SHUT = Cache("temporary files", "/tmp/x", "TMPDIR", 10**9, "/tmp/x cannot be written to (No space left on device)")
+SHUT = Cache("temporary files", "/shut", "TMPDIR", 10**9, "/shut cannot be written to (No space left on device)")
 
 
 def pretend(monkeypatch: pytest.MonkeyPatch, core: Need = CORE, **extras: tuple[Need, ...]) -> Checkup:
@@ -31,7 +31,7 @@ def test_what_was_found_is_told_with_the_command_that_mends_it(tmp_path: Path, m
         "torch core 2.7 >=2.6 ok",
         "onnx onnx - >=1.17 is not installed",
         "cpu A processor 8 GB AVX2, 2 threads of 4 cores bf16 is no faster than fp32",
-        "TMPDIR 1 GB /tmp/x cannot be written to (No space left on device)",
+        "TMPDIR 1 GB /shut cannot be written to (No space left on device)",
         "complete: core, report",
     ):
         assert told in words

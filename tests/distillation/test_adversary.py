@@ -21,6 +21,7 @@ from dsno.nets.unet import UNet
 from dsno.schedule import Cosine
 from dsno.students.operator import student_from_teacher
 from dsno.train import TrainConfig
+from pretend import stop_at
 
 
 def teacher_of(classes: int | None = None) -> Prediction:
@@ -129,10 +130,10 @@ def test_a_run_with_data_that_was_cut_short_ends_alike_and_leaves_frozen_kernels
         torch.manual_seed(1)
         return student_from_teacher(teacher, [0.5, 0.0])
 
-    def run(out: Path, *, resume: bool = False) -> nn.Module:
-        config = TrainConfig(steps=4, lr=1e-2, warmup=0, checkpoint_every=2)
+    def run(out: Path, **how: Any) -> nn.Module:
+        config = TrainConfig(steps=4, lr=1e-2, warmup=0, checkpoint_every=2, log_every=1)
         options = {"adversary": 0.1, "r1": 0.1, "frozen": True}
-        return distill(teacher, data, out, "identity", config, batch=8, student=start(), resume=resume, **options)
+        return distill(teacher, data, out, "identity", config, batch=8, student=start(), **how, **options)
 
     whole = run(tmp_path / "whole")
     assert not same(whole, start())
@@ -140,11 +141,9 @@ def test_a_run_with_data_that_was_cut_short_ends_alike_and_leaves_frozen_kernels
     kernels = {name: m for name, m in whole.named_modules() if isinstance(m, nn.Conv2d)}
     assert kernels and all(torch.equal(m.weight, before[name].weight) for name, m in kernels.items())  # type: ignore[arg-type]
     assert all(m.weight.requires_grad for m in kernels.values())
-    run(tmp_path / "again")
-    for path in ((tmp_path / "again" / "training" / "identity" / "step-4"), tmp_path / "again"):
-        for file in path.glob("*"):
-            if file.is_file():
-                file.unlink()
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "again", report=stop_at("identity", 3))
+    assert [p.name for p in (tmp_path / "again" / "training" / "identity").glob("step-*")] == ["step-00000002"]
     assert same(run(tmp_path / "again", resume=True), whole)
 
 

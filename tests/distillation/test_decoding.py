@@ -2,6 +2,7 @@
 
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -27,6 +28,7 @@ from dsno.teachers.closed import Gaussian, GaussianMixture
 from dsno.train import TrainConfig
 from dsno.trajectories.generate import generate
 from gaussians import D64, MEAN, SCHEDULES, STD
+from pretend import stop_at
 
 STEPS = ["euler", "midpoint"]
 
@@ -240,17 +242,15 @@ def test_a_run_that_was_cut_short_ends_alike_and_its_student_comes_back(begin: s
         times = torch.tensor([0.75, 0.5, 0.25, 0.0], dtype=D64)
         data = generate(teacher, tmp_path / "set", 16, times=times, steps=4, targets=("state",), batch=16, label=_label)
 
-    def run(out: Path, *, resume: bool = False) -> ParallelDecoder:
-        config = TrainConfig(steps=4, lr=1e-2, warmup=0, checkpoint_every=2)
-        return distill(teacher, data, out, "decoding", config, batch=8, resume=resume, heads=4, begin=begin)  # type: ignore[return-value]
+    def run(out: Path, **how: Any) -> ParallelDecoder:
+        config = TrainConfig(steps=4, lr=1e-2, warmup=0, checkpoint_every=2, log_every=1)
+        return distill(teacher, data, out, "decoding", config, batch=8, heads=4, begin=begin, **how)  # type: ignore[return-value]
 
     whole = run(tmp_path / "whole")
     assert not same(whole, decoder_from_teacher(teacher, 4))
-    run(tmp_path / "again")
-    for path in ((tmp_path / "again" / "training" / "decoding" / "step-4"), tmp_path / "again"):
-        for file in path.glob("*"):
-            if file.is_file():
-                file.unlink()
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "again", report=stop_at("decoding", 3))
+    assert [p.name for p in (tmp_path / "again" / "training" / "decoding").glob("step-*")] == ["step-00000002"]
     assert same(run(tmp_path / "again", resume=True), whole)
     loaded, z = load_student(tmp_path / "whole"), torch.randn(2, 1, 4, 4)
     assert isinstance(loaded, ParallelDecoder) and loaded.spans == (1, 2, 4) and same(loaded, whole)

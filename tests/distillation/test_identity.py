@@ -2,6 +2,7 @@
 
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -22,6 +23,7 @@ from dsno.students.operator import student_from_teacher
 from dsno.teachers.closed import Gaussian
 from dsno.train import TrainConfig
 from gaussians import D64, MEAN, SCHEDULES, STD, Affine, NoAnchor, Normal, nodes
+from pretend import stop_at
 
 OFF = MEAN + 0.2, 0.8 * STD
 
@@ -174,17 +176,15 @@ def test_a_student_goes_on_without_data_and_a_run_that_was_cut_short_ends_alike(
         torch.manual_seed(1)
         return flow_map_from_teacher(teacher) if kind == "flow map" else student_from_teacher(teacher, [0.5, 0.0])
 
-    def run(out: Path, *, resume: bool = False) -> nn.Module:
-        config = TrainConfig(steps=4, lr=1e-2, warmup=0, checkpoint_every=2)
-        return distill(teacher, None, out, "identity", config, batch=8, student=start(), resume=resume)
+    def run(out: Path, **how: Any) -> nn.Module:
+        config = TrainConfig(steps=4, lr=1e-2, warmup=0, checkpoint_every=2, log_every=1)
+        return distill(teacher, None, out, "identity", config, batch=8, student=start(), **how)
 
     whole = run(tmp_path / "whole")
     assert not same(whole, start())
-    run(tmp_path / "again")
-    for path in ((tmp_path / "again" / "training" / "identity" / "step-4"), tmp_path / "again"):
-        for file in path.glob("*"):
-            if file.is_file():
-                file.unlink()
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "again", report=stop_at("identity", 3))
+    assert [p.name for p in (tmp_path / "again" / "training" / "identity").glob("step-*")] == ["step-00000002"]
     assert same(run(tmp_path / "again", resume=True), whole)
     made = load_student(tmp_path / "whole")
     assert not isinstance(made, FlowMap) or (made.way, made.steps) == ("grid", 1)
