@@ -5,7 +5,7 @@ import pytest
 import torch
 from scipy import stats
 
-from dsno.seeds import _philox, check_noise, generator, mixed, noise, noise_tape, rows_at_once, seed_range
+from dsno.seeds import _philox, check_noise, generator, mixed, noise, noise_tape, rows_at_once, seed_range, strata
 
 
 # Random123, kat_vectors, philox4x32 10 rounds.
@@ -175,3 +175,13 @@ def test_what_is_no_noise_is_refused(z: object, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         check_noise(z, (1, 2))
     check_noise(torch.zeros(0, 1, 2), (1, 2))
+
+
+def test_strata_are_even_and_each_of_them_is_uniform() -> None:
+    drawn = torch.stack([strata(8, generator(0, n)) for n in range(400)])
+    assert ((drawn * 8).long().sort(1).values == torch.arange(8)).all()
+    gaps = drawn.sort(1).values.diff(dim=1)
+    assert torch.allclose(gaps, torch.full_like(gaps, 1 / 8), atol=1e-6)
+    first = drawn[:, 0]
+    assert 0 <= float(first.min()) and float(first.max()) < 1 and abs(float(first.mean()) - 0.5) < 0.05
+    assert strata(4, generator(0), torch.float64).dtype == torch.float64

@@ -33,6 +33,7 @@ from dsno.outside import UNCHECKED, check_arguments, must_be_file, read_json_fil
 from dsno.outside import unchecked as let_pass
 
 __all__ = [
+    "STUDENTS",
     "build",
     "check_keys",
     "check_seal",
@@ -53,6 +54,7 @@ __all__ = [
     "sha256_of",
     "temporary_name",
     "tensor_sha",
+    "type_of",
     "version_of",
     "write_atomically",
     "write_json",
@@ -64,9 +66,12 @@ Net = TypeVar("Net", bound=nn.Module)
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 
+STUDENTS = ("student", "adapter", "flow map", "decoder")
+"""The types of students."""
+
 TYPES = (
     ("teacher",),
-    ("student", "adapter", "flow map", "decoder"),
+    STUDENTS,
     ("features",),
     ("kernel denoiser",),
     ("classifier",),
@@ -324,6 +329,14 @@ def check_type(folder: Path, types: Sequence[str]) -> None:
     found = config.get("type") if isinstance(config, dict) else None
     if found not in types:
         raise FileExistsError(f"{folder} holds a {found or 'foreign model'}, not a {types[0]}: choose another folder")
+
+
+def type_of(folder: object) -> str | None:
+    """The type of the model in a folder, as its configuration says it; None of anything else."""
+    file = Path(str(folder)) / CONFIG
+    config = read_json(file) if file.is_file() else None
+    found = config.get("type") if isinstance(config, dict) else None
+    return found if isinstance(found, str) else None
 
 
 def save_model(folder: Path | str, config: Mapping[str, object], module: nn.Module) -> Path:

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from dsno.checkpoint import CONFIG, read_json, version_of
+from dsno.checkpoint import CONFIG, STUDENTS, read_json, version_of
 from dsno.distillation.registry import METHODS
 from dsno.listing import entries
 from dsno.measure.results import RESULTS
@@ -178,7 +178,7 @@ def _model(config: Any) -> list[str] | None:
         return ["yue2025arbitrary", *(["zhang2018unreasonable"] if perceptual else [])]
     if kind == "kernel denoiser":
         return ["laroche2024fast", "zhang2017beyond"]
-    if kind not in ("teacher", "student", "adapter", "flow map", "decoder"):
+    if kind not in ("teacher", *STUDENTS):
         return None
     net = config.get("net") or config.get("backbone") or {}
     inner = net.get("net")

@@ -29,6 +29,7 @@ __all__ = [
     "noise_tape",
     "rows_at_once",
     "seed_range",
+    "strata",
 ]
 
 LAST = 2**63 - 1
@@ -94,6 +95,12 @@ def _room(numbers: int, dtype: torch.dtype, device: torch.device | str) -> None:
             f"noise of {needed / 2**30:.3g} GB does not fit into the {free / 2**30:.3g} GB that are free: draw it in "
             "batches of seeds, a row is the same in any"
         )
+
+
+def strata(count: int, g: torch.Generator, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Numbers in [0, 1), (count,), one in each of as many equal parts, all at the same random place of theirs: evenly
+    spaced, and each of them uniform."""
+    return (torch.rand(1, generator=g, dtype=dtype) + torch.arange(count) / count) % 1
 
 
 def noise(

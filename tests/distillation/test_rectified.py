@@ -15,7 +15,7 @@ from dsno.nets.unet import UNet
 from dsno.schedule import Cosine, Schedule
 from dsno.students.flowmap import FlowMap, flow_map_from_teacher
 from dsno.train import TrainConfig
-from dsno.trajectories.sets import noises_of, samples_of
+from dsno.trajectories.sets import pairs_of, samples_of
 from maps import D64, MEAN, SCHEDULES, STD, small
 from stored import make
 
@@ -54,7 +54,8 @@ def test_the_loss_vanishes_at_the_map_of_the_straight_paths_alone(schedule: Sche
 
 def test_the_pairs_are_those_of_the_trajectories_without_the_farthest(tmp_path: Path) -> None:
     data = make(tmp_path / "set", label=lambda seeds: seeds % 3)
-    ends, noises = samples_of(data)[0], noises_of(data)
+    noises, ends, _ = pairs_of(data)
+    assert torch.equal(samples_of(data)[0], ends)
     row = data[7]
     assert torch.equal(noises[7], row["noise"]) and torch.equal(ends[7], row["x0"][-1])
     x, z, labels = nearest_pairs(data, 0.25)

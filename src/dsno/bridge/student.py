@@ -28,7 +28,7 @@ from dsno.bridge.sampler import EXPONENT, BridgeSampler, cross
 from dsno.condition import Cond
 from dsno.denoise import Prediction
 from dsno.grids import check_grid, through
-from dsno.nets.backbone import Backbone, net_from_config
+from dsno.nets.backbone import net_from_config, tokens_of
 from dsno.nets.paired import PairedUNet
 from dsno.schedule import RectifiedFlow
 from dsno.solvers.run import SolverSampler
@@ -157,5 +157,4 @@ def as_teacher(bridge: BridgePrediction, t_1: float | None = None) -> Prediction
 
 def starts_from_pictures(student: nn.Module) -> bool:
     """Whether a student is one of a bridge."""
-    backbone = unwrapped(student.lifted.backbone) if isinstance(student, TrajectoryStudent) else None
-    return isinstance(backbone, Backbone) and "start" in backbone.tokens
+    return isinstance(student, TrajectoryStudent) and "start" in tokens_of(student.lifted.backbone)

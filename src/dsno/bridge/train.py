@@ -22,7 +22,7 @@ from dsno.bridge.sampler import told
 from dsno.denoise import expand_like
 from dsno.engine import share_of
 from dsno.inverse.problem import Dagger, Problem, check_problem, noise_of
-from dsno.seeds import generator, noise, seed_range
+from dsno.seeds import generator, noise, seed_range, strata
 
 __all__ = ["Bridging", "at_full_size", "degraded", "moments_of"]
 
@@ -83,7 +83,7 @@ class Bridging:
             g = generator(self.seed, step)
             i = torch.randint(len(self.x), (self.batch,), generator=g)[mine]
             # One stratum per sample: the times of a batch cover (0, 1] evenly.
-            t = 1 - (torch.rand(1, generator=g) + torch.arange(self.batch) / self.batch) % 1
+            t = 1 - strata(self.batch, g)
             z = torch.randn(self.batch, *self.x.shape[1:], generator=g)
             yield {"x0": self.x[i], "start": self.start[i], "t": t[mine].clamp_min(LEAST), "z": z[mine]}
             step += 1

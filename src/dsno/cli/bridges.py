@@ -18,7 +18,7 @@ from dsno.bridge.prediction import BridgeKind
 from dsno.bridge.sampler import EXPONENT, BridgeSampler
 from dsno.bridge.starts import compare_starts
 from dsno.bridge.train import at_full_size, degraded
-from dsno.checkpoint import CONFIG, read_json, write_atomically
+from dsno.checkpoint import CONFIG, read_json, type_of, write_atomically
 from dsno.cli.console import progress
 from dsno.cli.options import Reading
 from dsno.cli.pieces import BATCH, Piece, check_size, write_pieces
@@ -79,9 +79,7 @@ def kind_of_pairs(kind: str | None) -> BridgeKind:
 
 def is_bridge(ref: object) -> bool:
     """Whether a folder holds a bridge."""
-    file = Path(str(ref)) / CONFIG
-    config = read_json(file) if file.is_file() else None
-    return isinstance(config, dict) and config.get("type") == "bridge"
+    return type_of(ref) == "bridge"
 
 
 def read_pairs(sources: Sequence[str], columns: Sequence[str], reading: Reading) -> Pairs:

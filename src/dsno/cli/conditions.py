@@ -23,7 +23,7 @@ from dsno.nets.diffusers import DiffusersNet
 from dsno.teachers.prompts import encode_prompts, null_cond
 from dsno.trajectories.labels import Label, uniform_labels, uniform_weights
 
-__all__ = ["condition_by_seed", "labels_by_seed", "null_of", "prompts_by_seed", "under_guidance"]
+__all__ = ["condition_by_seed", "labels_by_seed", "null_of", "prompts_by_seed", "read_prompts", "under_guidance"]
 
 
 def condition_by_seed(
@@ -106,6 +106,21 @@ def _read_labels(path: Path) -> Tensor:
     return torch.from_numpy(read.astype(np.int64))
 
 
+def read_prompts(path: Path) -> list[str]:
+    """The prompts in a file, one a line.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if it holds no prompt.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no file {path} of prompts, one a line")
+    prompts = [line.strip() for line in read_text(path).split("\n") if line.strip()]
+    if not prompts:
+        raise ValueError(f"{path} holds no prompt: write one a line")
+    return prompts
+
+
 def prompts_by_seed(ref: str, path: Path, variant: str | None = None) -> Callable[[Tensor], dict[str, Tensor]]:
     """The embeddings of the prompts in a file as a function of the seeds, taken by turns.
 
@@ -113,11 +128,7 @@ def prompts_by_seed(ref: str, path: Path, variant: str | None = None) -> Callabl
         FileNotFoundError: if there is no such file.
         ValueError: if it holds no prompt, or the teacher `ref` has no text encoder that we know.
     """
-    if not path.is_file():
-        raise FileNotFoundError(f"there is no file {path} of prompts, one a line")
-    prompts = [line.strip() for line in read_text(path).split("\n") if line.strip()]
-    if not prompts:
-        raise ValueError(f"{path} holds no prompt: write one a line")
+    prompts = read_prompts(path)
     encoded = encode_prompts(ref, prompts, variant)
     return lambda seeds: {name: rows[seeds % len(prompts)] for name, rows in encoded.items()}
 

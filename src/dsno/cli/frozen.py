@@ -7,12 +7,11 @@ from pathlib import Path
 
 import torch
 
-from dsno.borrow import unwrapped
-from dsno.checkpoint import CONFIG, read_json
+from dsno.checkpoint import STUDENTS, type_of
 from dsno.denoise import Prediction
 from dsno.hub import is_hub_id
 from dsno.inverse.start import OneJump
-from dsno.nets.backbone import Backbone, sample_shape
+from dsno.nets.backbone import sample_shape, tokens_of
 from dsno.schedule import Schedule
 from dsno.students.operator import TrajectoryStudent
 from dsno.students.origin import open_student, origin_of
@@ -20,9 +19,6 @@ from dsno.teachers.latents import Latents, load_decoder
 from dsno.teachers.load import load_teacher
 
 __all__ = ["Frozen", "is_student", "load_frozen"]
-
-STUDENTS = ("student", "adapter", "flow map", "decoder")
-"""What the folders of students say that they are."""
 
 
 @dataclass(frozen=True)
@@ -52,9 +48,7 @@ class Frozen:
 
 def is_student(ref: str) -> bool:
     """Whether a folder holds a student of any kind."""
-    file = Path(ref) / CONFIG
-    config = read_json(file) if file.is_file() else None
-    return isinstance(config, dict) and config.get("type") in STUDENTS
+    return type_of(ref) in STUDENTS
 
 
 def load_frozen(ref: str, device: torch.device | str | None = None, variant: str | None = None) -> Frozen:
@@ -67,12 +61,10 @@ def load_frozen(ref: str, device: torch.device | str | None = None, variant: str
     """
     if not is_student(ref):
         teacher = load_teacher(ref, None, device, variant=variant)
-        net, latents = unwrapped(teacher.net), _latents(ref, device, variant)
-        tokens = isinstance(net, Backbone) and bool(net.tokens)
+        tokens, latents = bool(tokens_of(teacher.net)), _latents(ref, device, variant)
         return Frozen(teacher, sample_shape(teacher), teacher.kind, teacher.classes, tokens, latents)
     student = open_student(ref, variant=variant)
-    backbone = unwrapped(student.lifted.backbone) if isinstance(student, TrajectoryStudent) else None
-    if student.guided or (isinstance(backbone, Backbone) and backbone.tokens):
+    if student.guided or (isinstance(student, TrajectoryStudent) and tokens_of(student.lifted.backbone)):
         told = "a guidance weight" if student.guided else "a text or a picture"
         raise ValueError(f"{ref} is told {told}, and a start is trained for a class at most: take another student")
     place = None

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from dsno.data.samples import Samples
 
 __all__ = [
+    "TAUGHT",
     "AsRead",
     "Device",
     "Reading",
@@ -61,6 +62,10 @@ class Training(TrainConfig):
             super().__post_init__()
         except ValueError as error:
             raise Refused(f"--train.{error}") from None
+
+
+TAUGHT: dict[str, Any] = {"steps": 5000, "lr": 1e-3, "warmup": 200}
+"""How `dsno teach` trains, and `dsno plan` plans it."""
 
 
 @dataclass(frozen=True)

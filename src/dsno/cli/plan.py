@@ -15,7 +15,7 @@ from dsno.bridge.student import as_teacher
 from dsno.checkpoint import write_json
 from dsno.cli.bridges import is_bridge, read_pairs
 from dsno.cli.console import say, show_estimate
-from dsno.cli.options import Reading, Variant, device_of, new_file
+from dsno.cli.options import TAUGHT, Reading, Variant, device_of, new_file
 from dsno.cli.words import command, refuse_others
 from dsno.grids import quadratic
 from dsno.nets.paired import PairedUNet
@@ -27,9 +27,6 @@ from dsno.teachers.load import load_teacher
 from dsno.train import TrainConfig
 
 __all__ = ["Plan"]
-
-TAUGHT = TrainConfig(steps=5000, lr=1e-3, warmup=200)
-"""How `dsno teach` trains."""
 
 
 @dataclass(frozen=True)
@@ -153,7 +150,7 @@ class Plan:
                 raise
             raise type(error)(f"{error}; nor is it a recipe: {', '.join(RECIPES)}") from None
         if self.start:
-            return Starts(self.recipe, lambda: teacher, train=TAUGHT, channels=self.channels)
+            return Starts(self.recipe, lambda: teacher, train=TrainConfig(**TAUGHT), channels=self.channels)
         return Workload(self.recipe, lambda: teacher)
 
     def _of_pairs(self) -> Workload:
@@ -162,7 +159,7 @@ class Plan:
         C, *spatial = pairs.shape
         net = PairedUNet({"in_channels": C, "image_size": spatial, "channels": list(self.channels)})
         bridge = as_teacher(BridgePrediction(net, BrownianBridge(), shape=pairs.shape))
-        return Crossings(f"a bridge of {pairs.name}", lambda: bridge, teach=TAUGHT)
+        return Crossings(f"a bridge of {pairs.name}", lambda: bridge, teach=TrainConfig(**TAUGHT))
 
     def _changed(self, work: Workload) -> Workload:
         """The run with what was asked for instead."""

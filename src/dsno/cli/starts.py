@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import torch
-
-from dsno.cli.conditions import prompts_by_seed
+from dsno.cli.conditions import read_prompts
 from dsno.cli.console import progress
 from dsno.cli.frozen import load_frozen
 from dsno.cli.options import Training
@@ -16,9 +14,9 @@ from dsno.condition import Cond
 from dsno.data.samples import Samples
 from dsno.inverse.decoded import Decoded
 from dsno.inverse.start_loss import Shares
-from dsno.listing import read_text
 from dsno.outputs import check_apart
 from dsno.runs.start import train_start
+from dsno.teachers.prompts import encode_prompts
 
 __all__ = ["teach_start"]
 
@@ -74,9 +72,9 @@ def _told(ref: str, prompts: Path) -> Cond:
     """What a text-to-image teacher is told of every picture, (1, ...).
 
     Raises:
-        FileNotFoundError, ValueError: as `prompts_by_seed`; for more than one prompt.
+        FileNotFoundError, ValueError: as `read_prompts` and `encode_prompts`; for more than one prompt.
     """
-    by_seed = prompts_by_seed(ref, prompts)
-    if (lines := len([line for line in read_text(prompts).split("\n") if line.strip()])) > 1:
-        raise ValueError(f"{prompts} holds {lines} prompts, and a start is trained under one: keep a line")
-    return by_seed(torch.zeros(1, dtype=torch.int64))
+    lines = read_prompts(prompts)
+    if len(lines) > 1:
+        raise ValueError(f"{prompts} holds {len(lines)} prompts, and a start is trained under one: keep a line")
+    return encode_prompts(ref, lines)

@@ -9,7 +9,7 @@ from typing import Literal
 
 from dsno.cli.bridges import BRIDGES, BridgeName, kind_of_pairs, made_pairs, read_pairs
 from dsno.cli.console import progress, say, say_aside
-from dsno.cli.options import AsRead, Reading, Training
+from dsno.cli.options import TAUGHT, AsRead, Reading, Training
 from dsno.cli.problems import AsMeasured, Measured
 from dsno.cli.starts import teach_start
 from dsno.cli.words import command
@@ -71,7 +71,7 @@ class Teach:
     """With --null, the share of the labels that become it."""
     batch: int = 128
     """Images per step."""
-    train: Training = field(default_factory=lambda: Training(steps=5000, lr=1e-3, warmup=200))
+    train: Training = field(default_factory=lambda: Training(**TAUGHT))
     resume: bool = False
     """Continue from the last checkpoint in --out, as Ctrl-C leaves one; --train.lr and --train.clip may
     differ, --train.steps grow."""

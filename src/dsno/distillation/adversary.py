@@ -33,7 +33,7 @@ from dsno.condition import Cond
 from dsno.denoise import Prediction
 from dsno.nets.backbone import Backbone, example
 from dsno.seeds import generator
-from dsno.students.blocks import find_blocks
+from dsno.students.blocks import find_blocks, pixels, site
 
 __all__ = ["DELTA", "Judging", "Reals", "adversarial"]
 
@@ -61,17 +61,14 @@ class Judging(nn.Module):
             )
         module = cast(nn.Module, net)
         like = next(module.parameters())
-        shaped = {name: b for name, b in find_blocks(module, example(net, like), net.blocks).items() if b.shape}
-        name = min(reversed(shaped), key=lambda name: shaped[name].shape.numel() // self._channels(name, shaped, net))
-        self.denoiser, self.index = denoiser, shaped[name].index
+        found = find_blocks(module, example(net, like), net.blocks)
+        dims = {name: -1 if len(block.shape) <= len(net.shape) else 1 for name, block in found.items()}
+        shaped = [name for name, block in found.items() if block.shape]
+        name = min(reversed(shaped), key=lambda name: pixels(found[name].shape, dims[name]))
+        at = site(name, found, dims[name], None)
+        self.denoiser, self.index, self.channel_dim = denoiser, at["index"], dims[name]
         self.block = [module.get_submodule(name)]  # in a list: it is a part of the denoiser already
-        self.tokens = len(shaped[name].shape) < len(net.shape) + 1
-        self.head = nn.Linear(self._channels(name, shaped, net), 1).to(like)
-
-    @staticmethod
-    def _channels(name: str, shaped: Any, net: Backbone) -> int:
-        shape = shaped[name].shape
-        return int(shape[-1] if len(shape) < len(net.shape) + 1 else shape[1])
+        self.head = nn.Linear(cast(int, at["channels"]), 1).to(like)
 
     def forward(self, x_t: Tensor, t: Tensor, cond: Cond | None = None) -> tuple[Tensor, Tensor]:
         """$D_G$ (B, *shape) and the logit (B,)."""
@@ -82,7 +79,7 @@ class Judging(nn.Module):
         finally:
             handle.remove()
         h = seen[-1] if self.index is None else seen[-1][self.index]
-        h = h.flatten(1, -2).mean(1) if self.tokens else h.flatten(2).mean(2)
+        h = h.movedim(self.channel_dim, -1).flatten(1, -2).mean(1)
         return D_G, self.head(nn.functional.layer_norm(h, h.shape[1:])).squeeze(1)
 
 

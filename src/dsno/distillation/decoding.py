@@ -48,8 +48,9 @@ from dsno.distillation.denoising import Denoising
 from dsno.distillation.identity import Fresh
 from dsno.distillation.regression import has_weight
 from dsno.distillation.stages import Given, Stage
-from dsno.nets.backbone import Backbone, own_null
-from dsno.seeds import generator
+from dsno.engine import share_of
+from dsno.nets.backbone import own_null, tokens_of
+from dsno.seeds import generator, strata
 from dsno.solvers.run import initial_state
 from dsno.steer import as_label
 from dsno.students.heads import ParallelDecoder, decoder_from_teacher
@@ -203,9 +204,9 @@ class _Path:
         L = self.spans[int(torch.randint(len(self.spans), (), generator=g))]
         n = L * int(torch.randint(self.count // L, (), generator=g))
         B = rows.batch
-        level = (torch.rand(1, generator=g, dtype=torch.float64) + torch.arange(B) / B) % 1
+        level = strata(B, g, torch.float64)
         heads = n + (L * level).long().clamp(max=L - 1)
-        return {"block": (n, n + L), "heads": tuple(heads[rank * B // world : (rank + 1) * B // world].tolist())}
+        return {"block": (n, n + L), "heads": tuple(heads[share_of(B, rank, world)].tolist())}
 
     def velocities(self, student: nn.Module, x: Tensor, n: int, m: int, cond: Cond | None) -> tuple[Tensor, Tensor]:
         """$y_n$ (B, *shape), and $u_n(k)$ of the block, (B, m - n, *shape)."""
@@ -291,8 +292,7 @@ def _rows(student: ParallelDecoder, given: Given, options: DecodingOptions) -> R
     if options.begin == "samples":
         rows: Rows = Denoising(given.samples, given.schedule, "x0", given.labels, given.batch, given.seed)
     else:
-        backbone = unwrapped(getattr(unwrapped(student.net), "backbone", None))
-        if isinstance(backbone, Backbone) and backbone.tokens:
+        if tokens_of(getattr(unwrapped(student.net), "backbone", None)):
             raise ValueError(
                 "decoding draws labels, and this student is told a text: give trajectories, begin='trajectories'"
             )

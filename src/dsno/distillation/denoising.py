@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from dsno.denoise import Kind, convert, expand_like
 from dsno.engine import share_of
 from dsno.schedule import Schedule
-from dsno.seeds import generator
+from dsno.seeds import generator, strata
 
 __all__ = ["Denoising", "noised"]
 
@@ -81,7 +81,7 @@ class Denoising:
             g = generator(self.seed, step)
             i = torch.randint(len(self.x), (self.batch,), generator=g)
             # One stratum per sample: the times of a batch cover [0, 1] evenly.
-            t = (torch.rand(1, generator=g) + torch.arange(self.batch) / self.batch) % 1
+            t = strata(self.batch, g)
             eps = torch.randn(self.batch, *self.x.shape[1:], generator=g) if self.noise is None else self.noise[i]
             batch = {"x0": self.x[i[mine]], "t": t[mine], "eps": eps[mine]}
             if self.labels is not None:

@@ -27,6 +27,7 @@ from dsno.denoise import Denoiser, Guided, Prediction
 from dsno.distillation.denoising import Denoising
 from dsno.distillation.progressive import ProgressiveOptions, StepDistillation, ddim, halved, halvings
 from dsno.distillation.stages import Given, Stage
+from dsno.engine import share_of
 from dsno.grids import even
 from dsno.seeds import generator
 from dsno.students.flowmap import FlowMap, flow_map_from_teacher
@@ -47,7 +48,7 @@ class WeightedRows:
     def batches(self, start: int, rank: int = 0, world: int = 1) -> Iterator[dict[str, Any]]:
         """Batches from step `start` on; each is the share of `rank` in one that is a function of (seed, step)."""
         count = self.rows.batch
-        mine = slice(rank * (count // world), (rank + 1) * (count // world))
+        mine = share_of(count, rank, world)
         for step, batch in enumerate(self.rows.batches(start, rank, world), start):
             g = generator(self.rows.seed, step, 1)
             # The times of a batch are evenly spaced; steps of the golden ratio are even in the weight and in both

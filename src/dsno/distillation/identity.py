@@ -33,7 +33,6 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from dsno.borrow import unwrapped
 from dsno.condition import Cond
 from dsno.denoise import Denoiser, Prediction, expand_like, still
 from dsno.distillation.adversary import DELTA, Judging, Reals, adversarial
@@ -41,7 +40,7 @@ from dsno.distillation.denoising import noised
 from dsno.distillation.matching import Paced, Starts, at_levels, check_levels, made_by, one_ended, student_denoiser
 from dsno.distillation.stages import Given, Stage
 from dsno.engine import mean_of_all, share_of
-from dsno.nets.backbone import Backbone, own_null
+from dsno.nets.backbone import own_null, tokens_of
 from dsno.schedule import Schedule
 from dsno.seeds import generator
 from dsno.solvers.run import initial_state
@@ -273,8 +272,7 @@ def identity(student: Student, given: Given, options: IdentityOptions = Identity
             f"identity trains a TrajectoryStudent, FlowMap or ParallelDecoder, got a {type(student).__name__}"
         )
     fake = student_denoiser(given.denoiser)  # refuses what cannot be copied
-    net = unwrapped(cast(Prediction, fake).net)
-    if student.guided or (isinstance(net, Backbone) and net.tokens):
+    if student.guided or tokens_of(cast(Prediction, fake).net):
         told = "a guidance weight" if student.guided else "a text"
         raise ValueError(f"identity draws labels, and this student is told {told}: take matching, on its trajectories")
     null = own_null(cast(Prediction, fake))

@@ -46,9 +46,9 @@ from dsno.distillation.denoising import noised
 from dsno.distillation.distances import from_folder
 from dsno.distillation.regression import OperatorOptions, TrajectoryDistillation, operator
 from dsno.distillation.stages import Given, Stage
-from dsno.engine import mean_of_all
+from dsno.engine import mean_of_all, share_of
 from dsno.schedule import Schedule
-from dsno.seeds import generator
+from dsno.seeds import generator, strata
 from dsno.students.flowmap import FlowMap, flow_map_from_teacher
 from dsno.students.heads import ParallelDecoder
 from dsno.students.operator import TrajectoryStudent
@@ -179,11 +179,11 @@ def at_levels(
     """The batches of `starts` from step `start` on, with what their samples are noised by: t (B,), whose phase is
     uniform in [low, high], and eps (B, *shape)."""
     B = starts.batch
-    mine = slice(rank * B // world, (rank + 1) * B // world)
+    mine = share_of(B, rank, world)
     for step, batch in enumerate(starts.batches(start, rank, world), start):
         g = generator(starts.seed, step, 1)
         # One stratum per sample: the levels of a batch cover the range evenly.
-        level = (torch.rand(1, generator=g) + torch.arange(B) / B) % 1
+        level = strata(B, g)
         t = starts.schedule.from_phase(low + (high - low) * level)
         eps = torch.randn(B, *batch["noise"].shape[1:], generator=g)
         yield {**batch, "t": t[mine], "eps": eps[mine]}

@@ -16,11 +16,10 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from dsno.distillation.derivatives import WIDTH
 from dsno.distillation.flowmaps import EulerianOptions, FlowMapMatching
 from dsno.distillation.stages import Given, Stage
 from dsno.students.flowmap import FlowMap
-from dsno.trajectories.sets import TrajectorySet, noises_of, samples_of
+from dsno.trajectories.sets import TrajectorySet, pairs_of
 
 __all__ = ["RectifiedOptions", "nearest_pairs", "rectified_meanflow"]
 
@@ -34,7 +33,7 @@ def nearest_pairs(data: TrajectorySet, drop: float = 0.1) -> tuple[Tensor, Tenso
     """
     if not 0 <= drop < 1:
         raise ValueError(f"drop is the share of pairs that is left out, in [0, 1), got {drop:g}")
-    (x, labels), noise = samples_of(data), noises_of(data)
+    noise, x, labels = pairs_of(data)
     kept = max(round((1 - drop) * len(x)), 1)
     near = (x - noise).flatten(1).norm(dim=1).argsort()[:kept].sort().values
     return x[near], noise[near], None if labels is None else labels[near]
@@ -44,8 +43,6 @@ def nearest_pairs(data: TrajectorySet, drop: float = 0.1) -> tuple[Tensor, Tenso
 class RectifiedOptions(EulerianOptions):
     """Options of `rectified-meanflow`."""
 
-    width: float = WIDTH
-    """Width of an upwind difference, a share of the path."""
     rest: float = 0.25
     """Share of rows with s = t, in [0, 1)."""
     power: float = 1.0

@@ -20,7 +20,17 @@ from dsno.checkpoint import build
 from dsno.condition import Cond
 from dsno.denoise import Prediction
 
-__all__ = ["NETS", "Backbone", "Labelled", "check_null", "example", "net_from_config", "own_null", "sample_shape"]
+__all__ = [
+    "NETS",
+    "Backbone",
+    "Labelled",
+    "check_null",
+    "example",
+    "net_from_config",
+    "own_null",
+    "sample_shape",
+    "tokens_of",
+]
 
 NETS: dict[str, str] = {
     "UNet": "dsno.nets.unet:UNet",
@@ -95,6 +105,12 @@ def own_null(teacher: Prediction) -> int | None:
     net = unwrapped(teacher.net)
     count = net.label_count if isinstance(net, Labelled) else None
     return teacher.classes if count is not None and teacher.classes is not None and count > teacher.classes else None
+
+
+def tokens_of(net: object) -> Mapping[str, tuple[int, ...]]:
+    """What a network is told beside a class, the shape of one row by name; nothing of one that does not say."""
+    net = unwrapped(net)
+    return net.tokens if isinstance(net, Backbone) else {}
 
 
 def net_from_config(config: Mapping[str, Any]) -> nn.Module:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from dsno.condition import Cond
 from dsno.denoise import evaluating
 
-__all__ = ["Block", "Blocks", "Told", "Where", "embedding_dim", "find_blocks", "phases", "place", "site"]
+__all__ = ["Block", "Blocks", "Told", "Where", "embedding_dim", "find_blocks", "phases", "pixels", "place", "site"]
 
 Where = Literal["every", "low", "mid", "none"]
 
@@ -91,7 +91,7 @@ def _features(output: Any, given: torch.Size) -> tuple[torch.Size, int | None]:
     return given if given in tensors.values() else torch.Size(), -1
 
 
-def _pixels(shape: torch.Size, channel_dim: int) -> int:
+def pixels(shape: torch.Size, channel_dim: int) -> int:
     spatial = list(shape[1:])
     if spatial:
         del spatial[channel_dim - 1 if channel_dim > 0 else channel_dim]
@@ -146,7 +146,7 @@ def _candidates(
         if holds or not (isinstance(module, classes) or not classes):
             return False
         if hasattr(module, "out_channels"):
-            return len(block.given) < 2 or _pixels(block.shape, dims[name]) == _pixels(block.given, dims[name])
+            return len(block.given) < 2 or pixels(block.shape, dims[name]) == pixels(block.given, dims[name])
         return len(block.shape) < ndim and block.shape == block.given
 
     return [name for name, block in found.items() if residual(name, block)]
@@ -155,7 +155,7 @@ def _candidates(
 def _placed(names: list[str], found: Mapping[str, Block], dims: Mapping[str, int], where: str) -> list[str]:
     if where not in ("every", "low", "mid", "none"):
         raise ValueError(f"unknown where {where!r}: expected every, low, mid, none, or a function of name and shape")
-    size = {n: _pixels(b.shape, dims[n]) for n, b in found.items()}
+    size = {n: pixels(b.shape, dims[n]) for n, b in found.items()}
     if where == "low":
         return [n for n in names if size[n] < max(size.values())]
     if where == "mid":

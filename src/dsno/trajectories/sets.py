@@ -28,7 +28,7 @@ from dsno.trajectories.manifest import NAMED, describe, differences, join, read_
 if TYPE_CHECKING:
     from dsno.trajectories.shelf import Shelf
 
-__all__ = ["TrajectorySet", "noises_of", "samples_of"]
+__all__ = ["TrajectorySet", "pairs_of", "samples_of"]
 
 WINDOW = 8
 
@@ -265,20 +265,27 @@ class TrajectorySet(Dataset[dict[str, Any]]):
         return {**self.__dict__, "_mapped": {}}
 
 
-def noises_of(data: TrajectorySet) -> Tensor:
-    """What trajectories start from, (N, *shape) float32: noise of unit variance."""
-    noise = torch.empty(len(data), *data.shape)
-    for rows in torch.arange(len(data)).split(1024):
-        noise[rows] = data.__getitems__(rows.tolist())["noise"]
-    return noise
-
-
 def samples_of(data: TrajectorySet) -> tuple[Tensor, Tensor | None]:
     """The ends of trajectories, (N, *shape) float32, and their labels (N,) int64, if any: samples of the teacher.
 
     Raises:
         ValueError: if the trajectories do not end at t = 0, or are told more than a label.
     """
+    _, x, labels = _ends_of(data, noises=False)
+    return x, labels
+
+
+def pairs_of(data: TrajectorySet) -> tuple[Tensor, Tensor, Tensor | None]:
+    """What trajectories start from, noise of unit variance (N, *shape) float32, and `samples_of` them.
+
+    Raises:
+        ValueError: as `samples_of` does.
+    """
+    return _ends_of(data, noises=True)
+
+
+def _ends_of(data: TrajectorySet, noises: bool) -> tuple[Tensor, Tensor, Tensor | None]:
+    """The noises, none where they are not asked for, the ends and the labels of trajectories, read once."""
     if float(data.times[-1]) != 0:
         raise ValueError(
             f"{data.source} ends at t = {float(data.times[-1]):g}, where there is noise left: its ends are no samples"
@@ -292,9 +299,12 @@ def samples_of(data: TrajectorySet) -> tuple[Tensor, Tensor | None]:
             "trajectories without, give an image set, or distil with the method operator, which is told the same"
         )
     x, labels = torch.empty(len(data), *data.shape), torch.zeros(len(data), dtype=torch.int64)
+    noise = torch.empty(len(data) if noises else 0, *data.shape)
     for rows in torch.arange(len(data)).split(1024):
         batch = data.__getitems__(rows.tolist())
         x[rows] = batch[data.targets[0]][:, -1]
+        if noises:
+            noise[rows] = batch["noise"]
         if (found := label_of(as_label(batch.get("cond")))) is not None:
             labels[rows] = found
-    return x, labels if cond else None
+    return noise, x, labels if cond else None

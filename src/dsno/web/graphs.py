@@ -23,7 +23,7 @@ from dsno.app.export import hushed
 from dsno.borrow import unwrapped
 from dsno.condition import Cond, unnamed
 from dsno.denoise import Prediction, evaluating
-from dsno.nets.backbone import Backbone, sample_shape
+from dsno.nets.backbone import sample_shape, tokens_of
 from dsno.outside import one_line
 from dsno.students.flowmap import FlowMap, TwoTime
 from dsno.students.heads import ParallelDecoder
@@ -74,9 +74,8 @@ def _cond(told: Mapping[str, Tensor]) -> Cond | None:
 
 
 def _check_tokens(net: nn.Module, what: str) -> None:
-    net = unwrapped(net)
-    if isinstance(net, Backbone) and net.tokens:
-        raise ValueError(f"a page tells its {what} a class and a guidance weight, and this one takes {[*net.tokens]}")
+    if tokens := tokens_of(net):
+        raise ValueError(f"a page tells its {what} a class and a guidance weight, and this one takes {[*tokens]}")
 
 
 def student_network(student: Student, batch: int, last: bool = False) -> Network:

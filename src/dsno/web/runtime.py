@@ -17,6 +17,7 @@ from urllib.request import urlopen
 from dsno.checkpoint import write_atomically
 from dsno.hub import first_line
 from dsno.outputs import writable
+from dsno.trajectories.shelf import cache_folder
 
 __all__ = ["LICENCE", "SHA256", "VERSION", "find_runtime"]
 
@@ -53,13 +54,14 @@ def find_runtime(folder: Path | str | None = None) -> dict[str, Path]:
     """
     if folder is not None:
         return {name: _checked(_found(Path(folder), name)) for name in SHA256}
-    base = Path(os.environ.get("DSNO_CACHE") or "~/.cache/dsno").expanduser()
-    held = base / f"onnxruntime-web-{VERSION}"
-    if not all((held / name).is_file() and _is_right(held / name) for name in SHA256):
-        writable(held)
-        for name, content in _fetched().items():
-            write_atomically(held / name, lambda path, content=content: path.write_bytes(content))  # type: ignore[misc]
-    return {name: _checked(held / name) for name in SHA256}
+    held = cache_folder() / f"onnxruntime-web-{VERSION}"
+    files = {name: held / name for name in SHA256}
+    if all(path.is_file() and _is_right(path) for path in files.values()):
+        return files
+    writable(held)
+    for name, content in _fetched().items():
+        write_atomically(held / name, lambda path, content=content: path.write_bytes(content))  # type: ignore[misc]
+    return {name: _checked(path) for name, path in files.items()}
 
 
 def _found(folder: Path, name: str) -> Path:

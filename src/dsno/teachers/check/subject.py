@@ -22,7 +22,7 @@ from dsno.borrow import unwrapped
 from dsno.condition import Cond, map_cond
 from dsno.cost import Metered
 from dsno.denoise import Around, Denoiser, Guided, Prediction, modules_of
-from dsno.nets.backbone import Backbone, sample_shape
+from dsno.nets.backbone import sample_shape, tokens_of
 from dsno.schedule import Schedule
 from dsno.seeds import noise, seed_range
 from dsno.teachers.check.verdict import Finding
@@ -215,9 +215,9 @@ def _drawn(
     teacher: Denoiser, inner: Any, count: int, from_data: bool, generator: torch.Generator, null: int | None
 ) -> tuple[Cond | None, list[Finding]]:
     """Random labels, and zeros for embeddings, where the teacher wants them."""
-    net, classes = unwrapped(getattr(inner, "net", None)), _classes(inner)
+    classes = _classes(inner)
     findings: list[Finding] = []
-    tokens = net.tokens if isinstance(net, Backbone) else {}
+    tokens = tokens_of(getattr(inner, "net", None))
     cond: dict[str, Tensor] = {name: torch.zeros(count, *size) for name, size in tokens.items()}
     if cond:
         text = f"no condition was given: the network is told zeros for {', '.join(cond)}"
