@@ -183,5 +183,5 @@ def test_strata_are_even_and_each_of_them_is_uniform() -> None:
     gaps = drawn.sort(1).values.diff(dim=1)
     assert torch.allclose(gaps, torch.full_like(gaps, 1 / 8), atol=1e-6)
     first = drawn[:, 0]
-    assert 0 <= float(first.min()) and float(first.max()) < 1 and abs(float(first.mean()) - 0.5) < 0.05
+    assert float(first.min()) >= 0 and float(first.max()) < 1 and abs(float(first.mean()) - 0.5) < 0.05
     assert strata(4, generator(0), torch.float64).dtype == torch.float64
