@@ -225,11 +225,9 @@ def plan(
 
 def _settled(work: Workload, device: torch.device) -> tuple[Workload, str]:
     """The run in the precision that it would be trained in, and what is said of that."""
-    known = {name: c for name in ("teach", "train", "finish") if (c := getattr(work, name)) is not None}
-    made = {name: settled(c, device) for name, c in known.items()}
-    return replace(work, **{name: c for name, (c, _) in made.items()}), next(
-        filter(None, (s for _, s in made.values())), ""
-    )
+    own = (work.teach, work.train, work.finish)
+    (teach, a), (train, b), (finish, c) = ((None, "") if one is None else settled(one, device) for one in own)
+    return replace(work, teach=teach, train=train, finish=finish), a or b or c
 
 
 def stage_costs(work: Workload, count: Count, rates: Mapping[str, Rate], devices: int = 1) -> list[StageCost]:

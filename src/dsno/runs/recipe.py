@@ -118,6 +118,8 @@ class Recipe:
     """Distance of the loss."""
     others: float | None = 0.25
     """Supervise the last frame in every step and one other in this share of them."""
+    inner_starts: float = 0.0
+    """The share of the student's steps that start from a stored state: for more passes than one."""
     distill: TrainConfig = field(
         default_factory=lambda: TrainConfig(steps=3200, lr=1e-3, warmup=100, precision="bf16", checkpoint_every=250)
     )
@@ -177,7 +179,7 @@ class Recipe:
                 solver=self.solver,
                 steps=self.solver_steps,
                 grid=self.grid,
-                targets=(self.target,),
+                targets=self.targets,
                 label=self._label(told),
                 resume=True,
                 report=report,
@@ -195,6 +197,7 @@ class Recipe:
             weights=self.weights,
             distance=self.distance,
             others=self.others,
+            inner_starts=self.inner_starts,
             features=out / "loss_features" if "perceptual" in self.distance else None,
         )
         if self.finish is not None:
@@ -244,6 +247,11 @@ class Recipe:
                 sources=sources,
                 **options,
             )
+
+    @property
+    def targets(self) -> tuple[Target, ...]:
+        """What is stored of each frame."""
+        return ("x0", "state") if self.inner_starts else (self.target,)
 
     def _label(self, teacher: Prediction) -> Label | None:
         """What trajectories are told, by seed."""
@@ -340,7 +348,7 @@ class Recipe:
             self.count,
             self.solver,
             self.solver_steps,
-            targets=(self.target,),
+            targets=self.targets,
             student=self._student_options(),
             train=self._here(self.distill),
             train_batch=self.distill_batch,

@@ -26,8 +26,10 @@ PUBLISHED: dict[str, Any] = {
 """The operator as published."""
 
 RECIPES: dict[str, Recipe] = {
-    "digits": Recipe(finish=FINISH, finish_inner=0.25),
-    "digits-classes": Recipe(conditional=True, guidance=(0.0, 2.0), finish=FINISH, finish_inner=0.25),
+    "digits": Recipe(inner_starts=0.25, finish=FINISH, finish_inner=0.25),
+    "digits-classes": Recipe(
+        conditional=True, guidance=(0.0, 2.0), inner_starts=0.25, finish=FINISH, finish_inner=0.25
+    ),
     "fashion": Recipe(
         data="hf:zalando-datasets/fashion_mnist:train",
         size=16,
