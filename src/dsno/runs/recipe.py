@@ -168,7 +168,7 @@ class Recipe:
             return out
         samples = self.prepare(out, report, teacher, data, variant)
         told = load_teacher(out / "teacher")
-        solved = told if self.guidance is None else Guided(told, {"label": torch.tensor(own_null(told))})
+        solved = self._solved(told)
         with _timed(out, "trajectories"):
             trajectories = generate(
                 solved,
@@ -186,12 +186,13 @@ class Recipe:
             )
         regressed = out / ("student" if self.finish is None else "regressed")
         self._distil(
+            out,
             regressed,
             report,
             solved,
             trajectories,
             "operator",
-            self.distill,
+            self._here(self.distill, regressed),
             self.distill_batch,
             self.student(told),
             weights=self.weights,
@@ -201,21 +202,43 @@ class Recipe:
             features=out / "loss_features" if "perceptual" in self.distance else None,
         )
         if self.finish is not None:
-            self._distil(
-                out / "student",
-                report,
-                solved,
-                None if self.guidance is None else trajectories,
-                "identity",
-                self.finish,
-                self.finish_batch,
-                load_student(regressed),
-                inner_starts=self.finish_inner,
-            )
+            self.finished(out, out / "student", self.seed, report)
         return out
+
+    def finished(self, out: Path | str, folder: Path | str, seed: int, report: Report = quiet) -> None:
+        """The last stage alone, of a run in `out`, with a seed of its own, into `folder`.
+
+        Raises:
+            FileNotFoundError: if the stages before it are not complete.
+            ValueError: of a recipe without a finish.
+        """
+        if self.finish is None:
+            raise ValueError("this recipe has no stage behind the regression: give it a `finish`")
+        out, folder = Path(out), Path(folder)
+        self._distil(
+            out,
+            folder,
+            report,
+            self._solved(load_teacher(out / "teacher")),
+            None if self.guidance is None else TrajectorySet(out / "trajectories"),
+            "identity",
+            replace(self._here(self.finish, folder), seed=seed),
+            self.finish_batch,
+            load_student(out / "regressed"),
+            inner_starts=self.finish_inner,
+        )
+
+    def _solved(self, teacher: Prediction) -> Prediction | Guided:
+        """The teacher as trajectories ask it."""
+        if self.guidance is None:
+            return teacher
+        null = own_null(teacher)
+        assert null is not None
+        return Guided(teacher, {"label": torch.tensor(null)})
 
     def _distil(
         self,
+        out: Path,
         folder: Path,
         report: Report,
         teacher: Prediction | Guided,
@@ -229,17 +252,16 @@ class Recipe:
         """A stage that trains a student, unless it is complete."""
         if (folder / "config.json").is_file():
             return
-        out = folder.parent
         sources = {"teacher": str(out / "teacher"), "data": str(out / "trajectories")}
         if method == "identity":
             sources["student"] = str(out / "regressed")
-        with _timed(out, folder.name):
+        with _timed(folder.parent, folder.name):
             distill(
                 teacher,
                 data,
                 folder,
                 method,
-                self._here(config, folder),
+                config,
                 batch=batch,
                 student=student,
                 resume=True,
