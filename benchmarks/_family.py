@@ -91,6 +91,8 @@ class Entry:
     ema: float = 0.999
     derivative: str = ""
     """How the loss takes derivatives, where not in the method's own way."""
+    adaptive: bool = False
+    """Whether the weights of the times are learned, as sCM has it."""
     step: str = ""
     """The teacher's step over an interval of a decoder, where not the method's own."""
 
@@ -125,6 +127,7 @@ ENTRIES: dict[str, Entry] = {
     "consistency-training": Entry("consistency-training"),
     "easy-consistency": Entry("easy-consistency"),
     "continuous-consistency": Entry("continuous-consistency"),
+    "continuous-consistency, adaptive": Entry("continuous-consistency", adaptive=True),
     "lagrangian": Entry("lagrangian"),
     "eulerian": Entry("eulerian"),
     "progressive-map": Entry("progressive-map"),
@@ -310,6 +313,7 @@ def options_of(entry: Entry, bench: Bench) -> Options:
         "distance": entry.distance or None,
         "derivative": entry.derivative or None,
         "step": entry.step or None,
+        "adaptive": entry.adaptive or None,
         "features": features,
     }
     kept = {name: value for name, value in asked.items() if value is not None and name in method.names}
