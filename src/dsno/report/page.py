@@ -79,8 +79,7 @@ def _section(section: Section) -> str:
     if section.results:
         known = any(result.quality is not None for result in section.results)
         held_out = any(result.protocol.held_out_count for result in section.results)
-        said = [copied(section.results), reading(section.results), BIAS, UNBIASED] if known else []
-        said += [COPYING] * held_out
+        said = [copied(section.results), reading(section.results), BIAS, UNBIASED, COPYING * held_out] if known else []
         parts += [_table(section.results), _paragraphs("\n\n".join(said)), _protocols(section.results)]
     return "<section>\n" + "\n".join(part for part in parts if part) + "\n</section>"
 
