@@ -32,8 +32,8 @@ UNBIASED = "A kernel distance has no bias: of equal laws it is around 0, by chan
 
 COPYING = (
     "Copying is the median distance of the samples to the nearest image of the data over that of held-out images, in "
-    f"the features of the other distances: 1 is as far as new images are, and who is below {COPIED:g} copies. In the "
-    "row 'real, other half' it is about 1 where the held-out images are of the law of the data."
+    f"the features of the other distances: 1 is as far as new images are, and a sampler below {COPIED:g} copies. In "
+    "the row 'real, other half' it is about 1 where the held-out images are of the law of the data."
 )
 """What to know of its copying ratios, where there are any."""
 
