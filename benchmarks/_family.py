@@ -208,7 +208,14 @@ class Bench:
     """What all runs share: teacher, data, trajectories, the fine solution and the reference features."""
 
     def __init__(
-        self, name: str, source: Path, data: str | None, runs: Path, precision: str, size: Size = Size()
+        self,
+        name: str,
+        source: Path,
+        data: str | None,
+        runs: Path,
+        precision: str,
+        size: Size = Size(),
+        held_out: str | None = None,
     ) -> None:
         self.name, self.problem, self.runs, self.precision, self.size = name, PROBLEMS[name], runs, precision, size
         self.images = load_data(data or self.problem.data, size=self.problem.size)
@@ -220,7 +227,8 @@ class Bench:
         self.teacher: Prediction = load_teacher(source / "teacher").eval().requires_grad_(False)
         self.features = load_feature_net(source / "features")
         self.shape = self.images.shape
-        self.reference = Reference.of(self.images.x, self.features)
+        unseen = None if held_out is None else load_data(held_out, size=self.problem.size).x
+        self.reference = Reference.of(self.images.x, self.features, held_out=unseen)
         self.seeds = seed_range(HELD_OUT, size.count)
         self.row = flops(self.teacher, torch.zeros(1, *self.shape), torch.ones(1))
         self.fine = self._fine()
@@ -288,6 +296,7 @@ class Bench:
             **dataclasses.asdict(result.quality),
             "path_error": result.path_error,
             "path_error_median": result.path_error_median,
+            **({} if result.held_out is None else {f"held_out_{k}": v for k, v in vars(result.held_out).items()}),
         }
 
 

@@ -1,7 +1,7 @@
 """The whole family of distilled samplers on one teacher, one backbone and one budget of training FLOPs.
 
     python benchmarks/family.py digits [--budget 4] [--seeds 0 1 2] [--only NAME ...]
-    python benchmarks/family.py fashion --data PATH
+    python benchmarks/family.py fashion --data PATH [--held-out PATH]
     python benchmarks/family.py sprites --data PATH --only consistency "knowledge, perceptual@grid=log-snr"
     python benchmarks/family.py digits --report [--keep]
 
@@ -89,6 +89,8 @@ COLOURS = {
     "flow map": "tab:green",
 }
 QUALITIES = ("frechet", "kernel", "precision", "recall", "path_error")
+HELD = ("held_out_frechet", "held_out_copying")
+"""Beside them, where there are data that nothing was trained on: the distance to those, and who copies."""
 
 
 # Beside the runs: solvers, times, slopes
@@ -188,7 +190,7 @@ def summary(results: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     points = {}
     for key, point in first["points"].items():
         here = [r["points"][key] for r in results]
-        qualities = {q: mean_and_spread([p[q] for p in here]) for q in QUALITIES}
+        qualities = {q: mean_and_spread([p[q] for p in here]) for q in (*QUALITIES, *HELD) if all(q in p for p in here)}
         points[key] = {"rounds": point["rounds"], "flops": point["flops"], **qualities}
     seen = [r["path_error_seen"] for r in results if "path_error_seen" in r]
     shared = ("entry", "steps", "flops_per_row", "trajectory_flops", "train_flops", "parameters")
@@ -415,6 +417,7 @@ def options() -> argparse.ArgumentParser:
     made.add_argument("problem", choices=PROBLEMS)
     made.add_argument("--source", type=Path, help="folder of the teacher and the features; runs/PROBLEM by default")
     made.add_argument("--data", help="where the data are, if not where the recipe says")
+    made.add_argument("--held-out", help="data that nothing is trained on, to measure against, too")
     made.add_argument("--runs", type=Path, help="what is trained and measured; runs/family/PROBLEM by default")
     made.add_argument("--only", nargs="*", help="the entries to run, all by default; with --quick three")
     made.add_argument("--seeds", type=int, nargs="*", help="0 1 2 by default; with --quick 0")
@@ -443,7 +446,7 @@ def main(given: Sequence[str] | None = None) -> None:
     trained = runs / "source" if quick else Path("runs") / arguments.problem
     source = arguments.source or (shipped() if arguments.problem == "digits" else trained)
     size = QUICK if quick else Size()
-    bench = Bench(arguments.problem, source, arguments.data, runs, arguments.precision, size)
+    bench = Bench(arguments.problem, source, arguments.data, runs, arguments.precision, size, arguments.held_out)
     names = arguments.only or (quick_names(problem) if quick else names_of(problem))
     seeds = arguments.seeds or ([0] if quick else [0, 1, 2])
     for factor, seed, name in () if arguments.report else product(arguments.budget, seeds, names):
