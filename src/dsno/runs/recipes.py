@@ -10,7 +10,7 @@ from dsno.train import TrainConfig
 
 __all__ = ["RECIPES", "Recipe"]
 
-FINISH = TrainConfig(steps=400, lr=1e-3, warmup=10, ema=0.99, checkpoint_every=100)
+FINISH = TrainConfig(steps=600, lr=1e-3, warmup=10, ema=0.99, checkpoint_every=100)
 """Of a finish: short, as the student's distance falls for some hundred steps and then wanders."""
 
 PUBLISHED: dict[str, Any] = {
