@@ -14,6 +14,8 @@
 const range = (count) => [...Array(count).keys()];
 const matrix = (rows, columns, entry) => range(rows).map((i) => Float64Array.from(range(columns), (j) => entry(i, j)));
 const transposed = (M) => matrix(M[0].length, M.length, (i, j) => M[j][i]);
+const product = (M, N) =>
+  matrix(M.length, N[0].length, (i, j) => M[i].reduce((sum, value, k) => sum + value * N[k][j], 0));
 
 /** Pictures with a matrix applied to their columns, V, and one to their rows, H. */
 function applied(V, H, x) {
@@ -45,7 +47,7 @@ function separable([channels, height, width], side) {
   const least = DROPPED * l.reduce((most, value) => Math.max(most, value));
   const A = (x) => applied(v.M, h.M, x);
   const there = [transposed(v.U), transposed(h.U)];
-  const back = [v, h].map(({ M, U }) => transposed(M).map((row) => U[0].map((_, k) => row.reduce((sum, m, i) => sum + m * U[i][k], 0))));
+  const back = [v, h].map(({ M, U }) => product(transposed(M), U));
   const mean = (z, y, delta) => {
     const e = applied(...there, A(z).map((Az, k) => y[k] - Az));
     const shares = e.map((value, k) => {
@@ -65,6 +67,19 @@ export function masked(shape, keep) {
   const mean = (z, y, delta) => z.map((value, i) => value + (seen(i) * (y[i] - value)) / (1 + delta));
   return { shape, A, mean };
 }
+
+/** Which pixels are seen, 1 and 0 (H, W), where `seen(line, column)` says it. */
+export const keeping = ([, height, width], seen) =>
+  Uint8Array.from({ length: height * width }, (_, k) => Number(seen(Math.floor(k / width), k % width)));
+
+/** All but a box in the middle, of half of every side. */
+export function boxed(shape) {
+  const [within, across] = shape.slice(1).map((n) => (i) => i >= (n - (n >> 1)) >> 1 && i < (n + (n >> 1)) >> 1);
+  return keeping(shape, (i, j) => !(within(i) && across(j)));
+}
+
+/** The left half: `Mask.half`. */
+export const left = (shape) => keeping(shape, (_, j) => j < (shape[2] + 1) >> 1);
 
 /** Means of blocks of two by two: `Downsample(2)`. */
 export function halved(shape) {
