@@ -98,7 +98,8 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> list[Any]:
     sigma = teacher.schedule.at(1.0)[1]
     plan = [asdict(step) for step in restoring_planned(teacher, 6)]
     given = [told(*case) for case in CASES]
-    restored = [g | {"restoring": {"sigma": sigma, "plan": plan, "tau": tau}} for g, (_, tau, *_) in zip(given, CASES)]
+    options = [{"restoring": {"sigma": sigma, "plan": plan, "tau": tau}} for _, tau, *_ in CASES]
+    restored = [case | option for case, option in zip(given, options, strict=True)]
     ran = subprocess.run(
         [node, "tried.js"], cwd=folder, input=json.dumps(given + restored), capture_output=True, text=True, timeout=120
     )

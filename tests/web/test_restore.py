@@ -36,19 +36,32 @@ SHAPE, SEEDS = (1, 8, 8), seed_range(0, 4)
 
 @pytest.fixture(scope="module")
 def shared(browser: Any, site: Path) -> Iterator[Opened]:
-    with served(site) as url, opened(browser, f"{url}#tab=restore") as made:
+    with served(site) as url, opened(browser, url) as made:
         yield made.loaded()
 
 
+GO = """(view) => new Promise((there) => {
+    addEventListener("hashchange", there, {once: true});
+    // What nobody reads makes it another address than the last.
+    location.hash = `${view}&n=${performance.now()}`;
+})"""
+
+
 def see(made: Opened, view: str = "") -> None:
-    made.sees(f"tab=restore&{view}")
+    """Go to a view of the tab, and wait until all of it is drawn."""
+    made.page.evaluate(GO, f"tab=restore&{view}")
+    settle(made)
+
+
+def settle(made: Opened) -> None:
+    made.page.locator("#student[aria-busy=false]").wait_for(state="attached")
     made.page.locator("#restorations[aria-busy=false]").wait_for()
 
 
 def sample() -> Tensor:
     """The sample of seed 7, as a picture file has it."""
     x = load_student(shipped() / "student").sample(noise([7], SHAPE))
-    return levels(x[0])[None] / 127.5 - 1
+    return levels(x[0])[None, None] / 127.5 - 1
 
 
 def restored(problem: Problem, y: Tensor, steps: int = 20) -> Tensor:
@@ -70,14 +83,14 @@ MADE = """async ([kind, option, y, tau, steps, seeds]) => {
     const {runRestoring} = await import("/samplers.js");
     const {noise} = await import("/seeds.js");
     const {shape, teacher} = await (await fetch("/model.json")).json();
-    globalThis.restoring ??= openNetworks(["teacher"]);
+    globalThis.teacherAsked ??= openNetworks(["teacher"]);
     const problem = problems[kind](shape, option);
     const {sigma, clip, restoring} = teacher;
     const given = {name: "teacher", plan: restoring[steps], sigma, clip, empty: null, shape, told: {}, tau, problem};
     const made = [];
     for (const seed of seeds) {
         const draw = (stream) => noise(BigInt(seed), shape.reduce((size, n) => size * n), stream);
-        const options = {...given, y: Float32Array.from(y), draw, ask: await globalThis.restoring, stale: () => false};
+        const options = {...given, y: Float32Array.from(y), draw, ask: await globalThis.teacherAsked, stale: () => false};
         made.push([...(await runRestoring(options)).x]);
     }
     return made;
@@ -142,17 +155,15 @@ def test_a_picture_is_drawn_hidden_and_given_by_its_link(shared: Opened) -> None
     shared.text("paper-said", "^Row 4, column 4$")
     page.wait_for_url(re.compile(f"picture={bytes(drawn.flatten().tolist()).hex()}&mask=0000001000000000$"))
     link = page.evaluate("location.hash")
-    page.locator("#restorations[aria-busy=false]").wait_for()
+    settle(shared)
     expected = restored(Mask(~hidden), Mask(~hidden).A(drawn[None, None] / 127.5 - 1))
     for found, x in zip(shown(shared), expected, strict=True):
         same(found, levels(x))
         assert bool((found[~hidden] == drawn[~hidden]).all()), "what was seen is kept"
-    page.keyboard.press("Escape")
-    page.locator("#restoring").focus()
     see(shared)
-    shared.sees(link.lstrip("#"))
+    shared.text("paper-what", "^the student's sample$")
+    see(shared, link.partition("&")[2])
     shared.text("paper-what", "^yours$")
-    page.locator("#restorations[aria-busy=false]").wait_for()
     same(shown(shared)[3], levels(expected[3]))
 
 
@@ -164,7 +175,7 @@ def test_a_picture_is_opened_from_a_file_and_a_restoration_saved(shared: Opened)
     page.locator("#mask-none").click()
     page.set_input_files("#paper-file", {"name": "x.png", "mimeType": "image/png", "buffer": picture.getvalue()})
     shared.text("paper-what", "^yours$")
-    page.locator("#restorations[aria-busy=false]").wait_for()
+    settle(shared)
     same(shown(shared)[0], 255 * torch.eye(8, dtype=torch.int64))
     page.locator("#restore-title").click()
     with page.expect_download() as download:
@@ -179,7 +190,7 @@ def test_seeds_are_led_by_keys_and_the_tabs_lead_back(shared: Opened) -> None:
     see(shared, "first=3")
     page.locator("[data-tab=restore]").first.focus()
     page.keyboard.press("ArrowRight")
-    page.locator("#restorations[aria-busy=false]").wait_for()
+    settle(shared)
     assert page.locator("#first").input_value() == "4" and page.locator("#seed").input_value() == "7"
     assert not page.locator("#wall").is_visible() and page.locator("#paper").is_visible()
     page.locator("button[data-tab=sample]").click()
@@ -190,16 +201,15 @@ def test_seeds_are_led_by_keys_and_the_tabs_lead_back(shared: Opened) -> None:
 def test_class_and_guidance_restore_what_they_name(browser: Any, told: Path) -> None:
     student, teacher = planned.told()
     with served(told) as url, opened(browser, f"{url}#tab=restore&label=2&guidance=1.5&restoring=5") as made:
-        made.loaded()
         made.text("restored-time", "^40 calls")
         cond = {"label": torch.tensor([2]), "weight": torch.tensor([1.5])}
-        x = levels(sampler_of(student, 1)(noise([7], student.shape), cond).sample[0])[None] / 127.5 - 1
+        x = levels(sampler_of(student, 1)(noise([7], student.shape), cond).sample[0])[None, None] / 127.5 - 1
         problem, z = Mask.box(student.shape), noise(SEEDS, student.shape)
         cond = {name: value.expand(4) for name, value in cond.items()}
         guided = Guided(teacher, {"label": torch.tensor(3)})
         y = problem.A(x).expand(4, -1, -1, -1)
         expected = DiffPIR(uniform(5))(guided, teacher.schedule, problem, y, z, cond, SEEDS).x
-        made.page.locator("#restorations[aria-busy=false]").wait_for()
+        settle(made)
         for found, one in zip(shown(made), expected, strict=True):
             same(found, levels(one))
         assert 'Guided(teacher, {"label": torch.tensor(3)})' in made.page.locator("#python").text_content()
