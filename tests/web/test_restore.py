@@ -84,13 +84,14 @@ MADE = """async ([kind, option, y, tau, steps, seeds]) => {
     const {noise} = await import("/seeds.js");
     const {shape, teacher} = await (await fetch("/model.json")).json();
     globalThis.teacherAsked ??= openNetworks(["teacher"]);
+    const ask = await globalThis.teacherAsked;
     const problem = problems[kind](shape, option);
     const {sigma, clip, restoring} = teacher;
     const given = {name: "teacher", plan: restoring[steps], sigma, clip, empty: null, shape, told: {}, tau, problem};
     const made = [];
     for (const seed of seeds) {
         const draw = (stream) => noise(BigInt(seed), shape.reduce((size, n) => size * n), stream);
-        const options = {...given, y: Float32Array.from(y), draw, ask: await globalThis.teacherAsked, stale: () => false};
+        const options = {...given, y: Float32Array.from(y), draw, ask, stale: () => false};
         made.push([...(await runRestoring(options)).x]);
     }
     return made;
@@ -112,7 +113,8 @@ def test_restorations_are_those_of_python(kind: str, tau: float, shared: Opened)
     made = torch.tensor(found).reshape(4, *SHAPE)
     torch.testing.assert_close(made, restored(problem, y), rtol=0, atol=1e-4)
     if kind == "masked" and tau == 0:
-        torch.testing.assert_close(problem.A(made), y.expand(4, -1, -1, -1), rtol=0, atol=1e-6)
+        # A thirtieth of a level: the shipped teacher's schedule ends at a sigma of 4.5e-5.
+        torch.testing.assert_close(problem.A(made), y.expand(4, -1, -1, -1), rtol=0, atol=2.5e-4)
 
 
 @pytest.mark.parametrize(
