@@ -70,7 +70,9 @@ export class Paper {
       const way = next.map((value, side) => value - last[side]);
       const count = Math.max(1, Math.ceil(Math.max(...way.map(Math.abs))));
       // A quick stroke is told at few points, and is one line all the same.
-      for (let n = 1; n <= count; n++) this.#touch(...last.map((value, side) => Math.floor(value + (way[side] * n) / count)));
+      for (let n = 1; n <= count; n++) {
+        this.#touch(...last.map((value, side) => Math.floor(value + (way[side] * n) / count)));
+      }
       last = next;
     };
     this.canvas.addEventListener("pointerdown", (event) => {
