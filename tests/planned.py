@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from dsno.denoise import Kind, Prediction
 from dsno.grids import even
+from dsno.inverse.problem import Problem, posterior_mean
 from dsno.nets.unet import UNet
 from dsno.schedule import VE, Cosine, RectifiedFlow, Schedule
 from dsno.seeds import noise
@@ -17,7 +18,7 @@ from dsno.students.heads import decoder_from_teacher
 from dsno.students.operator import student_from_teacher
 from dsno.students.samplers import Student
 from dsno.web.graphs import Network
-from dsno.web.plans import Pass, Step
+from dsno.web.plans import Pass, Restoring, Step
 
 
 def shaken(module: nn.Module) -> nn.Module:
@@ -93,3 +94,17 @@ def run_steps(
         states.append(combined(step.weights, x, x0_hat, before))
         before = x0_hat
     return torch.stack(states, 1)
+
+
+@torch.no_grad()
+def run_restoring(
+    plan: Sequence[Restoring], model: Prediction, network: Network, problem: Problem, y: Tensor, seeds: Tensor
+) -> Tensor:
+    """The restorations (B, *shape) of a restorer's plan."""
+    shape = network.example["x"].shape[1:]
+    x = model.schedule.at(1.0)[1] * noise(seeds, shape)
+    for n, step in enumerate(plan, start=1):
+        x0_hat = model.clipped(combined(step.reading, x, network(step.scale * x, torch.tensor([step.t]))[:, 0]))
+        x0 = posterior_mean(problem, x0_hat, y, step.variance)
+        x = combined(step.weights, x, x0, noise(seeds, shape, n))
+    return x

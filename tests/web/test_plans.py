@@ -4,15 +4,17 @@ import pytest
 import torch
 
 from dsno.denoise import Kind
-from dsno.grids import even
+from dsno.grids import even, uniform
+from dsno.inverse.operators import Downsample, Mask
+from dsno.inverse.projected import DiffPIR
 from dsno.seeds import noise, seed_range
 from dsno.solvers.named import SOLVERS
 from dsno.solvers.run import SolverSampler
 from dsno.students.operator import TrajectoryStudent
 from dsno.students.samplers import Student, sampler_of
 from dsno.web.graphs import student_network, teacher_network
-from dsno.web.plans import STEPS, passes_known, passes_planned, sample_planned, steps_planned
-from planned import decoder, flow_map, operator, run_passes, run_steps, teacher
+from dsno.web.plans import STEPS, passes_known, passes_planned, restoring_planned, sample_planned, steps_planned
+from planned import decoder, flow_map, operator, run_passes, run_restoring, run_steps, teacher
 
 SEEDS = seed_range(7, 3)
 
@@ -93,6 +95,16 @@ def test_a_plan_makes_the_states_of_a_teachers_solver(kind: Kind, solver: str) -
         plan = steps_planned(model, solver, steps)
         assert [step.t for step in plan] == grid[:-1].tolist()
         close(run_steps(plan, started(model), network, z, model.clip, label), expected.x)
+
+
+@pytest.mark.parametrize("kind", ["x0", "eps", "v", "flow", "edm"])
+def test_a_plan_makes_the_restorations_of_a_teacher(kind: Kind) -> None:
+    model, z = teacher(kind, clip=2.0 if kind == "v" else None), noise(SEEDS, (1, 4, 4))
+    network = teacher_network(model, 3)
+    for problem in (Mask.half((1, 4, 4)), Mask.half((1, 4, 4), noise=0.1), Downsample(2, noise=0.3)):
+        y = problem.A(noise([1], (1, 4, 4)).expand(3, 1, 4, 4))
+        expected = DiffPIR(uniform(7))(model, model.schedule, problem, y, z, seeds=SEEDS).x
+        close(run_restoring(restoring_planned(model, 7), model, network, problem, y, SEEDS), expected)
 
 
 def test_a_page_offers_passes_that_a_student_was_trained_for_and_one_to_64_steps() -> None:

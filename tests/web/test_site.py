@@ -12,7 +12,7 @@ from dsno.nets.unet import UNet
 from dsno.schedule import Cosine
 from dsno.web import site
 from dsno.web.graphs import WEIGHTS
-from dsno.web.plans import STEPS
+from dsno.web.plans import RESTORING, STEPS
 from dsno.web.site import MANIFEST, SITE, unfit, write_site
 
 
@@ -44,6 +44,7 @@ def test_a_site_names_its_files_and_says_what_its_samplers_are(light: None, tmp_
         ("ddim", [*STEPS]),
         ("dpm2", [*STEPS]),
     ]
+    assert [*map(int, held["teacher"]["restoring"])] == [*RESTORING] and len(held["teacher"]["restoring"]["5"]) == 5
     assert held["student"]["weights"] == sum(p.numel() for p in student.parameters())
 
 

@@ -7,7 +7,12 @@ $$ F = \mathrm{net}(c x_t, t), \qquad x_{t_m} = r_m x_t + \sum_k w_{mk} F_k, $$
 
 $$ \hat x_0 = \mathrm{clip}(p \, x_t + q F), \qquad x_s = a \, x_t + b \, \hat x_0 + b' \, \hat x_0', $$
 
-with $\hat x_0'$ the evaluation before. The numbers follow from schedule, kind of prediction and grid. They are read off
+with $\hat x_0'$ the evaluation before. A step of a restorer puts between the two what was measured,
+
+$$ \tilde x_0 = \mathbb E[x \mid y], \quad x \sim \mathcal N(\hat x_0, r^2 I), \qquad
+   x_s = a \, x_t + b \, \tilde x_0 + \nu z. $$
+
+The numbers follow from schedule, kind of prediction and grid. They are read off
 the library's own samplers in float64, which are given unit vectors for states and outputs, so that no formula is
 written a second time, and a page knows neither schedules nor solvers.
 """
@@ -22,8 +27,11 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from dsno.cost import Meter
 from dsno.denoise import Prediction
-from dsno.grids import even
+from dsno.grids import even, uniform
+from dsno.inverse.projected import DiffPIR
+from dsno.inverse.run import Run
 from dsno.solvers.named import SOLVERS
 from dsno.solvers.step import Eval
 from dsno.students.flowmap import FlowMap
@@ -31,10 +39,24 @@ from dsno.students.heads import ParallelDecoder
 from dsno.students.operator import TrajectoryStudent
 from dsno.students.samplers import DecoderSampler, MultiPass, Student, passes_of
 
-__all__ = ["STEPS", "Pass", "Step", "passes_known", "passes_planned", "sample_planned", "steps_planned"]
+__all__ = [
+    "RESTORING",
+    "STEPS",
+    "Pass",
+    "Restoring",
+    "Step",
+    "passes_known",
+    "passes_planned",
+    "restoring_planned",
+    "sample_planned",
+    "steps_planned",
+]
 
 STEPS = (*range(1, 17), 20, 24, 28, 32, 40, 48, 56, 64)
 """The numbers of steps that a page offers of a teacher's solvers."""
+
+RESTORING = (5, 10, 20, 50, 100)
+"""The numbers of steps that a page offers of a restorer."""
 
 ANY = (1, 2, 4, 8)
 """The passes that a page offers of a flow map that makes any number."""
@@ -72,6 +94,17 @@ class Step:
     t: float
     scale: float
     reading: tuple[float, float]
+    weights: tuple[float, float, float]
+
+
+@dataclass(frozen=True)
+class Restoring:
+    r"""One step of a restorer: $c$; $p, q$; $r^2$; $a, b, \nu$. Step n draws its noise from stream n, from 1 on."""
+
+    t: float
+    scale: float
+    reading: tuple[float, float]
+    variance: float
     weights: tuple[float, float, float]
 
 
@@ -203,17 +236,78 @@ def steps_planned(teacher: Prediction, solver: str, steps: int) -> tuple[Step, .
     Raises:
         ValueError: for no steps.
     """
-    net, step = _Single(), SOLVERS[solver]()
-    bare = Prediction(net, teacher.schedule, teacher.kind, data_std=teacher.data_std)
+    read, step = _Read(teacher), SOLVERS[solver]()
     x, x0_hat, before = torch.eye(3, dtype=torch.float64)[:, None]
     made: list[Step] = []
     times = even(teacher.schedule, steps).tolist()
     teacher.schedule.expect(times)
     for t, s in pairwise(times):
-        # In the precision of states: of noise (`eps`) at t = 1 it decides what alpha is, by which is divided.
-        p, q = bare.unclipped(_unit(1).float(), t)[0].tolist()
         past = (Eval(made[-1].t, x, before),) if made else ()
         x_s, _ = step(lambda *_: x0_hat, teacher.schedule, x, t, s, past, None)
         a, b, c = x_s[0].tolist()
-        made.append(Step(t, net.scale, (p, q), (a, b, c)))
+        made.append(Step(t, *read(t), (a, b, c)))
     return tuple(made)
+
+
+def restoring_planned(teacher: Prediction, steps: int) -> tuple[Restoring, ...]:
+    """The steps of `DiffPIR` as it is by default, on the uniform grid.
+
+    Raises:
+        ValueError: for no steps.
+    """
+    read, method = _Read(teacher), DiffPIR(uniform(steps))
+    x, x0, z = torch.eye(3, dtype=torch.float64)[:, None]
+    problem = _Solved(x0)
+    run = _Told(Meter(read.bare), teacher.schedule, problem, x0)
+    run.z = z
+    made: list[Restoring] = []
+    times = method.grid.tolist()
+    teacher.schedule.expect(times)
+    for t, s in pairwise(times):
+        a, b, nu = method.step(run, x, t, s)[0].tolist()
+        made.append(Restoring(t, *read(t), problem.variance, (a, b, nu)))
+    return tuple(made)
+
+
+class _Read:
+    """How a teacher reads its network: the scale of what that is shown at a time, and $p, q$."""
+
+    def __init__(self, teacher: Prediction) -> None:
+        self.net = _Single()
+        self.bare = Prediction(self.net, teacher.schedule, teacher.kind, data_std=teacher.data_std)
+
+    def __call__(self, t: float) -> tuple[float, tuple[float, float]]:
+        # In the precision of states: of noise (`eps`) at t = 1 it decides what alpha is, by which is divided.
+        p, q = self.bare.unclipped(_unit(1).float(), t)[0].tolist()
+        return self.net.scale, (p, q)
+
+
+class _Solved:
+    r"""A problem with noise of 1 that keeps $r^2$ and says a unit vector for $\mathbb E[x \mid y]$."""
+
+    noise = 1.0
+
+    def __init__(self, x0: Tensor) -> None:
+        self.x0, self.variance = x0, 0.0
+
+    def A(self, x: Tensor, /) -> Tensor:
+        return x
+
+    def A_adjoint(self, y: Tensor, /) -> Tensor:
+        return y
+
+    def prox_l2(self, z: Tensor, y: Tensor, gamma: float, /) -> Tensor:
+        self.variance = gamma
+        return self.x0
+
+
+class _Told(Run):
+    """A run whose denoiser's answer only the problem sees, and whose noise is a unit vector, `z`."""
+
+    z: Tensor
+
+    def x0(self, x_t: Tensor, t: float) -> Tensor:
+        return x_t
+
+    def noise(self, x: Tensor) -> Tensor:
+        return self.z

@@ -35,7 +35,15 @@ from dsno.students.heads import ParallelDecoder
 from dsno.students.operator import TrajectoryStudent
 from dsno.students.samplers import Student
 from dsno.web.graphs import Network, student_network, teacher_network, write_graphs
-from dsno.web.plans import STEPS, passes_known, passes_planned, sample_planned, steps_planned
+from dsno.web.plans import (
+    RESTORING,
+    STEPS,
+    passes_known,
+    passes_planned,
+    restoring_planned,
+    sample_planned,
+    steps_planned,
+)
 from dsno.web.runtime import LICENCE, find_runtime
 
 __all__ = ["MANIFEST", "SITE", "unfit", "write_site"]
@@ -89,7 +97,7 @@ def write_site(
     Arguments:
         folder: Where to.
         student: Any student of pictures, grey or in colours.
-        teacher: Its teacher, to stand beside it.
+        teacher: Its teacher, to stand beside it, and to restore pictures.
         title: What the page calls the samples.
         null: The label that stands for no class, of the teacher of a student with guidance; its own by default.
         weights: The guidance weights that the student was trained for.
@@ -214,6 +222,7 @@ def _teacher(
             }
             for name, title in SOLVERS.items()
         ],
+        "restoring": {n: [asdict(step) for step in restoring_planned(teacher, n)] for n in RESTORING},
         **_size(teacher, networks["teacher"]),
         "error": errors["teacher"],
     }

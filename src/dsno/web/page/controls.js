@@ -1,6 +1,7 @@
 /** The fields of the page: what a person does to them changes the view, and they show what it is. */
 
 import { asSeed, seedBeside } from "./seeds.js";
+import { BLURS, LOUDEST } from "./view.js";
 
 export const find = (id) => document.getElementById(id);
 
@@ -21,6 +22,7 @@ export class Controls {
     this.#seeds();
     this.#told();
     this.#solver();
+    this.#restoring();
     find("mix").addEventListener("input", ({ target }) => change({ mix: Number(target.value) }));
     find("frame").addEventListener("input", ({ target }) => {
       change({ frame: target.value === target.max ? Infinity : Number(target.value) });
@@ -29,7 +31,7 @@ export class Controls {
 
   /** Shows a view. */
   see(view) {
-    for (const key of ["seed", "to"]) {
+    for (const key of ["seed", "to", ...(this.model.teacher ? ["first"] : [])]) {
       if (find(key) !== document.activeElement) this.#write(find(key), view[key]);
     }
     find("mix").value = view.mix;
@@ -43,17 +45,33 @@ export class Controls {
       find("solver").value = view.solver;
       find("steps").value = this.steps.indexOf(view.steps);
       find("steps-value").value = view.steps;
+      this.#open(view.tab);
+      for (const id of ["problem", "blur", "noise", "restoring"]) find(id).value = view[id];
+      find("blur-field").hidden = view.problem !== "blur";
+      find("noise-value").value = view.noise;
     }
   }
 
   /** The seed `by` further on; from anywhere on the way between two, the first. */
   move(view, by) {
-    this.change({ seed: seedBeside(view.seed, by), mix: 0, wall: null });
+    if (view.tab === "restore") this.change({ first: seedBeside(view.first, by) });
+    else this.change({ seed: seedBeside(view.seed, by), mix: 0, wall: null });
   }
 
   /** Another seed, and the picture of it. */
-  surprise() {
-    this.change({ seed: randomSeed(), mix: 0, wall: null });
+  surprise(view) {
+    this.change(view.tab === "restore" ? { first: randomSeed() } : { seed: randomSeed(), mix: 0, wall: null });
+  }
+
+  /** Shows a tab, and there what both are told. */
+  #open(tab) {
+    if (this.tab === tab) return;
+    this.tab = tab;
+    for (const element of document.querySelectorAll("[data-tab]")) {
+      if (element.matches("button")) element.setAttribute("aria-pressed", String(element.dataset.tab === tab));
+      else element.hidden = element.dataset.tab !== tab;
+    }
+    find(tab === "restore" ? "told-restoring" : "told").prepend(find("label-field"), find("guidance-field"));
   }
 
   #write(input, seed) {
@@ -63,7 +81,7 @@ export class Controls {
   }
 
   #seeds() {
-    const ends = { seed: (seed) => ({ seed, mix: 0, wall: null }), to: (to) => ({ to }) };
+    const ends = { seed: (seed) => ({ seed, mix: 0, wall: null }), to: (to) => ({ to }), first: (first) => ({ first }) };
     for (const [key, part] of Object.entries(ends)) {
       const input = find(key);
       input.addEventListener("input", () => {
@@ -100,5 +118,23 @@ export class Controls {
     find("solver").addEventListener("change", ({ target }) => this.change({ solver: target.value }));
     find("steps").max = this.steps.length - 1;
     find("steps").addEventListener("input", ({ target }) => this.change({ steps: this.steps[target.value] }));
+  }
+
+  #restoring() {
+    find("tabs").hidden = !this.model.teacher;
+    for (const button of document.querySelectorAll("button[data-tab]")) {
+      button.addEventListener("click", () => this.change({ tab: button.dataset.tab }));
+    }
+    const [, height, width] = this.model.shape;
+    const problems = [["mask", "Parts are hidden"], ["blur", "It is blurred"], ["means", "Half the resolution"]];
+    fill(find("problem"), height % 2 || width % 2 ? problems.slice(0, 2) : problems);
+    fill(find("blur"), BLURS.map((std) => [std, std]));
+    fill(find("restoring"), Object.keys(this.model.teacher?.restoring ?? {}).map((count) => [count, count]));
+    Object.assign(find("noise"), { max: LOUDEST, step: LOUDEST / 50 });
+    find("problem").addEventListener("change", ({ target }) => this.change({ problem: target.value }));
+    for (const id of ["blur", "restoring"]) {
+      find(id).addEventListener("change", ({ target }) => this.change({ [id]: Number(target.value) }));
+    }
+    find("noise").addEventListener("input", ({ target }) => this.change({ noise: Number(target.value) }));
   }
 }

@@ -2,6 +2,7 @@
 
 import { Controls, find } from "./controls.js";
 import { save } from "./pictures.js";
+import { Restore } from "./restore.js";
 import { seedBeside } from "./seeds.js";
 import { Stage } from "./stage.js";
 import { fieldsOf, readView, writeView } from "./view.js";
@@ -18,7 +19,8 @@ export class Page {
     this.model = model;
     this.fields = fieldsOf(model);
     this.controls = new Controls(model, (part) => this.change(part));
-    this.stage = new Stage(model, ask, (frame) => this.#show(frame));
+    this.stage = new Stage(model, ask, (frame) => this.#show(frame), () => this.#restore());
+    this.restore = model.teacher && new Restore(model, ask, (part) => this.change(part));
     this.wall = new Wall(model, ask, (wall) => this.change({ wall }), () => this.#measure());
     this.#buttons();
     this.#keys();
@@ -41,6 +43,18 @@ export class Page {
     this.view = view;
     for (const part of [this.controls, this.stage, this.wall]) part.see(view);
     find("python").textContent = python(this.model, view);
+    this.#restore();
+  }
+
+  get #restoring() {
+    return this.view.tab === "restore";
+  }
+
+  /** Restores, once there is something to restore. */
+  #restore() {
+    if (!this.#restoring || !(this.view.picture || this.stage.sample)) return;
+    this.restore.see(this.view, this.stage.sample);
+    find("python").textContent = this.restore.python;
   }
 
   /** Once all is loaded and drawn, what is measured is measured again. */
@@ -77,7 +91,8 @@ export class Page {
   }
 
   #save() {
-    save(find("student"), `${this.#name()}-seed-${this.stage.student.seed}.png`);
+    if (this.#restoring) save(this.restore.first, `${this.#name()}-restored.png`);
+    else save(find("student"), `${this.#name()}-seed-${this.stage.student.seed}.png`);
   }
 
   #name() {
@@ -107,17 +122,17 @@ export class Page {
     const acts = {
       ArrowLeft: () => this.controls.move(this.view, -1),
       ArrowRight: () => this.controls.move(this.view, 1),
-      r: () => this.controls.surprise(),
-      p: () => this.#play(),
-      w: () => this.wall.keep(!this.wall.running),
+      r: () => this.controls.surprise(this.view),
       s: () => this.#save(),
       l: () => this.#copy(),
     };
+    const sampling = { p: () => this.#play(), w: () => this.wall.keep(!this.wall.running) };
     addEventListener("keydown", (event) => {
       const typing = event.target.closest?.("input, select, textarea");
-      if (typing || event.ctrlKey || event.metaKey || event.altKey || !(event.key in acts)) return;
+      const act = acts[event.key] ?? (this.#restoring ? undefined : sampling[event.key]);
+      if (typing || event.defaultPrevented || event.ctrlKey || event.metaKey || event.altKey || !act) return;
       event.preventDefault();
-      acts[event.key]();
+      act();
     });
   }
 }

@@ -6,6 +6,9 @@ const SAVED = 512;
 /** -1 to 1 as 0 to 255, rounded to nearest and clamped. */
 const level = (value) => Math.round((Math.max(-1, Math.min(1, value)) + 1) * 127.5);
 
+/** The levels of all pixels of a sample, as a picture file has them. */
+export const levels = (x) => Uint8Array.from(x, level);
+
 /** The pixels of the sample at `row` of an array of samples. */
 export function pixels(x, [channels, height, width], row = 0) {
   const image = new ImageData(width, height);
@@ -23,6 +26,15 @@ export function paint(canvas, x, shape, row = 0) {
   const [, height, width] = shape;
   if (canvas.width !== width || canvas.height !== height) [canvas.width, canvas.height] = [width, height];
   canvas.getContext("2d").putImageData(pixels(x, shape, row), 0, 0);
+}
+
+/** Paints a sample whose hidden pixels, 0 in `keep` (H, W), are as opaque as said, of 255; below is the page's own. */
+export function paintHidden(canvas, x, keep, opacity, shape) {
+  const [, height, width] = shape;
+  [canvas.width, canvas.height] = [width, height];
+  const image = pixels(x, shape);
+  for (let i = 0; i < height * width; i++) if (!keep[i]) image.data[4 * i + 3] = opacity;
+  canvas.getContext("2d").putImageData(image, 0, 0);
 }
 
 /** Saves a canvas as a PNG, its pixels enlarged by a whole factor. */

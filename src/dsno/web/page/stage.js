@@ -21,10 +21,9 @@ export class Stage {
   #drawn = {};
   #taken = {};
 
-  /** `ask` runs networks, and `chosen(frame)` is told which frame of the path was pressed. */
-  constructor(model, ask, chosen) {
-    this.model = model;
-    this.ask = ask;
+  /** `ask` runs networks, `chosen(frame)` is told which frame of the path was pressed, and `drawn()` of a new sample. */
+  constructor(model, ask, chosen, drawn) {
+    Object.assign(this, { model, ask, drawn });
     this.parts = model.teacher ? ["student", "teacher"] : ["student"];
     this.strips = {};
     this.#taken.path = new Median();
@@ -42,6 +41,11 @@ export class Stage {
   /** The number of the last frame of the path. */
   get last() {
     return this.student.states.length - 1;
+  }
+
+  /** The student's sample, once there is one. */
+  get sample() {
+    return this.student?.states.at(-1);
   }
 
   /** Shows a view, and draws what of it is not drawn yet. */
@@ -78,6 +82,7 @@ export class Stage {
         this.#taken[part].add(made.milliseconds);
         if (part === "student") this.#taken.path.add(made.path);
         this.#show();
+        if (part === "student") this.drawn();
       }
     });
   }

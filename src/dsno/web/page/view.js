@@ -2,6 +2,10 @@
 
 import { asSeed } from "./seeds.js";
 
+/** Standard deviations of a blur, in pixels, and the largest of noise, that restorations are offered for. */
+export const BLURS = [0.5, 0.75, 1, 1.5, 2];
+export const LOUDEST = 0.5;
+
 const seed = (fallback) => ({ fallback, read: asSeed, write: String });
 const choice = (values) => ({
   fallback: values[0],
@@ -17,6 +21,24 @@ const number = (fallback, low, high) => ({
   write: (value) => String(Math.round(1e4 * value) / 1e4),
 });
 
+/** Bytes as two digits each, and back; of which there are `count` in an address. */
+export const asHex = (bytes) => Array.from(bytes, (byte) => byte.toString(16).padStart(2, "0")).join("");
+export const ofHex = (text) => Uint8Array.from(text.match(/../g), (pair) => parseInt(pair, 16));
+const hex = (count) => ({
+  fallback: null,
+  read: (text) => (text.length === 2 * count && /^[0-9a-f]*$/.test(text) ? text : null),
+  write: String,
+});
+
+/** Bits, eight to a byte and the first the highest (`numpy.packbits`), and back. */
+export const asBits = (bits) =>
+  asHex(Array.from({ length: Math.ceil(bits.length / 8) }, (_, n) =>
+    bits.slice(8 * n, 8 * n + 8).reduce((byte, bit, k) => byte | (bit << (7 - k)), 0)));
+export const ofBits = (text, count) => {
+  const bytes = ofHex(text);
+  return Uint8Array.from({ length: count }, (_, k) => (bytes[k >> 3] >> (7 - (k & 7))) & 1);
+};
+
 const range = (count) => [...Array(count).keys()];
 
 /**
@@ -24,8 +46,11 @@ const range = (count) => [...Array(count).keys()];
  *
  * `seed`, `to` and `mix` are the noise, `frame` the place on the student's path (Infinity is the sample), `wall` the
  * first seed of the wall where that is not the block of the seed.
+ *
+ * Of restorations `picture` is what was drawn or opened, levels in hexadecimal, and `mask` bits of what is hidden; null
+ * is the student's sample, and the box in its middle. `first` is the first of their seeds.
  */
-export function fieldsOf({ classes, guidance, student, teacher }) {
+export function fieldsOf({ shape, classes, guidance, student, teacher }) {
   const fields = { seed: seed(7n), to: seed(11n), mix: number(0, 0, 1), frame: number(Infinity, 0, 1e4), wall: seed(null) };
   if (classes) fields.label = choice(range(classes));
   if (guidance) fields.guidance = number(guidance[0], ...guidance);
@@ -36,6 +61,18 @@ export function fieldsOf({ classes, guidance, student, teacher }) {
     const counts = Object.keys(steps).map(Number);
     fields.solver = choice([name, ...teacher.solvers.slice(1).map((solver) => solver.name)]);
     fields.steps = { ...choice(counts), fallback: counts.includes(16) ? 16 : counts.at(-1) };
+    const [channels, height, width] = shape;
+    const restoring = Object.keys(teacher.restoring).map(Number);
+    Object.assign(fields, {
+      tab: choice(["sample", "restore"]),
+      problem: choice(height % 2 || width % 2 ? ["mask", "blur"] : ["mask", "blur", "means"]),
+      blur: { ...choice(BLURS), fallback: 1 },
+      noise: number(0, 0, LOUDEST),
+      restoring: { ...choice(restoring), fallback: restoring.includes(20) ? 20 : restoring.at(-1) },
+      first: seed(0n),
+      picture: hex(channels * height * width),
+      mask: hex(Math.ceil((height * width) / 8)),
+    });
   }
   return fields;
 }
