@@ -10,7 +10,7 @@ from dsno.train import TrainConfig
 
 __all__ = ["RECIPES", "Recipe"]
 
-FINISH = TrainConfig(steps=600, lr=1e-3, warmup=10, ema=0.99, checkpoint_every=100)
+FINISH = TrainConfig(steps=800, lr=1e-3, warmup=10, ema=0.99, checkpoint_every=100)
 """Of a finish: short, as the student's distance falls for some hundred steps and then wanders."""
 
 PUBLISHED: dict[str, Any] = {
@@ -26,9 +26,9 @@ PUBLISHED: dict[str, Any] = {
 """The operator as published."""
 
 RECIPES: dict[str, Recipe] = {
-    "digits": Recipe(inner_starts=0.25, finish=FINISH, finish_inner=0.25),
+    "digits": Recipe(inner_starts=0.25, finish=FINISH, finish_inner=0.2),
     "digits-classes": Recipe(
-        conditional=True, guidance=(0.0, 2.0), inner_starts=0.25, finish=FINISH, finish_inner=0.25
+        conditional=True, guidance=(0.0, 2.0), inner_starts=0.25, finish=FINISH, finish_inner=0.2
     ),
     "fashion": Recipe(
         data="hf:zalando-datasets/fashion_mnist:train",
@@ -42,7 +42,7 @@ RECIPES: dict[str, Recipe] = {
         inner_starts=0.25,
         distill=TrainConfig(steps=4000, lr=1e-3, warmup=200, precision="bf16", checkpoint_every=500),
         finish=FINISH,
-        finish_inner=0.25,
+        finish_inner=0.2,
     ),
     "fashion-gpu": Recipe(
         data="hf:zalando-datasets/fashion_mnist:train",
@@ -67,7 +67,7 @@ RECIPES: dict[str, Recipe] = {
         teach=TrainConfig(steps=5000, lr=1e-3, warmup=200, precision="bf16", checkpoint_every=500),
         distill=TrainConfig(steps=2000, lr=1e-3, warmup=200, precision="bf16", checkpoint_every=500),
         finish=FINISH,
-        finish_inner=0.25,
+        finish_inner=0.2,
     ),
     "sprites-gpu": Recipe(
         data="crawl_cc0_32.npz",
