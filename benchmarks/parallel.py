@@ -120,7 +120,10 @@ class Bench:
         self.data = arguments.data or self.recipe.data
         self.count = size.count if arguments.count is None else arguments.count
         self.law = size.law if arguments.law is None else arguments.law
-        self.teacher, self.student = load_teacher(self.source / "teacher"), load_student(self.source / "student")
+        # A draft is to be near the path, which a finish leaves: the student before it, where there is one.
+        drafts = (self.source / name for name in ("regressed", "student"))
+        self.student = load_student(next(folder for folder in drafts if (folder / "config.json").is_file()))
+        self.teacher = load_teacher(self.source / "teacher")
         self.shape, self.schedule = self.student.shape, self.student.schedule
         self.again = self._restartable()
         self.known = Known(runs / f"measured-{self.count}.json")
