@@ -43,8 +43,8 @@ class Reproduce:
             recipe.run(out, report, self.teacher, samples, self.variant)
             parts = out / "teacher", out / "student", out / "features"
             results = None
-            # Quality is measured by a classifier, and the report compares students that are told no class.
-            if parts[2].is_dir() and not recipe.conditional:
+            # Quality is measured by a classifier, which data without labels have none of.
+            if parts[2].is_dir():
                 results = compare(*parts, samples, out=out / "evaluation", report=report)
         if results is not None:
             show(results)

@@ -93,6 +93,7 @@ class Protocol:
         neighbours: k of precision and recall.
         kernel_subsets: Subsets and their size in the kernel distance.
         fine_sha: SHA-256 of the fine solution the path error is against.
+        told: What all samplers were told beside the noise, in words; empty for nothing.
         batch: Batch of the timed run.
         repeats: Calls behind the latency.
         dtype: Dtype of the noise and the states.
@@ -111,6 +112,7 @@ class Protocol:
     neighbours: int = 0
     kernel_subsets: str = ""
     fine_sha: str = ""
+    told: str = ""
     batch: int = 0
     repeats: int = 0
     dtype: str = ""
@@ -124,7 +126,7 @@ class Protocol:
     def scale(self) -> tuple[object, ...]:
         """What two results must share for their quality and path error to be compared."""
         features = (self.reference_sha, self.extractor_sha, self.rounding)
-        return (self.count, *features, self.neighbours, self.kernel_subsets, self.fine_sha)
+        return (self.count, *features, self.neighbours, self.kernel_subsets, self.fine_sha, self.told)
 
 
 @dataclass(frozen=True)
@@ -140,6 +142,8 @@ class Result:
         path_error: RMSE over samples and pixels against the fine solution, or None.
         path_error_median: Median over samples of their own RMSE: small where few samples land elsewhere.
         fidelity: Samples against their references, where there are any.
+        accuracy: Share of samples that the extractor, a classifier, takes for the class that was asked for; of real
+            images for their own; or None.
     """
 
     name: str
@@ -150,6 +154,7 @@ class Result:
     path_error: float | None = None
     path_error_median: float | None = None
     fidelity: Fidelity | None = None
+    accuracy: float | None = None
 
 
 def save_results(results: Sequence[Result], path: Path | str) -> Path:
