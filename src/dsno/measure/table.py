@@ -101,7 +101,7 @@ COLUMNS: tuple[Column, ...] = (
     Column("precision", "0 to 1", _quality("precision"), lambda value: f"{value:.3f}", "high"),
     Column("recall", "0 to 1", _quality("recall"), lambda value: f"{value:.3f}", "high"),
     Column("diversity", "data: 1", _quality("diversity"), lambda value: f"{value:.3f}", rare=True),
-    Column("class", "as asked, 0 to 1", lambda result: result.accuracy, lambda value: f"{value:.3f}", "high"),
+    Column("class", "as asked", lambda result: result.accuracy, lambda value: f"{value:.3f}", "high"),
     Column("path error", "RMSE", lambda result: result.path_error, _digits, "low"),
     Column("latency", "ms, one", _cost("latency"), _milli),
     Column("batched", "ms each", _cost("seconds_per_sample"), _milli, rare=True),

@@ -359,15 +359,10 @@ def _samples_by_class(shown: _Shown) -> Section:
     names, noises = [told.names[k] for k in labels.tolist()], z.repeat(len(some), *[1] * (z.ndim - 1))
     made, fine = shown.made(noises, labels), shown.solved(noises, labels).sample
     which = f"{len(some)} of {len(every)} classes" if len(some) < len(every) else "each class"
-    seeds = f"a row for {which}, a column for the noise of each seed from {shown.first_seed} on"
-    student, teacher = (
-        Picture(image_grid(x, len(z), names), said)
-        for x, said in (
-            (made.sample, f"The student, {_calls(made)}: {seeds}."),
-            (fine, f"The teacher of the same noises and classes, {shown.fine_steps} calls."),
-        )
-    )
-    return Section("Samples", pictures=[student, teacher])
+    text = f"A row for {which}, a column for the noise of each seed from {shown.first_seed} on, the same on both sides."
+    student = Picture(image_grid(made.sample, len(z), names), f"The student, {_calls(made)}.")
+    teacher = Picture(image_grid(fine, len(z), names), f"The teacher, {shown.fine_steps} calls.")
+    return Section("Samples", text, [student, teacher])
 
 
 def _paths(shown: _Shown, student: TrajectoryStudent) -> Section:

@@ -109,7 +109,8 @@ def told_of(
             f"(`dsno sample --student {folder}`)"
         )
     if teacher.classes != C:
-        raise ValueError(f"{ref} is told one of {teacher.classes or 0} classes, and {folder} one of {C}: give its own")
+        known = f"one of {teacher.classes} classes" if teacher.classes else "no class"
+        raise ValueError(f"{ref} is told {known}, and {folder} one of {C}: give its own teacher")
     if images.labels is not None and int(images.labels.max()) >= C:
         raise ValueError(
             f"{images.name} has labels up to {int(images.labels.max())}, and {folder} is told one of {C} classes: give "
