@@ -35,4 +35,4 @@ def result(name: str, rounds: int, frechet: float, error: float | None = 0.1, **
     cost = Cost(rounds, rounds, 10**6 * rounds, 1.0, 0.01, 0.002) if rounds else Cost()
     family = re.sub(r"-\d+$", "", name)
     held = Protocol(count=64, extractor="tiny_cnn", **protocol)
-    return Result(name, family, cost, held, quality, error, error, Fidelity(20.0, 3.0, 0.1))
+    return Result(name, family, cost, held, quality, error, error, Fidelity(20.0, 3.0, 0.1), 0.9)

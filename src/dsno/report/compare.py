@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 import operator
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate
 from pathlib import Path
@@ -23,7 +23,7 @@ from dsno.condition import map_cond
 from dsno.cost import flops
 from dsno.data.load import load_data
 from dsno.data.samples import Samples, check_images
-from dsno.denoise import Denoiser
+from dsno.denoise import Denoiser, Prediction
 from dsno.grids import uniform
 from dsno.measure.evaluate import Reference, evaluate, halves, measure
 from dsno.measure.features import class_accuracy
@@ -149,10 +149,8 @@ def compare(
     check_written(*(written if page is None else [*written[:1], Path(page)]))
     images = data if isinstance(data, Samples) else load_data(data)
     told, learned, net = parts_of(teacher, student, features, images, variant, guidance)
-    solved, shape, origin = told.teacher, images.shape, origin_of(student)
-    origin.check_unseen(first_seed, count)
-    if origin.sha not in (None, sha_of(solved)):
-        log.warning("%s is not the teacher that %s was made from: its weights are others", teacher, student)
+    solved, shape = told.teacher, images.shape
+    origin = _checked_origin(student, solved, teacher, first_seed, count)
     device = torch.device("cpu") if accelerator is None else accelerator.device
     for model in (solved, learned, net):
         model.to(device)
@@ -165,7 +163,7 @@ def compare(
     report("evaluate", 0, done[-1], f"{done[-1]} network calls for {count} noises, the fine solution first")
     z, labels = noise(seeds, shape, device=device), told.labels(seeds, device)
     fine = fine_solution(told.solved, solved.schedule, z, fine_steps, cond=labels).sample
-    # Of the network: a guided teacher evaluates two rows of it, which its samplers count.
+    # A guided teacher's samplers count both its rows of the network.
     per_row = flops(solved, z[:1], torch.ones(1, device=device), map_cond(operator.itemgetter(slice(1)), labels))
     asked = labels if images.labels is not None and tells_classes(features, images.name) else None
     results = []
@@ -187,11 +185,8 @@ def compare(
             accelerator=accelerator,
         )
         results.append(told.noted(result))
-    results.append(told.noted(measure(fine.clamp(-1, 1), name="teacher, fine", reference=reference, extractor=net)))
-    results.append(floor)
-    if asked is not None and images.labels is not None:
-        for n, (x, its) in enumerate(((fine.clamp(-1, 1), asked), (images.x, images.labels)), len(results) - 2):
-            results[n] = replace(results[n], accuracy=class_accuracy(net, x, its))
+    solution = told.noted(measure(fine.clamp(-1, 1), name="teacher, fine", reference=reference, extractor=net))
+    results += _classified(((solution, fine, asked), (floor, images.x, None if asked is None else images.labels)), net)
     report("evaluate", done[-1], done[-1], "done")
     if accelerator is not None and not accelerator.is_main_process:
         return results
@@ -199,14 +194,9 @@ def compare(
         save_results(results, Path(out) / RESULTS)
     if out is not None or page is not None:
         shown = _Shown(told, learned, family, first_seed, z, labels, fine, fine_steps)
-        html_report(
-            page or Path(out or ".") / REPORT,
-            f"{'Few passes' if passes else 'One pass'} beside its teacher: {images.name}",
-            _sections(results, shown),
-            f"{count} noises {_held_out(origin, first_seed, count)}, the same for every sampler"
-            f"{told.said and ', as is what it is told: '}{told.said}; quality against {len(images)} images in the "
-            f"features of {net.name}.",
-        )
+        title = f"{'Few passes' if passes else 'One pass'} beside its teacher: {images.name}"
+        said = f"{_same(shown, origin)}; quality against {len(images)} images in the features of {net.name}."
+        html_report(page or Path(out or ".") / REPORT, title, _sections(results, shown), said)
     return results
 
 
@@ -255,6 +245,25 @@ def parts_of(
     net.check(images.x)
     told = told_of(learned, student, solved, str(teacher), images, guidance)
     return Parts(told, learned.eval(), net)
+
+
+def _checked_origin(
+    student: Path | str, solved: Prediction, teacher: Path | str, first_seed: int, count: int
+) -> Origin:
+    """What is known of what the student was made of: not of these noises, and if of another teacher that is said."""
+    origin = origin_of(student)
+    origin.check_unseen(first_seed, count)
+    if origin.sha not in (None, sha_of(solved)):
+        log.warning("%s is not the teacher that %s was made from: its weights are others", teacher, student)
+    return origin
+
+
+def _classified(sets: Iterable[tuple[Result, Tensor, Tensor | None]], net: FeatureNet) -> list[Result]:
+    """The results of images (N, C, H, W), with the share that is of its classes (N,) where there are any."""
+    return [
+        result if labels is None else replace(result, accuracy=class_accuracy(net, x.clamp(-1, 1), labels))
+        for result, x, labels in sets
+    ]
 
 
 def _held_out(origin: Origin, first: int, count: int) -> str:
@@ -315,6 +324,13 @@ class _Shown:
     def solved(self, z: Tensor, labels: Tensor | None, **kept: Any) -> Trajectory:
         """The teacher's fine solution of the same."""
         return fine_solution(self.told.solved, self.told.teacher.schedule, z, self.fine_steps, cond=labels, **kept)
+
+
+def _same(shown: _Shown, origin: Origin) -> str:
+    """What all samplers have in common: the noises, and what they are told."""
+    told, count = shown.told.said, len(shown.z)
+    said = f", as is what it is told: {told}" if told else ""
+    return f"{count} noises {_held_out(origin, shown.first_seed, count)}, the same for every sampler{said}"
 
 
 def _sections(results: Sequence[Result], shown: _Shown) -> list[Section]:
