@@ -22,6 +22,8 @@ from dsno.checkpoint import read_tensors, write_tensors
 from dsno.cost import flops
 from dsno.data.load import load_data
 from dsno.denoise import Prediction
+from dsno.distillation.identity import IdentityOptions, identity
+from dsno.distillation.matching import MatchingOptions, matching
 from dsno.distillation.registry import METHODS
 from dsno.distillation.stages import Given, Options, Stage
 from dsno.measure.evaluate import Reference, evaluate
@@ -83,10 +85,14 @@ class Entry:
     distance: str = ""
     """Of the loss, where not the method's own. The network of a perceptual one and its labels are free."""
     fine_tuning: float = 0.0
-    """Share of the steps behind the regression that match distributions."""
+    """Share of the steps behind the first method that match distributions."""
+    finish: str = ""
+    """How they do that, where the method is not `matching` already: matching, identity, or adversarial."""
     ema: float = 0.999
     derivative: str = ""
     """How the loss takes derivatives, where not in the method's own way."""
+    adaptive: bool = False
+    """Whether the weights of the times are learned, as sCM has it."""
     step: str = ""
     """The teacher's step over an interval of a decoder, where not the method's own."""
 
@@ -97,6 +103,9 @@ def operator(frames: int = 4, method: str = "operator", **settings: Any) -> Entr
     return Entry(method, trajectories=1024, frames=frames, **alone, **settings)
 
 
+FINISHED: dict[str, Any] = {"fine_tuning": 0.4}
+ADVERSARY = 0.05
+"""What the adversary weighs that is shown the data."""
 MATCHING: dict[str, Any] = {"method": "matching", "fine_tuning": 0.4}
 PERCEPTUAL: dict[str, Any] = {"distance": "l1+perceptual"}
 ENTRIES: dict[str, Entry] = {
@@ -118,6 +127,7 @@ ENTRIES: dict[str, Entry] = {
     "consistency-training": Entry("consistency-training"),
     "easy-consistency": Entry("easy-consistency"),
     "continuous-consistency": Entry("continuous-consistency"),
+    "continuous-consistency, adaptive": Entry("continuous-consistency", adaptive=True),
     "lagrangian": Entry("lagrangian"),
     "eulerian": Entry("eulerian"),
     "progressive-map": Entry("progressive-map"),
@@ -126,6 +136,13 @@ ENTRIES: dict[str, Entry] = {
     "meanflow": Entry("meanflow"),
     "decoding": Entry("decoding"),
     "decoding, euler": Entry("decoding", step="euler"),
+    "decoding, matching": Entry("decoding", trajectories=1024, finish="matching", **FINISHED),
+    "decoding, identity": Entry("decoding", finish="identity", **FINISHED),
+    "decoding, adversarial": Entry("decoding", finish="adversarial", **FINISHED),
+    "knowledge, identity": operator(1, "knowledge", finish="identity", **FINISHED),
+    "knowledge, adversarial": operator(1, "knowledge", finish="adversarial", **FINISHED),
+    "operator of two frames, identity": operator(2, finish="identity", **FINISHED),
+    "rectified-meanflow": Entry("rectified-meanflow", trajectories=1024, weights="", others=None),
 }
 
 
@@ -191,7 +208,14 @@ class Bench:
     """What all runs share: teacher, data, trajectories, the fine solution and the reference features."""
 
     def __init__(
-        self, name: str, source: Path, data: str | None, runs: Path, precision: str, size: Size = Size()
+        self,
+        name: str,
+        source: Path,
+        data: str | None,
+        runs: Path,
+        precision: str,
+        size: Size = Size(),
+        held_out: str | None = None,
     ) -> None:
         self.name, self.problem, self.runs, self.precision, self.size = name, PROBLEMS[name], runs, precision, size
         self.images = load_data(data or self.problem.data, size=self.problem.size)
@@ -203,7 +227,8 @@ class Bench:
         self.teacher: Prediction = load_teacher(source / "teacher").eval().requires_grad_(False)
         self.features = load_feature_net(source / "features")
         self.shape = self.images.shape
-        self.reference = Reference.of(self.images.x, self.features)
+        unseen = None if held_out is None else load_data(held_out, size=self.problem.size).x
+        self.reference = Reference.of(self.images.x, self.features, held_out=unseen)
         self.seeds = seed_range(HELD_OUT, size.count)
         self.row = flops(self.teacher, torch.zeros(1, *self.shape), torch.ones(1))
         self.fine = self._fine()
@@ -271,6 +296,7 @@ class Bench:
             **dataclasses.asdict(result.quality),
             "path_error": result.path_error,
             "path_error_median": result.path_error_median,
+            **({} if result.held_out is None else {f"held_out_{k}": v for k, v in vars(result.held_out).items()}),
         }
 
 
@@ -296,6 +322,7 @@ def options_of(entry: Entry, bench: Bench) -> Options:
         "distance": entry.distance or None,
         "derivative": entry.derivative or None,
         "step": entry.step or None,
+        "adaptive": entry.adaptive or None,
         "features": features,
     }
     kept = {name: value for name, value in asked.items() if value is not None and name in method.names}
@@ -306,10 +333,25 @@ def stages_of(
     entry: Entry, bench: Bench, student: Student, steps: int, batch: int, seed: int, factor: float
 ) -> list[Stage]:
     given = Given(bench.teacher, bench.teacher.schedule, steps, batch, seed, bench.images.x)
-    if isinstance(student, TrajectoryStudent):
-        data = bench.trajectories(bench.trajectories_of(entry, factor), entry, student.times)
+    if entry.trajectories:
+        times = student.times if isinstance(student, TrajectoryStudent) else TIMES[-1:]
+        data = bench.trajectories(bench.trajectories_of(entry, factor), entry, times)
         given = dataclasses.replace(given, trajectories=data)
-    return METHODS[entry.method].stages(student, given, options_of(entry, bench))
+    last = round(steps * entry.fine_tuning) if entry.finish else 0
+    first = dataclasses.replace(given, steps=steps - last)
+    if not isinstance(student, TrajectoryStudent) and entry.finish:
+        first = dataclasses.replace(first, trajectories=None)
+    stages = METHODS[entry.method].stages(student, first, options_of(entry, bench))
+    behind = dataclasses.replace(given, steps=last)
+    if entry.finish == "matching":
+        stages += matching(student, behind, MatchingOptions())
+    elif entry.finish:
+        # Noises without end, as it needs no trajectories.
+        adversary = ADVERSARY if entry.finish == "adversarial" else 0.0
+        stages += identity(
+            student, dataclasses.replace(behind, trajectories=None), IdentityOptions(adversary=adversary)
+        )
+    return stages
 
 
 def step_flops(make: Callable[[int], tuple[Student, list[Stage]]], count: int = 48, rows: int = 4) -> float:
@@ -338,7 +380,8 @@ def samplers_of(student: Student) -> dict[str, Sampler]:
         passes = (student.steps,) if student.way == "grid" else PASSES
         return {str(k): passes_of(student, k) for k in passes if k is not None}
     if isinstance(student, ParallelDecoder):
-        return {str(k): DecoderSampler(student, k) for k in PASSES}
+        known = [student.count // span for span in student.spans]
+        return {str(k): DecoderSampler(student, k) for k in PASSES if k in known}
     if not student.restarts:
         return {"1": OnePass(student)}
     return {

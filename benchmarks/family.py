@@ -1,9 +1,9 @@
 """The whole family of distilled samplers on one teacher, one backbone and one budget of training FLOPs.
 
     python benchmarks/family.py digits [--budget 4] [--seeds 0 1 2] [--only NAME ...]
-    python benchmarks/family.py fashion --data PATH
+    python benchmarks/family.py fashion --data PATH [--held-out PATH]
     python benchmarks/family.py sprites --data PATH --only consistency "knowledge, perceptual@grid=log-snr"
-    python benchmarks/family.py digits --report
+    python benchmarks/family.py digits --report [--keep]
 
 Claim: at one pass an operator is ahead of every method that is not one; a smaller distance of another method refutes
 it, and a difference within both spreads leaves it open. The digits' teacher is the shipped one; another is made as its
@@ -15,6 +15,8 @@ is its number of steps. Quality is measured on 2,048 held-out noises at 1, 2 and
 is kept as a JSON file under --runs, so the script continues where it was stopped; a second process may take other runs
 meanwhile (--only, --seeds). --report writes benchmarks/results/family_NAME.json and the plots from the runs that are
 there.
+
+--keep keeps the rows of the result that is there whose runs are not, as long as they are of the same teacher.
 
 A name may change an entry's settings: `operator@trajectories=8192@lr=0.0005`.
 """
@@ -87,6 +89,8 @@ COLOURS = {
     "flow map": "tab:green",
 }
 QUALITIES = ("frechet", "kernel", "precision", "recall", "path_error")
+HELD = ("held_out_frechet", "held_out_copying")
+"""Beside them, where there are data that nothing was trained on: the distance to those, and who copies."""
 
 
 # Beside the runs: solvers, times, slopes
@@ -186,7 +190,7 @@ def summary(results: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     points = {}
     for key, point in first["points"].items():
         here = [r["points"][key] for r in results]
-        qualities = {q: mean_and_spread([p[q] for p in here]) for q in QUALITIES}
+        qualities = {q: mean_and_spread([p[q] for p in here]) for q in (*QUALITIES, *HELD) if all(q in p for p in here)}
         points[key] = {"rounds": point["rounds"], "flops": point["flops"], **qualities}
     seen = [r["path_error_seen"] for r in results if "path_error_seen" in r]
     shared = ("entry", "steps", "flops_per_row", "trajectory_flops", "train_flops", "parameters")
@@ -202,17 +206,24 @@ def summary(results: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 def report(bench: Bench, arguments: argparse.Namespace) -> None:
     """Write the results, the claims and the plots from the runs that are there."""
     found = collect(bench)
+    rows = {f"{factor:g}": {name: summary(runs) for name, runs in by.items()} for factor, by in found.items()}
+    teacher = bench.measure("teacher", lambda z, cond, seeds: _given(bench.fine, seeds)) | {"rounds": 64}
+    before = earlier(bench, arguments, teacher) if arguments.keep else {}
+    held = before.get("budgets", {})
+    for name in ("grids", "solvers", "timings", "slopes"):
+        if name in before:
+            kept(bench.runs / f"{name}.json", lambda name=name: before[name])
     errors = kept(bench.runs / "grids.json", lambda: grid_errors(bench))
     numbers = {
         "entered": names_of(bench.problem),
         "main": MAIN,
-        "budgets": {f"{factor:g}": {name: summary(runs) for name, runs in by.items()} for factor, by in found.items()},
+        "budgets": {f: held.get(f, {}) | rows.get(f, {}) for f in sorted({*held, *rows}, key=float)},
         "solvers": kept(bench.runs / "solvers.json", lambda: solvers(bench, errors)),
         "grids": errors,
         "timings": kept(bench.runs / "timings.json", lambda: timings(bench)),
         "slopes": kept(bench.runs / "slopes.json", lambda: slopes(bench)),
-        "targets": targets(bench),
-        "teacher": bench.measure("teacher", lambda z, cond, seeds: _given(bench.fine, seeds)) | {"rounds": 64},
+        "targets": before.get("targets", {}) | targets(bench),
+        "teacher": teacher,
         "teacher_flops": bench.row,
         "unit": bench.problem.budget * bench.size.share,
     }
@@ -237,6 +248,19 @@ def report(bench: Bench, arguments: argparse.Namespace) -> None:
     strips(bench, numbers, arguments)
 
 
+def earlier(bench: Bench, arguments: argparse.Namespace, teacher: Mapping[str, Any]) -> dict[str, Any]:
+    """What the result that is there says.
+
+    Raises:
+        ValueError: if it is of another teacher.
+    """
+    result: dict[str, Any] = read_json(arguments.out / f"family_{bench.name}.json")
+    was, now = result["teacher"]["frechet"], teacher["frechet"]
+    if abs(now / was - 1) > 1e-3:
+        raise ValueError(f"the rows that are there are of a teacher with a distance of {was:g}, this one has {now:g}")
+    return result
+
+
 def _given(fine: Tensor, seeds: Tensor) -> Trajectory:
     """The fine solution as what a sampler made."""
     x = fine[(seeds - HELD_OUT)]
@@ -257,7 +281,8 @@ def ahead(factor: str, table: Mapping[str, Any], entered: Sequence[str]) -> list
     """At one pass, as entered: how far the best of others is behind the best of ours, less both spreads, too."""
     entries = {n: named(ENTRIES, n) for n in table if n in entered}
     # Knowledge distillation as published is a peer, with a perceptual loss or matching behind it a variant of ours.
-    own = [n for n, e in entries.items() if e.trajectories and (e.method != "knowledge" or e.distance)]
+    ours_too = [n for n, e in entries.items() if e.method == "knowledge" and (e.distance or e.finish)]
+    own = [*ours_too, *(n for n, e in entries.items() if e.method in ("operator", "matching"))]
     several = [n for n in own if entries[n].frames > 1]
     peers = [n for n in entries if n not in own]
     matched = [n for n in own if entries[n].method == "matching"]
@@ -314,7 +339,7 @@ def picture(bench: Bench, numbers: Mapping[str, Any], arguments: argparse.Namesp
     left, right = axes[0, 0], axes[0, -1]
     looks = {
         name: {"marker": mark, "ms": 5, "color": colour_of(name)}
-        for name, mark in zip(sorted(table), "osD^vP*X<>hpdH8|x+1234", strict=False)
+        for name, mark in zip(sorted(table), "osD^vP*X<>hpdH8|x+1234" * 2, strict=False)
     }
     for name, style in zip(SOLVERS, (":", "--", "-"), strict=True):
         lines = [(p["rounds"], p["frechet"]) for k, p in numbers["solvers"].items() if k.startswith(f"{name}-")]
@@ -359,7 +384,9 @@ def strips(bench: Bench, numbers: Mapping[str, Any], arguments: argparse.Namespa
     rows = {"teacher, fine": bench.fine[:SHOWN]}
     for name, s in by_frechet(shown_in(numbers)):
         stem = f"{stem_of(name)}-{numbers['main']}-{s['seeds'][0]}"
-        rows[name] = read_tensors(bench.runs / "training" / stem / "samples.safetensors")["sample"]
+        # Rows that were kept have none.
+        if (held := bench.runs / "training" / stem / "samples.safetensors").is_file():
+            rows[name] = read_tensors(held)["sample"]
     figure, axes = pyplot().subplots(len(rows), 1, figsize=(0.36 * SHOWN + 3, 0.42 * len(rows)), squeeze=False)
     for axis, (name, x) in zip(axes[:, 0], rows.items(), strict=True):
         strip = torch.cat(list((x.clamp(-1, 1) + 1) / 2), -1).movedim(0, -1)
@@ -390,12 +417,14 @@ def options() -> argparse.ArgumentParser:
     made.add_argument("problem", choices=PROBLEMS)
     made.add_argument("--source", type=Path, help="folder of the teacher and the features; runs/PROBLEM by default")
     made.add_argument("--data", help="where the data are, if not where the recipe says")
+    made.add_argument("--held-out", help="data that nothing is trained on, to measure against, too")
     made.add_argument("--runs", type=Path, help="what is trained and measured; runs/family/PROBLEM by default")
     made.add_argument("--only", nargs="*", help="the entries to run, all by default; with --quick three")
     made.add_argument("--seeds", type=int, nargs="*", help="0 1 2 by default; with --quick 0")
     made.add_argument("--budget", type=float, nargs="*", default=[float(MAIN)])
     made.add_argument("--precision", default="bf16")
     made.add_argument("--threads", type=int, default=1)
+    made.add_argument("--keep", action="store_true", help="with --report: keep rows whose runs are not there")
     made.add_argument("--report", action="store_true", help="write the results from the runs that are there")
     return made
 
@@ -417,7 +446,7 @@ def main(given: Sequence[str] | None = None) -> None:
     trained = runs / "source" if quick else Path("runs") / arguments.problem
     source = arguments.source or (shipped() if arguments.problem == "digits" else trained)
     size = QUICK if quick else Size()
-    bench = Bench(arguments.problem, source, arguments.data, runs, arguments.precision, size)
+    bench = Bench(arguments.problem, source, arguments.data, runs, arguments.precision, size, arguments.held_out)
     names = arguments.only or (quick_names(problem) if quick else names_of(problem))
     seeds = arguments.seeds or ([0] if quick else [0, 1, 2])
     for factor, seed, name in () if arguments.report else product(arguments.budget, seeds, names):

@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 import torch
 
-from dsno.measure.results import Cost, Fidelity, Protocol, Quality, Result
+from dsno.measure.results import Cost, Fidelity, HeldOut, Protocol, Quality, Result
 
 
 class Rank:
@@ -35,4 +35,5 @@ def result(name: str, rounds: int, frechet: float, error: float | None = 0.1, **
     cost = Cost(rounds, rounds, 10**6 * rounds, 1.0, 0.01, 0.002) if rounds else Cost()
     family = re.sub(r"-\d+$", "", name)
     held = Protocol(count=64, extractor="tiny_cnn", **protocol)
-    return Result(name, family, cost, held, quality, error, error, Fidelity(20.0, 3.0, 0.1), 0.9)
+    beside = HeldOut(2 * frechet, frechet / 5, 1.0)
+    return Result(name, family, cost, held, quality, error, error, Fidelity(20.0, 3.0, 0.1), beside, 0.9)

@@ -17,7 +17,7 @@ from dsno.distillation.registry import METHODS
 from dsno.grids import uniform
 from dsno.inverse.colours import FIXES
 from dsno.inverse.named import RESTORERS
-from dsno.measure.results import RESULTS, Quality, save_results
+from dsno.measure.results import RESULTS, HeldOut, Quality, save_results
 from dsno.nets.backbone import NETS
 from dsno.parallel import EXACT
 from dsno.references import (
@@ -101,7 +101,8 @@ def test_every_solver_schedule_kind_network_and_metric_has_its_paper() -> None:
     assert {*RESTORERS} <= {*OF_RESTORER}
     assert {*NETS} - {"UNet", "DiffusersNet"} <= {*OF_NET}
     assert {*BRIDGES} == {*OF_BRIDGE} and {*FIXES} == {*OF_COLOUR_FIX}
-    assert {field.name for field in dataclasses.fields(Quality)} - {"diversity"} == {*OF_METRIC}
+    numbers = {field.name for part in (Quality, HeldOut) for field in dataclasses.fields(part)}
+    assert numbers - {"diversity"} == {*OF_METRIC}
 
 
 def test_no_entry_is_an_orphan(tmp_path: Path) -> None:
@@ -160,8 +161,8 @@ def test_trajectories_cite_solver_guidance_and_thresholding(tmp_path: Path) -> N
 def test_results_cite_their_solvers_and_metrics(tmp_path: Path) -> None:
     save_results([result("DSNO", 1, 2.0), result("ParaTAA-8", 8, 1.0), result("UniPC-4", 4, 1.0)], tmp_path / RESULTS)
     metrics = ["heusel2017gans", "binkowski2018demystifying", "kynkaanniemi2019improved"]
-    assert used_by(tmp_path) == ["tang2024accelerating", "zhao2023unipc", *metrics]
-    save_results([dataclasses.replace(result("DDIM-8", 8, 1.0), quality=None)], tmp_path / RESULTS)
+    assert used_by(tmp_path) == ["tang2024accelerating", "zhao2023unipc", *metrics, "meehan2020nonparametric"]
+    save_results([dataclasses.replace(result("DDIM-8", 8, 1.0), quality=None, held_out=None)], tmp_path / RESULTS)
     assert used_by(tmp_path) == ["song2021denoising"]
 
 

@@ -392,6 +392,13 @@ REFERENCES: dict[str, Citation] = {
         "1904.06991",
         NEURIPS,
     ),
+    "meehan2020nonparametric": Citation(
+        "Meehan, Casey and Chaudhuri, Kamalika and Dasgupta, Sanjoy",
+        "A Non-Parametric Test to Detect Data-Copying in Generative Models",
+        2020,
+        "2004.05675",
+        "International Conference on Artificial Intelligence and Statistics",
+    ),
     "wang2004image": Citation(
         "Wang, Zhou and Bovik, Alan C. and Sheikh, Hamid R. and Simoncelli, Eero P.",
         "Image Quality Assessment: From Error Visibility to Structural Similarity",

@@ -111,8 +111,9 @@ OF_METRIC = {
     "kernel_std": "binkowski2018demystifying",
     "precision": "kynkaanniemi2019improved",
     "recall": "kynkaanniemi2019improved",
+    "copying": "meehan2020nonparametric",
 }
-"""The numbers of `dsno.measure.results.Quality`; `diversity` is this library's own."""
+"""The numbers of `dsno.measure.results.Quality` and `HeldOut`; `diversity` is this library's own."""
 
 
 def used_by(folder: Path | str) -> list[str]:
@@ -246,7 +247,8 @@ def _results(results: Any) -> list[str] | None:
     rows = results.get("results") if isinstance(results, Mapping) else results
     if not isinstance(rows, list) or not all(isinstance(row, Mapping) for row in rows):
         return None
-    metrics = {name: None for row in rows for name in row.get("quality") or ()}
+    parts = ("quality", "held_out")
+    metrics = {name: None for part in parts for row in rows for name in row.get(part) or ()}
     return _known([*(OF_SOLVER.get(row.get("family", "")) for row in rows), *(OF_METRIC.get(name) for name in metrics)])
 
 

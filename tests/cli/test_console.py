@@ -9,7 +9,7 @@ import pytest
 
 from dsno.cli.console import _Left, progress, say, show
 from dsno.cli.pace import Pace
-from dsno.measure.table import table
+from dsno.measure.table import COPYING, table
 from dsno.trajectories.card import human_size
 from pretend import result
 from shell import Ran, dsno
@@ -156,3 +156,13 @@ def test_the_next_command_is_the_last_line_and_keeps_out_of_what_programs_read(
         "done\nnext: dsno sample   # in one pass\nit goes on\nnext: dsno methods\n",
         "next: dsno methods\n",
     )
+
+
+def test_who_copies_is_said_below_the_table(capsys: pytest.CaptureFixture[str]) -> None:
+    student = result("DSNO", 1, 0.5, held_out_count=40)
+    show([dataclasses.replace(student, held_out=dataclasses.replace(student.held_out, copying=0.04))])
+    said = " ".join(capsys.readouterr().out.split())
+    assert "DSNO copies the training data: copying is 0.040, where new data are at 1." in said
+    assert COPYING in said
+    show([result("DSNO", 1, 0.5)])
+    assert "the nearest image of the data" not in capsys.readouterr().out

@@ -239,7 +239,7 @@ OTHER: dict[str, tuple[str, object]] = {
     "anchor": ("--NAME 0.5", 0.5),
     "pace": ("--NAME 5", 5.0),
     "rate": ("--NAME 0.2", 0.2),
-    "a": ("--NAME 1", 1.0),
+    "a": ("--NAME 0.8", 0.8),
     "adversary": ("--NAME 0.1", 0.1),
     "r1": ("--NAME 0.1", 0.1),
     "frozen": ("--NAME", True),

@@ -3,6 +3,7 @@
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -37,14 +38,29 @@ def test_a_flow_map_is_measured_and_exported(runs: Path, tmp_path: Path) -> None
     assert read_json(tmp_path / "map.pt2.json")["times"] == [0.0]
 
 
-def test_an_operator_is_measured_at_several_passes(runs: Path, tmp_path: Path) -> None:
+def test_an_operator_is_measured_at_several_passes_and_against_what_was_held_out(
+    runs: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     distil = ("distill", "--inner-starts", 0.5, "--out", tmp_path / "student")
     assert dsno(*distil, *QUICK, at=runs).code == 0
+    x = load_data("digits").x.numpy()
+    np.savez(tmp_path / "some.npz", x[:1600])
+    np.savez(tmp_path / "held.npz", x[1590:])
+    data = ("--data", tmp_path / "some.npz", "--held-out", tmp_path / "held.npz", "--range", -1, 1)
     parts = ("--teacher", "runs/teacher", "--features", "runs/features", "--count", 8, "--out", tmp_path / "e")
-    ran = dsno("evaluate", "--student", tmp_path / "student", *parts, "--passes", 1, 2, at=runs)
+    ran = dsno("evaluate", "--student", tmp_path / "student", *parts, *data, "--passes", 1, 2, at=runs)
     assert ran.code == 0, ran.said
-    assert [r.cost.rounds for r in load_results(tmp_path / "e" / "results.json")[:2]] == [1, 2]
-    ran = dsno("evaluate", "--student", tmp_path / "student", *parts, "--passes", 9, "--overwrite", at=runs)
+    results = load_results(tmp_path / "e" / "results.json")
+    assert [r.cost.rounds for r in results[:2]] == [1, 2]
+    assert {(r.protocol.held_out_count, r.protocol.held_out_shared) for r in results} == {(207, 10)}
+    assert "10 of the 207 held-out images are in the reference set, too" in caplog.text
+    assert "copying" in ran.out and "meehan2020nonparametric" in dsno("cite", tmp_path / "e", at=runs).said
+    # What cannot be measured takes the place of nothing.
+    again = ("evaluate", "--student", tmp_path / "student", *parts, "--overwrite")
+    ran = dsno(*again, "--held-out", 0.7, at=runs)
+    assert ran.code == 2 and "--held-out must be an image set or a share of the data in (0, 0.5], got 0.7" in ran.err
+    assert load_results(tmp_path / "e" / "results.json") == results
+    ran = dsno(*again, "--passes", 9, at=runs)
     assert ran.code == 2 and "a student of 4 frames makes 1 to 4 passes, got 9" in ran.said
 
 

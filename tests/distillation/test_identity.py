@@ -1,5 +1,6 @@
 """Score identity distillation: its identities hold, its gradient vanishes at the exact pair alone, and falls there."""
 
+import copy
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -11,17 +12,21 @@ from torch import Tensor, nn
 from conditional import same, small_teacher
 from dsno.condition import Cond
 from dsno.denoise import Denoiser, Guided, Prediction
-from dsno.distillation.identity import Fresh, Identity, IdentityOptions, Twin, identity
-from dsno.distillation.matching import Matching, Pair
+from dsno.distillation.denoising import noised
+from dsno.distillation.identity import Fresh, Identity, IdentityOptions, Stored, Twin, identity
+from dsno.distillation.matching import Matching, Pair, made_by
 from dsno.distillation.run import distill
 from dsno.distillation.stages import Given
 from dsno.nets.unet import UNet
-from dsno.schedule import Cosine, Schedule
+from dsno.schedule import VE, Cosine, Schedule
 from dsno.students.files import load_student, notes_of
 from dsno.students.flowmap import FlowMap, flow_map_from_teacher
-from dsno.students.operator import student_from_teacher
+from dsno.students.operator import Target, student_from_teacher
+from dsno.students.samplers import MultiPass
 from dsno.teachers.closed import Gaussian
 from dsno.train import TrainConfig
+from dsno.trajectories.generate import generate
+from dsno.trajectories.labels import uniform_labels, uniform_weights
 from gaussians import D64, MEAN, SCHEDULES, STD, Affine, NoAnchor, Normal, nodes
 from pretend import stop_at
 
@@ -191,6 +196,64 @@ def test_a_student_goes_on_without_data_and_a_run_that_was_cut_short_ends_alike(
     assert notes_of(tmp_path / "whole")["references"] == ["zhou2024score", "yin2024improved"]
 
 
+@pytest.mark.parametrize("target", ["x0", "state"])
+def test_an_inner_start_is_the_second_pass_of_the_sampler(target: Target, monkeypatch: pytest.MonkeyPatch) -> None:
+    student = student_from_teacher(teacher_of(), [0.5, 0.0], target, init="normal")
+    (stage,) = identity(student, given(), IdentityOptions(inner_starts=1.0))
+    twin, objective = stage.make(student)
+    batch = next(objective.batches(0))
+    assert batch["start"] == 0.5
+    x = twin(*objective.told(batch))[0]
+    monkeypatch.setattr("dsno.students.samplers.noise_tape", lambda *_: batch["again"].unsqueeze(0))
+    sampler = MultiPass(stage.became(student), 2, fresh=True)
+    made = sampler(batch["noise"], seeds=torch.arange(8)).sample
+    assert torch.allclose(x, made, atol=1e-5)
+    # Not one of noise alone, and no gradient reaches the pass before.
+    assert not torch.allclose(x, student.sample(batch["noise"]), atol=1e-2)
+    twin.student.zero_grad()
+    x.sum().backward()
+    found = [p.grad for p in student.parameters() if p.grad is not None]
+    x_j = noised(Cosine(), student.sample(batch["noise"]), batch["again"], torch.full((8,), 0.5))
+    alone = torch.autograd.grad(
+        made_by(student, x_j, None, 0.5, (-1,)).sum(), [*student.parameters()], allow_unused=True
+    )
+    own = [g for g in alone if g is not None]
+    assert all(torch.allclose(a, b, rtol=1e-3, atol=1e-4) for a, b in zip(found, own, strict=True))
+
+
+def test_inner_starts_are_a_share_of_the_steps_alike_for_all_processes() -> None:
+    objective = Identity(Fresh(Cosine(), (1, 4, 4), batch=8), teacher_of(), inner_starts=0.5, times=(0.6, 0.3))
+    drawn = [batch.get("start", 1.0) for batch in islice(objective.batches(0), 200)]
+    assert 70 < drawn.count(1.0) < 130 and min(drawn.count(0.6), drawn.count(0.3)) > 25
+    step = drawn.index(0.3)
+    (whole, *shares) = (next(objective.batches(step, *place)) for place in ((0, 1), (0, 2), (1, 2)))
+    assert torch.equal(whole["again"], torch.cat([share["again"] for share in shares]))
+    assert {share["start"] for share in shares} == {0.3}
+
+
+def test_a_student_told_a_weight_goes_on_from_the_noises_of_its_trajectories(tmp_path: Path) -> None:
+    teacher = small_teacher()
+    label, weight = uniform_labels(2), uniform_weights(0.0, 2.0)
+
+    def told(seeds: Tensor) -> Cond:
+        return {"label": label(seeds), "weight": weight(seeds)}
+
+    solved = Guided(teacher, {"label": torch.tensor(2)})
+    data = generate(solved, tmp_path / "set", 32, shape=(1, 4, 4), times=[0.5, 0.0], steps=4, label=told, batch=16)
+    student = student_from_teacher(teacher, [0.5, 0.0], guidance=True)
+    before = copy.deepcopy(student)
+    made = distill(solved, data, tmp_path / "out", "identity", TrainConfig(steps=3, lr=1e-1), batch=8, student=student)
+    assert not same(made, before) and load_student(tmp_path / "out").guided
+    rows, stored = next(Stored(data, Cosine(), 8).batches(0)), data.__getitems__([*range(32)])
+    for z, c, w in zip(rows["noise"], rows["cond"]["label"], rows["cond"]["weight"], strict=True):
+        (at,) = (stored["noise"] == z).flatten(1).all(1).nonzero().flatten().tolist()
+        assert (c, w) == (stored["cond"]["label"][at], stored["cond"]["weight"][at])
+    with pytest.raises(ValueError, match="the trajectories are of Cosine"):
+        Stored(data, VE(), 8)
+    with pytest.raises(ValueError, match="real samples have no guidance weight"):
+        identity(student, given(solved, trajectories=data, x=rows["noise"]), IdentityOptions(adversary=1.0))
+
+
 def test_bad_input(tmp_path: Path) -> None:
     teacher = teacher_of(2)
     student = student_from_teacher(teacher, [0.0])
@@ -205,7 +268,9 @@ def test_bad_input(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="trains a TrajectoryStudent, FlowMap or ParallelDecoder, got a Linear"):
         identity(nn.Linear(2, 2), given(teacher))
     guided = student_from_teacher(teacher, [0.0], guidance=True)
-    with pytest.raises(ValueError, match="this student is told a guidance weight: take matching"):
+    with pytest.raises(ValueError, match="this student is told a guidance weight: give its trajectories, too"):
         identity(guided, given(Guided(teacher, torch.tensor(2), 1.0)))
+    with pytest.raises(ValueError, match=r"in \[0, 1\], got 0.5 and 0 inner frames: distil a student of more frames"):
+        identity(student, given(teacher), IdentityOptions(inner_starts=0.5))
     with pytest.raises(ValueError, match="pace is the learning rate of the denoiser"):
         identity(student, given(teacher), IdentityOptions(pace=0.0))[0].make(student)

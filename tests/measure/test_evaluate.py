@@ -14,6 +14,7 @@ from dsno.measure.features import as_extractor, extract
 from dsno.measure.fidelity import psnr
 from dsno.measure.metrics import diversity, frechet_distance, precision_recall
 from dsno.measure.results import Cost, Fidelity, Result
+from dsno.measure.table import copied
 from dsno.nets.features import FeatureNet
 from dsno.schedule import Cosine, RectifiedFlow
 from dsno.seeds import generator, noise, seed_range
@@ -56,7 +57,8 @@ def ddim(teacher: GaussianMixture, steps: int) -> SolverSampler:
 
 @pytest.fixture(scope="module")
 def results(teacher: GaussianMixture, reference: Tensor, net: FeatureNet, fine: Tensor) -> list[Result]:
-    shared = Reference.of(reference, net)
+    # Of another law, as will do for numbers that are compared among samplers.
+    shared = Reference.of(reference, net, held_out=-reference[:40])
     common = {"shape": SHAPE, "seeds": seed_range(0, N), "reference": shared, "extractor": net, "fine": fine}
     samplers = [evaluate(ddim(teacher, n), name=f"DDIM-{n}", repeats=1, batch=40, **common) for n in (2, 8, 64)]
     return [*samplers, measure(fine.clamp(-1, 1), name="fine", reference=shared, extractor=net)]
@@ -177,6 +179,8 @@ def test_the_protocol_is_complete(results: list[Result], reference: Tensor, net:
     assert (protocol.count, protocol.seeds, protocol.batch, protocol.repeats) == (N, f"0..{N - 1}", 40, 1)
     assert (protocol.extractor, protocol.extractor_sha) == ("random_cnn", as_extractor(net).sha)
     assert (protocol.reference_count, protocol.reference_sha) == (128, tensor_sha(reference))
+    held_out = (protocol.held_out_count, protocol.held_out_sha, protocol.held_out_shared)
+    assert held_out == (40, tensor_sha(-reference[:40]), 0)
     assert (protocol.fine_sha, protocol.kernel_subsets) == (tensor_sha(fine), f"50 x {N}")
     assert protocol.values == "clamped to [-1, 1]" and protocol.rounding == "none" and protocol.dtype == "float32"
     assert protocol.torch == torch.__version__ and protocol.torchmetrics[0].isdigit()
@@ -285,6 +289,48 @@ def test_rectified_flow_in_two_dimensions_needs_no_images() -> None:
         evaluate(ddim(teacher, n), name=f"DDIM-{n}", shape=(2,), seeds=seeds, fine=fine, repeats=0) for n in (2, 64)
     )
     assert many.path_error < few.path_error and many.quality is None
+
+
+# What was held out
+
+
+def returning(images: Tensor) -> Sampler:
+    """A sampler that knows images by heart: with a little noise, those that its seeds are of."""
+
+    def sampler(z: Tensor, cond: Tensor | None = None, seeds: Tensor | None = None) -> Trajectory:
+        return Trajectory((images[seeds % len(images)] + 0.01 * z).unsqueeze(1), torch.zeros(1), nfe=1, rounds=1)
+
+    return sampler
+
+
+def test_a_sampler_of_what_it_was_trained_on_copies_and_one_of_the_law_does_not(
+    teacher: GaussianMixture, reference: Tensor, net: FeatureNet
+) -> None:
+    held_out = teacher.sample(200, torch.Generator().manual_seed(3)).clamp(-1, 1)
+    known = Reference.of(reference, net, held_out=held_out)
+    run = {"shape": SHAPE, "seeds": range(200), "reference": known, "extractor": net, "repeats": 0}
+    copier = evaluate(returning(reference), name="copier", **run)
+    law = evaluate(ddim(teacher, 64), name="law", **run)
+    real = halves(known, net, 64)
+    assert copier.held_out.copying < 0.2 and law.held_out.copying == pytest.approx(1, abs=0.1)
+    assert real.held_out.copying == pytest.approx(1, abs=0.1)
+    # The usual distance praises the copier, the other one does not.
+    assert copier.quality.frechet < 0.2 * law.quality.frechet
+    assert copier.held_out.frechet > 3 * copier.quality.frechet
+    assert copied([copier, law, real]).startswith("copier copies the training data: copying is 0.")
+    # Nothing else is another number for it; and images that are there already have the same.
+    assert evaluate(ddim(teacher, 64), name="law", **run | {"reference": reference}).quality == law.quality
+    x = ddim(teacher, 64)(noise(seed_range(0, 200), SHAPE)).sample.clamp(-1, 1)
+    assert measure(x, name="x", reference=known, extractor=net).held_out.copying == pytest.approx(law.held_out.copying)
+
+
+def test_what_is_held_out_is_rounded_as_the_reference_is(reference: Tensor, net: FeatureNet) -> None:
+    levels = (reference * 2).round() / 2  # five levels
+    assert Reference.of(levels, net, held_out=levels[:40] * 0.99).held_out.shared == 0
+    with pytest.raises(ValueError, match="40 of the 40 held-out images are in the reference set"):
+        Reference.of(levels, net, 5, levels[:40] * 0.99)
+    with pytest.raises(ValueError, match=r"the held-out set must lie in \[-1, 1\]"):
+        Reference.of(levels, net, held_out=levels * 255)
 
 
 # Samples of inputs

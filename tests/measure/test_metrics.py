@@ -9,11 +9,13 @@ import torch
 from scipy.linalg import sqrtm
 from torch import Tensor
 
+from dsno.measure import metrics
 from dsno.measure.metrics import (
     diversity,
     frechet_distance,
     kernel_distance,
     mean_distance,
+    nearest_distances,
     neighbour_radii,
     path_error,
     precision_recall,
@@ -98,7 +100,7 @@ def test_kernel_distance_leaves_no_trace() -> None:
     assert first != kernel_distance(x, x + 1, subset_size=20, seed=1)
 
 
-# Precision, recall, diversity
+# Precision and recall
 
 
 def test_precision_and_recall_of_one_set_and_of_disjoint_sets() -> None:
@@ -134,11 +136,52 @@ def test_a_tie_is_inside() -> None:
     assert precision_recall(copies[0] + 1e-3, copies[1]) == (0.0, 0.0)
 
 
-def test_precision_and_recall_in_blocks_are_those_in_one() -> None:
-    fake, real = gaussian(1500, D=2, seed=1), gaussian(1100, D=2, shift=0.5, seed=2)
-    distance = torch.cdist(real, real).sort(1).values[:, 3]
-    expected = (torch.cdist(fake, real) <= distance).any(1).double().mean()
-    assert precision_recall(fake, real).precision == pytest.approx(float(expected))
+def test_distances_in_blocks_are_those_in_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    fake, real = gaussian(150, D=2, seed=1), gaussian(110, D=2, shift=0.5, seed=2)
+    apart, between = torch.cdist(real, real), torch.cdist(fake, real)
+    for held in (1, 7 * 110, metrics.BLOCK):  # rows of 1, 7 and 150 fakes at a time
+        monkeypatch.setattr(metrics, "BLOCK", held)
+        expected = (between <= apart.sort(1).values[:, 3]).any(1).double().mean()
+        assert precision_recall(fake, real).precision == pytest.approx(float(expected))
+        assert mean_distance(real) == pytest.approx(float(apart.sum()) / (110 * 109))
+        torch.testing.assert_close(nearest_distances(fake, real), between.amin(1))
+
+
+# Nearest neighbours
+
+
+def test_a_row_that_is_in_both_sets_is_at_no_distance_of_itself() -> None:
+    train = 1e3 * gaussian(200)
+    given = torch.cat([train[[5, 3]], train[7:8] + 1e-3])
+    found = nearest_distances(given.float(), train.float())
+    assert found.dtype == torch.float64 and found[:2].tolist() == [0, 0]
+    assert float(found[2]) == pytest.approx(1e-3 * math.sqrt(6), rel=0.1)
+
+
+@pytest.mark.parametrize("n", [1024, 4096])
+def test_the_nearest_of_points_in_a_square_is_as_far_as_their_density_says(n: int) -> None:
+    g = torch.Generator().manual_seed(n)
+    points, train = torch.rand(4000, 2, generator=g), torch.rand(n, 2, generator=g)
+    # No point within d with probability exp(-n pi d^2), away from the border.
+    inner = points[(points - 0.5).abs().amax(1) < 0.45]
+    assert float(nearest_distances(inner, train).median()) == pytest.approx(
+        math.sqrt(math.log(2) / math.pi / n), rel=0.05
+    )
+
+
+def test_bad_sets_have_no_nearest_rows() -> None:
+    x = gaussian(10)
+    for given, train, message in (
+        (x[:0], x, r"the given features must be \(N, D\) with N of 1 or more, got \(0, 6\)"),
+        (x, x[:0], "the training features must be"),
+        (x, x[:, :5], "the given features have 6 dimensions, the training ones 5"),
+        (x, x.masked_fill(x > 1, math.nan), "the training features are not all finite"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            nearest_distances(given, train)
+
+
+# Diversity, and what is refused
 
 
 def test_diversity_is_relative() -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from dsno.measure.results import RESULTS, Cost, Fidelity, Protocol, Result, load_results, save_results
+from dsno.measure.results import RESULTS, Cost, Fidelity, HeldOut, Protocol, Result, load_results, save_results
 from pretend import result
 
 FIXTURES = Path(__file__).parents[1] / "fixtures" / "v0_1"
@@ -14,7 +14,9 @@ FIXTURES = Path(__file__).parents[1] / "fixtures" / "v0_1"
 
 def test_results_round_trip(tmp_path: Path) -> None:
     nothing = Result("images", "images", Cost(), Protocol(count=3))
-    beside = dataclasses.replace(nothing, name="beside", fidelity=Fidelity(20.5, None, 0.1), accuracy=0.9)
+    beside = dataclasses.replace(
+        nothing, name="beside", fidelity=Fidelity(20.5, None, 0.1), held_out=HeldOut(3.0, -0.1, 0.04), accuracy=0.9
+    )
     results = [result("DDIM-8", 8, 0.1 + 0.2, 1e-17, seeds="0..63"), result("fine", 0, 2.0, None), nothing, beside]
     path = save_results(results, tmp_path / "deep" / RESULTS)
     assert load_results(path) == results
@@ -27,6 +29,7 @@ def test_results_of_version_0_1_are_read() -> None:
     assert (student.name, student.family, student.cost.rounds) == ("DSNO", "DSNO", 1)
     assert (ddim.name, ddim.family, ddim.cost.rounds, ddim.cost.flops) == ("DDIM-4", "DDIM", 4, 570368)
     assert student.quality is not None and student.quality.frechet == 0.016356092858170586
+    assert student.held_out is None and student.protocol.held_out_count == 0
     assert student.path_error == 0.8070916718902539 and student.cost.latency is None
     assert student.protocol.scale == ddim.protocol.scale and student.protocol.dsno == "0.1.0"
 
@@ -55,6 +58,7 @@ def test_a_foreign_file_is_one_clear_error(text: str, tmp_path: Path) -> None:
     [
         {"count": 65},
         {"reference_sha": "b"},
+        {"held_out_sha": "b"},
         {"extractor_sha": "b"},
         {"rounding": "256 levels"},
         {"neighbours": 5},

@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 
 from dsno.measure.results import Cost, Protocol, Result
-from dsno.measure.table import COLUMNS, best, nearest, reading, table
+from dsno.measure.table import COLUMNS, best, copied, nearest, reading, table
 from pretend import result
 
 
@@ -102,3 +102,18 @@ def test_a_sentence_reads_the_first_row_beside_the_others(results: list[Result])
 def test_of_two_that_print_alike_the_cheaper_one_is_the_nearest(results: list[Result]) -> None:
     cheap = result("UniPC-8", 8, 0.06251)
     assert nearest([*results, cheap]) == cheap and nearest(results) == results[2] and nearest(results[:1]) is None
+
+
+def test_who_copies_is_said_by_family_with_the_lowest_ratio(results: list[Result]) -> None:
+    def copying(of: Result, ratio: float) -> Result:
+        return dataclasses.replace(of, held_out=dataclasses.replace(of.held_out, copying=ratio))
+
+    student = copying(result("DSNO", 1, 0.5), 0.0412)
+    assert copied([student, *results]) == (
+        "DSNO copies the training data: copying is 0.041, where new data are at 1. Their distances to held-out data "
+        "are those that count."
+    )
+    both = [student, copying(results[0], 0.4), copying(results[1], 0.3), copying(results[2], 0.6)]
+    assert copied(both).startswith("DSNO and DDIM copy the training data: copying is 0.041 and 0.300, where")
+    # At a half nobody is said to copy, and of what was not measured nothing is said.
+    assert copied([copying(student, 0.5), dataclasses.replace(student, held_out=None)]) == copied([]) == ""

@@ -7,14 +7,16 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from dsno.checkpoint import tensor_sha
 from dsno.data.load import load_data
+from dsno.data.samples import Samples, split
 from dsno.denoise import Prediction
 from dsno.grids import quadratic
 from dsno.measure.results import load_results, save_results
-from dsno.measure.table import BIAS
+from dsno.measure.table import BIAS, COPYING
 from dsno.nets.features import FeatureNet, load_feature_net, save_feature_net
 from dsno.nets.unet import UNet
-from dsno.report.compare import EVALUATION, compare
+from dsno.report.compare import EVALUATION, compare, set_apart
 from dsno.report.page import html_report
 from dsno.schedule import Cosine
 from dsno.seeds import seed_range
@@ -131,6 +133,47 @@ def test_another_teacher_is_said_and_one_of_another_shape_refused(
         ValueError, match=r"wide makes \(1, 16, 16\), and the student \(1, 8, 8\): give its own teacher"
     ):
         compare(tmp_path / "wide", tmp_path / "student", folders / "features", "digits", 8, **few)
+
+
+# What is held out
+
+
+def test_a_share_is_held_out_of_the_reference_and_measured_against(
+    folders: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    parts = folders / "teacher", folders / "student", folders / "features"
+    few = {"ddim": (1,), "multistep": (), "fine_steps": 4, "repeats": 0}
+    results = compare(*parts, "digits", 8, tmp_path, held_out=0.1, **few)
+    assert load_results(tmp_path / "results.json") == results
+    assert {r.name for r in results if r.held_out is not None} == {r.name for r in results}
+    rest, held = split(load_data("digits"), 0.1)
+    protocol = results[0].protocol
+    assert (protocol.reference_sha, protocol.held_out_sha) == (tensor_sha(rest.x), tensor_sha(held.x))
+    assert (protocol.reference_count, protocol.held_out_count, protocol.held_out_shared) == (1617, 180, 0)
+    assert results[-1].held_out.copying == pytest.approx(1, abs=0.3)
+    page = " ".join(Page((tmp_path / "report.html").read_text()).words)
+    assert "1617 images in the features of tiny_cnn; held out of them: 180 images, a share of 0.1 of digits." in page
+    assert COPYING in page
+    assert "are to unseen images if student and teacher were trained on the rest" in caplog.text
+
+
+def test_what_is_held_out_is_a_set_or_a_share(tmp_path: Path) -> None:
+    data = load_data("digits")
+    rest, held = split(data, 0.1)
+    assert set_apart(data, None) == (data, None) and set_apart(rest, held) == (rest, held)
+    np.save(tmp_path / "held.npy", held.x.numpy())
+    assert torch.equal(set_apart(rest, str(tmp_path / "held.npy"))[1].x, held.x)
+    with pytest.raises(ValueError, match="180 of the 180 held-out images are in the reference set"):
+        set_apart(data, held)
+    for share in (0, 0.51, 1, -0.1, float("nan")):
+        with pytest.raises(
+            ValueError, match=r"held_out must be an image set or a share of the data in \(0, 0.5\], got"
+        ):
+            set_apart(data, share)
+    with pytest.raises(ValueError, match="the held-out set has 18 images, expected 32 or more"):
+        set_apart(data, 0.01)
+    with pytest.raises(ValueError, match=r"shape \(1, 4, 4\), the reference set of \(1, 8, 8\): load both alike"):
+        set_apart(data, Samples(torch.zeros(40, 1, 4, 4), None, "small"))
 
 
 # Students that are told a class

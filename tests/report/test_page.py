@@ -2,12 +2,14 @@
 
 import base64
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
 from dsno.measure.results import Result
+from dsno.measure.table import COPYING
 from dsno.report.page import Picture, Section, html_report
 from dsno.report.pictures import image_grid, quality_against_cost
 from pages import Page
@@ -58,6 +60,19 @@ def test_report_highlights_the_best_on_one_scale_only(results: list[Result], tmp
     text = html_report(tmp_path / "b.html", "x", [Section("x", results=mixed)]).read_text()
     assert cells(text, "best") == []
     assert "<th>reference sha</th>" not in text  # the others have none to differ from
+
+
+def test_report_says_who_copies_where_something_was_held_out(results: list[Result], tmp_path: Path) -> None:
+    student = result("DSNO", 1, 2.0, held_out_count=40)
+    copier = replace(student, held_out=replace(student.held_out, copying=0.04))
+    text = html_report(tmp_path / "a.html", "x", [Section("x", results=[copier, *results])]).read_text()
+    words = " ".join(Page(text).words)
+    assert "DSNO copies the training data: copying is 0.040" in words and COPYING in words
+    assert "<th>copying<small>new data: 1</small></th>" in text and "<td>0.040</td>" in text
+    text = html_report(tmp_path / "b.html", "x", [Section("x", results=[student, *results])]).read_text()
+    assert "copies the training data" not in text and "Copying is the median" in text
+    text = html_report(tmp_path / "c.html", "x", [Section("x", results=results)]).read_text()
+    assert "Copying is the median" not in text
 
 
 def test_report_shows_what_protocols_share_once_and_what_differs_per_name(tmp_path: Path) -> None:

@@ -9,6 +9,8 @@ import torch
 
 from dsno.cost import flops, timed
 from dsno.denoise import Prediction
+from dsno.distillation.identity import identity
+from dsno.distillation.stages import Given
 from dsno.inverse.start_net import NoisePredictor
 from dsno.nets.unet import UNet
 from dsno.precision import best_precision
@@ -138,9 +140,22 @@ def test_a_budget_is_met_by_the_options_that_say_so() -> None:
 def test_recipes_have_a_workload() -> None:
     work = RECIPES["digits"].workload()
     made = plan(work, **QUICK)  # type: ignore[arg-type]
-    assert [s.name for s in made.stages] == ["teach", "generate", "distill"]
+    assert [s.name for s in made.stages] == ["teach", "generate", "distill", "finish"]
     assert of(made, "generate").evaluations == 32_768 * 16
     assert json.loads(json.dumps(made.to_dict(), allow_nan=False))["stages"][0]["name"] == "teach"
+
+
+def test_a_finish_is_counted_as_what_its_steps_do() -> None:
+    work = replace(RECIPES["digits"].workload(), others=None, times=(0.0,), student={"where": "none"})
+    assert work.finish is not None
+    teacher = work.own_teacher()
+    student = work.student_of(teacher)
+    given = Given(teacher, teacher.schedule, 1, 8)
+    (stage,) = identity(student, given)
+    twin, objective = stage.make(student)
+    step = flops(lambda: objective(twin, next(objective.batches(0))).backward()) / 8
+    counted = of(plan(work, **QUICK), "finish").flop / (work.finish.steps * work.finish_batch)  # type: ignore[arg-type]
+    assert counted == pytest.approx(step, rel=0.1)
 
 
 def test_planning_touches_neither_the_teacher_nor_the_random_state() -> None:

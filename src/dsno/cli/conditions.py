@@ -21,7 +21,7 @@ from dsno.listing import read_text
 from dsno.nets.backbone import check_null, own_null
 from dsno.nets.diffusers import DiffusersNet
 from dsno.teachers.prompts import encode_prompts, null_cond
-from dsno.trajectories.labels import Label, uniform_labels, uniform_weights
+from dsno.trajectories.labels import Label, uniform_labels, weighted
 
 __all__ = ["condition_by_seed", "labels_by_seed", "null_of", "prompts_by_seed", "read_prompts", "under_guidance"]
 
@@ -58,16 +58,7 @@ def condition_by_seed(
         known = labels_by_seed(ref, teacher.classes, labels or "uniform", null)
     else:
         return None
-    if len(weights) < 2:
-        return known
-    weight = uniform_weights(*weights)
-
-    def weighted(seeds: Tensor) -> Cond:
-        cond = known(seeds)
-        named = {"label": cond} if isinstance(cond, Tensor) else dict(cond)
-        return {**named, "weight": weight(seeds)}
-
-    return weighted
+    return known if len(weights) < 2 else weighted(known, *weights)
 
 
 def labels_by_seed(ref: str, classes: int | None, labels: str, null: int | None = None) -> Callable[[Tensor], Tensor]:

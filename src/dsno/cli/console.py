@@ -15,7 +15,7 @@ from rich.text import Text
 
 from dsno.cli.pace import Pace, spelled
 from dsno.measure.results import Result
-from dsno.measure.table import BIAS, COLUMNS, UNBIASED, best, nearest, reading, table
+from dsno.measure.table import BIAS, COLUMNS, COPYING, UNBIASED, best, copied, nearest, reading, table
 from dsno.runs.plan import Estimate
 from dsno.teachers.check.verdict import Verdict
 from dsno.train import Report
@@ -147,12 +147,15 @@ def show(results: Sequence[Result], every: bool = False) -> None:
     # Squeezed into a narrow terminal or a pipe the columns would lose their digits.
     Console(width=200).print(printed)
     console = Console()
+    if found := copied(results):
+        console.print(Text(f"\n{found}", COLOURS["warning"]))
     if said := reading(results):
         console.print(Text(f"\n{said}"))
     measured = [result for result in results if result.quality is not None]
     if measured:
         legend = "Better is lower under ↓ and higher under ↑; the best of a column is bold. " * bool(winners)
-        console.print(Text(f"\n{legend}{BIAS}{f' {UNBIASED}' * every}\n", "dim"))
+        held_out = any(result.protocol.held_out_count for result in measured)
+        console.print(Text(f"\n{legend}{BIAS}{f' {UNBIASED}' * every}{f' {COPYING}' * held_out}\n", "dim"))
     if measured and (fewest := min(result.protocol.count for result in measured)) < FEW:
         say_aside(f"{fewest} samples say little of a distance: take --count 2048, as the tables of the pages do")
 

@@ -67,6 +67,7 @@ class Distill:
     def run(self) -> None:
         from dsno.distillation.run import check_batch, distill
         from dsno.students.files import load_student
+        from dsno.students.samplers import told_more
         from dsno.teachers.load import load_teacher
         from dsno.trajectories.sets import TrajectorySet
 
@@ -75,12 +76,13 @@ class Distill:
         check_batch(self.batch)
         method = method_named(self.method)
         options: Options = method.options() if self.options is None else self.options  # type: ignore[assignment]
-        reads = method.asks(options) != {"teacher"}
+        student = None if self.student is None else load_student(self.student)
+        # What cannot be drawn is that of the trajectories.
+        reads = method.asks(options) != {"teacher"} or (student is not None and told_more(student))
         solved = TrajectorySet(self.data) if reads and holds_trajectories(self.data) else None
         method.check_data(solved is not None, self.data)
         if is_bridge(self.teacher):
             return self._of_bridge(method, options, solved)
-        student = None if self.student is None else load_student(self.student)
         teacher = load_teacher(self.teacher, variant=self.variant)
         data = self._samples(teacher) if reads and solved is None else solved
         if solved is not None and (given := self.reading.given()):

@@ -15,7 +15,7 @@ from dsno.data.samples import Samples
 from dsno.measure.results import Result
 from dsno.nets.features import made_of
 from dsno.outputs import claimed, writable
-from dsno.report.compare import EVALUATION, compare, parts_of
+from dsno.report.compare import EVALUATION, compare, parts_of, set_apart
 from dsno.report.crossings import CALLS, SAMPLERS, compare_calls
 from dsno.runs.shipped import shipped
 from dsno.students.origin import find_teacher, open_student
@@ -43,7 +43,10 @@ class Evaluate:
     """Folder of the feature network, which `dsno features` trains; the one beside the student, if it is of --data.
     With --pairs none by default, and then no distances."""
     data: str = "digits"
-    """Image set to compare with."""
+    """Image set to compare with: what was trained on."""
+    held_out: str | None = None
+    """Image set that nothing was trained on, read as --data is, or a share of --data to hold out, 0.1 say: distances to
+    it, too, and whether the student copies --data."""
     reading: AsRead = field(default_factory=Reading)
     pairs: tuple[str, ...] = ()
     """Measure --teacher, a bridge, on these: degraded and clean pictures as `teach --pairs`, or clean ones alone if it
@@ -92,9 +95,10 @@ class Evaluate:
         accelerator = launched()
         data = self.reading.load(self.data)
         features = self.features or self._features(data)
+        data, held_out = set_apart(data, self._held_out())
         # An evaluation that is to be replaced is not given for one that cannot be made.
         parts_of(teacher, folder, features, data, self.variant, self.guidance)
-        read = [self.student, teacher, features, self.data]
+        read = [self.student, teacher, features, self.data, self.held_out]
         with claimed(self.out, EVALUATION, overwrite=self.overwrite, inputs=read), progress() as report:
             results = compare(
                 teacher,
@@ -107,6 +111,7 @@ class Evaluate:
                 accelerator=accelerator,
                 passes=self.passes,
                 fresh=self.fresh,
+                held_out=held_out,
                 variant=self.variant,
                 guidance=self.guidance,
             )
@@ -120,7 +125,7 @@ class Evaluate:
 
     def _bridge(self) -> None:
         """A bridge at several numbers of calls."""
-        refuse_others(self, {"data", "passes", "fresh", "guidance", "variant"}, "does not go with --pairs")
+        refuse_others(self, {"data", "held_out", "passes", "fresh", "guidance", "variant"}, "does not go with --pairs")
         if self.teacher is None or not is_bridge(self.teacher):
             found = "" if self.teacher is None else f", and {self.teacher} is none"
             raise ValueError(f"--pairs are what a bridge is measured on{found}: give its folder, --teacher runs/bridge")
@@ -141,6 +146,15 @@ class Evaluate:
                 accelerator=launched(),
             )
         self._show(results, command("generate", teacher=self.teacher, input=self.pairs[0]))
+
+    def _held_out(self) -> Samples | float | None:
+        """What --held-out names."""
+        if self.held_out is None:
+            return None
+        try:
+            return float(self.held_out)
+        except ValueError:
+            return self.reading.load(self.held_out)
 
     def _features(self, data: Samples) -> Path:
         """The feature network beside the student, or the one that ships with the package, of the data.

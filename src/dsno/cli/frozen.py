@@ -13,8 +13,8 @@ from dsno.hub import is_hub_id
 from dsno.inverse.start import OneJump
 from dsno.nets.backbone import sample_shape, tokens_of
 from dsno.schedule import Schedule
-from dsno.students.operator import TrajectoryStudent
 from dsno.students.origin import open_student, origin_of
+from dsno.students.samplers import told_more
 from dsno.teachers.latents import Latents, load_decoder
 from dsno.teachers.load import load_teacher
 
@@ -64,7 +64,7 @@ def load_frozen(ref: str, device: torch.device | str | None = None, variant: str
         tokens, latents = bool(tokens_of(teacher.net)), _latents(ref, device, variant)
         return Frozen(teacher, sample_shape(teacher), teacher.kind, teacher.classes, tokens, latents)
     student = open_student(ref, variant=variant)
-    if student.guided or (isinstance(student, TrajectoryStudent) and tokens_of(student.lifted.backbone)):
+    if told_more(student):
         told = "a guidance weight" if student.guided else "a text or a picture"
         raise ValueError(f"{ref} is told {told}, and a start is trained for a class at most: take another student")
     place = None

@@ -14,7 +14,7 @@ variance, $\ell(y_t + \delta n) - \ell(y_t) \approx \delta \, n \cdot \nabla \el
 $\delta^2 \| \nabla \ell \|^2$.
 
 The noise on both sides is what keeps few real samples from being learned by heart, as far as it does: compare with
-samples that were held out (`dsno.measure`).
+samples that were held out (`dsno.measure.copying`).
 
 Source: Yin et al., 2024 (DMD2, arXiv 2405.14867), section 4.3; Zhou et al., 2024 (SiDA, arXiv 2410.14919), who take the
 bottleneck without a reading of its own; R1: Mescheder et al., 2018 (arXiv 1801.04406), by a difference: Lin et al.,

@@ -20,13 +20,21 @@ student's weights that nobody knows. With a = 0 and no gradient through D and $D
 As there, $D_G$ starts as the teacher's copy and learns beside the student by denoising its samples, `pace` times as
 fast. The rates decide: the student's too high, or $D_G$ too slow to follow, and the distance rises again.
 
+For more passes than one, a share of the steps starts where the passes behind the first do (`MultiPass`, with `fresh`
+noise): from the student's own sample, noised again to the time of an inner frame,
+
+$$ x_{t_j} = \alpha_j \, [G(z)] + \sigma_j \epsilon', \qquad x = G(x_{t_j}, t_j), $$
+
+where $[\cdot]$ passes no gradient; L is the same, so that a sample of any number of passes is held against the teacher.
+
 Source: Zhou et al., 2024 (arXiv 2404.04057), algorithm 1. The weight there is each sample's own; why it is
-one of a batch here says `dsno.distillation.matching`.
+one of a batch here says `dsno.distillation.matching`. Starts of more passes: Yin et al., 2024 (DMD2, arXiv 2405.14867),
+section 4.4.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -44,13 +52,16 @@ from dsno.nets.backbone import own_null, tokens_of
 from dsno.schedule import Schedule
 from dsno.seeds import generator
 from dsno.solvers.run import initial_state
+from dsno.steer import as_label
 from dsno.students.flowmap import FlowMap
 from dsno.students.heads import ParallelDecoder
 from dsno.students.operator import TrajectoryStudent
 from dsno.students.samplers import Student
 from dsno.trajectories.labels import uniform_labels
+from dsno.trajectories.order import batches
+from dsno.trajectories.sets import TrajectorySet
 
-__all__ = ["Adversarial", "Fresh", "Identity", "IdentityOptions", "Judged", "Twin", "identity"]
+__all__ = ["Adversarial", "Fresh", "Identity", "IdentityOptions", "Judged", "Stored", "Twin", "identity"]
 
 
 class Twin(nn.Module):
@@ -70,11 +81,25 @@ class Twin(nn.Module):
         self.student: Any = one_ended(student)
         self.fake = Paced(fake, pace)
 
-    def forward(self, x_1: Tensor, cond: Cond | None, t: Tensor, eps: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """The student's sample from the state x_1 of pure noise (B, *shape); that sample noised to t (B,) by eps
-        (B, *shape); and what $D_G$ says of it: with a gradient to the sample alone, and to the weights of $D_G$ alone.
+    def forward(
+        self,
+        x_1: Tensor,
+        cond: Cond | None,
+        t: Tensor,
+        eps: Tensor,
+        start: float = 1.0,
+        again: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """The student's sample from the state x_1 of pure noise (B, *shape), or from that sample noised to `start` by
+        `again` (B, *shape); the sample noised to t (B,) by eps (B, *shape); and what $D_G$ says of it: with a gradient
+        to the sample alone, and to the weights of $D_G$ alone.
         """
-        x = made_by(self.student, x_1, cond, 1.0, (-1,))[:, -1]
+        x_s = x_1
+        if again is not None:
+            with torch.no_grad():
+                x = made_by(self.student, x_1, cond, 1.0, (-1,))[:, -1]
+                x_s = noised(self.student.schedule, x, again, x.new_full((len(x),), start))
+        x = made_by(self.student, x_s, cond, start, (-1,))[:, -1]
         x_t = noised(self.student.schedule, x, eps, t)
         return x, x_t, still(self.fake, x_t, t, cond), self.fake(x_t.detach(), t, cond)
 
@@ -88,13 +113,15 @@ class Judged(Twin):
         cond: Cond | None,
         t: Tensor,
         eps: Tensor,
+        start: float,
+        again: Tensor | None,
         real: Tensor,
         real_cond: Cond | None = None,
         aside: Tensor | None = None,
     ) -> tuple[tuple[Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor, Tensor, Tensor | None]]:
         """What a twin says; and the logits (B,) of the sample, with a gradient to it alone, of the sample, with one to
         the weights alone, and of real samples noised to t (B, *shape), as they are and `aside`."""
-        x, x_t, (D_G, judged), (own, made) = super().forward(x_1, cond, t, eps)
+        x, x_t, (D_G, judged), (own, made) = super().forward(x_1, cond, t, eps, start, again)
         beside = None if aside is None else self.fake(aside, t, real_cond)[1]
         return (x, x_t, D_G, own), (judged, made, self.fake(real, t, real_cond)[1], beside)
 
@@ -106,30 +133,60 @@ class Identity:
         starts: The noises, with their conditions.
         teacher: $D$.
         a: How much of the Fisher divergence is taken off, in [0, 1.2].
+        inner_starts: The share of steps, in [0, 1], that start from the student's samples, noised again.
+        times: To which times, one of them in a step.
         low: With `high`, the range of the phase of the noise levels that are compared.
         high: See `low`.
 
     Raises:
-        ValueError: for an `a` outside [0, 1.2], or a range outside (0, 1) or without room.
+        ValueError: for an `a` outside [0, 1.2], a range outside (0, 1) or without room, a share outside [0, 1], or one
+            above 0 without times.
     """
 
     def __init__(
-        self, starts: Starts, teacher: Denoiser, a: float = 1.2, low: float = 0.02, high: float = 0.98
+        self,
+        starts: Starts,
+        teacher: Denoiser,
+        a: float = 1.2,
+        inner_starts: float = 0.0,
+        times: Sequence[float] = (),
+        low: float = 0.02,
+        high: float = 0.98,
     ) -> None:
         if not 0 <= a <= 1.2:
             raise ValueError(f"a is the share of the Fisher divergence that is taken off, in [0, 1.2], got {a:g}")
+        if not 0 <= inner_starts <= 1 or (inner_starts and not times):
+            raise ValueError(
+                "inner_starts is the share of steps that start from a sample noised to the time of an inner frame, in "
+                f"[0, 1], got {inner_starts:g} and {len(times)} inner frames: distil a student of more frames, or "
+                "leave it at 0"
+            )
         check_levels(low, high)
         self.starts, self.schedule, self.teacher = starts, starts.schedule, teacher
         self.a, self.low, self.high = a, low, high
+        self.inner_starts, self.times = inner_starts, tuple(times)
 
     def batches(self, start: int, rank: int = 0, world: int = 1) -> Iterator[dict[str, Any]]:
-        """Noises and conditions from step `start` on, with the noise levels t and the noise eps of the comparison."""
-        return at_levels(self.starts, self.low, self.high, start, rank, world)
+        """Noises and conditions from step `start` on, with the noise levels t and the noise eps of the comparison; and
+        in a share of the steps `start` and `again`, the time and the noise of an inner start."""
+        B = self.starts.batch
+        mine = share_of(B, rank, world)
+        for step, batch in enumerate(at_levels(self.starts, self.low, self.high, start, rank, world), start):
+            # Drawn per step, the same on every rank: all do the same work.
+            g = generator(self.starts.seed, step, 3)
+            if self.inner_starts and float(torch.rand((), generator=g)) < self.inner_starts:
+                batch["start"] = self.times[int(torch.randint(len(self.times), (), generator=g))]
+                batch["again"] = torch.randn(B, *batch["eps"].shape[1:], generator=g)[mine]
+            yield batch
 
     def __call__(self, twin: nn.Module, batch: dict[str, Any]) -> Tensor:
         """The sum of both losses of one batch, a scalar."""
+        return self.of(twin(*self.told(batch)), batch)
+
+    def told(self, batch: dict[str, Any]) -> tuple[Any, ...]:
+        """What a twin is told of a batch."""
         x_1 = initial_state(self.schedule, batch["noise"])
-        return self.of(twin(x_1, batch.get("cond"), batch["t"], batch["eps"]), batch)
+        return x_1, batch.get("cond"), batch["t"], batch["eps"], batch.get("start", 1.0), batch.get("again")
 
     def of(self, said: tuple[Tensor, Tensor, Tensor, Tensor], batch: dict[str, Any]) -> Tensor:
         """The same of what the twin said."""
@@ -154,16 +211,26 @@ class Adversarial(Identity):
         reals: Samples of the data.
         adversary: What the adversary weighs.
         r1: What the squared slope of its logit weighs.
-        a: As `Identity` has it.
+        a: As `Identity` has it, and the rest.
+        inner_starts: See `a`.
+        times: See `a`.
 
     Raises:
         ValueError: for a weight below 0; as `Identity` does.
     """
 
     def __init__(
-        self, starts: Starts, teacher: Denoiser, reals: Reals, adversary: float, r1: float = 0.0, a: float = 1.2
+        self,
+        starts: Starts,
+        teacher: Denoiser,
+        reals: Reals,
+        adversary: float,
+        r1: float = 0.0,
+        a: float = 1.2,
+        inner_starts: float = 0.0,
+        times: Sequence[float] = (),
     ) -> None:
-        super().__init__(starts, teacher, a)
+        super().__init__(starts, teacher, a, inner_starts, times)
         for name, weight in (("adversary", adversary), ("r1", r1)):
             if not weight >= 0:
                 raise ValueError(f"{name} is the weight of a loss, at least 0, got {weight:g}")
@@ -177,10 +244,9 @@ class Adversarial(Identity):
 
     def __call__(self, twin: nn.Module, batch: dict[str, Any]) -> Tensor:
         """The sum of all losses of one batch, a scalar."""
-        t, y_t = batch["t"], noised(self.schedule, batch["real"], batch["real_eps"], batch["t"])
+        y_t = noised(self.schedule, batch["real"], batch["real_eps"], batch["t"])
         aside = y_t + DELTA * batch["slope"] if self.r1 else None
-        x_1 = initial_state(self.schedule, batch["noise"])
-        said, logits = twin(x_1, batch.get("cond"), t, batch["eps"], y_t, batch.get("real_cond"), aside)
+        said, logits = twin(*self.told(batch), y_t, batch.get("real_cond"), aside)
         return self.of(said, batch) + self.adversary * adversarial(*logits, r1=self.r1)
 
 
@@ -223,16 +289,44 @@ class Fresh:
             step += 1
 
 
+class Stored:
+    """The noises of trajectories, with their conditions: texts and guidance weights, too.
+
+    Arguments:
+        data: The trajectories.
+        schedule: The student's.
+        batch: Rows per step, over all processes.
+        seed: With the step, determines the batch.
+
+    Raises:
+        ValueError: for trajectories of another schedule, or more rows than there are.
+    """
+
+    def __init__(self, data: TrajectorySet, schedule: Schedule, batch: int = 64, seed: int = 0) -> None:
+        if data.schedule != schedule:
+            raise ValueError(f"the trajectories are of {data.schedule}, the student of {schedule}")
+        batches(data, batch, seed)  # refuses sizes that do not fit now
+        self.data, self.schedule, self.batch, self.seed = data, schedule, batch, seed
+
+    def batches(self, start: int, rank: int = 0, world: int = 1) -> Iterator[dict[str, Any]]:
+        """Batches from step `start` on; each is the share of `rank` in one that is a function of (seed, step)."""
+        for batch in batches(self.data, self.batch, self.seed, start, rank, world):
+            yield {"noise": batch["noise"], **({"cond": as_label(batch["cond"])} if "cond" in batch else {})}
+
+
 @dataclass(frozen=True)
 class IdentityOptions:
     """Options of `identity`."""
 
-    a: float = 1.2
+    a: float = 1.0
     """How much of the Fisher divergence is taken off, in [0, 1.2]: 1 leaves the score identity alone."""
-    pace: float = 33.0
+    pace: float = 100.0
     """The learning rate of the denoiser of the student's samples, over the student's."""
-    rate: float = 0.03
+    rate: float = 0.01
     """The student's learning rate, over the run's."""
+    inner_starts: float = 0.0
+    """Share of steps started from the student's own samples, noised again to an inner frame's time: for `sample
+    --passes --fresh`."""
     adversary: float = 0.0
     """What an adversary weighs that tells the student's samples from real ones by the denoiser's bottleneck; 0 leaves
     it out, and needs no data."""
@@ -258,50 +352,76 @@ class IdentityOptions:
 
 
 def identity(student: Student, given: Given, options: IdentityOptions = IdentityOptions()) -> list[Stage]:
-    """Go on with a trained student at one pass, in one stage; nothing but the teacher is needed.
+    """Go on with a trained student at one pass, in one stage; nothing but the teacher is needed, and trajectories,
+    whose noises and conditions are drawn, of a student that is told a text or a guidance weight.
 
     Of a student of several frames the last one is trained; the others follow as far as they share its network. A step
     costs about twice as much as one of matching.
 
     Raises:
         ValueError: for options that cannot be, a teacher that cannot be copied, or a student that is told a text or a
-            guidance weight, which cannot be drawn.
+            guidance weight and no trajectories.
     """
     if not isinstance(student, TrajectoryStudent | FlowMap | ParallelDecoder):
         raise ValueError(
             f"identity trains a TrajectoryStudent, FlowMap or ParallelDecoder, got a {type(student).__name__}"
         )
-    fake = student_denoiser(given.denoiser)  # refuses what cannot be copied
-    if student.guided or tokens_of(cast(Prediction, fake).net):
-        told = "a guidance weight" if student.guided else "a text"
-        raise ValueError(f"identity draws labels, and this student is told {told}: take matching, on its trajectories")
-    null = own_null(cast(Prediction, fake))
-    starts = Fresh(given.schedule, student.shape, student.classes, null, given.batch, given.seed)
-    objective: Identity = Identity(starts, given.denoiser, options.a)
-    if options.adversary:
-        Judging(cast(Prediction, fake))  # refuses what has no bottleneck
-        if student.classes and given.labels is None:
-            raise ValueError(
-                f"the student is told one of {student.classes} classes, and the data have no labels: give labelled "
-                "data, or leave adversary at 0"
-            )
-        reals = Reals(given.samples, given.labels, given.seed)
-        objective = Adversarial(starts, given.denoiser, reals, options.adversary, options.r1, options.a)
+    objective = _objective(student, given, options)
 
     def make(student: Student) -> tuple[Twin, Identity]:
-        fake = cast(Prediction, student_denoiser(given.denoiser))
+        fake = student_denoiser(given.denoiser, student.guided)
         if options.frozen:
             _freeze_kernels(student)
         if options.adversary:
-            return Judged(student, Judging(fake), options.pace), objective
+            return Judged(student, Judging(cast(Prediction, fake)), options.pace), objective
         return Twin(student, fake, options.pace), objective
 
     def became(student: Student) -> Student:
         if isinstance(student, ParallelDecoder):
             return student.trained_for(student.count, student.count)
-        return student.trained_for("grid", 1) if isinstance(student, FlowMap) else student
+        if isinstance(student, FlowMap):
+            return student.trained_for("grid", 1)
+        return student.restarting() if options.inner_starts else student
 
     return [Stage("identity", given.steps, make, became, lr=options.rate)]
+
+
+def _objective(student: Student, given: Given, options: IdentityOptions) -> Identity:
+    starts = _starts(student, given)
+    inner: tuple[float, ...] = ()
+    if isinstance(student, TrajectoryStudent):
+        inner = tuple(student.times[:-1].tolist())
+        if options.inner_starts and not (student.net.once or student.net.told == "input"):
+            raise ValueError(
+                "inner starts need a student whose network is told its start: make it with told='input' or once=True"
+            )
+    again = options.inner_starts, inner
+    if not options.adversary:
+        return Identity(starts, given.denoiser, options.a, *again)
+    fake = student_denoiser(given.denoiser, student.guided)
+    if student.guided:
+        raise ValueError("real samples have no guidance weight, which this student is told: leave adversary at 0")
+    Judging(cast(Prediction, fake))  # refuses what has no bottleneck
+    if student.classes and given.labels is None:
+        raise ValueError(
+            f"the student is told one of {student.classes} classes, and the data have no labels: give labelled "
+            "data, or leave adversary at 0"
+        )
+    reals = Reals(given.samples, given.labels, given.seed)
+    return Adversarial(starts, given.denoiser, reals, options.adversary, options.r1, options.a, *again)
+
+
+def _starts(student: Student, given: Given) -> Starts:
+    """The noises of trajectories, where there are some, or without end."""
+    fake = student_denoiser(given.denoiser)  # refuses what cannot be copied
+    if given.trajectories is not None:
+        return Stored(given.trajectories, given.schedule, given.batch, given.seed)
+    if student.guided or tokens_of(cast(Prediction, fake).net):
+        told = "a guidance weight" if student.guided else "a text"
+        raise ValueError(f"identity draws labels, and this student is told {told}: give its trajectories, too")
+    return Fresh(
+        given.schedule, student.shape, student.classes, own_null(cast(Prediction, fake)), given.batch, given.seed
+    )
 
 
 def _freeze_kernels(student: nn.Module) -> None:

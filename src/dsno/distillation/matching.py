@@ -307,7 +307,7 @@ def matched(student: TrajectoryStudent, given: Given, options: MatchingOptions =
 
 
 def matching(student: Student, given: Given, options: MatchingOptions = MatchingOptions()) -> list[Stage]:
-    """Fine-tune a `TrajectoryStudent`, or a `FlowMap` at one pass, in one stage.
+    """Fine-tune a `TrajectoryStudent`, or a `FlowMap` or `ParallelDecoder` at one pass, in one stage.
 
     The student should have been trained by then: from noise, a copy of the teacher makes no samples whose denoiser is
     worth anything. A step costs about twice one of regression.
@@ -316,10 +316,12 @@ def matching(student: Student, given: Given, options: MatchingOptions = Matching
         ValueError: if there are no trajectories, or they do not fit the student; for a teacher that cannot be copied,
             or anything that is no student.
     """
-    if not isinstance(student, TrajectoryStudent | FlowMap):
-        raise ValueError(f"matching trains a TrajectoryStudent or a FlowMap, got a {type(student).__name__}")
+    if not isinstance(student, TrajectoryStudent | FlowMap | ParallelDecoder):
+        raise ValueError(
+            f"matching trains a TrajectoryStudent, FlowMap or ParallelDecoder, got a {type(student).__name__}"
+        )
     data = given.solved
-    times = torch.zeros(1, dtype=torch.float64) if isinstance(student, FlowMap) else student.times
+    times = student.times if isinstance(student, TrajectoryStudent) else torch.zeros(1, dtype=torch.float64)
     data = data.at(times) if len(times) < len(data.times) else data
     # All now, so that what does not fit is refused before the stages ahead of this one.
     pair = Pair(student, student_denoiser(given.denoiser, student.guided), options.pace)
@@ -339,4 +341,7 @@ def matching(student: Student, given: Given, options: MatchingOptions = Matching
     def make(student: Student) -> tuple[Pair, Matching]:
         return Pair(student, student_denoiser(given.denoiser, student.guided), options.pace), objective
 
-    return [Stage("matching", given.steps, make, lr=options.rate)]
+    def became(student: Student) -> Student:
+        return student.trained_for(student.count, student.count) if isinstance(student, ParallelDecoder) else student
+
+    return [Stage("matching", given.steps, make, became, lr=options.rate)]

@@ -282,7 +282,10 @@ def run_stages(
                 changes[stage.name] = changed
             student = stage.became(student)
         notes = _notes(method, options, given, config, sources)
-        notes["origin"] = origin_to_note(out, given.teacher, (sources or {}).get("teacher"), given.trajectories)
+        made_of = sources or {}
+        notes["origin"] = origin_to_note(
+            out, given.teacher, made_of.get("teacher"), given.trajectories, made_of.get("student")
+        )
         if changes:
             notes["changes"] = changes
         save_student(out, student, **notes)

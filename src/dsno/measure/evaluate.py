@@ -1,10 +1,10 @@
 r"""A sampler in, numbers out, with the protocol that produced them.
 
 `evaluate` runs any `Sampler` on per-sample seeds and returns one `Result`: quality of the set (distances between
-features, `dsno.measure.metrics`), the error of each sample against the teacher's own solution from the same noise, what
-it cost, and the protocol. `measure` is the same for images that are there already, and `halves` for a part of the
-reference set against the rest of it: what equal laws get at that number of samples, which of a distance that is biased
-is not 0.
+features, `dsno.measure.metrics`, to a reference set and to data that was held out of it, `dsno.measure.copying`), the
+error of each sample against the teacher's own solution from the same noise, what it cost, and the protocol. `measure`
+is the same for images that are there already, and `halves` for a part of the reference set against the rest of it: what
+equal laws get at that number of samples, which of a distance that is biased is not 0.
 
 The path error needs no reference set and no network of ours: with $x^*$ the fine solution of the teacher's
 probability-flow ODE from the noise $z_i$ of seed $i$,
@@ -31,6 +31,7 @@ from dsno.checkpoint import tensor_sha, version_of
 from dsno.condition import Cond, flat, map_cond
 from dsno.cost import flops, latency, timed
 from dsno.data.samples import check_images
+from dsno.measure.copying import Unseen, nearest_median
 from dsno.measure.features import Extractor, as_extractor, class_accuracy, classifier_of, extract
 from dsno.measure.fidelity import psnr
 from dsno.measure.metrics import (
@@ -42,7 +43,7 @@ from dsno.measure.metrics import (
     precision_recall,
     sample_error,
 )
-from dsno.measure.results import Cost, Fidelity, Protocol, Quality, Result
+from dsno.measure.results import Cost, Fidelity, HeldOut, Protocol, Quality, Result
 from dsno.seeds import generator, noise
 from dsno.trajectory import Sampler
 
@@ -54,29 +55,47 @@ DRAWN = 8192
 
 @dataclass(frozen=True)
 class Reference:
-    """A reference set's features, computed once for many samplers."""
+    """A reference set's features, computed once for many samplers; with those of samples that were held out of it."""
 
     features: Tensor
     sha: str
     extractor_sha: str
     rounding: str
+    held_out: Unseen | None = None
 
     @classmethod
-    def of(cls, images: Tensor, extractor: nn.Module | Extractor, levels: int | None = None) -> Reference:
+    def of(
+        cls,
+        images: Tensor,
+        extractor: nn.Module | Extractor,
+        levels: int | None = None,
+        held_out: Tensor | None = None,
+    ) -> Reference:
         """From images (N, C, H, W) in [-1, 1]; `levels` as in `evaluate`.
 
+        Of `held_out`, images (N', C, H, W) that nothing was trained on where `images` are what was, those that are
+        among `images` all the same are counted and warned of.
+
         Raises:
-            ValueError: if the images are not a usable set.
+            ValueError: if the images are not a usable set, or the others not held out (`Unseen.of`).
         """
         check_images(images, "the reference set")
-        extractor = as_extractor(extractor)
-        features = extract(extractor, _prepared(images, levels))
-        return cls(features, tensor_sha(images), extractor.sha, _rounding(levels))
+        extractor, prepared, unseen = as_extractor(extractor), _prepared(images, levels), None
+        if held_out is not None:
+            check_images(held_out, "the held-out set")
+            unseen = Unseen.of(_prepared(held_out, levels), prepared, extractor, tensor_sha(held_out))
+        return cls(extract(extractor, prepared), tensor_sha(images), extractor.sha, _rounding(levels), unseen)
 
     @cached_property
     def mean_distance(self) -> float:
         """Between two images, of `diversity`."""
         return mean_distance(self.features)
+
+    @cached_property
+    def held_out_distance(self) -> float:
+        """The median distance of the held-out samples to the nearest of the set, of `copying_ratio`."""
+        assert self.held_out is not None
+        return nearest_median(self.held_out.features, self.features)
 
     def radii(self, k: int) -> Tensor:
         """Of the set's manifold, of `precision_recall`; computed at the first call."""
@@ -126,8 +145,8 @@ def evaluate(
         name: What to call it; unique among results that are shown together.
         shape: The shape of one sample.
         seeds: (N,) different seeds, one per sample.
-        reference: Images (N', C, H, W) in [-1, 1], or their `Reference` where several samplers share it. Without one
-            there is no `quality`.
+        reference: Images (N', C, H, W) in [-1, 1], or their `Reference` where several samplers share it or images were
+            held out. Without one there is no `quality`.
         extractor: The feature network; needed with a reference.
         fine: The fine solution from the same noise, (N, *shape); see `dsno.solvers.fine.fine_solution`. Without one
             there is no path error.
@@ -172,7 +191,7 @@ def evaluate(
     _check_samples(made.x, (len(seed), *shape), name)
 
     def compared() -> Result:
-        quality, protocol = _compare(made.x[::samples], name, known, levels, k)
+        quality, held_out, protocol = _compare(made.x[::samples], name, known, levels, k)
         error = None if fine is None else sample_error(made.x, fine)
         return Result(
             name=name,
@@ -198,6 +217,7 @@ def evaluate(
             path_error=None if error is None else float(error.square().mean().sqrt()),
             path_error_median=None if error is None else float(error.median()),
             fidelity=None if clean is None else _fidelity(made.x, clean, samples, known, levels),
+            held_out=held_out,
             accuracy=None if labels is None or net is None else class_accuracy(net, _prepared(made.x, levels), labels),
         )
 
@@ -319,9 +339,9 @@ def measure(
     """
     check_images(images, f"the set {name!r}")
     known = _reference(reference, extractor, levels)
-    quality, protocol = _compare(images, name, known, levels, k)
+    quality, held_out, protocol = _compare(images, name, known, levels, k)
     fidelity = None if clean is None else _fidelity(images, clean, 1, known, levels)
-    return Result(name, name, Cost(), protocol, quality, fidelity=fidelity)
+    return Result(name, name, Cost(), protocol, quality, fidelity=fidelity, held_out=held_out)
 
 
 def halves(
@@ -339,6 +359,8 @@ def halves(
     says how many: their distance is more than a perfect sampler's at `count`. They are drawn by lot, always the same;
     of a set of a few thousand, where the lot matters and work is little, several times (at most 8), for the mean.
 
+    Where samples were held out of the set, its copying ratio is about 1 if both are of one law.
+
     Raises:
         ValueError: unless a half has more than k images, or as `evaluate` does of a reference.
     """
@@ -353,10 +375,16 @@ def halves(
     for draw in range(min(max(DRAWN // N, 1), 8)):
         fake, rest = whole.features[torch.randperm(N, generator=generator(draw))].split([n, N - n])
         found.append(_measured(fake, replace(whole, features=rest), extractor, k))
-    quality = Quality(*(fmean(values) for values in zip(*(astuple(q) for q, _ in found), strict=True)))
-    protocol = found[0][1]
+    qualities, beside, (protocol, *_) = zip(*found, strict=True)
+    quality = Quality(*_means(qualities))
+    held_out = None if whole.held_out is None else HeldOut(*_means(beside))
     name = "real, other half" if n == count else f"real, other half ({n:,} images)"
-    return Result(name, name, Cost(), protocol, quality)
+    return Result(name, name, Cost(), protocol, quality, held_out=held_out)
+
+
+def _means(found: Sequence[Any]) -> list[float]:
+    """The mean of each field of dataclasses of numbers."""
+    return [fmean(values) for values in zip(*map(astuple, found), strict=True)]
 
 
 def _reference(
@@ -379,25 +407,27 @@ def _reference(
 
 def _compare(
     x: Tensor, name: str, known: tuple[Reference, Extractor] | None, levels: int | None, k: int
-) -> tuple[Quality | None, Protocol]:
-    """The quality of a set, and the part of the protocol that every result has."""
+) -> tuple[Quality | None, HeldOut | None, Protocol]:
+    """The quality of a set, beside held-out data, too, and the part of the protocol that every result has."""
     if known is None:
-        return None, _versions(len(x))
+        return None, None, _versions(len(x))
     reference, extractor = known
     x = _prepared(x, levels)
     check_images(x, f"the set {name!r}")
     return _measured(extract(extractor, x), reference, extractor, k)
 
 
-def _measured(fake: Tensor, reference: Reference, extractor: Extractor, k: int) -> tuple[Quality, Protocol]:
+def _measured(
+    fake: Tensor, reference: Reference, extractor: Extractor, k: int
+) -> tuple[Quality, HeldOut | None, Protocol]:
     """The same, of features."""
-    real = reference.features
+    real, held = reference.features, reference.held_out
     subset = min(KERNEL_SUBSET, len(fake), len(real))
     kernel, kernel_std = kernel_distance(fake, real, KERNEL_SUBSETS, subset)
     precision, recall = precision_recall(fake, real, k, reference.radii(k))
     spread = diversity(fake, real, reference.mean_distance)
     quality = Quality(frechet_distance(fake, real), kernel, kernel_std, precision, recall, spread)
-    return quality, replace(
+    protocol = replace(
         _versions(len(fake)),
         reference_count=len(real),
         reference_sha=reference.sha,
@@ -407,6 +437,10 @@ def _measured(fake: Tensor, reference: Reference, extractor: Extractor, k: int) 
         neighbours=k,
         kernel_subsets=f"{KERNEL_SUBSETS} x {subset}",
     )
+    if held is None:
+        return quality, None, protocol
+    noted = replace(protocol, held_out_count=len(held.features), held_out_sha=held.sha, held_out_shared=held.shared)
+    return quality, held.against(fake, real, reference.held_out_distance), noted
 
 
 def _fidelity(

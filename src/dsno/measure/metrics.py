@@ -17,6 +17,7 @@ The first two are biased by N (Fréchet) or noisy in it (kernel): compare only n
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
@@ -28,11 +29,15 @@ __all__ = [
     "frechet_distance",
     "kernel_distance",
     "mean_distance",
+    "nearest_distances",
     "neighbour_radii",
     "path_error",
     "precision_recall",
     "sample_error",
 ]
+
+BLOCK = 1 << 24
+"""Distances that are held at a time, 128 MiB of them."""
 
 
 class _Given(nn.Module):
@@ -152,8 +157,30 @@ def neighbour_radii(features: Tensor, k: int = 3) -> Tensor:
         raise ValueError(f"k must be at least 1, got {k}")
     features = _checked(features, "real", k + 1)
     # A point is its own nearest neighbour, hence k + 1.
-    nearest = (torch.cdist(rows, features).topk(k + 1, dim=1, largest=False).values for rows in features.split(1024))
+    nearest = (block.topk(k + 1, dim=1, largest=False).values for block in _distances(features, features))
     return torch.cat([distances[:, -1] for distances in nearest])
+
+
+def nearest_distances(features: Tensor, train: Tensor) -> Tensor:
+    r"""The distance of every row $f$ of (N, D) to its nearest in another set, $\min_g \|f - g\|$ over the rows $g$ of
+    (N', D): (N,), in float64 and in blocks.
+
+    Exactly 0 of a row that is in both.
+
+    Raises:
+        ValueError: unless both are finite, not empty and of one D.
+    """
+    features, train = _checked(features, "given", 1), _checked(train, "training", 1)
+    if features.shape[1] != train.shape[1]:
+        raise ValueError(f"the given features have {features.shape[1]} dimensions, the training ones {train.shape[1]}")
+    nearest = torch.cat([block.argmin(1) for block in _distances(features, train)])
+    # Again, of these alone: the fast matrix form leaves 1e-8 between equal points.
+    return (features - train[nearest]).norm(dim=1)
+
+
+def _distances(points: Tensor, centres: Tensor) -> Iterator[Tensor]:
+    """The distances from (N, D) to (N', D), a block of rows (n, N') at a time."""
+    return (torch.cdist(rows, centres) for rows in points.split(max(1, BLOCK // len(centres))))
 
 
 def _covered(points: Tensor, centres: Tensor, radii: Tensor) -> float:
@@ -161,7 +188,7 @@ def _covered(points: Tensor, centres: Tensor, radii: Tensor) -> float:
     # The fast matrix form is off by so much of the squares: equal points would not be at the distance 0.
     largest = torch.cat([points, centres]).square().sum(1).max()
     bounds = radii.square() + 8 * points.shape[1] * torch.finfo(points.dtype).eps * largest
-    inside = [(torch.cdist(rows, centres).square() <= bounds).any(1) for rows in points.split(1024)]
+    inside = [(block.square() <= bounds).any(1) for block in _distances(points, centres)]
     return float(torch.cat(inside).double().mean())
 
 
@@ -190,7 +217,7 @@ def mean_distance(features: Tensor) -> float:
     # The fast matrix form leaves 1e-8 between equal points.
     if bool((features == features[0]).all()):
         return 0.0
-    return sum(float(torch.cdist(rows, features).sum()) for rows in features.split(1024)) / (N * (N - 1))
+    return sum(float(block.sum()) for block in _distances(features, features)) / (N * (N - 1))
 
 
 def _feature_pair(fake: Tensor, real: Tensor, at_least: int) -> tuple[Tensor, Tensor]:

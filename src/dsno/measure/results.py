@@ -13,7 +13,7 @@ from typing import Any
 
 from dsno.checkpoint import read_json, write_json
 
-__all__ = ["RESULTS", "Cost", "Fidelity", "Protocol", "Quality", "Result", "load_results", "save_results"]
+__all__ = ["RESULTS", "Cost", "Fidelity", "HeldOut", "Protocol", "Quality", "Result", "load_results", "save_results"]
 
 RESULTS = "results.json"
 """What the file of an evaluation is called."""
@@ -38,6 +38,22 @@ class Quality:
     precision: float
     recall: float
     diversity: float
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """The same set against data that was held out of the reference.
+
+    Attributes:
+        frechet: Fréchet distance, 0 is best.
+        kernel: Kernel distance (mean over subsets), around 0 is best.
+        copying: Median distance of samples to the nearest reference over that of what was held out: about 1 for new
+            samples, 0 for copies; see `dsno.measure.copying`.
+    """
+
+    frechet: float
+    kernel: float
+    copying: float
 
 
 @dataclass(frozen=True)
@@ -86,6 +102,9 @@ class Protocol:
         seeds: Their seeds: `first..last` where consecutive, else their checksum; empty where nothing was sampled.
         reference_count: Images in the reference set.
         reference_sha: SHA-256 of the reference images as given.
+        held_out_count: Images that were held out of it; 0 without any.
+        held_out_sha: SHA-256 of these as given.
+        held_out_shared: How many of them are in the reference set all the same.
         extractor: The feature network's name.
         extractor_sha: SHA-256 of its weights.
         values: What was done to values outside the pixel range before features: always clamped.
@@ -105,6 +124,9 @@ class Protocol:
     seeds: str = ""
     reference_count: int = 0
     reference_sha: str = ""
+    held_out_count: int = 0
+    held_out_sha: str = ""
+    held_out_shared: int = 0
     extractor: str = ""
     extractor_sha: str = ""
     values: str = "clamped to [-1, 1]"
@@ -125,7 +147,7 @@ class Protocol:
     @property
     def scale(self) -> tuple[object, ...]:
         """What two results must share for their quality and path error to be compared."""
-        features = (self.reference_sha, self.extractor_sha, self.rounding)
+        features = (self.reference_sha, self.held_out_sha, self.extractor_sha, self.rounding)
         return (self.count, *features, self.neighbours, self.kernel_subsets, self.fine_sha, self.told)
 
 
@@ -142,6 +164,7 @@ class Result:
         path_error: RMSE over samples and pixels against the fine solution, or None.
         path_error_median: Median over samples of their own RMSE: small where few samples land elsewhere.
         fidelity: Samples against their references, where there are any.
+        held_out: Set against held-out data, where there are any.
         accuracy: Share of samples that the extractor, a classifier, takes for the class that was asked for; of real
             images for their own; or None.
     """
@@ -154,6 +177,7 @@ class Result:
     path_error: float | None = None
     path_error_median: float | None = None
     fidelity: Fidelity | None = None
+    held_out: HeldOut | None = None
     accuracy: float | None = None
 
 
@@ -180,7 +204,7 @@ def load_results(path: Path | str) -> list[Result]:
 
 
 def _result(entry: dict[str, Any]) -> Result:
-    quality, fidelity = entry.pop("quality"), entry.pop("fidelity", None)
+    quality, fidelity, held_out = entry.pop("quality"), entry.pop("fidelity", None), entry.pop("held_out", None)
     return Result(
         **{
             **entry,
@@ -188,5 +212,6 @@ def _result(entry: dict[str, Any]) -> Result:
             "protocol": Protocol(**entry["protocol"]),
             "quality": None if quality is None else Quality(**quality),
             "fidelity": None if fidelity is None else Fidelity(**fidelity),
+            "held_out": None if held_out is None else HeldOut(**held_out),
         }
     )

@@ -2,11 +2,11 @@
 
 A table is text by column title; the shell prints it and a page sets it. What is best is decided among samplers on one
 scale only, and after rounding to what is printed: a difference nobody sees makes nobody better. `reading` says in a
-sentence what the table says of its first row.
+sentence what the table says of its first row, `copied` which samplers copy their training data.
 
 A Fréchet distance is biased upwards (`dsno.measure.metrics`), so its best is not 0 but what samples of the data's own
 law get, the row of `dsno.measure.evaluate.halves`; a kernel distance has no bias and is as often below 0 there. `BIAS`
-and `UNBIASED` say so below a table.
+and `UNBIASED` say so below a table, and `COPYING` what held-out data say.
 """
 
 from __future__ import annotations
@@ -15,9 +15,10 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from dsno.measure.copying import COPIED
 from dsno.measure.results import Result
 
-__all__ = ["BIAS", "COLUMNS", "UNBIASED", "Column", "best", "nearest", "reading", "table"]
+__all__ = ["BIAS", "COLUMNS", "COPYING", "UNBIASED", "Column", "best", "copied", "nearest", "reading", "table"]
 
 
 BIAS = (
@@ -28,6 +29,13 @@ BIAS = (
 
 UNBIASED = "A kernel distance has no bias: of equal laws it is around 0, by chance below it as often as above."
 """What to know of its kernel distances, where they are shown."""
+
+COPYING = (
+    "Copying is the median distance of the samples to the nearest image of the data over that of held-out images, in "
+    f"the features of the other distances: 1 is as far as new images are, and a sampler below {COPIED:g} copies. In "
+    "the row 'real, other half' it is about 1 where the held-out images are of the law of the data."
+)
+"""What to know of its copying ratios, where there are any."""
 
 
 ARROWS = {"high": "↑", "low": "↓"}
@@ -63,6 +71,10 @@ def _quality(field: str) -> Callable[[Result], float | None]:
     return lambda result: None if result.quality is None else float(getattr(result.quality, field))
 
 
+def _held_out(field: str) -> Callable[[Result], float | None]:
+    return lambda result: None if result.held_out is None else float(getattr(result.held_out, field))
+
+
 def _cost(field: str) -> Callable[[Result], float | None]:
     # A set that nothing sampled has no cost to show.
     return lambda result: getattr(result.cost, field) if result.cost.rounds else None
@@ -87,6 +99,10 @@ def _milli(value: float) -> str:
     return _digits(1e3 * value)
 
 
+def _ratio(value: float) -> str:
+    return f"{value:.3f}"
+
+
 FRECHET = Column("Fréchet", "distance", _quality("frechet"), _digits, "low")
 
 COLUMNS: tuple[Column, ...] = (
@@ -95,13 +111,16 @@ COLUMNS: tuple[Column, ...] = (
     Column("compute", "MFLOP", _cost("flops"), lambda value: _digits(value / 1e6)),
     Column("PSNR", "dB", _fidelity("psnr"), lambda value: f"{value:.2f}", "high"),
     Column("feature distance", "to reference", _fidelity("feature_distance"), _digits, "low"),
-    Column("spread", "RMS of samples", _fidelity("spread"), lambda value: f"{value:.3f}"),
+    Column("spread", "RMS of samples", _fidelity("spread"), _ratio),
     FRECHET,
+    Column("held-out Fréchet", "distance", _held_out("frechet"), _digits, "low"),
     Column("kernel", "×1000, around 0", _quality("kernel"), _milli, "low", rare=True),
-    Column("precision", "0 to 1", _quality("precision"), lambda value: f"{value:.3f}", "high"),
-    Column("recall", "0 to 1", _quality("recall"), lambda value: f"{value:.3f}", "high"),
-    Column("diversity", "data: 1", _quality("diversity"), lambda value: f"{value:.3f}", rare=True),
-    Column("class", "as asked", lambda result: result.accuracy, lambda value: f"{value:.3f}", "high"),
+    Column("held-out kernel", "×1000, around 0", _held_out("kernel"), _milli, "low", rare=True),
+    Column("precision", "0 to 1", _quality("precision"), _ratio, "high"),
+    Column("recall", "0 to 1", _quality("recall"), _ratio, "high"),
+    Column("diversity", "data: 1", _quality("diversity"), _ratio, rare=True),
+    Column("copying", "new data: 1", _held_out("copying"), _ratio),
+    Column("class", "as asked", lambda result: result.accuracy, _ratio, "high"),
     Column("path error", "RMSE", lambda result: result.path_error, _digits, "low"),
     Column("latency", "ms, one", _cost("latency"), _milli),
     Column("batched", "ms each", _cost("seconds_per_sample"), _milli, rare=True),
@@ -167,6 +186,22 @@ def reading(results: Sequence[Result]) -> str:
         f"the nearest (*): {top.name}, {_distance(top)} after {_calls(top)}",
     ]
     return "; ".join(filter(None, parts)) + "."
+
+
+def copied(results: Sequence[Result]) -> str:
+    """Which families of samplers copy their training data, with the lowest ratio of each; empty where none does, or
+    nothing was held out."""
+    found: dict[str, float] = {}
+    for result in results:
+        if result.held_out is not None and (ratio := result.held_out.copying) < COPIED:
+            found[result.family] = min(ratio, found.get(result.family, ratio))
+    if not found:
+        return ""
+    ratios = _listed([_ratio(ratio) for ratio in found.values()])
+    return (
+        f"{_listed([*found])} cop{'ies' if len(found) == 1 else 'y'} the training data: copying is {ratios}, where new "
+        "data are at 1. Their distances to held-out data are those that count."
+    )
 
 
 def _listed(words: Sequence[str]) -> str:

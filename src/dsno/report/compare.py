@@ -22,9 +22,10 @@ from torch import Tensor
 from dsno.condition import map_cond
 from dsno.cost import flops
 from dsno.data.load import load_data
-from dsno.data.samples import Samples, check_images
+from dsno.data.samples import Samples, check_images, split
 from dsno.denoise import Denoiser, Prediction
 from dsno.grids import uniform
+from dsno.measure.copying import shared_images
 from dsno.measure.evaluate import Reference, evaluate, halves, measure
 from dsno.measure.features import class_accuracy
 from dsno.measure.results import RESULTS, Result, load_results, save_results
@@ -47,7 +48,7 @@ from dsno.teachers.load import load_teacher
 from dsno.train import Report, quiet
 from dsno.trajectory import Sampler, Trajectory
 
-__all__ = ["EVALUATION", "FEWEST", "HELD_OUT", "REPORT", "Parts", "check_written", "compare", "parts_of"]
+__all__ = ["EVALUATION", "FEWEST", "HELD_OUT", "REPORT", "Parts", "check_written", "compare", "parts_of", "set_apart"]
 
 log = logging.getLogger(__name__)
 
@@ -99,6 +100,7 @@ def compare(
     repeats: int = 3,
     passes: Sequence[int] = (),
     fresh: bool = False,
+    held_out: str | float | Samples | None = None,
     accelerator: Any = None,
     variant: str | None = None,
     guidance: float | None = None,
@@ -111,7 +113,7 @@ def compare(
         teacher: The teacher, as `load_teacher` takes it.
         student: Folder of the student or flow map.
         features: Folder of the feature network.
-        data: The reference set, or what `dsno.data.load.load_data` takes.
+        data: The reference set, or what `dsno.data.load.load_data` takes: what was trained on.
         count: How many noises.
         out: Folder for `results.json` and `report.html`, which replace those of an evaluation before; nothing is
             written without it.
@@ -125,6 +127,8 @@ def compare(
         repeats: Calls behind each latency, 0 to leave latencies out.
         passes: Numbers of passes to measure the student at, a row each; by default the fewest it was trained for.
         fresh: Noise the sample again between passes.
+        held_out: Images that nothing was trained on, as `data`, or the share of `data` to hold out (`set_apart`): what
+            is measured is compared with them, too, and told from a copy of `data`.
         accelerator: An `accelerate.Accelerator`: its processes share the noises and the first one writes; or None.
         variant: The variant of the teacher's weights, where it is one of diffusers.
         guidance: The weight of guidance of a teacher that is told classes, and of its student, one number for all; by
@@ -139,15 +143,16 @@ def compare(
         FileNotFoundError: if a folder is not complete.
         ValueError: if student, teacher, data and feature network are of different shapes or classes, the student makes
             other passes than are asked for, is told something else, or was trained on one of the noises or on other
-            weights, or `count` or half of the data are too few for precision and recall.
+            weights, or `count` or half of the data are too few for precision and recall; or as
+            `set_apart` does.
     """
     if count < FEWEST:
         raise ValueError(f"count must be at least {FEWEST}, got {count}: precision and recall look at neighbours")
     if out is not None:
-        check_apart(out, teacher, student, features, "" if isinstance(data, Samples) else data)
+        check_apart(out, teacher, student, features, *(given for given in (data, held_out) if isinstance(given, str)))
     written = [] if out is None else [Path(out) / RESULTS, Path(out) / REPORT]
     check_written(*(written if page is None else [*written[:1], Path(page)]))
-    images = data if isinstance(data, Samples) else load_data(data)
+    images, held = set_apart(data if isinstance(data, Samples) else load_data(data), held_out)
     told, learned, net = parts_of(teacher, student, features, images, variant, guidance)
     solved, shape = told.teacher, images.shape
     origin = _checked_origin(student, solved, teacher, first_seed, count)
@@ -158,7 +163,7 @@ def compare(
     own, solvers = _passes(learned, family, passes, fresh), _solvers(told.solved, solved.schedule, ddim, multistep)
     done = _done(fine_steps, passes, solvers)
 
-    reference = Reference.of(images.x, net)
+    reference = Reference.of(images.x, net, held_out=None if held is None else held.x)
     floor = halves(reference, net, count)
     report("evaluate", 0, done[-1], f"{done[-1]} network calls for {count} noises, the fine solution first")
     z, labels = noise(seeds, shape, device=device), told.labels(seeds, device)
@@ -195,9 +200,40 @@ def compare(
     if out is not None or page is not None:
         shown = _Shown(told, learned, family, first_seed, z, labels, fine, fine_steps)
         title = f"{'Few passes' if passes else 'One pass'} beside its teacher: {images.name}"
-        said = f"{_same(shown, origin)}; quality against {len(images)} images in the features of {net.name}."
+        said = f"{_same(shown, origin)}; quality against {len(images)} images in the features of {net.name}"
+        said += "." if held is None else f"; held out of them: {len(held)} images, {held.name}."
         html_report(page or Path(out or ".") / REPORT, title, _sections(results, shown), said)
     return results
+
+
+def set_apart(images: Samples, held_out: str | float | Samples | None) -> tuple[Samples, Samples | None]:
+    """The reference set, and the one that is held out of it, if any: an image set of its own, or a share in (0, 0.5].
+
+    A share is drawn by lot, as `split(images, held_out)` does it. A student and a teacher that were trained on
+    the rest have not seen it. Of others the distance to it says no more than that to the rest; the copying ratio says
+    nearly as much: most of what they copy is in the rest.
+
+    Raises:
+        ValueError: for another share; for images that are too few, of another shape, or in the reference set by half.
+        FileNotFoundError, ...: as `load_data` does.
+    """
+    if held_out is None:
+        return images, None
+    if not isinstance(held_out, int | float):
+        held = held_out if isinstance(held_out, Samples) else load_data(held_out)
+        shared_images(held.x, images.x)
+        return images, held
+    if not 0 < held_out <= 0.5:
+        raise ValueError(f"held_out must be an image set or a share of the data in (0, 0.5], got {held_out:g}")
+    rest, held = split(images, held_out)
+    shared_images(held.x, rest.x)
+    log.warning(
+        "a share of %g of %s is held out of the reference: distances to it are to unseen images if student and teacher "
+        "were trained on the rest (dsno.data.samples.split); copying is told in any case",
+        held_out,
+        images.name,
+    )
+    return rest, replace(held, name=f"a share of {held_out:g} of {images.name}")
 
 
 def check_written(*paths: Path) -> None:

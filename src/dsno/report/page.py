@@ -15,7 +15,7 @@ from pathlib import Path
 
 from dsno.checkpoint import write_atomically
 from dsno.measure.results import Result
-from dsno.measure.table import BIAS, COLUMNS, UNBIASED, best, nearest, reading, table
+from dsno.measure.table import BIAS, COLUMNS, COPYING, UNBIASED, best, copied, nearest, reading, table
 
 __all__ = ["Picture", "Section", "html_report", "is_report"]
 
@@ -50,7 +50,7 @@ def html_report(path: Path | str, title: str, sections: Sequence[Section], summa
 
     In a table of results the best of each column are set in bold where all were measured on one scale
     (`dsno.measure.table.best`), and the row nearest to the data is marked; below it stands what it says of its first
-    row and what its distances are worth, and the protocol folds out.
+    row and what its distances are worth, and the protocol folds out. Where something was held out, it says who copies.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -78,7 +78,8 @@ def _section(section: Section) -> str:
         parts.append(f"<div class=row>{''.join(_img(picture) for picture in section.pictures)}</div>")
     if section.results:
         known = any(result.quality is not None for result in section.results)
-        said = [reading(section.results), BIAS, UNBIASED] if known else []
+        held_out = any(result.protocol.held_out_count for result in section.results)
+        said = [copied(section.results), reading(section.results), BIAS, UNBIASED, COPYING * held_out] if known else []
         parts += [_table(section.results), _paragraphs("\n\n".join(said)), _protocols(section.results)]
     return "<section>\n" + "\n".join(part for part in parts if part) + "\n</section>"
 

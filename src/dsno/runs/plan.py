@@ -1,6 +1,6 @@
 r"""What a run will cost, before it is started: evaluations, arithmetic, bytes, memory, hours, and what to change.
 
-A run has up to three stages. With $F_D$ the floating-point operations of the teacher on one row, $F_G$ those of the
+A run has up to four stages. With $F_D$ the floating-point operations of the teacher on one row, $F_G$ those of the
 student's pass on one sample (all the frames that a step supervises), $N$ trajectories of $n$ evaluations, $K$ steps of
 batch $B$, and a backward pass taken for two forward ones,
 
@@ -9,6 +9,7 @@ batch $B$, and a backward pass taken for two forward ones,
 | teach | $3 F_D B_T K_T$ | (given) |
 | generate | $F_D \, n N$ | $3.6 \cdot 10^{10} \times 512 \times 1.024 \cdot 10^6 = 1.9 \cdot 10^{19}$ |
 | distill, start | $3 F_G B K$ | $3 \times 1.5 \cdot 10^{11} \times 256 \times 4 \cdot 10^5 = 4.7 \cdot 10^{19}$ |
+| finish | $(3 F_G + 7 F_D) B_F K_F$: the denoiser of the samples, and through it and the teacher | (none) |
 
 Of a learned start $F_G$ is what a training step does on a sample: the predictor, the critic and the frozen teacher,
 whose backward pass is taken for two forward ones, too, although no weight of it gets a gradient.
@@ -44,7 +45,7 @@ class StageCost:
     """What one stage costs.
 
     Attributes:
-        name: `teach`, `generate`, and `distill` or `start`.
+        name: `teach`, `generate`, `distill` or `start`, and `finish`.
         evaluations: Rows that a network evaluates: the teacher's, or the student's samples.
         flop: Floating-point operations, backward passes included.
         memory: Bytes at the batch of the run, on one device: weights, their gradients and moments, activations.
@@ -224,16 +225,20 @@ def plan(
 
 def _settled(work: Workload, device: torch.device) -> tuple[Workload, str]:
     """The run in the precision that it would be trained in, and what is said of that."""
-    teach, train = ((None, "") if c is None else settled(c, device) for c in (work.teach, work.train))
-    return replace(work, teach=teach[0], train=train[0]), teach[1] or train[1]
+    own = (work.teach, work.train, work.finish)
+    (teach, a), (train, b), (finish, c) = ((None, "") if one is None else settled(one, device) for one in own)
+    return replace(work, teach=teach, train=train, finish=finish), a or b or c
 
 
 def stage_costs(work: Workload, count: Count, rates: Mapping[str, Rate], devices: int = 1) -> list[StageCost]:
     """What the stages of a run cost, from its counts and the rate of each stage."""
 
-    def cost(name: str, evaluations: float, flop: float, memory: float, disk: float) -> StageCost:
-        hours = flop * rates[name].seconds / devices / HOUR
-        return StageCost(name, int(evaluations), flop, int(memory), int(disk), hours, rates[name].how)
+    def cost(
+        name: str, evaluations: float, flop: float, memory: float, disk: float, measured: str | None = None
+    ) -> StageCost:
+        rate = rates[measured or name]
+        hours = flop * rate.seconds / devices / HOUR
+        return StageCost(name, int(evaluations), flop, int(memory), int(disk), hours, rate.how)
 
     def training(weights: int, trained: int, kept: int, batch: int, config: TrainConfig) -> float:
         """Bytes: weights, gradients, two moments and the average in float32, and what is kept of a device's rows."""
@@ -257,6 +262,14 @@ def stage_costs(work: Workload, count: Count, rates: Mapping[str, Rate], devices
         memory = training(count.student_weights, count.trained, count.training, work.train_batch, work.train)
         disk = 4 * count.written
         stages.append(cost(work.trains, samples, BACKWARD * count.sample * samples, memory, disk))
+    if work.finish is not None:
+        noises = work.finish.steps * work.finish.accumulate * work.finish_batch
+        # The denoiser of the samples is trained, and differentiated in its input as the teacher is.
+        flop = (BACKWARD * (count.sample + count.evaluation) + 2 * count.evaluation * (1 + work.pairs)) * noises
+        held = count.training + 3 * count.teaching * work.pairs
+        trained = count.trained + count.teacher_weights
+        memory = training(count.student_weights + 2 * weights, trained, held, work.finish_batch, work.finish)
+        stages.append(cost("finish", noises, flop, memory, 4 * count.written, work.trains))
     return stages
 
 

@@ -51,6 +51,8 @@ class Workload:
         others: As in `TrajectoryDistillation`.
         teach: How the teacher is trained; None where it is given.
         teach_batch: Samples per step of that.
+        finish: How the student is finished by `identity`, behind that; None where it is not.
+        finish_batch: Noises per step of it.
 
     Raises:
         ValueError: for batches or steps below 1, no frames, a negative `count`, or an unknown solver.
@@ -72,12 +74,14 @@ class Workload:
     others: float | None = None
     teach: TrainConfig | None = None
     teach_batch: int = 128
+    finish: TrainConfig | None = None
+    finish_batch: int = 64
 
     trains: ClassVar[str] = "distill"
     """What the stage is called that trains the student."""
 
     def __post_init__(self) -> None:
-        for name in ("batch", "train_batch", "teach_batch", "steps"):
+        for name in ("batch", "train_batch", "teach_batch", "finish_batch", "steps"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         if self.count < 0 or not self.times:

@@ -89,9 +89,16 @@ class Origin:
 
 
 def origin_to_note(
-    out: Path, teacher: Denoiser | None, ref: str | None, trajectories: TrajectorySet | None
+    out: Path,
+    teacher: Denoiser | None,
+    ref: str | None,
+    trajectories: TrajectorySet | None,
+    earlier: str | None = None,
 ) -> dict[str, Any]:
-    """The note of the origin of a student in `out`, whose teacher was named `ref` if by anything, JSON-able."""
+    """The note of the origin of a student in `out`, whose teacher was named `ref` if by anything, JSON-able.
+
+    One that went on from an `earlier` student, named by its folder, has seen what that one saw.
+    """
     known: dict[str, Any] = {"name": ref, "sha256": None}
     if teacher is not None:
         known["sha256"] = sha_of(teacher)
@@ -100,9 +107,14 @@ def origin_to_note(
     if (path := local_path(ref)) is not None and path.exists():
         known |= {"path": str(path), "beside": os.path.relpath(path, out.resolve())}
     note: dict[str, Any] = {"teacher": known}
+    seen = []
     if trajectories is not None:
         first = trajectories.manifest["first_seed"]
-        note["seeds"] = [first, first + len(trajectories)]
+        seen.append((first, first + len(trajectories)))
+    if earlier is not None and (Path(earlier) / CONFIG).is_file() and (seeds := origin_of(earlier).seeds) is not None:
+        seen.append(seeds)
+    if seen:
+        note["seeds"] = [min(first for first, _ in seen), max(last for _, last in seen)]
     return note
 
 

@@ -13,6 +13,7 @@ from torch import Tensor
 from dsno.borrow import unwrapped
 from dsno.condition import Cond
 from dsno.grids import check_grid, even
+from dsno.nets.backbone import tokens_of
 from dsno.seeds import noise_tape
 from dsno.solvers.run import initial_state
 from dsno.students.flowmap import FlowMap
@@ -21,7 +22,16 @@ from dsno.students.inputs import computing
 from dsno.students.operator import TrajectoryStudent
 from dsno.trajectory import Sampler, Trajectory, sampled
 
-__all__ = ["DecoderSampler", "FlowMapSampler", "MultiPass", "OnePass", "Student", "passes_of", "sampler_of"]
+__all__ = [
+    "DecoderSampler",
+    "FlowMapSampler",
+    "MultiPass",
+    "OnePass",
+    "Student",
+    "passes_of",
+    "sampler_of",
+    "told_more",
+]
 
 
 @dataclass(frozen=True)
@@ -283,6 +293,12 @@ class DecoderSampler:
 
 Student = TrajectoryStudent | FlowMap | ParallelDecoder
 """What `dsno distill` makes."""
+
+
+def told_more(student: Student) -> bool:
+    """Whether a student is told more than a class, which alone can be drawn for it: a guidance weight, or a text."""
+    student = unwrapped(student)
+    return student.guided or (isinstance(student, TrajectoryStudent) and bool(tokens_of(student.lifted.backbone)))
 
 
 def sampler_of(student: Student, passes: int | None = None, whole: bool = False, fresh: bool = False) -> Sampler:

@@ -21,7 +21,7 @@ from dsno.condition import Cond, flat, map_cond
 from dsno.seeds import noise
 from dsno.trajectories.manifest import dtype_names, dtypes, join
 
-__all__ = ["Label", "checked_labels", "shared_labels", "uniform_labels", "uniform_weights", "write_labels"]
+__all__ = ["Label", "checked_labels", "shared_labels", "uniform_labels", "uniform_weights", "weighted", "write_labels"]
 
 Label = Callable[[Tensor], Cond]
 
@@ -74,6 +74,18 @@ def uniform_weights(low: float, high: float) -> Callable[[Tensor], Tensor]:
         return (low + (high - low) * _uniform(seeds, LABEL_STREAM - 1)).float()
 
     return weight
+
+
+def weighted(label: Label, low: float, high: float) -> Label:
+    """A condition, and beside it under `weight` a guidance weight, uniform in [`low`, `high`]; a bare label is under
+    `label`."""
+    weight = uniform_weights(low, high)
+
+    def told(seeds: Tensor) -> Cond:
+        cond = label(seeds)
+        return {**({"label": cond} if isinstance(cond, Tensor) else cond), "weight": weight(seeds)}
+
+    return told
 
 
 def _uniform(seeds: Tensor, stream: int) -> Tensor:
