@@ -38,10 +38,11 @@ def test_what_is_made_is_only_measured(here: Path, stages: dict[Path, bytes], mo
 
 def test_a_student_of_classes_is_measured_too(classes: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     train_features(load_data("digits"), classes / "runs" / "features", steps=2, width=4)
-    monkeypatch.setitem(RECIPES, "classes", replace(RECIPES["digits"], conditional=True))
+    monkeypatch.setitem(RECIPES, "classes", replace(RECIPES["digits"], conditional=True, guidance=(0, 3)))
     monkeypatch.setattr("dsno.cli.reproduce.compare", FEW)
     ran = dsno("reproduce", "classes", "--out", "runs", at=classes)
     assert ran.code == 0 and "report: runs/evaluation/report.html" in ran.out, ran.said
+    assert ran.following == ["sample", "--student", "runs/student", "--guidance", "1.5"]
     # Its trajectories have weights from about 0 on, of which it is measured at the least.
     (told,) = {r.protocol.told for r in load_results(classes / "runs" / "evaluation" / "results.json")[:-1]}
     least, _ = trained_for(classes / "runs" / "student")

@@ -50,7 +50,8 @@ class Reproduce:
             show(results)
         minutes = (time.perf_counter() - began) / 60
         page = f"; report: {out / 'evaluation' / 'report.html'}" if results is not None else ""
-        say(f"{minutes:.1f} minutes{page}", command("sample", student=out / "student"))
+        weight = None if recipe.guidance is None else f"{sum(recipe.guidance) / 2:g}"
+        say(f"{minutes:.1f} minutes{page}", command("sample", student=out / "student", guidance=weight))
 
     def _recipe(self) -> Recipe:
         if self.recipe not in RECIPES:
