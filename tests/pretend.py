@@ -36,4 +36,4 @@ def result(name: str, rounds: int, frechet: float, error: float | None = 0.1, **
     family = re.sub(r"-\d+$", "", name)
     held = Protocol(count=64, extractor="tiny_cnn", **protocol)
     beside = HeldOut(2 * frechet, frechet / 5, 1.0)
-    return Result(name, family, cost, held, quality, error, error, Fidelity(20.0, 3.0, 0.1), beside)
+    return Result(name, family, cost, held, quality, error, error, Fidelity(20.0, 3.0, 0.1), beside, 0.9)

@@ -74,10 +74,6 @@ def test_a_range_of_guidance_is_distilled_into_one_student(runs: Path, tmp_path:
     for weight in (3.5, -1, "inf", "nan"):
         ran = dsno(*sample, "--guidance", weight, at=runs)
         assert ran.code == 2 and f"was not trained for the guidance weight {weight}: expected 0 to 3" in ran.said
-    ran = dsno("evaluate", "--student", tmp_path / "map", "--out", tmp_path / "e", at=runs)
-    assert ran.code == 2
-    assert "is told a class and a guidance weight, and evaluate measures unconditional students" in ran.said
-    assert not (tmp_path / "e").exists()
 
 
 def test_matching_is_told_the_weights_that_its_trajectories_are(runs: Path, tmp_path: Path) -> None:

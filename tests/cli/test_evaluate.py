@@ -1,5 +1,6 @@
 """`dsno evaluate` and `dsno demo`: students and flow maps beside their teachers."""
 
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,8 @@ from dsno.app.export import load_program
 from dsno.checkpoint import read_json
 from dsno.data.load import load_data
 from dsno.measure.results import load_results
+from dsno.report.compare import compare
+from dsno.runs.features import train_features
 from dsno.students.files import load_student
 from refusals import Spoil, edit, refusals, refuses
 from shell import QUICK, dsno
@@ -61,6 +64,22 @@ def test_an_operator_is_measured_at_several_passes_and_against_what_was_held_out
     assert ran.code == 2 and "a student of 4 frames makes 1 to 4 passes, got 9" in ran.said
 
 
+def test_a_student_of_classes_is_measured_under_guidance(classes: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dsno.cli.evaluate.compare", partial(compare, ddim=(1,), multistep=(), fine_steps=8, repeats=0))
+    train_features(load_data("digits"), classes / "runs" / "features", steps=2, width=4)
+    ran = dsno("sample", "--student", "runs/student", "--guidance", 1.5, "--count", 2, at=classes)
+    assert ran.code == 0 and ran.following == ["evaluate", "--student", "runs/student", "--guidance", "1.5"]
+    ran = dsno(*ran.following, "--count", 8, at=classes)
+    assert ran.code == 0, ran.said
+    student, ddim, *_ = load_results(classes / "runs" / "evaluation" / "results.json")
+    assert student.protocol.told == "classes as often as in digits, guidance weight 1.5"
+    assert (student.cost.nfe, ddim.cost.nfe, ddim.cost.rounds) == (1, 2, 1) and student.accuracy is not None
+    written = (classes / "runs" / "evaluation" / "results.json").read_bytes()
+    ran = dsno("evaluate", "--student", "runs/student", "--guidance", 9, "--overwrite", at=classes)
+    assert ran.code == 2 and "runs/student was not trained for the guidance weight 9: expected 0" in ran.err
+    assert (classes / "runs" / "evaluation" / "results.json").read_bytes() == written
+
+
 # Refusals
 
 
@@ -76,6 +95,12 @@ def test_an_unknown_key_of_any_model_is_named_with_the_nearest(model: str, here:
 
 @refusals(
     ("evaluate --count 8", None, "runs/evaluation exists already"),
+    (
+        "evaluate --student runs/student --guidance 1 --out new",
+        None,
+        "runs/student is told no class, and only students of classes are compared under guidance",
+    ),
+    ("evaluate --pairs a b --guidance 1 --out new", None, "--guidance does not go with --pairs: leave it out"),
     ("evaluate --out samples.png/evaluation", None, "cannot write to samples.png/evaluation"),
 )
 def test_a_failure_is_one_line_and_touches_nothing(command: str, spoil: Spoil, message: str, here: Path) -> None:

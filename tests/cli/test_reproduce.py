@@ -8,11 +8,16 @@ import numpy as np
 import pytest
 
 from dsno.checkpoint import write_json
+from dsno.data.load import load_data
 from dsno.measure.results import load_results
 from dsno.report.compare import compare
+from dsno.runs.features import train_features
 from dsno.runs.recipes import RECIPES
+from dsno.students.files import trained_for
 from refusals import Spoil, refusals, refuses
 from shell import dsno
+
+FEW = partial(compare, count=8, ddim=(1,), multistep=(2,), fine_steps=16, repeats=0)
 
 
 @pytest.fixture
@@ -23,8 +28,7 @@ def stages(here: Path) -> dict[Path, bytes]:
 
 
 def test_what_is_made_is_only_measured(here: Path, stages: dict[Path, bytes], monkeypatch: pytest.MonkeyPatch) -> None:
-    quick = partial(compare, count=8, ddim=(1,), multistep=(2,), fine_steps=16, repeats=0)
-    monkeypatch.setattr("dsno.cli.reproduce.compare", quick)
+    monkeypatch.setattr("dsno.cli.reproduce.compare", FEW)
     ran = dsno("reproduce", "digits", "--out", "runs", at=here)
     assert ran.code == 0 and ran.following == ["sample", "--student", "runs/student"], ran.said
     assert "minutes; report: runs/evaluation/report.html" in ran.out and "DSNO" in ran.out
@@ -32,15 +36,17 @@ def test_what_is_made_is_only_measured(here: Path, stages: dict[Path, bytes], mo
     assert {path: path.read_bytes() for path in stages} == stages
 
 
-def test_a_student_that_is_told_classes_is_not_measured(
-    here: Path, stages: dict[Path, bytes], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setitem(RECIPES, "classes", replace(RECIPES["digits"], conditional=True))
-    evaluated = (here / "runs" / "evaluation" / "results.json").read_bytes()
-    ran = dsno("reproduce", "classes", "--out", "runs", at=here)
-    assert ran.code == 0 and "report" not in ran.out and ran.following == ["sample", "--student", "runs/student"]
-    assert (here / "runs" / "evaluation" / "results.json").read_bytes() == evaluated
-    assert {path: path.read_bytes() for path in stages} == stages
+def test_a_student_of_classes_is_measured_too(classes: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    train_features(load_data("digits"), classes / "runs" / "features", steps=2, width=4)
+    monkeypatch.setitem(RECIPES, "classes", replace(RECIPES["digits"], conditional=True, guidance=(0, 3)))
+    monkeypatch.setattr("dsno.cli.reproduce.compare", FEW)
+    ran = dsno("reproduce", "classes", "--out", "runs", at=classes)
+    assert ran.code == 0 and "report: runs/evaluation/report.html" in ran.out, ran.said
+    assert ran.following == ["sample", "--student", "runs/student", "--guidance", "1.5"]
+    # Its trajectories have weights from about 0 on, of which it is measured at the least.
+    (told,) = {r.protocol.told for r in load_results(classes / "runs" / "evaluation" / "results.json")[:-1]}
+    least, _ = trained_for(classes / "runs" / "student")
+    assert told == f"classes as often as in digits, guidance weight {least:g}" and 0 <= least < 0.3
 
 
 def between_0_and_1(here: Path) -> None:

@@ -21,7 +21,7 @@ from dsno.distillation.run import distill, run_stages
 from dsno.distillation.stages import Given, Stage
 from dsno.nets.features import FeatureNet, save_feature_net
 from dsno.references import used_by
-from dsno.students.files import load_student, notes_of
+from dsno.students.files import load_student, notes_of, null_label, trained_for
 from dsno.students.flowmap import FlowMap, flow_map_from_teacher
 from dsno.students.operator import student_from_teacher
 from dsno.students.samplers import Student, sampler_of
@@ -406,6 +406,9 @@ def test_a_teacher_is_guided_as_its_trajectories_were(
     assert isinstance(found, Guided) and found.weight == 1.5
     data.check_teacher(found)
     assert run.guided_as(trajectories, teacher) is teacher
+    # A student that is told no weight notes the one that it was made for.
+    distill(teacher, data, tmp_path / "student", "knowledge", TrainConfig(steps=1, warmup=0), batch=4)
+    assert trained_for(tmp_path / "student") == (1.5, 1.5) and null_label(tmp_path / "student") == 2
 
 
 # What a folder holds already

@@ -140,6 +140,14 @@ def test_seeds_condition_and_progress_reach_the_sampler(teacher: GaussianMixture
     assert steps == [(2, 5), (4, 5), (5, 5)]
 
 
+def test_samples_are_held_against_the_classes_that_were_asked_for(teacher: GaussianMixture, net: FeatureNet) -> None:
+    run = {"name": "x", "shape": SHAPE, "seeds": range(12), "extractor": net, "repeats": 0}
+    said = net(ddim(teacher, 4)(noise(range(12), SHAPE)).sample.clamp(-1, 1)).argmax(1)
+    asked = torch.where(torch.arange(12) < 9, said, (said + 1) % 10)
+    assert evaluate(ddim(teacher, 4), **run, labels=asked).accuracy == 0.75
+    assert evaluate(ddim(teacher, 4), **run).accuracy is None
+
+
 def test_stochastic_samplers_are_evaluated_alike(teacher: GaussianMixture) -> None:
     sampler = SolverSampler(teacher, teacher.schedule, uniform(4), Ancestral())
     alone = [sampler(noise([n], SHAPE), None, torch.tensor([n])).sample for n in range(6)]
@@ -166,7 +174,8 @@ def test_a_path_error_has_a_median_that_outliers_do_not_move() -> None:
 
 def test_the_protocol_is_complete(results: list[Result], reference: Tensor, net: FeatureNet, fine: Tensor) -> None:
     protocol = results[0].protocol
-    assert all(value != "" for value in dataclasses.asdict(protocol).values())
+    # All but what `compare` notes of conditions.
+    assert [name for name, value in dataclasses.asdict(protocol).items() if value == ""] == ["told"]
     assert (protocol.count, protocol.seeds, protocol.batch, protocol.repeats) == (N, f"0..{N - 1}", 40, 1)
     assert (protocol.extractor, protocol.extractor_sha) == ("random_cnn", as_extractor(net).sha)
     assert (protocol.reference_count, protocol.reference_sha) == (128, tensor_sha(reference))
@@ -235,6 +244,10 @@ def test_bad_arguments_are_one_clear_error(teacher: GaussianMixture, reference: 
         evaluate(sampler, **run, fine=torch.zeros(3, *SHAPE))
     with pytest.raises(ValueError, match="cond.weight has 2 rows but there are 8 seeds"):
         evaluate(sampler, **run, cond={"label": torch.zeros(8), "weight": torch.zeros(2)})
+    with pytest.raises(ValueError, match="labels has 2 rows but there are 8 seeds"):
+        evaluate(sampler, **run, labels=torch.zeros(2))
+    with pytest.raises(ValueError, match="labels are told by a FeatureNet, and the extractor is a NoneType"):
+        evaluate(sampler, **run, labels=torch.zeros(8))
     with pytest.raises(ValueError, match="needs an extractor"):
         evaluate(sampler, **run, reference=reference)
     with pytest.raises(ValueError, match="reference set is constant"):

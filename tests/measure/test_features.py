@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from dsno.measure.features import Extractor, as_extractor, extract
+from dsno.measure.features import Extractor, as_extractor, class_accuracy, classifier_of, extract
 from dsno.nets.features import FeatureNet
 
 
@@ -62,3 +62,15 @@ def test_every_module_of_the_network_comes_back_in_its_mode() -> None:
     extract(net, images())
     assert seen == [{False}]
     assert net.training and [m.training for m in net] == [True, True, False]
+
+
+def test_a_class_is_what_the_network_says_it_is() -> None:
+    torch.manual_seed(0)
+    net, x = FeatureNet("tiny_cnn", classes=3, width=4), images(20)
+    said = net(x).argmax(1)
+    assert class_accuracy(net, x, said) == 1
+    assert class_accuracy(net, x, torch.cat([said[:5], (said[5:] + 1) % 3])) == 0.25
+    assert classifier_of(net) is net and classifier_of(Extractor(net, "other")) is net
+    for none, name in ((nn.Flatten(), "Flatten"), (Extractor(nn.Flatten(), "x"), "Flatten"), (None, "NoneType")):
+        with pytest.raises(ValueError, match=f"labels are told by a FeatureNet, and the extractor is a {name}"):
+            classifier_of(none)

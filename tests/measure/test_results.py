@@ -15,7 +15,7 @@ FIXTURES = Path(__file__).parents[1] / "fixtures" / "v0_1"
 def test_results_round_trip(tmp_path: Path) -> None:
     nothing = Result("images", "images", Cost(), Protocol(count=3))
     beside = dataclasses.replace(
-        nothing, name="beside", fidelity=Fidelity(20.5, None, 0.1), held_out=HeldOut(3.0, -0.1, 0.04)
+        nothing, name="beside", fidelity=Fidelity(20.5, None, 0.1), held_out=HeldOut(3.0, -0.1, 0.04), accuracy=0.9
     )
     results = [result("DDIM-8", 8, 0.1 + 0.2, 1e-17, seeds="0..63"), result("fine", 0, 2.0, None), nothing, beside]
     path = save_results(results, tmp_path / "deep" / RESULTS)
@@ -64,6 +64,7 @@ def test_a_foreign_file_is_one_clear_error(text: str, tmp_path: Path) -> None:
         {"neighbours": 5},
         {"kernel_subsets": "9 x 9"},
         {"fine_sha": "b"},
+        {"told": "classes evenly"},
     ],
 )
 def test_what_changes_the_numbers_changes_the_scale(change: dict[str, object]) -> None:

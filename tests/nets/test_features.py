@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from dsno.nets.features import FeatureNet, load_feature_net, save_feature_net
+from dsno.nets.features import FeatureNet, load_feature_net, made_of, save_feature_net, tells_classes
 
 
 def images(N: int = 12, C: int = 1, size: int = 8) -> Tensor:
@@ -62,3 +62,13 @@ def test_feature_net_round_trip(tmp_path: Path) -> None:
     assert loaded.config == net.config and loaded.name == "tiny_cnn"
     assert torch.equal(loaded(x), net(x))
     assert not loaded.training
+
+
+def test_a_network_tells_the_classes_of_the_data_that_it_learned_them_from(tmp_path: Path) -> None:
+    net = FeatureNet("tiny_cnn", width=4)
+    for name, notes in (("labels", {"labelled": True}), ("turns", {"labelled": False}), ("older", {})):
+        save_feature_net(tmp_path / name, net, data="digits", **notes)
+        assert made_of(tmp_path / name) == "digits"
+        assert tells_classes(tmp_path / name, "digits") == (name != "turns")
+        assert not tells_classes(tmp_path / name, "letters")
+    assert not tells_classes(tmp_path, "digits") and made_of(tmp_path) is None

@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from torch import Tensor, nn
 
 from dsno.checkpoint import tensor_sha
 from dsno.data.load import load_data
@@ -13,17 +14,19 @@ from dsno.denoise import Prediction
 from dsno.grids import quadratic
 from dsno.measure.results import load_results, save_results
 from dsno.measure.table import BIAS, COPYING
-from dsno.nets.features import FeatureNet, save_feature_net
+from dsno.nets.features import FeatureNet, load_feature_net, save_feature_net
 from dsno.nets.unet import UNet
 from dsno.report.compare import EVALUATION, compare, set_apart
 from dsno.report.page import html_report
 from dsno.schedule import Cosine
+from dsno.seeds import seed_range
 from dsno.students.files import save_student
 from dsno.students.flowmap import flow_map_from_teacher
 from dsno.students.operator import student_from_teacher
 from dsno.students.origin import sha_of
 from dsno.teachers.load import load_teacher
 from dsno.teachers.native import save_teacher
+from dsno.trajectories.labels import shared_labels
 from pages import Page
 
 
@@ -171,3 +174,96 @@ def test_what_is_held_out_is_a_set_or_a_share(tmp_path: Path) -> None:
         set_apart(data, 0.01)
     with pytest.raises(ValueError, match=r"shape \(1, 4, 4\), the reference set of \(1, 8, 8\): load both alike"):
         set_apart(data, Samples(torch.zeros(40, 1, 4, 4), None, "small"))
+
+
+# Students that are told a class
+
+
+def says_the_class() -> Prediction:
+    """A teacher whose prediction of x0 is a picture of the class alone, whatever the state and the time: one step of
+    its ODE is the solution."""
+    torch.manual_seed(1)
+    net = UNet(1, 8, (8, 8), attention=(), classes=10, null=True)
+    for name, parameter in net.named_parameters():
+        nn.init.normal_(parameter, 0, 0.3) if "norm" not in name else None
+    for part in (net.stem.conv, net.emb[-1]):
+        nn.init.zeros_(part.weight), nn.init.zeros_(part.bias)
+    return Prediction(net, Cosine(), "x0", shape=(1, 8, 8), classes=10).eval()
+
+
+@pytest.fixture(scope="module")
+def told(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folders of such a teacher, of its exact student, and of one that is told a weight and does not heed it."""
+    root, teacher = tmp_path_factory.mktemp("told"), says_the_class()
+    save_teacher(root / "teacher", teacher)
+    save_student(root / "student", student_from_teacher(teacher, quadratic(2)[1:]))
+    options = {"options": {"guidance": [0.0, 4.0]}, "null": 10}
+    save_student(root / "guided", flow_map_from_teacher(teacher, guidance=True), **options)
+    torch.manual_seed(2)
+    save_feature_net(root / "features", FeatureNet("digits_cnn", width=4), data="digits")
+    save_feature_net(root / "turns", FeatureNet("digits_turns", width=4), data="digits", labelled=False)
+    return root
+
+
+FEW = {"ddim": (1, 2), "multistep": (), "fine_steps": 4, "repeats": 0}
+
+
+def pictures_of(teacher: Prediction, labels: Tensor) -> Tensor:
+    """What it says of each class."""
+    with torch.no_grad():
+        return teacher(torch.zeros(len(labels), 1, 8, 8), torch.ones(len(labels)), labels)
+
+
+def test_the_exact_student_of_classes_is_at_no_distance_from_its_teacher(told: Path, tmp_path: Path) -> None:
+    parts = told / "teacher", told / "student", told / "features"
+    results = compare(*parts, "digits", 24, tmp_path / "out", **FEW)
+    assert load_results(tmp_path / "out" / "results.json") == results
+    student, one, _, fine, data = results
+    assert student.name == "DSNO" and student.path_error < 1e-4 and one.path_error < 1e-4
+    # Pictures of other classes are far away, so both were told the same.
+    apart = pictures_of(says_the_class(), torch.arange(10))
+    assert torch.pdist(apart.flatten(1)).min() / 8 > 0.1
+    assert {r.protocol.told for r in results[:-1]} == {"classes as often as in digits"} and data.protocol.told == ""
+    # What the classifier says of them is the share of those that it takes for their own class.
+    labels = shared_labels(torch.bincount(load_data("digits").labels))(seed_range(1 << 40, 24))
+    told_by = load_feature_net(told / "features")(apart.clamp(-1, 1)).argmax(1)
+    assert student.accuracy == fine.accuracy == float((told_by[labels] == labels).double().mean())
+    assert data.accuracy is not None
+    page = Page((tmp_path / "out" / "report.html").read_text())
+    words = " ".join(page.words)
+    assert page.open == [] and "as is what it is told: classes as often as in digits" in words
+    assert "A row for each class, a column for the noise of each seed from 1099511627776 on" in words
+    assert "of one class each" in words and "as asked" in words
+
+
+def test_a_guided_teacher_is_solved_under_the_weight_and_both_its_rows_are_counted(
+    told: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("dsno.report.compare.SHOWN", 4)
+    parts = told / "teacher", told / "guided", told / "turns"
+    plain = compare(*parts, "digits", 16, **FEW)
+    under = compare(*parts, "digits", 16, page=tmp_path / "page.html", guidance=1.5, **FEW)
+    assert [r.protocol.told for r in plain[:1]] == ["classes as often as in digits, guidance weight 0"]
+    assert [r.protocol.told for r in under[:1]] == ["classes as often as in digits, guidance weight 1.5"]
+    for (student, *solved), evaluations in ((plain, 1), (under, 2)):
+        assert [(r.cost.nfe, r.cost.rounds) for r in solved[:2]] == [(evaluations, 1), (2 * evaluations, 2)]
+        assert solved[1].cost.flops == 2 * solved[0].cost.flops
+        assert (student.cost.nfe, student.cost.rounds) == (1, 1) and max(r.path_error for r in solved[:2]) < 1e-4
+    assert under[1].cost.flops == 2 * plain[1].cost.flops and under[0].cost.flops == plain[0].cost.flops
+    # The student says D at any weight, and the teacher D + w (D - D(null)).
+    teacher, labels = says_the_class(), shared_labels(torch.bincount(load_data("digits").labels))
+    label = labels(seed_range(1 << 40, 16))
+    missed = 1.5 * (pictures_of(teacher, label) - pictures_of(teacher, torch.full_like(label, 10)))
+    assert plain[0].path_error < 1e-4
+    assert under[0].path_error == pytest.approx(float(missed.square().mean().sqrt()), rel=1e-3)
+    # Features that tell how images are turned tell no class.
+    assert {r.accuracy for r in (*plain, *under)} == {None}
+    assert "A row for 4 of 10 classes" in " ".join(Page((tmp_path / "page.html").read_text()).words)
+
+
+def test_a_weight_outside_is_refused_before_any_work(told: Path, tmp_path: Path) -> None:
+    said: list[str] = []
+    parts = told / "teacher", told / "guided", told / "features"
+    with pytest.raises(ValueError, match="guided was not trained for the guidance weight 5: expected 0 to 4"):
+        compare(*parts, "digits", 8, tmp_path, lambda *line: said.append(line[3]), guidance=5.0, **FEW)
+    assert said == [] and [*tmp_path.iterdir()] == []

@@ -23,7 +23,7 @@ def test_it_learns_what_it_is_shown_and_is_what_its_folder_holds(tmp_path: Path)
     images = stripes()
     net = train_features(images, tmp_path, steps=20, width=4)
     notes = read_json(tmp_path / "config.json")["notes"]
-    assert notes == {"data": "folder/stripes.npz", "training_accuracy": 1.0}
+    assert notes == {"data": "folder/stripes.npz", "labelled": True, "training_accuracy": 1.0}
     assert net.name == "stripes_cnn" and net.config["classes"] == 2
     again = load_feature_net(tmp_path)
     assert torch.equal(again.features(images.x), net.eval().features(images.x))

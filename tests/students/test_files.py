@@ -12,7 +12,7 @@ from dsno.checkpoint import read_json, read_tensors, write_json, write_tensors
 from dsno.denoise import Prediction
 from dsno.nets.unet import UNet
 from dsno.schedule import Cosine, RectifiedFlow, Schedule, linear_beta
-from dsno.students.files import load_student, save_student
+from dsno.students.files import checked_weight, load_student, save_student
 from dsno.students.flowmap import FlowMap, flow_map_from_teacher
 from dsno.students.operator import student_from_teacher
 from dsno.students.samplers import OnePass
@@ -125,6 +125,26 @@ def test_broken_folders_are_explained(tmp_path: Path) -> None:
     weights.unlink()
     with pytest.raises(FileNotFoundError, match=r"has no model\.safetensors \(it has config\.json\)"):
         load_student(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "notes, least, inside, outside, expected",
+    [
+        ({}, 0.0, 1e6, -0.1, "0 or more"),
+        ({"options": {"guidance": [0.5, 4]}}, 0.5, 4.0, 4.1, "0.5 to 4"),
+        ({"guidance": [2.0, 2.0]}, 2.0, 2.0, 0.0, "2$"),
+    ],
+)
+def test_a_weight_is_one_that_the_student_was_trained_for(
+    notes: dict[str, object], least: float, inside: float, outside: float, expected: str, tmp_path: Path
+) -> None:
+    save_student(tmp_path, student(), **notes)
+    assert checked_weight(tmp_path) == least and checked_weight(tmp_path, inside) == inside
+    for weight in (outside, float("nan"), float("inf")):
+        with pytest.raises(
+            ValueError, match=f"was not trained for the guidance weight {weight:g}: expected {expected}"
+        ):
+            checked_weight(tmp_path, weight)
 
 
 def test_weights_of_another_student_are_refused(tmp_path: Path) -> None:

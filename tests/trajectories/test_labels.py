@@ -9,7 +9,7 @@ import torch
 
 from dsno.denoise import Prediction
 from dsno.seeds import seed_range
-from dsno.trajectories.labels import Label, checked_labels, uniform_labels, uniform_weights, write_labels
+from dsno.trajectories.labels import Label, checked_labels, shared_labels, uniform_labels, uniform_weights, write_labels
 from stored import COSINE, Net, make, named_labels, sampler
 
 
@@ -44,6 +44,21 @@ def test_the_null_label_is_no_class_to_draw() -> None:
     assert torch.equal(uniform_labels(5, 5)(seeds), uniform_labels(5)(seeds))
     with pytest.raises(ValueError, match="there is no class to draw: 1 in all, and the null label is 0"):
         uniform_labels(1, 0)
+
+
+def test_labels_have_their_shares() -> None:
+    seeds = seed_range(0, 20_000)
+    shares = torch.tensor([0, 1, 4, 0, 5, 0])
+    drawn = shared_labels(shares)(seeds)
+    assert drawn.dtype == torch.int64 and torch.equal(drawn[13:14], shared_labels(shares / 10)(seeds[13:14]))
+    counts = torch.bincount(drawn, minlength=6)
+    # 2000, 8000 and 10000 are expected, with standard deviations of 42, 69 and 71.
+    assert float((counts - 2000 * shares).abs().max()) < 4 * 71 and {*drawn.tolist()} == {1, 2, 4}
+    # Of equal shares they are the uniform ones.
+    assert torch.equal(shared_labels(torch.ones(5))(seeds), uniform_labels(5)(seeds))
+    for none in (torch.zeros(3), torch.tensor([2, -1])):
+        with pytest.raises(ValueError, match="there is no class to draw: the shares are"):
+            shared_labels(none)
 
 
 def test_weights_are_uniform_and_know_nothing_of_the_labels() -> None:

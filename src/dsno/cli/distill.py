@@ -183,7 +183,7 @@ class Distill:
             ValueError: if they do not fit the teacher.
         """
         from dsno.nets.backbone import sample_shape
-        from dsno.teachers.native import class_names
+        from dsno.teachers.native import check_class_names
 
         try:
             images = self.reading.load(self.data)
@@ -205,12 +205,8 @@ class Distill:
                 "was "
                 "trained on, or its trajectories (`--data runs/trajectories`)"
             )
-        known = class_names(self.teacher) if teacher.classes else None
-        if None not in (known, images.names) and known != images.names:
-            raise ValueError(
-                f"{self.data} has the classes {', '.join(images.names or ())}, and {self.teacher} was trained on "
-                f"{', '.join(known or ())}: give the same, so that a number means the same class"
-            )
+        if teacher.classes:
+            check_class_names(self.teacher, images)
         return images
 
 

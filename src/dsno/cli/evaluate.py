@@ -66,6 +66,8 @@ class Evaluate:
     """Passes to measure the student at, a row each; the fewest it was trained for by default."""
     fresh: bool = False
     """Noise the sample again between passes, instead of going on from the student's own state."""
+    guidance: float | None = None
+    """The weight of guidance of a student of classes and its teacher; the least that it was trained for by default."""
     out: Path = Path("runs/evaluation")
     """Folder for results.json and report.html."""
     all: bool = False
@@ -83,13 +85,6 @@ class Evaluate:
             raise ValueError(f"{self.teacher} is a bridge, which is measured on pairs: give --pairs DEGRADED CLEAN")
         folder = self.student or shipped() / "student"
         student = open_student(folder, variant=self.variant)
-        if student.classes or student.guided:
-            told = " and ".join(["a class"] * bool(student.classes) + ["a guidance weight"] * student.guided)
-            weight = " --guidance W" * student.guided
-            raise ValueError(
-                f"{folder} is told {told}, and evaluate measures unconditional students: look at its samples (`dsno "
-                f"sample --student {folder}{weight}`), or call dsno.measure.evaluate.evaluate with a condition (`cond`)"
-            )
         if starts_from_pictures(student):
             raise ValueError(
                 f"what {folder} holds starts from pictures, as a bridge does, and is measured on pairs beside it: give "
@@ -102,7 +97,7 @@ class Evaluate:
         features = self.features or self._features(data)
         data, held_out = set_apart(data, self._held_out())
         # An evaluation that is to be replaced is not given for one that cannot be made.
-        parts_of(teacher, folder, features, data, self.variant)
+        parts_of(teacher, folder, features, data, self.variant, self.guidance)
         read = [self.student, teacher, features, self.data, self.held_out]
         with claimed(self.out, EVALUATION, overwrite=self.overwrite, inputs=read), progress() as report:
             results = compare(
@@ -118,6 +113,7 @@ class Evaluate:
                 fresh=self.fresh,
                 held_out=held_out,
                 variant=self.variant,
+                guidance=self.guidance,
             )
         self._show(results, command("export", student=self.student))
 
@@ -129,7 +125,7 @@ class Evaluate:
 
     def _bridge(self) -> None:
         """A bridge at several numbers of calls."""
-        refuse_others(self, {"data", "held_out", "passes", "fresh", "variant"}, "does not go with --pairs")
+        refuse_others(self, {"data", "held_out", "passes", "fresh", "guidance", "variant"}, "does not go with --pairs")
         if self.teacher is None or not is_bridge(self.teacher):
             found = "" if self.teacher is None else f", and {self.teacher} is none"
             raise ValueError(f"--pairs are what a bridge is measured on{found}: give its folder, --teacher runs/bridge")

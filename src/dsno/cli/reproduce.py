@@ -43,14 +43,15 @@ class Reproduce:
             recipe.run(out, report, self.teacher, samples, self.variant)
             parts = out / "teacher", out / "student", out / "features"
             results = None
-            # Quality is measured by a classifier, and the report compares students that are told no class.
-            if parts[2].is_dir() and not recipe.conditional:
+            # Quality is measured by a classifier, which data without labels have none of.
+            if parts[2].is_dir():
                 results = compare(*parts, samples, out=out / "evaluation", report=report)
         if results is not None:
             show(results)
         minutes = (time.perf_counter() - began) / 60
         page = f"; report: {out / 'evaluation' / 'report.html'}" if results is not None else ""
-        say(f"{minutes:.1f} minutes{page}", command("sample", student=out / "student"))
+        weight = None if recipe.guidance is None else f"{sum(recipe.guidance) / 2:g}"
+        say(f"{minutes:.1f} minutes{page}", command("sample", student=out / "student", guidance=weight))
 
     def _recipe(self) -> Recipe:
         if self.recipe not in RECIPES:

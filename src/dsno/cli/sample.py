@@ -33,7 +33,7 @@ from dsno.solvers.chain import Chain
 from dsno.solvers.named import ODESolver, Splitting, solver_named
 from dsno.solvers.run import SolverSampler
 from dsno.steer import TARGET
-from dsno.students.files import null_label, trained_for
+from dsno.students.files import checked_weight, notes_of, null_label
 from dsno.students.origin import find_teacher, open_student, origin_of
 from dsno.students.samplers import Student, sampler_of
 from dsno.teachers.latents import Latents, load_decoder
@@ -282,20 +282,14 @@ class Sample:
             start = pictures_of(self.input, folder, student.shape)
             cond["start"] = start[seeds.cpu() % len(start)]
         if self.guidance is not None:
-            low, high = trained_for(folder)
-            if not (low <= self.guidance <= high and math.isfinite(self.guidance)):
-                expected = f"{low:g} to {high:g}" if high < math.inf else "0 or more"
-                raise ValueError(
-                    f"{folder} was not trained for the guidance weight {self.guidance:g}: expected {expected}"
-                )
-            cond["weight"] = torch.full((len(seeds),), self.guidance)
+            cond["weight"] = torch.full((len(seeds),), checked_weight(folder, self.guidance))
         return cond["label"] if [*cond] == ["label"] else cond or None
 
     def _following(self, folder: Path, cond: Cond | None) -> str:
-        # What is told a class or a weight is not measured by `evaluate`.
-        if cond is not None:
+        # What is told a text, starts from pictures or was steered is not measured by `evaluate`.
+        if not {*named(cond)} <= {"", "label", "weight"} or "guide" in notes_of(folder):
             return command("cite", folder)
-        return command("evaluate", student=self.student)
+        return command("evaluate", student=self.student, guidance=self.guidance)
 
     def _alone(self, option: str, *others: str) -> None:
         """Refuse options that go with another one alone."""

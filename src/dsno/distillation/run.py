@@ -331,6 +331,9 @@ def _notes(
     }
     if isinstance(given.teacher, Guided) and (null := _null_label(given.teacher)) is not None:
         notes["null"] = null
+    if isinstance(given.teacher, Guided) and given.teacher.weight is not None:
+        # The student is told none, and is compared with its teacher at the one that it was made for.
+        notes["guidance"] = [given.teacher.weight, given.teacher.weight]
     if given.trajectories is not None:
         made = given.trajectories.manifest
         notes |= {

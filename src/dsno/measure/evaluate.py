@@ -32,7 +32,7 @@ from dsno.condition import Cond, flat, map_cond
 from dsno.cost import flops, latency, timed
 from dsno.data.samples import check_images
 from dsno.measure.copying import Unseen, nearest_median
-from dsno.measure.features import Extractor, as_extractor, extract
+from dsno.measure.features import Extractor, as_extractor, class_accuracy, classifier_of, extract
 from dsno.measure.fidelity import psnr
 from dsno.measure.metrics import (
     diversity,
@@ -120,6 +120,7 @@ def evaluate(
     clean: Tensor | None = None,
     samples: int = 1,
     cond: Cond | None = None,
+    labels: Tensor | None = None,
     family: str | None = None,
     batch: int = 512,
     flops_per_row: int | None = None,
@@ -153,6 +154,8 @@ def evaluate(
             fidelity.
         samples: How many samples, one after another, are of one input. The quality is that of the first of each.
         cond: The condition, first dimension N.
+        labels: The class that each sample should be of, (N,), as the extractor, a `FeatureNet`, numbers them. Without
+            them there is no accuracy.
         family: The curve this is a point of; by default the name without a trailing `-<number>`.
         batch: Samples per call in the timed run.
         flops_per_row: FLOPs of one network evaluation of one sample; by default one sampler call is counted.
@@ -169,14 +172,16 @@ def evaluate(
 
     Raises:
         ValueError: for no or repeated seeds, a reference without extractor or from another one, a condition or fine
-            solution of another length, or a sampler whose samples have a wrong shape, are not finite or all constant.
+            solution of another length, labels without a classifier, or a sampler whose samples have a wrong shape, are
+            not finite or all constant.
     """
     seed, shape = torch.as_tensor(seeds, dtype=torch.int64, device="cpu").reshape(-1), tuple(shape)
-    _check(seed, batch, repeats, cond, fine=fine, clean=clean)
+    _check(seed, batch, repeats, cond, fine=fine, clean=clean, labels=labels)
     if samples < 1 or len(seed) % samples:
         raise ValueError(f"{len(seed)} samples cannot be {samples} of each input")
     # What is wrong with the reference is said before the sampling, not after it.
     known = _reference(reference, extractor, levels)
+    net = None if labels is None else classifier_of(extractor)
 
     given = _Given(seed, shape, cond, dtype, device)
     rank, world = _rank_and_world(accelerator)
@@ -213,6 +218,7 @@ def evaluate(
             path_error_median=None if error is None else float(error.median()),
             fidelity=None if clean is None else _fidelity(made.x, clean, samples, known, levels),
             held_out=held_out,
+            accuracy=None if labels is None or net is None else class_accuracy(net, _prepared(made.x, levels), labels),
         )
 
     return _on_the_first(compared, accelerator)

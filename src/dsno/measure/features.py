@@ -18,7 +18,7 @@ from dsno.data.samples import check_images
 from dsno.denoise import evaluating
 from dsno.nets.features import FeatureNet
 
-__all__ = ["Extractor", "as_extractor", "extract"]
+__all__ = ["Extractor", "as_extractor", "class_accuracy", "classifier_of", "extract"]
 
 
 @dataclass(frozen=True)
@@ -63,3 +63,29 @@ def extract(extractor: nn.Module | Extractor, images: Tensor, batch: int = 512) 
     if not bool(torch.isfinite(features).all()):
         raise ValueError(f"{extractor.name} gave features that are not finite: are its weights?")
     return features
+
+
+def classifier_of(extractor: nn.Module | Extractor | None) -> FeatureNet:
+    """The classifier that an extractor is.
+
+    Raises:
+        ValueError: if it is none.
+    """
+    net = extractor.net if isinstance(extractor, Extractor) else extractor
+    if not isinstance(net, FeatureNet):
+        raise ValueError(
+            f"labels are told by a FeatureNet, and the extractor is a {type(net).__name__}: leave them out"
+        )
+    return net
+
+
+@torch.no_grad()
+def class_accuracy(net: FeatureNet, images: Tensor, labels: Tensor) -> float:
+    """Share of images, (N, C, H, W) in [-1, 1], that a feature network, as the classifier that it is, takes for their
+    `labels` (N,).
+
+    Raises:
+        ValueError: as `extract` does.
+    """
+    logits = net.head(extract(net, images).to(net.head.weight))
+    return float((logits.argmax(1) == labels.to(logits.device)).double().mean())

@@ -112,6 +112,7 @@ class Protocol:
         neighbours: k of precision and recall.
         kernel_subsets: Subsets and their size in the kernel distance.
         fine_sha: SHA-256 of the fine solution the path error is against.
+        told: What all samplers were told beside the noise, in words; empty for nothing.
         batch: Batch of the timed run.
         repeats: Calls behind the latency.
         dtype: Dtype of the noise and the states.
@@ -133,6 +134,7 @@ class Protocol:
     neighbours: int = 0
     kernel_subsets: str = ""
     fine_sha: str = ""
+    told: str = ""
     batch: int = 0
     repeats: int = 0
     dtype: str = ""
@@ -146,7 +148,7 @@ class Protocol:
     def scale(self) -> tuple[object, ...]:
         """What two results must share for their quality and path error to be compared."""
         features = (self.reference_sha, self.held_out_sha, self.extractor_sha, self.rounding)
-        return (self.count, *features, self.neighbours, self.kernel_subsets, self.fine_sha)
+        return (self.count, *features, self.neighbours, self.kernel_subsets, self.fine_sha, self.told)
 
 
 @dataclass(frozen=True)
@@ -163,6 +165,8 @@ class Result:
         path_error_median: Median over samples of their own RMSE: small where few samples land elsewhere.
         fidelity: Samples against their references, where there are any.
         held_out: Set against held-out data, where there are any.
+        accuracy: Share of samples that the extractor, a classifier, takes for the class that was asked for; of real
+            images for their own; or None.
     """
 
     name: str
@@ -174,6 +178,7 @@ class Result:
     path_error_median: float | None = None
     fidelity: Fidelity | None = None
     held_out: HeldOut | None = None
+    accuracy: float | None = None
 
 
 def save_results(results: Sequence[Result], path: Path | str) -> Path:

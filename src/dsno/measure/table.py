@@ -120,6 +120,7 @@ COLUMNS: tuple[Column, ...] = (
     Column("recall", "0 to 1", _quality("recall"), _ratio, "high"),
     Column("diversity", "data: 1", _quality("diversity"), _ratio, rare=True),
     Column("copying", "new data: 1", _held_out("copying"), _ratio),
+    Column("class", "as asked", lambda result: result.accuracy, _ratio, "high"),
     Column("path error", "RMSE", lambda result: result.path_error, _digits, "low"),
     Column("latency", "ms, one", _cost("latency"), _milli),
     Column("batched", "ms each", _cost("seconds_per_sample"), _milli, rare=True),

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import torch.nn.functional as nnf
 from torch import Tensor, nn
 
 from dsno.checkpoint import CONFIG, load_net, read_json, save_model
 
-__all__ = ["FeatureNet", "load_feature_net", "made_of", "save_feature_net"]
+__all__ = ["FeatureNet", "load_feature_net", "made_of", "save_feature_net", "tells_classes"]
 
 
 class FeatureNet(nn.Module):
@@ -102,10 +103,20 @@ def save_feature_net(folder: Path | str, net: FeatureNet, **notes: object) -> Pa
 
 def made_of(folder: Path | str) -> str | None:
     """The name of the data that a feature network was trained on, as its folder notes it; None if there is none."""
+    return _notes(folder).get("data")
+
+
+def tells_classes(folder: Path | str, data: str) -> bool:
+    """Whether a feature network was trained to tell the classes of the data of that name, as its folder notes it."""
+    notes = _notes(folder)
+    return notes.get("data") == data and notes.get("labelled", True)
+
+
+def _notes(folder: Path | str) -> dict[str, Any]:
     file = Path(folder) / CONFIG
     config = read_json(file) if file.is_file() else None
     notes = config.get("notes") if isinstance(config, dict) and config.get("type") == "features" else None
-    return notes.get("data") if isinstance(notes, dict) else None
+    return notes if isinstance(notes, dict) else {}
 
 
 def load_feature_net(folder: Path | str) -> FeatureNet:

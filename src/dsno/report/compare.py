@@ -9,27 +9,32 @@ what equal laws get, since a Fréchet distance is not 0 there.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+import operator
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from itertools import accumulate
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from dsno.condition import map_cond
 from dsno.cost import flops
 from dsno.data.load import load_data
 from dsno.data.samples import Samples, check_images, split
-from dsno.denoise import Prediction
+from dsno.denoise import Denoiser, Prediction
 from dsno.grids import uniform
 from dsno.measure.copying import shared_images
 from dsno.measure.evaluate import Reference, evaluate, halves, measure
+from dsno.measure.features import class_accuracy
 from dsno.measure.results import RESULTS, Result, load_results, save_results
-from dsno.nets.features import FeatureNet, load_feature_net
+from dsno.nets.features import FeatureNet, load_feature_net, tells_classes
 from dsno.outputs import Kind, check_apart
 from dsno.report.page import Picture, Section, html_report, is_report
 from dsno.report.pictures import Against, image_grid, interpolation, quality_against_cost, slerp, trajectory_strips
+from dsno.report.told import Told, told_of
+from dsno.schedule import Schedule
 from dsno.seeds import noise, seed_range
 from dsno.solvers.fine import fine_solution
 from dsno.solvers.first_order import DDIM
@@ -41,9 +46,9 @@ from dsno.students.origin import Origin, check_shape, open_student, origin_of, s
 from dsno.students.samplers import OnePass, Student, sampler_of
 from dsno.teachers.load import load_teacher
 from dsno.train import Report, quiet
-from dsno.trajectory import Sampler
+from dsno.trajectory import Sampler, Trajectory
 
-__all__ = ["EVALUATION", "FEWEST", "HELD_OUT", "REPORT", "check_written", "compare", "parts_of", "set_apart"]
+__all__ = ["EVALUATION", "FEWEST", "HELD_OUT", "REPORT", "Parts", "check_written", "compare", "parts_of", "set_apart"]
 
 log = logging.getLogger(__name__)
 
@@ -54,6 +59,9 @@ HELD_OUT = 1 << 40
 
 FEWEST = 4
 """Samples of which precision and recall find neighbours."""
+
+SHOWN = 16
+"""Classes on the page, at most."""
 
 
 def _is_ours(path: Path) -> bool:
@@ -95,8 +103,11 @@ def compare(
     held_out: str | float | Samples | None = None,
     accelerator: Any = None,
     variant: str | None = None,
+    guidance: float | None = None,
 ) -> list[Result]:
-    """An unconditional student beside its teacher's solvers on the same held-out noises: numbers, and a report.
+    """A student beside its teacher's solvers on the same held-out noises: numbers, and a report.
+
+    One that is told a class is compared with a teacher that is told the same ones (`dsno.report.told`).
 
     Arguments:
         teacher: The teacher, as `load_teacher` takes it.
@@ -120,6 +131,8 @@ def compare(
             is measured is compared with them, too, and told from a copy of `data`.
         accelerator: An `accelerate.Accelerator`: its processes share the noises and the first one writes; or None.
         variant: The variant of the teacher's weights, where it is one of diffusers.
+        guidance: The weight of guidance of a teacher that is told classes, and of its student, one number for all; by
+            default the least that the student was trained for. 0 is the conditional model.
 
     Returns:
         The results: the student, the solvers at several numbers of steps, the fine solution's own quality, and that of
@@ -128,9 +141,10 @@ def compare(
     Raises:
         FileExistsError: if `out` holds one of the folders, or files of these names that are of no evaluation.
         FileNotFoundError: if a folder is not complete.
-        ValueError: if student, teacher, data and feature network are of different shapes, the student makes other
-            passes than are asked for or was trained on one of the noises, or `count` or half of the data are too few
-            for precision and recall; or as `set_apart` does.
+        ValueError: if student, teacher, data and feature network are of different shapes or classes, the student makes
+            other passes than are asked for, is told something else, or was trained on one of the noises or on other
+            weights, or `count` or half of the data are too few for precision and recall; or as
+            `set_apart` does.
     """
     if count < FEWEST:
         raise ValueError(f"count must be at least {FEWEST}, got {count}: precision and recall look at neighbours")
@@ -139,24 +153,24 @@ def compare(
     written = [] if out is None else [Path(out) / RESULTS, Path(out) / REPORT]
     check_written(*(written if page is None else [*written[:1], Path(page)]))
     images, held = set_apart(data if isinstance(data, Samples) else load_data(data), held_out)
-    solved, learned, net = parts_of(teacher, student, features, images, variant)
-    shape, origin = images.shape, origin_of(student)
-    origin.check_unseen(first_seed, count)
-    if origin.sha not in (None, sha_of(solved)):
-        log.warning("%s is not the teacher that %s was made from: its weights are others", teacher, student)
+    told, learned, net = parts_of(teacher, student, features, images, variant, guidance)
+    solved, shape = told.teacher, images.shape
+    origin = _checked_origin(student, solved, teacher, first_seed, count)
     device = torch.device("cpu") if accelerator is None else accelerator.device
     for model in (solved, learned, net):
         model.to(device)
     seeds, family = seed_range(first_seed, count), _family(learned)
-    own, solvers = _passes(learned, family, passes, fresh), _solvers(solved, ddim, multistep)
+    own, solvers = _passes(learned, family, passes, fresh), _solvers(told.solved, solved.schedule, ddim, multistep)
     done = _done(fine_steps, passes, solvers)
 
     reference = Reference.of(images.x, net, held_out=None if held is None else held.x)
     floor = halves(reference, net, count)
     report("evaluate", 0, done[-1], f"{done[-1]} network calls for {count} noises, the fine solution first")
-    z = noise(seeds, shape, device=device)
-    fine = fine_solution(solved, solved.schedule, z, fine_steps).sample
-    per_row = flops(solved, z[:1], torch.ones(1, device=device))
+    z, labels = noise(seeds, shape, device=device), told.labels(seeds, device)
+    fine = fine_solution(told.solved, solved.schedule, z, fine_steps, cond=labels).sample
+    # A guided teacher's samplers count both its rows of the network.
+    per_row = flops(solved, z[:1], torch.ones(1, device=device), map_cond(operator.itemgetter(slice(1)), labels))
+    asked = labels if images.labels is not None and tells_classes(features, images.name) else None
     results = []
     for n, (name, sampler) in enumerate([*own.items(), *solvers.items()]):
         report("evaluate", done[n], done[-1], name)
@@ -168,28 +182,27 @@ def compare(
             reference=reference,
             extractor=net,
             fine=fine,
+            cond=told.student(labels) if name in own else labels,
+            labels=asked,
             flops_per_row=None if name in own else per_row,
             repeats=repeats,
             device=device,
             accelerator=accelerator,
         )
-        results.append(result)
-    results.append(measure(fine.clamp(-1, 1), name="teacher, fine", reference=reference, extractor=net))
-    results.append(floor)
+        results.append(told.noted(result))
+    solution = told.noted(measure(fine.clamp(-1, 1), name="teacher, fine", reference=reference, extractor=net))
+    results += _classified(((solution, fine, asked), (floor, images.x, None if asked is None else images.labels)), net)
     report("evaluate", done[-1], done[-1], "done")
     if accelerator is not None and not accelerator.is_main_process:
         return results
     if out is not None:
         save_results(results, Path(out) / RESULTS)
     if out is not None or page is not None:
-        html_report(
-            page or Path(out or ".") / REPORT,
-            f"{'Few passes' if passes else 'One pass'} beside its teacher: {images.name}",
-            _sections(results, solved, learned, z, fine, fine_steps, family, first_seed),
-            f"{count} noises {_held_out(origin, first_seed, count)}, the same for every sampler; quality against "
-            f"{len(images)} images in the features of {net.name}"
-            + ("." if held is None else f"; held out of them: {len(held)} images, {held.name}."),
-        )
+        shown = _Shown(told, learned, family, first_seed, z, labels, fine, fine_steps)
+        title = f"{'Few passes' if passes else 'One pass'} beside its teacher: {images.name}"
+        said = f"{_same(shown, origin)}; quality against {len(images)} images in the features of {net.name}"
+        said += "." if held is None else f"; held out of them: {len(held)} images, {held.name}."
+        html_report(page or Path(out or ".") / REPORT, title, _sections(results, shown), said)
     return results
 
 
@@ -234,14 +247,27 @@ def check_written(*paths: Path) -> None:
             raise FileExistsError(f"{path} is of no evaluation: move it away, or choose another output")
 
 
+class Parts(NamedTuple):
+    """What a comparison is made of, loaded: the teacher, and what it is told; the student; the feature network."""
+
+    told: Told
+    student: Student
+    features: FeatureNet
+
+
 def parts_of(
-    teacher: Path | str, student: Path | str, features: Path | str, images: Samples, variant: str | None = None
-) -> tuple[Prediction, Student, FeatureNet]:
-    """Teacher, student and feature network of a comparison on `images`, loaded.
+    teacher: Path | str,
+    student: Path | str,
+    features: Path | str,
+    images: Samples,
+    variant: str | None = None,
+    guidance: float | None = None,
+) -> Parts:
+    """The parts of a comparison on `images`; the arguments are those of `compare`.
 
     Raises:
         FileNotFoundError: if a folder is not complete.
-        ValueError: if they are not all of one shape.
+        ValueError: if they are not all of one shape; as `dsno.report.told.told_of` does.
     """
     net, solved = load_feature_net(features), load_teacher(teacher, variant=variant)
     learned = open_student(student, variant=variant)
@@ -253,7 +279,27 @@ def parts_of(
     check_shape(learned, str(teacher), solved)
     check_images(images.x, images.name)
     net.check(images.x)
-    return solved, learned.eval(), net
+    told = told_of(learned, student, solved, str(teacher), images, guidance)
+    return Parts(told, learned.eval(), net)
+
+
+def _checked_origin(
+    student: Path | str, solved: Prediction, teacher: Path | str, first_seed: int, count: int
+) -> Origin:
+    """What is known of what the student was made of: not of these noises, and if of another teacher that is said."""
+    origin = origin_of(student)
+    origin.check_unseen(first_seed, count)
+    if origin.sha not in (None, sha_of(solved)):
+        log.warning("%s is not the teacher that %s was made from: its weights are others", teacher, student)
+    return origin
+
+
+def _classified(sets: Iterable[tuple[Result, Tensor, Tensor | None]], net: FeatureNet) -> list[Result]:
+    """The results of images (N, C, H, W), with the share that is of its classes (N,) where there are any."""
+    return [
+        result if labels is None else replace(result, accuracy=class_accuracy(net, x.clamp(-1, 1), labels))
+        for result, x, labels in sets
+    ]
 
 
 def _held_out(origin: Origin, first: int, count: int) -> str:
@@ -277,14 +323,12 @@ def _passes(student: Student, family: str, passes: Sequence[int], fresh: bool) -
     return {f"{family}-{n}": sampler_of(student, n, fresh=fresh) for n in passes} or {family: sampler_of(student)}
 
 
-def _solvers(teacher: Prediction, ddim: Sequence[int], multistep: Sequence[int]) -> dict[str, SolverSampler]:
+def _solvers(
+    teacher: Denoiser, schedule: Schedule, ddim: Sequence[int], multistep: Sequence[int]
+) -> dict[str, SolverSampler]:
     """The teacher's solvers by name and number of steps, on uniform grids."""
     steps = (("DDIM", DDIM(), ddim), ("DPM-Solver++", DPMSolverPP(), multistep), ("UniPC", UniPC(), multistep))
-    return {
-        f"{name}-{n}": SolverSampler(teacher, teacher.schedule, uniform(n), step)
-        for name, step, ns in steps
-        for n in ns
-    }
+    return {f"{name}-{n}": SolverSampler(teacher, schedule, uniform(n), step) for name, step, ns in steps for n in ns}
 
 
 def _done(fine_steps: int, passes: Sequence[int], solvers: Mapping[str, SolverSampler]) -> list[int]:
@@ -295,49 +339,88 @@ def _done(fine_steps: int, passes: Sequence[int], solvers: Mapping[str, SolverSa
     return [*accumulate([fine_steps, *(passes or [1]), *(len(solver.grid) - 1 for solver in solvers.values())])]
 
 
-def _sections(
-    results: Sequence[Result],
-    teacher: Prediction,
-    student: Student,
-    z: Tensor,
-    fine: Tensor,
-    fine_steps: int,
-    family: str,
-    first_seed: int,
-) -> list[Section]:
+@dataclass(frozen=True)
+class _Shown:
+    """What a page shows beside the numbers: of whom, from noises z (B, *shape) of consecutive seeds and classes (B,),
+    with the fine solution of so many steps."""
+
+    told: Told
+    student: Student
+    family: str
+    first_seed: int
+    z: Tensor
+    labels: Tensor | None
+    fine: Tensor
+    fine_steps: int
+
+    def made(self, z: Tensor, labels: Tensor | None) -> Trajectory:
+        """The student's samples of noises and classes."""
+        return sampler_of(self.student)(z, self.told.student(labels))
+
+    def solved(self, z: Tensor, labels: Tensor | None, **kept: Any) -> Trajectory:
+        """The teacher's fine solution of the same."""
+        return fine_solution(self.told.solved, self.told.teacher.schedule, z, self.fine_steps, cond=labels, **kept)
+
+
+def _same(shown: _Shown, origin: Origin) -> str:
+    """What all samplers have in common: the noises, and what they are told."""
+    told, count = shown.told.said, len(shown.z)
+    said = f", as is what it is told: {told}" if told else ""
+    return f"{count} noises {_held_out(origin, shown.first_seed, count)}, the same for every sampler{said}"
+
+
+def _sections(results: Sequence[Result], shown: _Shown) -> list[Section]:
     """The page: samples, paths where the student makes them, numbers, and arcs of noise."""
-    sampler = sampler_of(student)
-    paths = [_paths(student, teacher, z, fine_steps)] if isinstance(student, TrajectoryStudent) else []
-    arcs = [slerp(z[i], z[i + 1], 12) for i in range(0, min(8, len(z) - 1), 2)]
     return [
-        _samples(sampler, z[:64], fine[:64], fine_steps, first_seed),
-        *paths,
+        _samples(shown) if shown.labels is None else _samples_by_class(shown),
+        *([_paths(shown, shown.student)] if isinstance(shown.student, TrajectoryStudent) else []),
         Section(
             "Quality against cost",
             pictures=[
-                _costs(results, family, "rounds", "Against the serial cost."),
-                _costs(results, family, "flops", "Against the arithmetic: the frames of one pass are not free."),
+                _costs(results, shown.family, "rounds", "Against the serial cost."),
+                _costs(results, shown.family, "flops", "Against the arithmetic: the frames of one pass are not free."),
             ],
             results=results,
         ),
-        *([_interpolation(sampler, arcs)] if arcs else []),
+        *([_interpolation(shown)] if len(shown.z) > 1 else []),
     ]
 
 
-def _samples(sampler: Sampler, z: Tensor, fine: Tensor, fine_steps: int, first_seed: int) -> Section:
-    made = sampler(z)
-    calls = "one network call" if made.rounds == 1 else f"{made.rounds} network calls"
-    seeds = [str(first_seed + n) for n in range(len(z))]
-    student = Picture(image_grid(made.sample, captions=seeds), f"The student, {calls}; below each sample is its seed.")
-    teacher = Picture(image_grid(fine, captions=seeds), f"The teacher from the same noises, {fine_steps} calls.")
+def _samples(shown: _Shown) -> Section:
+    made = shown.made(shown.z[:64], None)
+    seeds = [str(shown.first_seed + n) for n in range(len(made.x))]
+    student = Picture(
+        image_grid(made.sample, captions=seeds), f"The student, {_calls(made)}; below each sample is its seed."
+    )
+    teacher = Picture(
+        image_grid(shown.fine[:64], captions=seeds), f"The teacher from the same noises, {shown.fine_steps} calls."
+    )
     return Section("Samples", pictures=[student, teacher])
 
 
-def _paths(student: TrajectoryStudent, teacher: Prediction, z: Tensor, fine_steps: int) -> Section:
-    z = z[:6]
-    path = OnePass(student, whole=True)(z)
-    keep = [1.0, *path.t[1:].tolist()]
-    exact = fine_solution(teacher, teacher.schedule, z, fine_steps, keep=keep, keep_x0=True)
+def _calls(made: Trajectory) -> str:
+    return "one network call" if made.rounds == 1 else f"{made.rounds} network calls"
+
+
+def _samples_by_class(shown: _Shown) -> Section:
+    """A row for each class, a column for each noise."""
+    told, z = shown.told, shown.z[:8]
+    every = told.classes
+    some = every if len(every) <= SHOWN else [every[n * len(every) // SHOWN] for n in range(SHOWN)]
+    labels = torch.tensor(some, device=z.device).repeat_interleave(len(z))
+    names, noises = [told.names[k] for k in labels.tolist()], z.repeat(len(some), *[1] * (z.ndim - 1))
+    made, fine = shown.made(noises, labels), shown.solved(noises, labels).sample
+    which = f"{len(some)} of {len(every)} classes" if len(some) < len(every) else "each class"
+    text = f"A row for {which}, a column for the noise of each seed from {shown.first_seed} on, the same on both sides."
+    student = Picture(image_grid(made.sample, len(z), names), f"The student, {_calls(made)}.")
+    teacher = Picture(image_grid(fine, len(z), names), f"The teacher, {shown.fine_steps} calls.")
+    return Section("Samples", text, [student, teacher])
+
+
+def _paths(shown: _Shown, student: TrajectoryStudent) -> Section:
+    z, labels = shown.z[:6], None if shown.labels is None else shown.labels[:6]
+    path = OnePass(student, whole=True)(z, shown.told.student(labels))
+    exact = shown.solved(z, labels, keep=[1.0, *path.t[1:].tolist()], keep_x0=True)
     if student.target == "state" or path.x0 is None or exact.x0 is None:
         what, own, others = "states", path.x, exact.x
     else:
@@ -353,9 +436,14 @@ def _costs(results: Sequence[Result], family: str, against: Against, caption: st
     return _both(lambda dark: quality_against_cost(results, against, dark=dark, students=(family,)), caption)
 
 
-def _interpolation(sampler: Sampler, arcs: Sequence[Tensor]) -> Section:
-    strips = torch.stack([sampler(arc).sample for arc in arcs])
-    return Section("Interpolation", pictures=[Picture(interpolation(strips), "The student along arcs of noise.")])
+def _interpolation(shown: _Shown) -> Section:
+    """Arcs between neighbouring noises, each in the class of the first."""
+    z, labels, strips = shown.z, shown.labels, []
+    for i in range(0, min(8, len(z) - 1), 2):
+        arc = slerp(z[i], z[i + 1], 12)
+        strips.append(shown.made(arc, None if labels is None else labels[i].expand(len(arc))).sample)
+    caption = "The student along arcs of noise" + ("." if labels is None else ", of one class each.")
+    return Section("Interpolation", pictures=[Picture(interpolation(torch.stack(strips)), caption)])
 
 
 def _both(draw: Callable[[bool], bytes], caption: str) -> Picture:

@@ -121,5 +121,5 @@ def train_features(
         shown = (images.x, images.labels) if labelled else _each_turned_once(images.x)
         with torch.no_grad():
             accuracy = float((net(shown[0]).argmax(-1) == shown[1]).float().mean())
-        save_feature_net(out, net, data=images.name, training_accuracy=accuracy)
+        save_feature_net(out, net, data=images.name, labelled=labelled, training_accuracy=accuracy)
     return net

@@ -35,7 +35,15 @@ from dsno.students.operator import Target, TrajectoryStudent
 from dsno.students.samplers import Student
 from dsno.students.temporal import Activation
 
-__all__ = ["build_student", "load_student", "notes_of", "null_label", "save_student", "trained_for"]
+__all__ = [
+    "build_student",
+    "checked_weight",
+    "load_student",
+    "notes_of",
+    "null_label",
+    "save_student",
+    "trained_for",
+]
 
 
 def save_student(folder: Path | str, student: Student, adapter_only: bool = False, **notes: object) -> Path:
@@ -119,7 +127,8 @@ def notes_of(ref: Path | str) -> dict[str, Any]:
 
 
 def trained_for(ref: Path | str) -> tuple[float, float]:
-    """The range of guidance weights that a student was trained for; all from 0 on where its notes name none.
+    """The range of guidance weights that a student was trained for; all from 0 on where its notes name none, and one
+    alone of a student that is told none and whose teacher was guided.
 
     Raises:
         FileNotFoundError: if there is no such folder or file.
@@ -129,6 +138,23 @@ def trained_for(ref: Path | str) -> tuple[float, float]:
     noted = notes.get("options", {}).get("guidance", notes.get("guidance"))
     low, high = (0.0, math.inf) if noted is None else noted
     return low, high
+
+
+def checked_weight(ref: Path | str, weight: float | None = None) -> float:
+    """A guidance weight, if a student was trained for it; by default the least that it was.
+
+    Raises:
+        FileNotFoundError: if there is no such folder or file.
+        ValueError: if it is outside the range, or not finite.
+    """
+    low, high = trained_for(ref)
+    if weight is None:
+        return low
+    if not (low <= weight <= high and math.isfinite(weight)):
+        most = f" to {high:g}" if high > low else ""
+        expected = f"{low:g}{most}" if high < math.inf else "0 or more"
+        raise ValueError(f"{ref} was not trained for the guidance weight {weight:g}: expected {expected}")
+    return weight
 
 
 def null_label(ref: Path | str) -> int | None:

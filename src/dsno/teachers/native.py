@@ -14,11 +14,12 @@ from torch import nn
 
 from dsno.borrow import unwrapped
 from dsno.checkpoint import CONFIG, build, load_model, read_json, save_model
+from dsno.data.samples import Samples
 from dsno.denoise import Kind, Prediction, Threshold
 from dsno.nets.backbone import Backbone, net_from_config
 from dsno.schedule import schedule_from_config
 
-__all__ = ["CLASS_NAMES", "class_names", "load_native", "save_teacher"]
+__all__ = ["CLASS_NAMES", "check_class_names", "class_names", "load_native", "save_teacher"]
 
 CLASS_NAMES = "class_names"
 """The note that says what the classes of a teacher are called, in the order of their numbers."""
@@ -71,6 +72,20 @@ def class_names(ref: Path | str) -> tuple[str, ...] | None:
     config = read_json(file) if file.is_file() else None
     names = config.get("notes", {}).get(CLASS_NAMES) if isinstance(config, dict) else None
     return None if names is None else tuple(names)
+
+
+def check_class_names(ref: Path | str, images: Samples) -> None:
+    """Make sure that a number means the same class in a data set and to a teacher, as far as both name them.
+
+    Raises:
+        ValueError: if their names differ.
+    """
+    known = class_names(ref)
+    if None not in (known, images.names) and known != images.names:
+        raise ValueError(
+            f"{images.name} has the classes {', '.join(images.names or ())}, and {ref} was trained on "
+            f"{', '.join(known or ())}: give the same, so that a number means the same class"
+        )
 
 
 def _make(

@@ -4,7 +4,10 @@ A row is a function of its seed, so its condition must be one, too: a `Label` ma
 first dimension is B. What is drawn at random is drawn from the seed's own counter-based noise, in streams that no
 solver takes noise from. With $z$ such a number and $\Phi$ the normal distribution, $\Phi(z)$ is uniform in [0, 1], so
 
-$$ \text{label} = \lfloor C \, \Phi(z) \rfloor, \qquad w = w_0 + (w_1 - w_0) \, \Phi(z'). $$
+$$ \text{label} = \lfloor C \, \Phi(z) \rfloor, \qquad w = w_0 + (w_1 - w_0) \, \Phi(z'); $$
+
+and where class k has the share $p_k$, not $1 / C$, the label is the number of sums $p_0 + \dots + p_k$ that are at most
+$\Phi(z)$.
 """
 
 from __future__ import annotations
@@ -18,7 +21,7 @@ from dsno.condition import Cond, flat, map_cond
 from dsno.seeds import noise
 from dsno.trajectories.manifest import dtype_names, dtypes, join
 
-__all__ = ["Label", "checked_labels", "uniform_labels", "uniform_weights", "weighted", "write_labels"]
+__all__ = ["Label", "checked_labels", "shared_labels", "uniform_labels", "uniform_weights", "weighted", "write_labels"]
 
 Label = Callable[[Tensor], Cond]
 
@@ -41,6 +44,25 @@ def uniform_labels(classes: int, null: int | None = None) -> Callable[[Tensor], 
     def label(seeds: Tensor) -> Tensor:
         drawn = (_uniform(seeds, LABEL_STREAM) * count).long().clamp(0, count - 1)
         return drawn + (drawn >= skipped)
+
+    return label
+
+
+def shared_labels(shares: Tensor) -> Callable[[Tensor], Tensor]:
+    """Labels as a function of the seeds, (B,) to (B,) int64: class k as often as its part in the sum of `shares` (C,),
+    numbers of samples say; never one of none.
+
+    Raises:
+        ValueError: if there is a negative share, or none above 0.
+    """
+    if bool((shares < 0).any()) or not bool(shares.any()):
+        raise ValueError(f"there is no class to draw: the shares are {shares.tolist()}, expected some above 0")
+    sums = (shares.double() / shares.sum()).cumsum(0)
+    # The sum of all may be off 1 by round-off.
+    last = int(shares.nonzero().max())
+
+    def label(seeds: Tensor) -> Tensor:
+        return torch.bucketize(_uniform(seeds, LABEL_STREAM), sums, right=True).clamp(max=last)
 
     return label
 
