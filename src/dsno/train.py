@@ -34,8 +34,10 @@ from dsno.borrow import parameters_of, state_of, unwrapped, without_wrappers
 from dsno.checkpoint import CONFIG, check_weights, check_writable, fill, naming, read_json
 from dsno.config import TrainConfig, learning_rate, settled
 from dsno.engine import (
+    accelerated,
     accumulating,
     as_like,
+    autocast,
     is_sharded,
     local,
     loss_of,
@@ -131,7 +133,12 @@ def train(
         config, said = settled(config, training_device(model), *[folder] * resume)
         if said:
             log.info("%s", said)
-        accelerator = _accelerator(model, config, folder)
+        accelerator = accelerated(
+            training_device(model),
+            mixed_precision=None if config.precision == "no" else config.precision,
+            log_with=config.tracker,
+            project_dir=str(folder),
+        )
     config = _agreed(config, accelerator)
     with claimed(folder, TRAINING, resume, overwrite):
         accelerator.wait_for_everyone()
@@ -260,7 +267,7 @@ class _Run:
         for _ in range(config.accumulate):
             batch = next(batches)
             with accelerator.accumulate(self.wrapped):
-                with accelerator.autocast():
+                with autocast(accelerator):
                     loss = loss_of(self.wrapped, objective, batch)
                 accelerator.backward(loss)
                 total += loss.detach() / config.accumulate
@@ -395,20 +402,6 @@ def _diverged(what: str, folder: Path) -> FloatingPointError:
 
 
 # The engine
-
-
-def _accelerator(model: nn.Module, config: TrainConfig, folder: Path) -> Any:
-    from accelerate import Accelerator
-    from accelerate.state import AcceleratorState
-
-    # One precision per process is all its state knows; a run of another one starts afresh.
-    AcceleratorState._reset_state()
-    return Accelerator(
-        cpu=training_device(model).type == "cpu",
-        mixed_precision=None if config.precision == "no" else config.precision,
-        log_with=config.tracker,
-        project_dir=str(folder),
-    )
 
 
 def _agreed(config: TrainConfig, accelerator: Any) -> TrainConfig:

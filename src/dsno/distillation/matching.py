@@ -46,7 +46,7 @@ from dsno.distillation.denoising import noised
 from dsno.distillation.distances import from_folder
 from dsno.distillation.regression import OperatorOptions, TrajectoryDistillation, operator
 from dsno.distillation.stages import Given, Stage
-from dsno.engine import mean_of_all, share_of
+from dsno.engine import Undivided, mean_of_all, share_of
 from dsno.schedule import Schedule
 from dsno.seeds import generator, strata
 from dsno.students.flowmap import FlowMap, flow_map_from_teacher
@@ -123,7 +123,7 @@ class _End(nn.Module):
         return cast(Tensor, self.map(x, *ends, cond)).unsqueeze(1)
 
 
-class Paced(nn.Module):
+class Paced(Undivided):
     """A network whose parameters are `pace` times those held: one Adam moves them that much faster than others.
 
     Raises:
