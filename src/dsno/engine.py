@@ -30,6 +30,7 @@ __all__ = [
     "local",
     "loss_of",
     "mean_of_all",
+    "of_each",
     "on_device",
     "prepared",
     "share_of",
@@ -89,6 +90,17 @@ def agreed(make: Callable[[], T]) -> T:
     held = [make() if distributed.get_rank() == 0 else None]
     distributed.broadcast_object_list(held)
     return cast(T, held[0])
+
+
+def of_each(value: T) -> list[T]:
+    """The value of every one of the processes, in their order; every process must call."""
+    from torch import distributed
+
+    if not (distributed.is_available() and distributed.is_initialized()):
+        return [value]
+    held = [value] * distributed.get_world_size()
+    distributed.all_gather_object(held, value)
+    return held
 
 
 def is_sharded(accelerator: Any) -> bool:
@@ -157,15 +169,11 @@ def _divide(model: nn.Module, plugin: Any) -> None:
 
 
 class _Losses(nn.Module):
-    """What takes losses of a model. DDP looks behind its output for the parameters that a loss reaches, however often
-    and through whichever blocks that called the model."""
+    """What takes losses of a model, however often and through whichever parts of it they call it."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.model = model
-        # DDP warns where it finds none that is not reached, so there is one.
-        like = next(p for p in model.parameters() if p.requires_grad)
-        self.unreached = nn.Parameter(like.new_zeros(1))
 
     def forward(self, loss: Callable[[nn.Module], Tensor]) -> Tensor:
         return loss(self.model)
@@ -175,17 +183,21 @@ def prepared(accelerator: Any, model: nn.Module, optimizer: torch.optim.Optimize
     """A model for `loss_of`, and its optimiser, as accelerate wraps them.
 
     Of processes that hold all of the weights each may reach other parameters, or none of some: DDP is told to find
-    them, on top of what the accelerator was told of DDP.
+    them, behind the loss, on top of what the accelerator was told of DDP.
     """
+    if is_sharded(accelerator):
+        losses = _Losses(model)
+        _divide(losses, accelerator.state.fsdp_plugin)
+        return cast(tuple[nn.Module, Any], accelerator.prepare(losses, optimizer))
     if not accelerator.distributed_type.value.startswith("MULTI_"):
-        if is_sharded(accelerator):
-            _divide(model, accelerator.state.fsdp_plugin)
-        made: tuple[nn.Module, Any] = accelerator.prepare(model, optimizer)
-        return made
+        return cast(tuple[nn.Module, Any], accelerator.prepare(model, optimizer))
     from accelerate import DistributedDataParallelKwargs
 
     told = accelerator.ddp_handler or DistributedDataParallelKwargs()
     losses = _Losses(accelerator.prepare_model(model, evaluation_mode=True)).train()
+    # DDP warns where it finds none that is not reached, so there is one.
+    like = next(p for p in model.parameters() if p.requires_grad)
+    losses.unreached = nn.Parameter(like.new_zeros(1))
     devices = None if accelerator.device.type == "cpu" else [accelerator.device]
     wrapped = DistributedDataParallel(losses, devices, **{"find_unused_parameters": True, **told.to_kwargs()})
     told.register_comm_hook(wrapped)
@@ -194,7 +206,7 @@ def prepared(accelerator: Any, model: nn.Module, optimizer: torch.optim.Optimize
 
 def loss_of(wrapped: nn.Module, objective: Callable[[nn.Module, Any], Tensor], batch: Any) -> Tensor:
     """The loss of a batch, of a model that was `prepared`."""
-    if isinstance(wrapped, DistributedDataParallel):
+    if isinstance(wrapped, DistributedDataParallel | _Losses):
         found: Tensor = wrapped(lambda model: objective(model, batch))
         return found
     return objective(wrapped, batch)

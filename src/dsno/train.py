@@ -41,6 +41,7 @@ from dsno.engine import (
     is_sharded,
     local,
     loss_of,
+    of_each,
     on_device,
     prepared,
     tf32,
@@ -123,7 +124,8 @@ def train(
             one is not waited for.
         OSError: if a checkpoint cannot be written; the one before is kept.
         ValueError: if nothing is to be trained or the model cannot be saved, a checkpoint is damaged or belongs to
-            another model or configuration, or accelerate's configuration contradicts `config` or is not supported.
+            another model or configuration, processes see different folders, or accelerate's configuration contradicts
+            `config` or is not supported.
     """
     if not any(p.requires_grad for p in model.parameters()):
         raise ValueError("no parameter of the model has requires_grad set: nothing to train")
@@ -223,6 +225,11 @@ class _Run:
         self.described = json.loads(json.dumps({"config": asdict(config), "settings": dict(settings)}))
         snapshot = newest(folder) if resume else None
         self.start, self.changes = (0, []) if snapshot is None else continued(snapshot, self.described)
+        if len({*(starts := of_each(self.start))}) > 1:
+            raise ValueError(
+                f"the processes would go on from the steps {', '.join(map(str, starts))}: {folder} has to be a folder "
+                "that all of them see, on every machine"
+            )
         unprepare(model)
         self.model = copy.deepcopy(model) if is_sharded(accelerator) else model
         if snapshot is not None:
