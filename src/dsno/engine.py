@@ -116,7 +116,8 @@ def is_sharded(accelerator: Any) -> bool:
             f"accelerate is configured for {kind}, which train() does not support: "
             "use DDP, or FSDP with fsdp_version: 2"
         )
-    parallelism = accelerator.parallelism_config
+    # Earlier versions of accelerate have none.
+    parallelism = getattr(accelerator, "parallelism_config", None)
     if parallelism is not None and (shared := parallelism.non_dp_dim_names):
         raise ValueError(
             f"accelerate is configured for processes that share a row of the batch ({', '.join(shared)}), which "
@@ -163,7 +164,7 @@ def _divide(model: nn.Module, plugin: Any) -> None:
     said = [m.blocks for m in modules if isinstance(m, _Divided) and isinstance(m.blocks, tuple) and not whole]
     classes = tuple(c for blocks in said for c in blocks if isinstance(c, type))
     # Where accelerate looks for them.
-    model._no_split_modules = sorted({type(m).__name__ for m in modules if isinstance(m, classes)})  # type: ignore
+    model._no_split_modules = sorted({type(m).__name__ for m in modules if isinstance(m, classes)})  # type: ignore[assignment]
     # Autocast casts what may be; a policy of FSDP's would round the times that a network is told.
     plugin.mixed_precision_policy = None
 

@@ -39,6 +39,7 @@ from typing import Any, Protocol, cast
 import torch
 from torch import Tensor, nn
 
+from dsno.borrow import called_with
 from dsno.condition import Cond
 from dsno.cost import Metered
 from dsno.denoise import Around, Denoiser, Prediction, expand_like
@@ -141,7 +142,7 @@ class Paced(Undivided):
 
     def forward(self, x_t: Tensor, t: Tensor, cond: Cond | None = None) -> Tensor:
         scaled = {name: self.pace * parameter for name, parameter in self.net.named_parameters()}
-        return cast(Tensor, torch.func.functional_call(self.net, scaled, (x_t, t, cond)))
+        return cast(Tensor, called_with(scaled, self.net, x_t, t, cond))
 
 
 class Starts(Protocol):
