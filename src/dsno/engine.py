@@ -165,7 +165,7 @@ def _divide(model: nn.Module, plugin: Any) -> None:
     classes = tuple(c for blocks in said for c in blocks if isinstance(c, type))
     # Where accelerate looks for them.
     model._no_split_modules = sorted({type(m).__name__ for m in modules if isinstance(m, classes)})  # type: ignore[assignment]
-    # Autocast casts what may be; a policy of FSDP's would round the times that a network is told.
+    # Autocast casts what may be; a policy of FSDP's would round losses and gradients, too.
     plugin.mixed_precision_policy = None
 
 

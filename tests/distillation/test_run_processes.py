@@ -63,7 +63,6 @@ def test_sharded_weights_learn_in_bfloat16_where_they_are_called_without_gradien
     distilled(tmp_path / "one", "consistency", data, "bf16")
     succeed(distilled, tmp_path / "two", "consistency", data, "bf16", True)
     runs = [tmp_path / out / "training/consistency" for out in ("one", "two")]
-    # Of a time that is rounded the loss is another one.
     one, two = ([json.loads(line)["loss"] for line in (run / "log.jsonl").read_text().splitlines()] for run in runs)
     assert two == pytest.approx(one, rel=1e-2)
     # Adam has moments of what had a gradient.
