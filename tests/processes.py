@@ -6,6 +6,7 @@ that has the imports done, which takes a tenth of a second where `accelerate lau
 
 import multiprocessing
 import os
+import socket
 import subprocess
 import sys
 import traceback
@@ -20,6 +21,7 @@ from dsno import Cosine, Prediction, student_from_teacher
 from dsno.grids import quadratic
 from dsno.nets.unet import UNet
 
+EXAMPLES = Path(__file__).parents[1] / "examples"
 SHAPE, TIMES = (1, 8, 8), quadratic(4)
 
 # What a process of a group would otherwise import for seconds.
@@ -33,6 +35,9 @@ GROUP = [
     "dsno.train",
     "dsno.measure.evaluate",
 ]
+
+SHARDED = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2", "FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP"}
+"""What processes are told by `accelerate launch --config_file examples/fsdp2.yaml`."""
 
 
 def forked(imports: list[str]) -> Any:
@@ -90,12 +95,42 @@ def environment(**more: str) -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", **more}
 
 
-def launch(script: Path, *arguments: object, **more: str) -> subprocess.CompletedProcess[str]:
-    """Two processes of a script, through the launcher; `more` are variables of their environment."""
-    # `--cpu --num_processes 2` starts one process unless there is MPI; `--multi_gpu` starts two, on any device.
-    how = ["--multi_gpu", "--num_processes", "2", "--main_process_port", "0"]
-    command = [sys.executable, "-m", "accelerate.commands.launch", *how, str(script), *map(str, arguments)]
+def launch(*work: object, **more: str) -> subprocess.CompletedProcess[str]:
+    """Two processes of one machine that share the weights, as `examples/fsdp2.yaml` says but for precision, through the
+    launcher: of a script and its arguments, or of `-m`, a module and its arguments; `more` are variables of their
+    environment."""
+    command = _launcher("fsdp2.yaml", 0, *work)
     return subprocess.run(command, env=environment(**more), text=True, capture_output=True, timeout=300, check=False)
+
+
+def launch_on_two_machines(*work: object, at: Path) -> list[tuple[int, str]]:
+    """Exit code and output of two launchers of one process each, in the folder `at`, as `examples/fsdp2_nodes.yaml`
+    says but for precision."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    machines = [
+        subprocess.Popen(
+            _launcher("fsdp2_nodes.yaml", port, "--machine_rank", rank, "--main_process_ip", "127.0.0.1", *work),
+            env=environment(),
+            cwd=at,
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+        )
+        for rank in (0, 1)
+    ]
+    try:
+        said = [machine.communicate(timeout=300)[0] for machine in machines]
+    finally:
+        for machine in machines:
+            machine.kill()
+    return [(machine.returncode, text) for machine, text in zip(machines, said, strict=True)]
+
+
+def _launcher(file: str, port: int, *work: object) -> list[str]:
+    told = ["--config_file", EXAMPLES / file, "--num_processes", 2, "--main_process_port", port]
+    return [sys.executable, "-m", "accelerate.commands.launch", *map(str, (*told, "--mixed_precision", "no", *work))]
 
 
 def network() -> UNet:

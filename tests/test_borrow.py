@@ -2,13 +2,15 @@
 
 import copy
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
-from dsno.borrow import borrowed, own_copy, plain_names, state_of, unwrapped, without_wrappers
+from dsno.borrow import borrowed, called_with, own_copy, plain_names, state_of, unwrapped, without_wrappers
+from processes import succeed
 
 
 class Block(nn.Module):
@@ -97,3 +99,20 @@ def test_what_is_no_wrapper_is_itself() -> None:
 def test_names_that_would_meet_are_left() -> None:
     both = {"a": torch.zeros(1), "module.a": torch.ones(1)}
     assert without_wrappers(both, {"a"}) == both
+
+
+def call_shards(out: Path) -> None:
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.tensor import distribute_tensor
+
+    module = nn.Linear(2, 2)
+    shards = {n: distribute_tensor(p.detach(), init_device_mesh("cpu", (1,))) for n, p in module.named_parameters()}
+    with pytest.raises(RuntimeError, match="a Linear is called with other weights than it holds, .*Undivided"):
+        called_with(shards, module, torch.ones(1, 2))
+
+
+def test_other_weights_answer_unless_fsdp_would_put_back_its_own(tmp_path: Path) -> None:
+    module = nn.Linear(2, 2)
+    doubled = {name: 2 * value for name, value in module.named_parameters()}
+    assert torch.equal(called_with(doubled, module, torch.ones(1, 2)), 2 * module(torch.ones(1, 2)))
+    succeed(call_shards, tmp_path / "run", world=1)

@@ -7,8 +7,21 @@ from typing import Any
 
 import pytest
 import torch
+from accelerate import ParallelismConfig, PartialState
+from accelerate.utils import DistributedType
 
-from dsno.engine import accumulating, as_like, is_sharded, local, on_device, tf32, whole
+from dsno.engine import (
+    accelerated,
+    accumulating,
+    agreed,
+    as_like,
+    is_sharded,
+    local,
+    of_each,
+    on_device,
+    tf32,
+    whole,
+)
 
 
 @pytest.mark.parametrize("ahead", [False, True])
@@ -65,12 +78,35 @@ def test_the_precision_of_products_comes_back() -> None:
     ],
 )
 def test_an_engine_that_is_not_supported_is_refused(kind: str, fsdp2: bool, sharded: bool | None) -> None:
-    accelerator = SimpleNamespace(distributed_type=SimpleNamespace(value=kind), is_fsdp2=fsdp2)
+    state = SimpleNamespace(fsdp_plugin=SimpleNamespace(activation_checkpointing=False))
+    accelerator = SimpleNamespace(distributed_type=SimpleNamespace(value=kind), is_fsdp2=fsdp2, state=state)
     if sharded is None:
         with pytest.raises(ValueError, match=f"configured for {kind}, .* use DDP, or FSDP with fsdp_version: 2"):
             is_sharded(accelerator)
     else:
         assert is_sharded(accelerator) is sharded
+
+
+def test_processes_that_share_a_row_are_refused() -> None:
+    shared = ParallelismConfig(dp_shard_size=2, tp_size=2)
+    accelerator = SimpleNamespace(distributed_type=SimpleNamespace(value="MULTI_GPU"), parallelism_config=shared)
+    with pytest.raises(
+        ValueError, match="processes that share a row of the batch \\(tp\\), .* leave dp_replicate_size"
+    ):
+        is_sharded(accelerator)
+    accelerator.parallelism_config = ParallelismConfig(dp_replicate_size=2, dp_shard_size=2)
+    assert not is_sharded(accelerator)
+
+
+def test_a_run_behind_one_that_was_sharded_starts_afresh() -> None:
+    # So accelerate leaves its state on GPUs, and a new one of it would lack the plugin.
+    PartialState(cpu=True).distributed_type = DistributedType.FSDP
+    made = accelerated(torch.device("cpu"), mixed_precision="bf16")
+    assert made.distributed_type == DistributedType.NO and not is_sharded(made) and made.mixed_precision == "bf16"
+
+
+def test_one_process_is_each_of_them() -> None:
+    assert of_each("me") == ["me"] and agreed(lambda: "me") == "me"
 
 
 def test_a_tensor_that_is_not_sharded_is_its_own_whole() -> None:

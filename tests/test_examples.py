@@ -8,6 +8,7 @@ from types import ModuleType
 import numpy as np
 import pytest
 import torch
+import yaml
 from PIL import Image
 
 from dsno import load_student, seed_range, shipped
@@ -17,8 +18,7 @@ from dsno.grids import log_snr_uniform
 from dsno.seeds import noise
 from dsno.solvers.multistep import DPMSolverPP
 from dsno.solvers.run import SolverSampler
-
-EXAMPLES = Path(__file__).parents[1] / "examples"
+from processes import EXAMPLES, SHARDED
 
 
 def load(name: str) -> ModuleType:
@@ -69,6 +69,13 @@ def test_one_pass_is_drawn_beside_its_teacher(tmp_path: Path) -> None:
     assert counts == [[1, 1], [5, 2], [5, 4], [5, 5]]
     sample = to_uint8(sample[0, 0]).repeat_interleave(12, 0).repeat_interleave(12, 1).numpy().astype(int)
     assert np.abs(drawn[-1][0][-1] - sample).max() < 12
+
+
+def test_one_machine_and_two_share_the_weights_alike() -> None:
+    one, two = (yaml.safe_load((EXAMPLES / f"{name}.yaml").read_text()) for name in ("fsdp2", "fsdp2_nodes"))
+    assert one["fsdp_config"] == two["fsdp_config"] and two["num_processes"] == 2 * one["num_processes"]
+    said = {f"{key.upper()}": str(value) for key, value in one["fsdp_config"].items()}
+    assert {**SHARDED, **said} == {**said, "ACCELERATE_USE_FSDP": "true"}  # what other tests take for it
 
 
 def test_the_covariance_of_the_signals_is_the_formula() -> None:

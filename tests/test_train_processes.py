@@ -18,28 +18,15 @@ from torch import Tensor, nn
 from dsno import Cosine, Gaussian, SolverSampler
 from dsno.checkpoint import read_tensors
 from dsno.distillation.denoising import Denoising
+from dsno.distillation.matching import Pair
 from dsno.distillation.regression import TrajectoryDistillation
 from dsno.train import TrainConfig, train
 from dsno.trajectories.sets import TrajectorySet
 from dsno.trajectories.store import store
-from processes import GROUP, SHAPE, TIMES, forked, launch, network, spawn, student, succeed
+from processes import GROUP, SHAPE, SHARDED, TIMES, forked, launch, network, spawn, student, succeed
 
 CONFIG = TrainConfig(steps=8, lr=1e-3, warmup=2, ema=0.9, checkpoint_every=3, log_every=1)
 BATCH = 8
-
-
-def sharding() -> Any:
-    """An accelerator with FSDP2 on CPUs, which accelerate can do but switches on for GPUs only."""
-    from accelerate import Accelerator, FullyShardedDataParallelPlugin
-    from accelerate.utils import DistributedType
-
-    accelerator = Accelerator(cpu=True)
-    accelerator.state.fsdp_plugin = FullyShardedDataParallelPlugin(
-        fsdp_version=2, auto_wrap_policy="transformer_based_wrap", transformer_cls_names_to_wrap=["Block"]
-    )
-    accelerator.state.distributed_type = DistributedType.FSDP
-    assert accelerator.is_fsdp2
-    return accelerator
 
 
 class Double:
@@ -81,11 +68,12 @@ def distil(out: Path, data: Path, config: TrainConfig, options: dict[str, Any]) 
     """A run of the tests; `options` are those of `train`, of the objective and of the model."""
     given = dict(options)
     model = student(given.pop("frozen", False))
-    accelerator = sharding() if given.pop("sharded", False) else None
+    if sharded := given.pop("sharded", False):
+        os.environ |= SHARDED
     parts, dies, resume = given.pop("parts", 1), given.pop("dies", None), given.pop("resume", False)
     objective = Double(distillation(data, model, **given), parts, dies)
-    trained = train(model, objective, config, out, resume, accelerator=accelerator)
-    assert objective.held == ({"Parameter"} if accelerator is None else {"DTensor"})
+    trained = train(model, objective, config, out, resume)
+    assert objective.held == ({"DTensor", "Parameter"} if sharded else {"Parameter"})
     # What train returns is a plain model, whole on every rank, and it can be saved as any other.
     assert trained is model and {type(p) for p in trained.parameters()} == {nn.Parameter}
     last = read_tensors(out / f"step-{config.steps:08d}" / "average.safetensors")
@@ -245,18 +233,40 @@ def test_a_run_changes_its_number_of_processes_and_how_weights_are_held(data: Pa
 
 
 def contradict(out: Path, data: Path) -> None:
-    accelerator, model = sharding(), student()
+    model = student()
     objective = Double(distillation(data, model))
-    with pytest.raises(ValueError, match="channels_last does not go with FSDP"):
-        train(model, objective, replace(CONFIG, channels_last=True), out / "a", accelerator=accelerator)
-    accelerator.state.fsdp_plugin.fsdp_version = 1
-    with pytest.raises(ValueError, match="accelerate is configured for FSDP, which .* or FSDP with fsdp_version: 2"):
-        train(model, objective, CONFIG, out / "a", accelerator=accelerator)
+    for told, config, match in (
+        ({}, replace(CONFIG, channels_last=True), "channels_last does not go with FSDP"),
+        ({"FSDP_ACTIVATION_CHECKPOINTING": "true"}, CONFIG, "which renames the weights: leave it out, and call"),
+        ({"FSDP_VERSION": "1", "FSDP_RESHARD_AFTER_FORWARD": "FULL_SHARD"}, CONFIG, "or FSDP with fsdp_version: 2"),
+    ):
+        os.environ |= {**SHARDED, **told}
+        with pytest.raises(ValueError, match=match):
+            train(model, objective, config, out / "a")
+        for name in told:
+            del os.environ[name]
     assert not (out / "a").exists()
+    os.environ |= {**SHARDED, "FSDP_TRANSFORMER_CLS_TO_WRAP": "Block"}
+    pair = Pair(model, network().double())
+    with pytest.raises(
+        ValueError, match="Paced calls a network with other weights .* leave out fsdp_transformer_layer"
+    ):
+        train(pair, objective, CONFIG, out / "b")
 
 
 def test_what_does_not_go_together_is_refused(data: Path, tmp_path: Path) -> None:
     succeed(contradict, tmp_path / "run", data, world=1)
+
+
+def apart(out: Path, data: Path) -> None:
+    distil(out, data, replace(CONFIG, steps=2, decay="constant"), {})
+    own = out if os.environ["RANK"] == "0" else out / "elsewhere"
+    with pytest.raises(ValueError, match="would go on from the steps 2, 0: .* a folder that all of them see"):
+        distil(own, data, replace(CONFIG, decay="constant"), {"resume": True})
+
+
+def test_processes_that_see_different_folders_do_not_go_on(data: Path, tmp_path: Path) -> None:
+    succeed(apart, tmp_path / "run", data)
 
 
 class Diverges(Double):
@@ -285,12 +295,13 @@ from pathlib import Path
 from test_train_processes import *
 torch.set_num_threads(1)
 data, out, how = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3]
-distil(out, data, CONFIG, {"dies": (5, 1)} if how == "dies" else {"resume": True, "parts": 2})
+how = {"dies": (5, 1)} if how == "dies" else {"resume": True, "parts": 2}
+distil(out, data, CONFIG, {**how, "sharded": True})
 """
 
 
 @pytest.mark.slow
-def test_under_the_launcher(data: Path, tmp_path: Path) -> None:
+def test_under_the_launcher(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "run.py").write_text(LAUNCHED)
     script, out = tmp_path / "run.py", tmp_path / "out"
     died = launch(script, data, out, "dies")
@@ -298,9 +309,10 @@ def test_under_the_launcher(data: Path, tmp_path: Path) -> None:
     assert [p.name for p in out.glob("step-*")] == ["step-00000003"]
     # Gradient accumulation as accelerate is told it (the launcher's own flag is for DeepSpeed); there was none so far.
     accumulate = {"ACCELERATE_GRADIENT_ACCUMULATION_STEPS": "2"}
-    refused = launch(script, data, out, "resumes", **accumulate)
-    assert refused.returncode != 0
-    assert "was trained with accumulate = 1, now 2: resume alike" in refused.stderr, refused.stderr
+    with monkeypatch.context() as told:
+        told.setenv("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "2")
+        with pytest.raises(ValueError, match="was trained with accumulate = 1, now 2: resume alike"):
+            distil(out, data, CONFIG, {"resume": True, "parts": 2})
     out.rename(tmp_path / "old")
     done = launch(script, data, out, "resumes", **accumulate)
     assert done.returncode == 0, done.stderr

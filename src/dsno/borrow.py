@@ -25,7 +25,16 @@ from torch import nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel
 
-__all__ = ["borrowed", "own_copy", "parameters_of", "plain_names", "state_of", "unwrapped", "without_wrappers"]
+__all__ = [
+    "borrowed",
+    "called_with",
+    "own_copy",
+    "parameters_of",
+    "plain_names",
+    "state_of",
+    "unwrapped",
+    "without_wrappers",
+]
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -76,6 +85,23 @@ def _copied(module: M, memo: dict[int, Any]) -> M:
             memo[id(inner)] = copy.deepcopy(unwrapped(inner), memo)
     copied: M = copy.deepcopy(unwrapped(module), memo)
     return copied
+
+
+def called_with(weights: Mapping[str, torch.Tensor], module: nn.Module, *arguments: Any) -> Any:
+    """What a module answers with other weights than it holds.
+
+    Raises:
+        RuntimeError: if FSDP gathers the weights of its parts when they are called, in the place of these.
+    """
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        from torch.distributed.tensor import DTensor
+
+        if any(isinstance(value, DTensor) for value in weights.values()):
+            raise RuntimeError(
+                f"a {type(module).__name__} is called with other weights than it holds, and FSDP gathers part by part: "
+                "make what is trained a dsno.engine.Undivided"
+            )
+    return torch.func.functional_call(module, dict(weights), arguments)
 
 
 def plain_names(module: nn.Module, names: Iterable[str]) -> dict[str, str]:

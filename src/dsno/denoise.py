@@ -33,7 +33,7 @@ from typing import Literal, Protocol, cast, runtime_checkable
 import torch
 from torch import Tensor, nn
 
-from dsno.borrow import state_of
+from dsno.borrow import called_with, state_of
 from dsno.condition import Cond, map_cond, named, rows_like, unnamed
 from dsno.schedule import Schedule
 
@@ -388,7 +388,7 @@ def still(denoiser: Denoiser, x_t: Tensor, t: Tensor, cond: Cond | None = None) 
     if not isinstance(denoiser, nn.Module):
         return denoiser(x_t, t, cond)
     weights = {name: parameter.detach() for name, parameter in denoiser.named_parameters()}
-    return cast(Tensor, torch.func.functional_call(denoiser, weights, (x_t, t, cond)))
+    return cast(Tensor, called_with(weights, denoiser, x_t, t, cond))
 
 
 @contextmanager

@@ -1,7 +1,8 @@
 r"""What the training loop needs of accelerate and of devices: one process or many, weights replicated or sharded.
 
 With FSDP2 (Zhao et al., 2023, arXiv 2304.11277) every process holds a shard of each parameter, a `DTensor`. `local`
-is that shard, `whole` the tensor again on the host, as checkpoints hold it, and `as_like` the way back.
+is that shard, `whole` the tensor again on the host, as checkpoints hold it, and `as_like` the way back. The weights of
+a block are gathered for as long as it runs.
 """
 
 from __future__ import annotations
@@ -9,7 +10,8 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Generator, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, TypeVar, cast
+from dataclasses import replace
+from typing import Any, Protocol, TypeVar, cast, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -18,13 +20,17 @@ from torch.nn.parallel import DistributedDataParallel
 T = TypeVar("T")
 
 __all__ = [
+    "Undivided",
+    "accelerated",
     "accumulating",
     "agreed",
     "as_like",
+    "autocast",
     "is_sharded",
     "local",
     "loss_of",
     "mean_of_all",
+    "of_each",
     "on_device",
     "prepared",
     "share_of",
@@ -41,6 +47,26 @@ def training_device(model: nn.Module) -> torch.device:
 
     cpu = next(model.parameters()).device.type == "cpu" and not torch.cuda.is_available()
     return torch.device(PartialState(cpu=cpu).device)
+
+
+def accelerated(device: torch.device, **told: Any) -> Any:
+    """The `Accelerator` of one run on a device, as it is told and accelerate configured, whatever ran before.
+
+    Accelerate passes over FSDP in silence on CPUs, which can do it: they shard, too, so that a configuration can be
+    tried where there is no GPU.
+    """
+    from accelerate import Accelerator, PartialState
+    from accelerate.state import AcceleratorState
+    from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin, parse_flag_from_env
+
+    # Its state knows one precision per process, and no plugin for FSDP any more once there was FSDP.
+    AcceleratorState._reset_state(reset_partial_state=True)
+    made = Accelerator(cpu=device.type == "cpu", **told)
+    if made.distributed_type == DistributedType.MULTI_CPU and parse_flag_from_env("ACCELERATE_USE_FSDP"):
+        made.state.fsdp_plugin = FullyShardedDataParallelPlugin()
+        # Each is made from the other at times.
+        PartialState().distributed_type = made.state.distributed_type = DistributedType.FSDP
+    return made
 
 
 def share_of(batch: int, rank: int, world: int) -> slice:
@@ -66,11 +92,23 @@ def agreed(make: Callable[[], T]) -> T:
     return cast(T, held[0])
 
 
+def of_each(value: T) -> list[T]:
+    """The value of every one of the processes, in their order; every process must call."""
+    from torch import distributed
+
+    if not (distributed.is_available() and distributed.is_initialized()):
+        return [value]
+    held = [value] * distributed.get_world_size()
+    distributed.all_gather_object(held, value)
+    return held
+
+
 def is_sharded(accelerator: Any) -> bool:
     """Whether the weights are sharded (FSDP2) instead of replicated.
 
     Raises:
-        ValueError: for an engine that replaces the optimiser or flattens the parameters.
+        ValueError: for an engine that replaces the optimiser, flattens or renames the parameters, or has processes that
+            share a row.
     """
     kind = accelerator.distributed_type.value
     if kind in ("DEEPSPEED", "MEGATRON_LM") or (kind == "FSDP" and not accelerator.is_fsdp2):
@@ -78,19 +116,65 @@ def is_sharded(accelerator: Any) -> bool:
             f"accelerate is configured for {kind}, which train() does not support: "
             "use DDP, or FSDP with fsdp_version: 2"
         )
+    # Earlier versions of accelerate have none.
+    parallelism = getattr(accelerator, "parallelism_config", None)
+    if parallelism is not None and (shared := parallelism.non_dp_dim_names):
+        raise ValueError(
+            f"accelerate is configured for processes that share a row of the batch ({', '.join(shared)}), which "
+            "train() does not support: leave dp_replicate_size and dp_shard_size alone in parallelism_config"
+        )
+    if kind == "FSDP" and accelerator.state.fsdp_plugin.activation_checkpointing:
+        raise ValueError(
+            "accelerate is configured for fsdp_activation_checkpointing, which renames the weights: leave it out, and "
+            "call student.net.enable_gradient_checkpointing() instead"
+        )
     return kind == "FSDP"
 
 
+class Undivided(nn.Module):
+    """A module that calls a network with other weights than the network holds.
+
+    All of them have to be gathered for it at once: FSDP gathers those that a block holds when the block is called, and
+    they would take the place of the others.
+    """
+
+
+@runtime_checkable
+class _Divided(Protocol):
+    """A network that says which of its modules are blocks (`dsno.nets.backbone`)."""
+
+    @property
+    def blocks(self) -> tuple[type[nn.Module] | str, ...]:
+        """Their classes, and names of others."""
+
+
+def _divide(model: nn.Module, plugin: Any) -> None:
+    """Tell FSDP to gather the weights of a model block by block, where its configuration names no classes.
+
+    Raises:
+        ValueError: if that divides what must not be.
+    """
+    modules = [*model.modules()]
+    whole = [type(m).__name__ for m in modules if isinstance(m, Undivided)]
+    if whole and (plugin.transformer_cls_names_to_wrap or plugin.min_num_params):
+        raise ValueError(
+            f"{whole[0]} calls a network with other weights than it holds, which FSDP must not gather part by part: "
+            "leave out fsdp_transformer_layer_cls_to_wrap and fsdp_min_num_params"
+        )
+    said = [m.blocks for m in modules if isinstance(m, _Divided) and isinstance(m.blocks, tuple) and not whole]
+    classes = tuple(c for blocks in said for c in blocks if isinstance(c, type))
+    # Where accelerate looks for them.
+    model._no_split_modules = sorted({type(m).__name__ for m in modules if isinstance(m, classes)})  # type: ignore[assignment]
+    # Autocast casts what may be; a policy of FSDP's would round losses and gradients, too.
+    plugin.mixed_precision_policy = None
+
+
 class _Losses(nn.Module):
-    """What takes losses of a model. DDP looks behind its output for the parameters that a loss reaches, however often
-    and through whichever blocks that called the model."""
+    """What takes losses of a model, however often and through whichever parts of it they call it."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.model = model
-        # DDP warns where it finds none that is not reached, so there is one.
-        like = next(p for p in model.parameters() if p.requires_grad)
-        self.unreached = nn.Parameter(like.new_zeros(1))
 
     def forward(self, loss: Callable[[nn.Module], Tensor]) -> Tensor:
         return loss(self.model)
@@ -100,15 +184,21 @@ def prepared(accelerator: Any, model: nn.Module, optimizer: torch.optim.Optimize
     """A model for `loss_of`, and its optimiser, as accelerate wraps them.
 
     Of processes that hold all of the weights each may reach other parameters, or none of some: DDP is told to find
-    them, on top of what the accelerator was told of DDP.
+    them, behind the loss, on top of what the accelerator was told of DDP.
     """
+    if is_sharded(accelerator):
+        losses = _Losses(model)
+        _divide(losses, accelerator.state.fsdp_plugin)
+        return cast(tuple[nn.Module, Any], accelerator.prepare(losses, optimizer))
     if not accelerator.distributed_type.value.startswith("MULTI_"):
-        made: tuple[nn.Module, Any] = accelerator.prepare(model, optimizer)
-        return made
+        return cast(tuple[nn.Module, Any], accelerator.prepare(model, optimizer))
     from accelerate import DistributedDataParallelKwargs
 
     told = accelerator.ddp_handler or DistributedDataParallelKwargs()
     losses = _Losses(accelerator.prepare_model(model, evaluation_mode=True)).train()
+    # DDP warns where it finds none that is not reached, so there is one.
+    like = next(p for p in model.parameters() if p.requires_grad)
+    losses.unreached = nn.Parameter(like.new_zeros(1))
     devices = None if accelerator.device.type == "cpu" else [accelerator.device]
     wrapped = DistributedDataParallel(losses, devices, **{"find_unused_parameters": True, **told.to_kwargs()})
     told.register_comm_hook(wrapped)
@@ -117,10 +207,23 @@ def prepared(accelerator: Any, model: nn.Module, optimizer: torch.optim.Optimize
 
 def loss_of(wrapped: nn.Module, objective: Callable[[nn.Module, Any], Tensor], batch: Any) -> Tensor:
     """The loss of a batch, of a model that was `prepared`."""
-    if isinstance(wrapped, DistributedDataParallel):
+    if isinstance(wrapped, DistributedDataParallel | _Losses):
         found: Tensor = wrapped(lambda model: objective(model, batch))
         return found
     return objective(wrapped, batch)
+
+
+def autocast(accelerator: Any) -> contextlib.AbstractContextManager[None]:
+    """Accelerate's autocast. Of sharded weights it keeps no casts: they would outlive the block that gathered them, and
+    one made without gradients would serve the call that needs them.
+    """
+    from accelerate.utils import AutocastKwargs
+
+    told = accelerator.autocast_handler
+    if is_sharded(accelerator):
+        told = replace(told or AutocastKwargs(), cache_enabled=False)
+    made: contextlib.AbstractContextManager[None] = accelerator.autocast(told)
+    return made
 
 
 def unprepare(model: nn.Module) -> None:

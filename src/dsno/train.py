@@ -34,11 +34,14 @@ from dsno.borrow import parameters_of, state_of, unwrapped, without_wrappers
 from dsno.checkpoint import CONFIG, check_weights, check_writable, fill, naming, read_json
 from dsno.config import TrainConfig, learning_rate, settled
 from dsno.engine import (
+    accelerated,
     accumulating,
     as_like,
+    autocast,
     is_sharded,
     local,
     loss_of,
+    of_each,
     on_device,
     prepared,
     tf32,
@@ -121,7 +124,8 @@ def train(
             one is not waited for.
         OSError: if a checkpoint cannot be written; the one before is kept.
         ValueError: if nothing is to be trained or the model cannot be saved, a checkpoint is damaged or belongs to
-            another model or configuration, or accelerate's configuration contradicts `config` or is not supported.
+            another model or configuration, processes see different folders, or accelerate's configuration contradicts
+            `config` or is not supported.
     """
     if not any(p.requires_grad for p in model.parameters()):
         raise ValueError("no parameter of the model has requires_grad set: nothing to train")
@@ -131,7 +135,12 @@ def train(
         config, said = settled(config, training_device(model), *[folder] * resume)
         if said:
             log.info("%s", said)
-        accelerator = _accelerator(model, config, folder)
+        accelerator = accelerated(
+            training_device(model),
+            mixed_precision=None if config.precision == "no" else config.precision,
+            log_with=config.tracker,
+            project_dir=str(folder),
+        )
     config = _agreed(config, accelerator)
     with claimed(folder, TRAINING, resume, overwrite):
         accelerator.wait_for_everyone()
@@ -216,6 +225,11 @@ class _Run:
         self.described = json.loads(json.dumps({"config": asdict(config), "settings": dict(settings)}))
         snapshot = newest(folder) if resume else None
         self.start, self.changes = (0, []) if snapshot is None else continued(snapshot, self.described)
+        if len({*(starts := of_each(self.start))}) > 1:
+            raise ValueError(
+                f"the processes would go on from the steps {', '.join(map(str, starts))}: {folder} has to be a folder "
+                "that all of them see, on every machine"
+            )
         unprepare(model)
         self.model = copy.deepcopy(model) if is_sharded(accelerator) else model
         if snapshot is not None:
@@ -260,7 +274,7 @@ class _Run:
         for _ in range(config.accumulate):
             batch = next(batches)
             with accelerator.accumulate(self.wrapped):
-                with accelerator.autocast():
+                with autocast(accelerator):
                     loss = loss_of(self.wrapped, objective, batch)
                 accelerator.backward(loss)
                 total += loss.detach() / config.accumulate
@@ -395,20 +409,6 @@ def _diverged(what: str, folder: Path) -> FloatingPointError:
 
 
 # The engine
-
-
-def _accelerator(model: nn.Module, config: TrainConfig, folder: Path) -> Any:
-    from accelerate import Accelerator
-    from accelerate.state import AcceleratorState
-
-    # One precision per process is all its state knows; a run of another one starts afresh.
-    AcceleratorState._reset_state()
-    return Accelerator(
-        cpu=training_device(model).type == "cpu",
-        mixed_precision=None if config.precision == "no" else config.precision,
-        log_with=config.tracker,
-        project_dir=str(folder),
-    )
 
 
 def _agreed(config: TrainConfig, accelerator: Any) -> TrainConfig:

@@ -1,4 +1,4 @@
-"""Several processes, or one that was killed, write the bytes of one."""
+"""A process that was killed goes on to the bytes of one that was not."""
 
 import random
 import signal
@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from dsno.trajectories.sets import TrajectorySet
-from processes import environment, launch
+from processes import environment
 from stored import contents
 
 SCRIPT = """
@@ -34,10 +34,10 @@ def sampler():
             return self.net(x) + cond[:, None, None, None] / 10
     return SolverSampler(Prediction(Net(), Cosine()), Cosine(), grids.uniform(4), DDIM(), torch.tensor([0.5, 0.0]))
 
-def run(folder, accelerator=None, **options):
+def run(folder, **options):
     return store(
         sampler(), (1, 8, 8), folder, 2000, shard=50, batch=16, targets=("x0", "state"), label=lambda s: s % 10,
-        accelerator=accelerator, **options,
+        **options,
     )
 """
 
@@ -78,19 +78,3 @@ def test_killed_at_random_it_resumes_to_the_same_bytes(
     assert 0 < written[1] < 40, f"{written} of 40 shards: the first kill did not fall inside the work"
     run(folder, resume=True)
     assert contents(folder) == contents(whole)
-
-
-@pytest.mark.slow
-def test_two_processes_give_the_bytes_of_one(
-    tmp_path: Path, uninterrupted: tuple[Path, Callable[..., TrajectorySet]]
-) -> None:
-    whole, _ = uninterrupted
-    script = tmp_path / "script.py"
-    script.write_text(
-        f"{SCRIPT}\nfrom accelerate import Accelerator\n"
-        "accelerator = Accelerator(cpu=True)\nassert accelerator.num_processes == 2\n"
-        "data = run(sys.argv[1], accelerator)\nassert len(data) == 2000\n"
-    )
-    done = launch(script, tmp_path / "set")
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert contents(tmp_path / "set") == contents(whole)

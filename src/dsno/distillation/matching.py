@@ -39,6 +39,7 @@ from typing import Any, Protocol, cast
 import torch
 from torch import Tensor, nn
 
+from dsno.borrow import called_with
 from dsno.condition import Cond
 from dsno.cost import Metered
 from dsno.denoise import Around, Denoiser, Prediction, expand_like
@@ -46,7 +47,7 @@ from dsno.distillation.denoising import noised
 from dsno.distillation.distances import from_folder
 from dsno.distillation.regression import OperatorOptions, TrajectoryDistillation, operator
 from dsno.distillation.stages import Given, Stage
-from dsno.engine import mean_of_all, share_of
+from dsno.engine import Undivided, mean_of_all, share_of
 from dsno.schedule import Schedule
 from dsno.seeds import generator, strata
 from dsno.students.flowmap import FlowMap, flow_map_from_teacher
@@ -123,7 +124,7 @@ class _End(nn.Module):
         return cast(Tensor, self.map(x, *ends, cond)).unsqueeze(1)
 
 
-class Paced(nn.Module):
+class Paced(Undivided):
     """A network whose parameters are `pace` times those held: one Adam moves them that much faster than others.
 
     Raises:
@@ -141,7 +142,7 @@ class Paced(nn.Module):
 
     def forward(self, x_t: Tensor, t: Tensor, cond: Cond | None = None) -> Tensor:
         scaled = {name: self.pace * parameter for name, parameter in self.net.named_parameters()}
-        return cast(Tensor, torch.func.functional_call(self.net, scaled, (x_t, t, cond)))
+        return cast(Tensor, called_with(scaled, self.net, x_t, t, cond))
 
 
 class Starts(Protocol):

@@ -30,7 +30,7 @@ from torch.nn import functional as F
 from dsno.condition import Cond, map_cond
 from dsno.denoise import Denoiser, expand_like, still
 from dsno.distillation.distances import Distance
-from dsno.engine import share_of
+from dsno.engine import Undivided, share_of
 from dsno.inverse.decoded import Decoded
 from dsno.inverse.problem import Problem, check_problem, noise_of
 from dsno.inverse.start import OneJump, latents_of, pseudo_inverse
@@ -70,7 +70,7 @@ class Shares:
             )
 
 
-class Learner(nn.Module):
+class Learner(Undivided):
     """A noise predictor, and the critic of what comes of it.
 
     Arguments:

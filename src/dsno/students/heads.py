@@ -38,7 +38,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from dsno.borrow import own_copy, unwrapped
+from dsno.borrow import called_with, own_copy, unwrapped
 from dsno.condition import Cond
 from dsno.denoise import Kind, Prediction, evaluating, scale_input, x0_from
 from dsno.grids import check_grid, even
@@ -76,9 +76,9 @@ class Heads(nn.Module):
         own = {name: parameter[n:m] for name, parameter in self.layer.named_parameters()}
         if self.shares is not None:
             fused = {name: self._mean(parameter, self.shares) for name, parameter in own.items()}
-            return cast(Tensor, torch.func.functional_call(self.layer, fused, (features, *rest)))
+            return cast(Tensor, called_with(fused, self.layer, features, *rest))
         wide = {name: parameter.flatten(0, 1) for name, parameter in own.items()}
-        output: Tensor = torch.func.functional_call(self.layer, wide, (features, *rest))
+        output: Tensor = called_with(wide, self.layer, features, *rest)
         output = output.unflatten(self.channels, (m - n, -1))
         return output.movedim(-2 if self.channels == -1 else 1, 1).flatten(0, 1)
 
