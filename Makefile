@@ -47,10 +47,7 @@ lint: $(READY)
 # The shipped weights are what the recipe makes, nothing else.
 weights: $(READY)
 	$(BIN)/dsno reproduce $(RECIPE) --out runs/$(RECIPE)
-	for part in teacher student features; do \
-		mkdir -p src/dsno/weights/$(RECIPE)/$$part; \
-		cp runs/$(RECIPE)/$$part/config.json runs/$(RECIPE)/$$part/model.safetensors src/dsno/weights/$(RECIPE)/$$part/; \
-	done
+	$(BIN)/python -c "from dsno.runs.shipped import ship; ship('runs/$(RECIPE)', 'src/dsno/weights/$(RECIPE)')"
 
 docs: $(READY)
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict

@@ -91,7 +91,7 @@ def recipe(record: Record) -> str:
                 "-" if error is None else f"{error:.3f}",
             ]
         )
-        if name == "DSNO" and (two := record["seeds"].get("0", {}).get("2")):
+        if name == "DSNO" and (two := record.get("seeds", {}).get("0", {}).get("2")):
             # Both passes make one frame each, so the second costs as much.
             numbers = [f"{two[key]:.2f}" for key in ("frechet", "precision", "recall")]
             body.append([f"{name}, two passes", "2", f"{2 * cost['flops'] / 1e6:,.0f}", *numbers, "-"])

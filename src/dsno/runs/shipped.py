@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import shutil
 from importlib import resources
 from pathlib import Path
 
-__all__ = ["shipped"]
+from dsno.checkpoint import CONFIG, SEAL, WEIGHTS, read_json, seal, write_json
+
+__all__ = ["ship", "shipped"]
+
+PARTS = ("teacher", "student", "features")
 
 
 def shipped(name: str = "digits") -> Path:
@@ -21,3 +26,22 @@ def shipped(name: str = "digits") -> Path:
             f"{name}`"
         )
     return folder
+
+
+def ship(run: Path | str, out: Path | str) -> None:
+    """Copy what a recipe made in `run` to `out`, as it ships: weights and settings, and nothing of where they lay.
+
+    Raises:
+        FileNotFoundError: if a part is not complete.
+    """
+    for part in PARTS:
+        config = read_json(Path(run) / part / CONFIG)
+        notes = config.get("notes", {})
+        notes.pop("sources", None)
+        if "teacher" in notes.get("origin", {}):
+            # Its neighbour, wherever both are.
+            notes["origin"]["teacher"] = {"name": None, "sha256": notes["origin"]["teacher"]["sha256"]}
+        folder = Path(out) / part
+        folder.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(Path(run) / part / WEIGHTS, folder / WEIGHTS)
+        write_json(folder / CONFIG, {**config, SEAL: seal(config, folder / WEIGHTS)})
