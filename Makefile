@@ -6,12 +6,13 @@ READY := .venv/.installed
 RECIPE ?= digits
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test browser gpu faults lint docs weights clean
+.PHONY: help demo test browser notebooks gpu faults lint docs weights clean
 
 help:
 	@echo "make demo   noise to images in one forward pass, with a report, and a page that samples in a browser"
 	@echo "make test   the test suite (ARGS='-k solve' selects)"
 	@echo "make browser  the page of dsno web in a real browser (needs Chromium)"
+	@echo "make notebooks  the notebooks from top to bottom (5 minutes; ARGS=restore-and-bridge selects)"
 	@echo "make gpu    one GPU in eight minutes: tests, speeds, a recipe (ARGS='--data fashion.npz')"
 	@echo "make faults  damage, attacks, kills and full disks by the hundred (15 minutes)"
 	@echo "make lint   style, types and the import contract"
@@ -31,6 +32,9 @@ test: $(READY)
 browser: $(READY)
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[browser]'
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m browser tests/web $(ARGS)
+
+notebooks: $(READY)
+	$(BIN)/python notebooks/run.py $(ARGS)
 
 gpu: $(READY)
 	PATH="$(CURDIR)/$(BIN):$$PATH" PYTHON=python sh benchmarks/gpu.sh $(ARGS)
@@ -54,7 +58,7 @@ docs: $(READY)
 
 clean:
 	rm -rf build dist site .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
-	find src tests benchmarks docs -name __pycache__ -type d -prune -exec rm -rf {} +
+	find src tests benchmarks docs notebooks -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(READY): pyproject.toml constraints.txt
 	@test -n "$(PYTHON)" || { echo "no python3 on PATH: install Python 3.11 or pass PYTHON=/path/to/python"; exit 1; }

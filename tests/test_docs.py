@@ -10,6 +10,7 @@ from types import ModuleType, SimpleNamespace
 import pytest
 from PIL import Image
 
+from anchors import sections
 from dsno.cli.methods import options_table
 
 ROOT = Path(__file__).parents[1]
@@ -99,6 +100,46 @@ def test_the_gallery_says_how_each_picture_is_made() -> None:
     # Each section's pictures have a command below them.
     for section in re.split(r"^## ", page, flags=re.M)[1:]:
         assert section.rindex("`python ") > section.rindex("!["), section.splitlines()[0]
+
+
+NUMBER = re.compile(r"\d+(?:,\d{3})*(?:\.\d+)?(?:e-?\d+)?")
+
+
+def quoted_wrong(page: Path, text: str) -> list[str]:
+    """What is wrong with a decision table's last column: a link that leads to no section, a row without one, and
+    numbers that are in no section that the row links to."""
+    wrong = []
+    for row in re.findall(r"^\|(.+)\|$", text, re.M):
+        cell = row.split("|")[-1].strip()
+        if set(cell) <= {"-", ":"} or cell == "worth":
+            continue
+        seen = set[str]()
+        links = re.findall(r"\]\(([^)#]*)#([^)]+)\)", cell)
+        for name, anchor in links:
+            there = sections(page.parent / name if name else page)
+            if anchor not in there:
+                wrong.append(f"{name}#{anchor} is not there")
+            seen |= set(NUMBER.findall(there.get(anchor, "")))
+        said = re.sub(r"\]\([^)]*\)|`[^`]*`", "", cell)
+        wrong += [f"{cell}: no link to a section"] * (not links)
+        wrong += [f"{number} in {cell!r} is not in what it links to" for number in set(NUMBER.findall(said)) - seen]
+    return wrong
+
+
+def test_every_line_of_the_choice_says_where_it_was_measured() -> None:
+    page = ROOT / "docs" / "how-to-choose.md"
+    text = page.read_text().split("## Which solver?")[0]
+    assert text.count("| worth |") >= 7 and len(re.findall(r"^\|", text, re.M)) >= 50
+    assert quoted_wrong(page, text) == []
+
+
+def test_a_line_of_the_choice_that_is_out_of_date_is_found(tmp_path: Path) -> None:
+    (tmp_path / "b.md").write_text("# B\n\n## Row: `b.py`\n\n| a | 1.25 |\n\n### In it\n\n16 steps\n\n## Other\n\n9\n")
+    lines = "| have | worth |\n|---|---|\n| x | 1.25 in 16 ([b](b.md#row-bpy)) |\n"
+    assert quoted_wrong(tmp_path / "a.md", lines) == []
+    for old, new, said in (("1.25", "1.2", "1.2 in "), ("16", "9", "9 in "), ("-bpy", "", "b.md#row is not there")):
+        assert said in quoted_wrong(tmp_path / "a.md", lines.replace(old, new))[0]
+    assert "no link" in quoted_wrong(tmp_path / "a.md", lines.replace("([b](b.md#row-bpy))", ""))[0]
 
 
 def test_the_readme_opens_with_a_picture_that_moves() -> None:
