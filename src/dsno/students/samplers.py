@@ -21,7 +21,16 @@ from dsno.students.inputs import computing
 from dsno.students.operator import TrajectoryStudent
 from dsno.trajectory import Sampler, Trajectory, sampled
 
-__all__ = ["DecoderSampler", "FlowMapSampler", "MultiPass", "OnePass", "Student", "passes_of", "sampler_of"]
+__all__ = [
+    "DecoderSampler",
+    "FlowMapSampler",
+    "MultiPass",
+    "OnePass",
+    "Student",
+    "passes_known",
+    "passes_of",
+    "sampler_of",
+]
 
 
 @dataclass(frozen=True)
@@ -281,8 +290,20 @@ class DecoderSampler:
         return Trajectory(torch.stack(x, 1), decoder.grid[::L], None, cond, seeds, nfe=self.passes, rounds=self.passes)
 
 
+ANY = (1, 2, 4, 8)
+"""The passes that are offered of a flow map that makes any number."""
+
 Student = TrajectoryStudent | FlowMap | ParallelDecoder
 """What `dsno distill` makes."""
+
+
+def passes_known(student: Student) -> tuple[int, ...]:
+    """The numbers of passes to offer of a student, the fewest first."""
+    if isinstance(student, TrajectoryStudent):
+        return tuple(range(1, student.frames + 1)) if student.restarts else (1,)
+    if isinstance(student, ParallelDecoder):
+        return tuple(student.count // span for span in reversed(student.spans))
+    return ANY if student.steps is None else (student.steps,)
 
 
 def sampler_of(student: Student, passes: int | None = None, whole: bool = False, fresh: bool = False) -> Sampler:

@@ -31,13 +31,10 @@ from dsno.students.heads import ParallelDecoder
 from dsno.students.operator import TrajectoryStudent
 from dsno.students.samplers import DecoderSampler, MultiPass, Student, passes_of
 
-__all__ = ["STEPS", "Pass", "Step", "passes_known", "passes_planned", "sample_planned", "steps_planned"]
+__all__ = ["STEPS", "Pass", "Step", "passes_planned", "sample_planned", "steps_planned"]
 
 STEPS = (*range(1, 17), 20, 24, 28, 32, 40, 48, 56, 64)
 """The numbers of steps that a page offers of a teacher's solvers."""
-
-ANY = (1, 2, 4, 8)
-"""The passes that a page offers of a flow map that makes any number."""
 
 Row = tuple[float, ...]
 
@@ -117,15 +114,6 @@ def _rows(x: Tensor) -> tuple[Row, ...]:
 
 
 # Students
-
-
-def passes_known(student: Student) -> tuple[int, ...]:
-    """The numbers of passes that a page offers of a student, the fewest first."""
-    if isinstance(student, TrajectoryStudent):
-        return tuple(range(1, student.frames + 1)) if student.restarts else (1,)
-    if isinstance(student, ParallelDecoder):
-        return tuple(student.count // span for span in reversed(student.spans))
-    return ANY if student.steps is None else (student.steps,)
 
 
 def passes_planned(student: Student, passes: int) -> tuple[Pass, ...]:

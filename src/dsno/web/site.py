@@ -33,9 +33,9 @@ from dsno.nets.backbone import own_null, sample_shape
 from dsno.outputs import Kind, claimed
 from dsno.students.heads import ParallelDecoder
 from dsno.students.operator import TrajectoryStudent
-from dsno.students.samplers import Student
+from dsno.students.samplers import Student, passes_known
 from dsno.web.graphs import Network, student_network, teacher_network, write_graphs
-from dsno.web.plans import STEPS, passes_known, passes_planned, sample_planned, steps_planned
+from dsno.web.plans import STEPS, passes_planned, sample_planned, steps_planned
 from dsno.web.runtime import LICENCE, find_runtime
 
 __all__ = ["MANIFEST", "SITE", "unfit", "write_site"]
