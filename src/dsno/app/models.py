@@ -20,7 +20,6 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from dsno.app.pipeline import DSNOPipeline
 from dsno.app.places import INDEX, Places
 from dsno.borrow import unwrapped
 from dsno.checkpoint import STUDENTS, read_json, type_of
@@ -214,6 +213,8 @@ def open_model(name: str, places: Places, device: torch.device | str = "cpu", va
     if folder is not None and type_of(folder) in STUDENTS:
         model = _student(name, ref, folder, places, variant)
     elif folder is not None and _is_ours(folder):
+        from dsno.app.pipeline import DSNOPipeline
+
         pipe = DSNOPipeline.from_pretrained(ref, variant=variant)
         latents = None if pipe.vae is None else Latents(pipe.vae)
         model = Model(name, pipe.student, latents, weights=(0.0, math.inf) if pipe.student.guided else None)
@@ -245,4 +246,4 @@ def _is_pipeline(place: str) -> bool:
 def _is_ours(folder: Path) -> bool:
     index = folder / INDEX
     held = read_json(index) if index.is_file() else None
-    return isinstance(held, dict) and held.get("_class_name") == DSNOPipeline.__name__
+    return isinstance(held, dict) and held.get("_class_name") == "DSNOPipeline"

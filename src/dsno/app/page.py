@@ -34,6 +34,8 @@ __all__ = ["made_page", "served_page"]
 EXPECTED = (ValueError, OSError, FloatingPointError, ImportError, MemoryError, torch.OutOfMemoryError)
 """What whoever asks can mend, and is told; anything else is a fault of ours, and shows where it is in the log."""
 
+WHO = "the page of `dsno app`"
+
 WAITING, KEPT = 32, 3600
 """Requests that wait, and seconds for which pictures are kept for whoever fetches them."""
 
@@ -42,6 +44,15 @@ ONE = {"concurrency_id": "model", "concurrency_limit": 1}
 
 HIDDEN = {"api_visibility": "private"}
 """Of what is no endpoint."""
+
+SHOWN = {
+    "format": "png",
+    "image_mode": None,
+    "type": "filepath",
+    "interactive": False,
+    "buttons": ["download", "fullscreen"],
+}
+"""Of a picture that is an answer: no pixel of it changes."""
 
 CSS = ".pixels img {image-rendering: pixelated; object-fit: contain} .pixels img[data-testid] {width: 100%}"
 
@@ -159,10 +170,10 @@ def _whole(number: int | str | None) -> int | None:
     Raises:
         ValueError: if it is none.
     """
-    if number in (None, ""):
+    if number is None or number == "":
         return None
     try:
-        return int(number)  # type: ignore[arg-type]
+        return int(number)
     except ValueError:
         raise ValueError(f"a whole number is expected, got {number!r}") from None
 
@@ -185,7 +196,7 @@ def made_page(
         ModuleNotFoundError: without gradio; says how to install it.
         FileNotFoundError, ValueError, ...: as `open_model` does, for the first model.
     """
-    gr = optional_package("gradio", "app", "this page")
+    gr = optional_package("gradio", "app", WHO)
     desk.opened(model)
     handlers, known = _Handlers(gr, desk), desk.places.found()
     teacher = next((name for name in (other, model) if name and desk.opened(name).teacher is not None), "digits")
@@ -219,9 +230,9 @@ def _sample_tab(gr: Any, page: Any, handlers: _Handlers, known: list[str], named
     with gr.Row():
         for title in ("Sample", "Beside it"):
             with gr.Column():
-                image = gr.Image(label=title, format="png", interactive=False, elem_classes="pixels", height=320)
+                image = gr.Image(label=title, elem_classes="pixels", height=320, **SHOWN)
                 said = gr.Textbox(label="Cost", interactive=False)
-                strip = gr.Image(label="The way there", format="png", image_mode=None, interactive=False)
+                strip = gr.Image(show_label=False, **{**SHOWN, "buttons": []})
                 seen.append([image, said, strip])
     told = [seed, label, prompt, guidance, passes, steps, solver, path]
     shown = [about, label, guidance, prompt, passes, steps, solver]
@@ -282,7 +293,9 @@ def _restore_tab(gr: Any, page: Any, handlers: _Handlers, known: list[str], teac
             with gr.Row():
                 go, stop = gr.Button("Restore", variant="primary"), gr.Button("Stop")
             said = gr.Textbox(label="Cost and quality", interactive=False)
-            made = gr.Gallery(label="Restored", format="png", columns=4, elem_classes="pixels")
+            made = gr.Gallery(
+                label="Restored", format="png", columns=4, elem_classes="pixels", buttons=["download", "fullscreen"]
+            )
 
     def laid(given: str | None) -> Any:
         with handlers.refusing():
@@ -318,9 +331,9 @@ def served_page(page: Any, host: str = "127.0.0.1", port: int = 7860, share: boo
         OSError: if the port is taken, or the machine has no such address.
     """
     from PIL import Image
-    from starlette.middleware import Middleware
 
-    gr, port, before = optional_package("gradio", "app", "this page"), _free(host, port), Image.MAX_IMAGE_PIXELS
+    gr, starlette = (optional_package(name, "app", WHO) for name in ("gradio", "starlette.middleware"))
+    port, before = _free(host, port), Image.MAX_IMAGE_PIXELS
     try:
         # What gradio opens itself is bounded, too.
         Image.MAX_IMAGE_PIXELS = PIXELS // 2
@@ -331,7 +344,7 @@ def served_page(page: Any, host: str = "127.0.0.1", port: int = 7860, share: boo
             prevent_thread_lock=True,
             quiet=True,
             max_file_size=BYTES,
-            app_kwargs={"middleware": [Middleware(Bounded)]},
+            app_kwargs={"middleware": [starlette.Middleware(Bounded)]},
             ssr_mode=False,
             theme=gr.themes.Default(),
             css=CSS,
