@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import math
+import statistics
 from collections.abc import Callable, Iterator, Sequence
 from io import BytesIO
 from typing import TYPE_CHECKING
@@ -87,7 +89,7 @@ class Desk:
         picture: str | None,
         wish: Wish,
         ask: Ask,
-        layers: Sequence[np.ndarray] = (),
+        layers: Sequence[str | bytes] = (),
         mask: str | None = None,
     ) -> Iterator[Progress | Made[tuple[Pictures, str]]]:
         """Restorations of a picture, and how good they are.
@@ -157,8 +159,9 @@ def _restored(made: Mended) -> tuple[Pictures, str]:
     said = [_calls(made.cost["rounds"]), f"{made.cost['vjps']} vjps", _spelled(made.cost["seconds"])]
     for name, unit in (("residual", ""), ("psnr", " dB"), ("psnr_of_input", " dB")):
         if name in made.measures:
-            numbers = [number for number in np.atleast_1d(made.measures[name]).tolist() if number is not None]
-            said += [f"{name.replace('_', ' ').replace('psnr', 'PSNR')} {np.median(numbers):.3g}{unit}"] * bool(numbers)
+            # Where nothing differs a ratio is infinite, and written as None.
+            numbers = [math.inf if number is None else number for number in np.atleast_1d(made.measures[name]).tolist()]
+            said.append(f"{name.replace('_', ' ').replace('psnr', 'PSNR')} {statistics.median(numbers):.3g}{unit}")
     return [(image_of(x), name) for name, x in made.pictures.items()], ", ".join(said)
 
 

@@ -124,8 +124,7 @@ class Model:
     @property
     def tokens(self) -> Mapping[str, tuple[int, ...]]:
         """What its network is told beside a class."""
-        net = next((part for part in self.of.modules() if isinstance(part, Backbone)), None)
-        return {} if net is None else net.tokens
+        return _tokens(self.of)
 
     @property
     def prompted(self) -> bool:
@@ -232,15 +231,27 @@ def _student(name: str, ref: str, folder: Path, places: Places, variant: str | N
     teacher = find_teacher(folder, variant, places.allows) if type_of(folder) == "adapter" else None
     student = unwrapped(open_student(ref, teacher, variant))
     weights = trained_for(folder) if student.guided else None
-    noted = [place for place in origin_of(folder).places if places.allows(place) and _is_pipeline(place)]
-    place = noted[0] if noted else None
+    # Of pictures that need no text nobody asks the Hub.
+    far = student.shape[0] not in (1, 3) or "text" in _tokens(student)
+    noted = (place for place in origin_of(folder).places if _is_pipeline(place, places, far))
+    place = next(noted, None)
     latents = None if place is None else load_decoder(place, variant=variant)
     return Model(name, student, latents, place, null_label(folder), weights, variant)
 
 
-def _is_pipeline(place: str) -> bool:
-    """Whether a place that a student notes is a pipeline, with an autoencoder; a name on the Hub is taken for one."""
-    return (Path(place) / INDEX).is_file() or (not Path(place).exists() and is_hub_id(place))
+def _is_pipeline(place: str, places: Places, far: bool) -> bool:
+    """Whether a place that a student notes may be opened, and is a pipeline; a name on the Hub is taken for one."""
+    try:
+        places.opened(place)
+    except (FileNotFoundError, PermissionError):
+        return False
+    return (Path(place) / INDEX).is_file() or (far and not Path(place).exists() and is_hub_id(place))
+
+
+def _tokens(of: nn.Module) -> Mapping[str, tuple[int, ...]]:
+    """What the network inside is told beside a class."""
+    net = next((part for part in of.modules() if isinstance(part, Backbone)), None)
+    return {} if net is None else net.tokens
 
 
 def _is_ours(folder: Path) -> bool:

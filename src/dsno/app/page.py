@@ -14,6 +14,7 @@ import errno
 import socket
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -23,18 +24,19 @@ from dsno.app.draw import STEPS
 from dsno.app.mend import PROBLEMS, SAMPLES, Wish
 from dsno.app.models import Ask, Model
 from dsno.app.running import Made
-from dsno.app.uploads import BYTES, PIXELS, Bounded
+from dsno.app.uploads import BYTES, Bounded
 from dsno.data.files import optional_package
 from dsno.inverse.named import RESTORERS
 from dsno.outside import one_line
 from dsno.solvers.named import SOLVERS
 
-__all__ = ["made_page", "served_page"]
+__all__ = ["free_port", "made_page", "served_page"]
 
 EXPECTED = (ValueError, OSError, FloatingPointError, ImportError, MemoryError, torch.OutOfMemoryError)
 """What whoever asks can mend, and is told; anything else is a fault of ours, and shows where it is in the log."""
 
-WHO = "the page of `dsno app`"
+WHO = "`dsno app`"
+"""Who needs gradio."""
 
 WAITING, KEPT = 32, 3600
 """Requests that wait, and seconds for which pictures are kept for whoever fetches them."""
@@ -107,7 +109,7 @@ class _Handlers:
         self,
         model: str,
         picture: str | None,
-        canvas: dict[str, Any] | None = None,
+        canvas: Sequence[str | bytes] | None = None,
         mask: str | None = None,
         problem: str = "inpaint",
         whole: bool = True,
@@ -124,8 +126,10 @@ class _Handlers:
     ) -> Iterator[Any]:
         """A picture restored by a teacher: the restorations, and how good they are."""
         wish = Wish(problem, whole, factor, blur, noise, method or None, steps, samples)
-        layers, given = (canvas or {}).get("layers") or (), (seed, label, prompt, guidance)
-        yield from self.watched(lambda: self.desk.restore(model, picture, wish, _asked(*given), layers, mask), 1, 2)
+        given = seed, label, prompt, guidance
+        yield from self.watched(
+            lambda: self.desk.restore(model, picture, wish, _asked(*given), canvas or (), mask), 1, 2
+        )
 
     def described(self, model: str | None, other: str | None) -> list[Any]:
         """What two models are, and the widgets of what they may be told."""
@@ -230,7 +234,7 @@ def _sample_tab(gr: Any, page: Any, handlers: _Handlers, known: list[str], named
     with gr.Row():
         for title in ("Sample", "Beside it"):
             with gr.Column():
-                image = gr.Image(label=title, elem_classes="pixels", height=320, **SHOWN)
+                image = _unread(gr, gr.Image(label=title, elem_classes="pixels", height=320, **SHOWN))
                 said = gr.Textbox(label="Cost", interactive=False)
                 strip = gr.Image(show_label=False, **{**SHOWN, "buttons": []})
                 seen.append([image, said, strip])
@@ -249,6 +253,30 @@ def _sample_tab(gr: Any, page: Any, handlers: _Handlers, known: list[str], named
     return seen[0][0]
 
 
+def _unread(gr: Any, widget: Any) -> Any:
+    """A widget of a picture, or of what is painted over one, that hands over files as they were sent: gradio would read
+    them, however large they are, and one that only calls itself sent, too.
+
+    It is changed and not derived from: for each class of widgets gradio writes a file beside its source.
+    """
+
+    def sent(path: str | bytes | None) -> str | bytes | None:
+        if isinstance(path, str) and not Path(path).resolve().is_relative_to(Path(widget.GRADIO_CACHE).resolve()):
+            raise gr.Error("a file that was not sent is not read", print_exception=False)
+        return path
+
+    def picture(payload: Any) -> str | bytes | None:
+        return None if payload is None else sent(payload.path)
+
+    def layers(payload: Any) -> list[str | bytes | None]:
+        held = widget.blob_storage.pop(payload.id, None) if payload is not None and payload.id else payload
+        found = [] if held is None else held.layers
+        return [sent(layer if isinstance(layer, bytes) else layer.path) for layer in found]
+
+    widget.preprocess = layers if isinstance(widget, gr.ImageEditor) else picture
+    return widget
+
+
 def _label_and_guidance(gr: Any) -> tuple[Any, Any]:
     return (
         gr.Dropdown([], label="Class", info="Any if empty", allow_custom_value=True, visible=False),
@@ -261,20 +289,20 @@ def _restore_tab(gr: Any, page: Any, handlers: _Handlers, known: list[str], teac
     with gr.Row():
         with gr.Column():
             model = gr.Dropdown(known, value=teacher, allow_custom_value=True, label="Teacher")
-            options = {"image_mode": None, "type": "filepath", "elem_classes": "pixels"}
-            picture = gr.Image(label="Picture", sources=["upload", "clipboard"], height=200, **options)
+            how = {"height": 200, "elem_classes": "pixels"}
+            picture = _unread(gr, gr.Image(label="Picture", sources=["upload", "clipboard"], **how))
             take = gr.Button("Take the sample that was drawn")
-            canvas = gr.ImageEditor(
+            editor = gr.ImageEditor(
                 label="Paint over what is missing",
                 sources=(),
                 transforms=(),
                 layers=False,
                 brush=gr.Brush(default_size=48, colors=["#e5532d"], color_mode="fixed"),
-                type="numpy",
                 format="png",
                 elem_classes="pixels",
             )
-            mask = gr.Image(label="Or a mask: black is missing", sources=["upload"], height=120, **options)
+            canvas = _unread(gr, editor)
+            mask = _unread(gr, gr.Image(label="Or a mask: black is missing", sources=["upload"], **how))
         with gr.Column():
             problem = gr.Dropdown([*PROBLEMS], value="inpaint", label="What happened to it")
             whole = gr.Checkbox(True, label="It is whole: measure it first, and compare")
@@ -328,15 +356,11 @@ def served_page(page: Any, host: str = "127.0.0.1", port: int = 7860, share: boo
         share: Whether gradio's servers give it a public address, for a week at most, which anybody may open.
 
     Raises:
-        OSError: if the port is taken, or the machine has no such address.
+        OSError, ValueError: as `free_port` does.
     """
-    from PIL import Image
-
     gr, starlette = (optional_package(name, "app", WHO) for name in ("gradio", "starlette.middleware"))
-    port, before = _free(host, port), Image.MAX_IMAGE_PIXELS
+    port = free_port(host, port)
     try:
-        # What gradio opens itself is bounded, too.
-        Image.MAX_IMAGE_PIXELS = PIXELS // 2
         _, local, public = page.launch(
             server_name=host,
             server_port=port,
@@ -353,11 +377,15 @@ def served_page(page: Any, host: str = "127.0.0.1", port: int = 7860, share: boo
         yield public or local
     finally:
         page.close(verbose=False)
-        Image.MAX_IMAGE_PIXELS = before
 
 
-def _free(host: str, port: int) -> int:
-    """The port, or a free one, if it can be listened at."""
+def free_port(host: str, port: int) -> int:
+    """The port, or if it is 0 any free one, where it can be listened at.
+
+    Raises:
+        OSError: if the port is taken, or the machine has no such address.
+        ValueError: if it is no port.
+    """
     if not 0 <= port < 2**16:
         raise ValueError(f"port must be in [0, 65535], got {port}")
     try:

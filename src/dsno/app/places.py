@@ -80,7 +80,7 @@ class Places:
             for file in entries(folder, f"{depth}{name}")
         )
         models = {str(file.parent) for file in files if _is_model(file)}
-        return [*dict.fromkeys([*self.known, *BUILT_IN, *sorted(models)])]
+        return [*dict.fromkeys([*self.known, *BUILT_IN, *filter(self.allows, sorted(models))])]
 
 
 def _is_model(file: Path) -> bool:

@@ -7,6 +7,7 @@ size, before its pixels are unpacked.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, MutableMapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from dsno.data.originals import Original, read_original
+from dsno.data.pictures import opened
 
 __all__ = ["BYTES", "PIXELS", "Bounded", "painted", "read_upload"]
 
@@ -43,16 +45,21 @@ def read_upload(path: Path | str) -> Original:
     return read_original(path, PIXELS)
 
 
-def painted(layers: Sequence[np.ndarray], size: tuple[int, int]) -> Tensor:
+def painted(layers: Sequence[Path | str | bytes], size: tuple[int, int]) -> Tensor:
     """What is hidden of a picture of `size` (H, W), bool: the pixels more than half of which were painted over.
 
     Arguments:
-        layers: What was painted, (h, w, 4) bytes each, on a canvas of the picture at any scale.
+        layers: What was painted: pictures that are transparent elsewhere, of a canvas of any scale; files or bytes.
+        size: The picture's.
+
+    Raises:
+        ValueError: if one is damaged, or has too many pixels.
     """
     hidden = torch.zeros(size, dtype=torch.bool)
     for layer in layers:
-        alpha = torch.from_numpy(np.ascontiguousarray(layer[..., 3])) > 0
-        hidden |= F.adaptive_avg_pool2d(alpha[None, None].float(), size)[0, 0] > 0.5
+        read = partial(bytes, layer) if isinstance(layer, bytes) else Path(layer).read_bytes
+        alpha = np.array(opened(read, "what was painted", PIXELS).convert("RGBA"))[..., 3] > 0
+        hidden |= F.adaptive_avg_pool2d(torch.from_numpy(alpha)[None, None].float(), size)[0, 0] > 0.5
     return hidden
 
 

@@ -10,7 +10,7 @@ from threading import Event
 from tyro.conf import Positional
 
 from dsno.app.desk import Desk
-from dsno.app.page import made_page, served_page
+from dsno.app.page import free_port, made_page, served_page
 from dsno.app.places import Places
 from dsno.checkpoint import STUDENTS, type_of
 from dsno.cli.console import say, say_aside
@@ -68,11 +68,12 @@ class App:
     device: Device = None
 
     def run(self) -> None:
-        device, known = device_of(self.device), self._known()
+        device, port = device_of(self.device), free_port(self.host, self.port)
+        known = self._known()
         model, other = (*known, None)[:2]
         desk = Desk(Places(self.folders, known, self.hub), device, self.variant)
         page = made_page(desk, str(model), other, drawn=self.model is None)
-        with served_page(page, self.host, self.port, self.share) as address:
+        with served_page(page, self.host, port, self.share) as address:
             if self.share or self.host not in HERE:
                 say_aside("whoever reaches this page makes this machine compute, and reads what it makes")
             say(f"{model} is at {address} until Ctrl-C", "")
