@@ -11,7 +11,7 @@ RECIPE ?= digits
 help:
 	@echo "make demo   noise to images in one forward pass, with a report, and a page that samples in a browser"
 	@echo "make test   the test suite (ARGS='-k solve' selects)"
-	@echo "make browser  the page of dsno web in a real browser (needs Chromium)"
+	@echo "make browser  the pages of dsno web and dsno app in a real browser (needs Chromium)"
 	@echo "make notebooks  the notebooks from top to bottom (5 minutes; ARGS=restore-and-bridge selects)"
 	@echo "make gpu    one GPU in eight minutes: tests, speeds, a recipe (ARGS='--data fashion.npz')"
 	@echo "make faults  damage, attacks, kills and full disks by the hundred (15 minutes)"
@@ -31,7 +31,7 @@ test: $(READY)
 
 browser: $(READY)
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[browser]'
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m browser tests/web $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m browser tests/web tests/app $(ARGS)
 
 notebooks: $(READY)
 	$(BIN)/python notebooks/run.py $(ARGS)

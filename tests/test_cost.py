@@ -5,7 +5,7 @@ import torch
 from torch import Tensor, nn
 
 from dsno.condition import Cond
-from dsno.cost import Cost, Live, Meter, flops, latency, throughput, timed, vjp
+from dsno.cost import Cost, Live, Meter, counting, flops, latency, throughput, timed, vjp
 from dsno.denoise import Guided, Prediction
 from dsno.schedule import Cosine
 
@@ -64,6 +64,25 @@ def test_a_meter_takes_one_time_of_all_rows_as_a_number() -> None:
     net = Prediction(Told(), Cosine(), "v")
     for denoiser in (net, lambda x, t, cond=None: x * t.reshape(-1, 1)):
         assert torch.allclose(Meter(denoiser)(x, 0.3), Meter(denoiser)(x, torch.full((3,), 0.3)))
+
+
+def test_calls_of_a_network_are_told_and_what_is_raised_then_ends_the_run() -> None:
+    net = nn.Identity()
+    guided = Guided(Prediction(net, Cosine(), "x0", shape=(2,), classes=3), torch.tensor(2), 1.0)
+    told: list[int] = []
+
+    def tell(done: int) -> None:
+        told.append(done)
+        if done == 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt), counting(guided, tell):
+        for _ in range(5):
+            net(torch.zeros(1))
+    net(torch.zeros(1))
+    assert told == [1, 2, 3]
+    with counting(lambda x_t, t, cond: x_t, tell):
+        """What is no network has no calls to count."""
 
 
 def test_flops_of_known_layers() -> None:

@@ -12,7 +12,8 @@ from __future__ import annotations
 import statistics
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeVar
 
@@ -23,7 +24,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakIdKeyDictionary
 
 from dsno.condition import Cond
-from dsno.denoise import Around, Denoiser, at_one_time
+from dsno.denoise import Around, Denoiser, Prediction, at_one_time
 
 __all__ = [
     "Cost",
@@ -31,6 +32,7 @@ __all__ = [
     "Meter",
     "Metered",
     "Throughput",
+    "counting",
     "evaluations",
     "flops",
     "latency",
@@ -129,6 +131,30 @@ def vjp(
         return torch.autograd.grad(x0_hat, x, v, retain_graph=True)[0]
 
     return x0_hat.detach(), pull
+
+
+@contextmanager
+def counting(model: object, tell: Callable[[int], None]) -> Iterator[None]:
+    """Tell how often the network of a denoiser, or a student, was called inside, after each of its calls.
+
+    What `tell` raises ends the run in which the network was called.
+    """
+    while isinstance(model, Around):
+        model = model.denoiser
+    net = model.net if isinstance(model, Prediction) else model
+    done = 0
+
+    def count(*_: object) -> None:
+        nonlocal done
+        done += 1
+        tell(done)
+
+    handle = net.register_forward_hook(count) if isinstance(net, nn.Module) else None
+    try:
+        yield
+    finally:
+        if handle is not None:
+            handle.remove()
 
 
 def flops(fn: Callable[..., object], *args: object) -> int:

@@ -75,7 +75,7 @@ def lines(verb: str) -> str:
 @pytest.mark.parametrize("verb", [verb for verb in VERBS if verb != "reproduce"])
 def test_help_teaches_the_python_as_well(verb: str, tmp_path: Path) -> None:
     ran = dsno(verb, "--help", at=tmp_path)
-    assert ran.code == 0 and ("--out" in ran.out or verb in ("doctor", "push", "methods", "cite"))
+    assert ran.code == 0 and ("--out" in ran.out or verb in ("app", "doctor", "push", "methods", "cite"))
     assert (VERBS[verb].__doc__ or "").splitlines()[0] in ran.out
     assert all(line in ran.out for line in lines(verb).split("\n"))
 

@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 import torch
 
-from dsno.cli.conditions import condition_by_seed, labels_by_seed, null_of, under_guidance
-from dsno.denoise import Guided, Prediction
+from dsno.cli.conditions import condition_by_seed, labels_by_seed
+from dsno.denoise import Prediction
 from dsno.nets.unet import UNet
 from dsno.schedule import Cosine
+from dsno.teachers.prompts import under_guidance
 from dsno.trajectories.sets import TrajectorySet
 from shell import dsno
 
@@ -118,18 +119,3 @@ def test_the_null_label_is_not_drawn_and_known_to_the_network() -> None:
     ):
         with pytest.raises(ValueError, match="the null label 3 is outside the labels of it: expected 0 to 2"):
             ask()
-
-
-def test_what_stands_for_no_condition_has_the_conditions_form() -> None:
-    net = UNet(1, 8, (4, 8), attention=(), classes=10, null=True)
-    told = Prediction(net, Cosine(), "v", classes=10)
-    assert under_guidance("it", told, ()) is told
-    fixed, free = under_guidance("it", told, (1.5,), null=10), under_guidance("it", told, (0, 3), null=10)
-    assert isinstance(fixed, Guided) and fixed.weight == 1.5 and torch.equal(fixed.null, torch.tensor(10))
-    assert isinstance(free, Guided) and free.weight is None
-    assert {name: int(absent) for name, absent in free.null.items()} == {"label": 10}
-    assert torch.equal(null_of("it", told, 7), torch.tensor(7))
-    assert torch.equal(null_of("it", told, None), torch.tensor(10))
-    told = Prediction(UNet(1, 8, (4, 8), attention=(), classes=10), Cosine(), "v", classes=10)
-    with pytest.raises(ValueError, match="it does not say which label stands for none: give it, --null 10, if"):
-        null_of("it", told, None)

@@ -50,6 +50,7 @@ BASE = {
     "restore": "restore one --teacher runs/teacher --half right --steps 2 --out new",
     "export": "export --student runs/student --out new/student.pt2",
     "web": "web --out new --runtime nowhere",
+    "app": "app --port -1",
     "evaluate": "evaluate --data one --count 4 --out new",
     "reproduce": "reproduce digits --out new --teacher nowhere",
     "cite": "cite runs",
@@ -139,7 +140,9 @@ def options_of(verb: str) -> dict[str, Any]:
     if verb == "distill":
         found |= {o.name: str for method in METHODS.values() for o in method.described()}
     # A compiler takes a minute, whatever it is given, and a recipe that finds a teacher runs to its end.
+    # A page that is served at a port, or at any free one, is there until it is stopped.
     endless = ("compile", "train.compile", *(["teacher", "data", "out"] if verb == "reproduce" else []))
+    endless += ("port",) if verb == "app" else ()
     return {name: kind for name, kind in found.items() if name not in endless}
 
 

@@ -79,6 +79,16 @@ def test_what_would_lose_something_is_refused(image: Image.Image, suffix: str, m
         read_original(tmp_path / f"a.{suffix}")
 
 
+def test_a_picture_of_more_pixels_than_are_taken_is_refused_before_it_is_unpacked(tmp_path: Path) -> None:
+    Image.new("L", (10_000, 8_000)).save(tmp_path / "large.png")
+    head = (tmp_path / "large.png").read_bytes()[:64]
+    (tmp_path / "head.png").write_bytes(head)
+    with pytest.raises(ValueError, match=r"head.png has 10000 x 8000 pixels, and 4,096 are taken at most: make it"):
+        read_original(tmp_path / "head.png", 4096)
+    Image.new("L", (64, 64)).save(tmp_path / "fits.png")
+    assert read_original(tmp_path / "fits.png", 4096).x.shape == (1, 64, 64)
+
+
 def test_a_folder_gives_its_pictures_each_of_its_own_size(tmp_path: Path) -> None:
     for name, size in (("b.png", (4, 6)), ("a.JPG", (8, 8)), (".hidden.png", (3, 3))):
         Image.fromarray(np.zeros(size, np.uint8)).save(tmp_path / name, "PNG")

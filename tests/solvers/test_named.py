@@ -11,7 +11,7 @@ from dsno.schedule import VE, Cosine, Schedule
 from dsno.seeds import noise, seed_range
 from dsno.solvers.first_order import DDIM
 from dsno.solvers.multistep import DPMSolverPP
-from dsno.solvers.named import SOLVERS, ODESolver
+from dsno.solvers.named import SOLVERS, ODESolver, calls_of
 from dsno.solvers.run import SolverSampler, initial_state, solve
 from dsno.solvers.step import Step
 from dsno.teachers.closed import GaussianMixture
@@ -89,7 +89,7 @@ def test_cost_is_evaluations_per_sample_and_serial_calls(name: str, N: int) -> N
         return 0.5 * x_t
 
     trajectory = solve(denoiser, VE(), states(3), uniform(N), SOLVERS[name](), seeds=seed_range(0, 3))
-    assert trajectory.nfe == trajectory.rounds == (2 * N - 1 if name == "heun" else N)
+    assert trajectory.nfe == trajectory.rounds == calls_of(name, N) == (2 * N - 1 if name == "heun" else N)
     assert calls == [3] * trajectory.rounds
 
 

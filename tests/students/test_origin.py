@@ -60,6 +60,15 @@ def test_its_teacher_is_found_where_it_was_or_where_both_went(made: Path, tmp_pa
         find_teacher(tmp_path / "alone")
 
 
+def test_its_teacher_is_looked_for_only_where_that_is_allowed(made: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="the teacher of .*student is needed"):
+        find_teacher(made / "student", allowed=lambda place: False)
+    shutil.copytree(made / "teacher", made.parent / "teacher")
+    shutil.move(made / "student", made.parent / "student")
+    found = find_teacher(made.parent / "student", allowed=lambda place: not Path(place).is_relative_to(made))
+    assert found == str(made.parent / "teacher")
+
+
 def test_another_teacher_in_its_place_is_not_taken_for_it(made: Path, tmp_path: Path) -> None:
     shutil.move(made / "teacher", tmp_path / "kept")
     save_teacher(made / "teacher", teacher(seed=1))

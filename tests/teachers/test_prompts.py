@@ -7,8 +7,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from dsno.denoise import Guided, Prediction
+from dsno.nets.unet import UNet
+from dsno.schedule import Cosine
 from dsno.teachers.diffusers import load_diffusers
-from dsno.teachers.prompts import encode_prompts, null_cond
+from dsno.teachers.prompts import encode_prompts, null_cond, null_of, under_guidance
 from pipelines import diffusers, make_text_encoder, make_tokenizer
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
@@ -85,3 +88,18 @@ def test_encoders_of_no_variant_do_where_there_is_none_of_it(folders: dict[str, 
     plain = encode_prompts(folders["sd"], "a cat")["text"]
     assert torch.equal(encode_prompts(folders["sd"], "a cat", variant="fp16")["text"], plain)
     assert isinstance(null_cond(folders["sd"], variant="fp16"), torch.Tensor)
+
+
+def test_what_stands_for_no_condition_has_the_conditions_form() -> None:
+    net = UNet(1, 8, (4, 8), attention=(), classes=10, null=True)
+    told = Prediction(net, Cosine(), "v", classes=10)
+    assert under_guidance("it", told, ()) is told
+    fixed, free = under_guidance("it", told, (1.5,), null=10), under_guidance("it", told, (0, 3), null=10)
+    assert isinstance(fixed, Guided) and fixed.weight == 1.5 and torch.equal(fixed.null, torch.tensor(10))
+    assert isinstance(free, Guided) and free.weight is None
+    assert {name: int(absent) for name, absent in free.null.items()} == {"label": 10}
+    assert torch.equal(null_of("it", told, 7), torch.tensor(7))
+    assert torch.equal(null_of("it", told, None), torch.tensor(10))
+    told = Prediction(UNet(1, 8, (4, 8), attention=(), classes=10), Cosine(), "v", classes=10)
+    with pytest.raises(ValueError, match="it does not say which label stands for none: give it, null=10, if"):
+        null_of("it", told, None)

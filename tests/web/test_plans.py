@@ -11,9 +11,9 @@ from dsno.seeds import noise, seed_range
 from dsno.solvers.named import SOLVERS
 from dsno.solvers.run import SolverSampler
 from dsno.students.operator import TrajectoryStudent
-from dsno.students.samplers import Student, sampler_of
+from dsno.students.samplers import Student, passes_known, sampler_of
 from dsno.web.graphs import student_network, teacher_network
-from dsno.web.plans import STEPS, passes_known, passes_planned, restoring_planned, sample_planned, steps_planned
+from dsno.web.plans import STEPS, passes_planned, restoring_planned, sample_planned, steps_planned
 from planned import decoder, flow_map, operator, run_passes, run_restoring, run_steps, teacher
 
 SEEDS = seed_range(7, 3)

@@ -1,1 +1,1 @@
-"""Students outside of the library: a diffusers pipeline, graphs for other runtimes."""
+"""Models outside of the library: a diffusers pipeline, graphs for other runtimes, a page of gradio."""

@@ -15,6 +15,7 @@ import torch
 import tyro
 
 from dsno import __version__
+from dsno.cli.app import App
 from dsno.cli.check import CheckTeacher
 from dsno.cli.classifier import TrainClassifier
 from dsno.cli.console import show_verbs, speaks
@@ -53,7 +54,7 @@ ROAD: dict[str, dict[str, type[Verb]]] = {
     "Bring a teacher": {"teach": Teach, "convert": Convert, "check-teacher": CheckTeacher},
     "Make its trajectories": {"generate": Generate},
     "Distil": {"methods": Methods, "distill": Distill},
-    "Sample and restore": {"sample": Sample, "classifier": TrainClassifier, "restore": Restore},
+    "Sample and restore": {"sample": Sample, "classifier": TrainClassifier, "restore": Restore, "app": App},
     "Measure": {"features": Features, "evaluate": Evaluate},
     "Share and export": {"export": Export, "web": Web, "push": Push, "pull": Pull, "cite": Cite},
     "All of it at once": {"plan": Plan, "reproduce": Reproduce},

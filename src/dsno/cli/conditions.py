@@ -1,4 +1,4 @@
-"""What a model is told beside the state, as the command line asks for it: by seed, and under guidance.
+"""What a model is told beside the state, as the command line asks for it: by seed.
 
 Labels, embedded prompts and guidance weights of a row are functions of its seed, so that row i is told the same in any
 batch, in any process, and by `generate` and `sample` alike.
@@ -13,17 +13,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dsno.borrow import unwrapped
-from dsno.condition import Cond
 from dsno.data.arrays import load_numpy
-from dsno.denoise import Guided, Prediction
+from dsno.denoise import Prediction
 from dsno.listing import read_text
-from dsno.nets.backbone import check_null, own_null
-from dsno.nets.diffusers import DiffusersNet
-from dsno.teachers.prompts import encode_prompts, null_cond
+from dsno.nets.backbone import check_null
+from dsno.teachers.prompts import encode_prompts
 from dsno.trajectories.labels import Label, uniform_labels, weighted
 
-__all__ = ["condition_by_seed", "labels_by_seed", "null_of", "prompts_by_seed", "read_prompts", "under_guidance"]
+__all__ = ["condition_by_seed", "labels_by_seed", "prompts_by_seed", "read_prompts"]
 
 
 def condition_by_seed(
@@ -122,45 +119,3 @@ def prompts_by_seed(ref: str, path: Path, variant: str | None = None) -> Callabl
     prompts = read_prompts(path)
     encoded = encode_prompts(ref, prompts, variant)
     return lambda seeds: {name: rows[seeds % len(prompts)] for name, rows in encoded.items()}
-
-
-def under_guidance(
-    ref: str,
-    teacher: Prediction,
-    weights: Sequence[float],
-    prompted: bool = False,
-    null: int | None = None,
-    variant: str | None = None,
-) -> Prediction | Guided:
-    """The teacher under one weight of guidance, or under one that each row is told (two); itself under none.
-
-    Raises:
-        ValueError: if it is told nothing that it could be guided by, or nothing stands for no condition.
-    """
-    if not weights:
-        return teacher
-    if not teacher.classes and not prompted:
-        raise ValueError(f"--guidance needs a condition, and {ref} is told none")
-    absent = null_of(ref, teacher, null, variant)
-    if isinstance(absent, Tensor) and (prompted or len(weights) == 2):
-        # Beside a weight, or from an encoder, the condition has a name, and so has its absence.
-        absent = {"text" if prompted else "label": absent}
-    return Guided(teacher, absent, weights[0]) if len(weights) == 1 else Guided(teacher, absent)
-
-
-def null_of(ref: str, teacher: Prediction, null: int | None, variant: str | None = None) -> Cond:
-    """What stands for no condition: the given label, or what the network knows, or a diffusers model says of itself.
-
-    Raises:
-        ValueError: if neither says, or the label is outside those of the teacher.
-    """
-    if null is not None:
-        return torch.tensor(check_null(teacher, null, ref))
-    if isinstance(unwrapped(teacher.net), DiffusersNet):
-        return null_cond(ref, variant)
-    if (known := own_null(teacher)) is not None:
-        return torch.tensor(known)
-    raise ValueError(
-        f"{ref} does not say which label stands for none: give it, --null {teacher.classes or 0}, if the network was "
-        "trained with one"
-    )

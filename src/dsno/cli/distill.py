@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import tyro
 
 from dsno.cli.bridges import is_bridge
-from dsno.cli.conditions import null_of, under_guidance
 from dsno.cli.console import progress, say
 from dsno.cli.options import AsRead, Reading, Training, Variant
 from dsno.cli.words import command, refuse_others
@@ -25,6 +24,7 @@ if TYPE_CHECKING:
     from dsno.distillation.registry import Method
     from dsno.distillation.stages import Options
     from dsno.trajectories.sets import TrajectorySet
+from dsno.teachers.prompts import null_of, under_guidance
 
 __all__ = ["Distill", "with_options"]
 

@@ -11,7 +11,7 @@ import torch
 from dsno.bridge.files import load_bridge
 from dsno.bridge.student import generate_crossings
 from dsno.cli.bridges import is_bridge, starts_of
-from dsno.cli.conditions import condition_by_seed, under_guidance
+from dsno.cli.conditions import condition_by_seed
 from dsno.cli.console import progress, say
 from dsno.cli.options import Device, TeacherRef, Variant, device_of, launched
 from dsno.cli.steering import steered, targets_by_seed
@@ -21,6 +21,7 @@ from dsno.denoise import Around, Prediction
 from dsno.outputs import check_apart, check_request
 from dsno.solvers.named import ODESolver, Splitting
 from dsno.teachers.load import check_dtype, load_teacher
+from dsno.teachers.prompts import under_guidance
 from dsno.trajectories.compute import Compute
 from dsno.trajectories.generate import generate, quadratic_frames
 from dsno.trajectories.labels import Label

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +11,7 @@ import torch
 from torch import Tensor
 from tyro.conf import Positional
 
-from dsno.cli.conditions import prompts_by_seed, under_guidance
+from dsno.cli.conditions import prompts_by_seed
 from dsno.cli.console import progress, say, say_aside
 from dsno.cli.frozen import Frozen, is_student, load_frozen
 from dsno.cli.options import Device, TeacherRef, Variant, device_of
@@ -23,8 +22,7 @@ from dsno.data.originals import read_originals
 from dsno.denoise import Guided, Prediction
 from dsno.grids import uniform
 from dsno.inverse.colours import ColourFix
-from dsno.inverse.kernel_step import KernelStep
-from dsno.inverse.named import RESTORERS
+from dsno.inverse.named import restorer_named, usual
 from dsno.inverse.restore import Restorer
 from dsno.inverse.start import LearnedStart, OneJump
 from dsno.inverse.start_net import NoisePredictor, load_start, start_grid
@@ -34,6 +32,7 @@ from dsno.runs.restore import restore
 from dsno.runs.start import fingerprint, problem_of
 from dsno.runs.task import Task, Worker
 from dsno.seeds import seed_range
+from dsno.teachers.prompts import under_guidance
 
 __all__ = ["Restore"]
 
@@ -50,7 +49,7 @@ class Restore:
         from dsno import load_teacher, noise, seed_range
         from dsno.data.originals import as_png, read_original
         from dsno.grids import uniform
-        from dsno.inverse.named import RESTORERS
+        from dsno.inverse.named import restorer_named, usual
         from dsno.inverse.operators import Mask
         teacher, seeds, problem = load_teacher("digits"), seed_range(0, 8), Mask.half((1, 8, 8))
         y, z = problem.A(read_original("digit.png").x.expand(8, 1, 8, 8)), noise(seeds, (1, 8, 8))
@@ -127,7 +126,7 @@ class Restore:
             raise ValueError("--degrade takes the pictures themselves for references: leave out --reference")
         net = self._start()
         if self.method is not None and net is None:
-            check_method(self.method, self.problem)
+            restorer_named(self.method, self.problem)
         pictures = read_originals(self.pictures)
         references = None if self.reference is None else {o.name: o.x for o in read_originals(self.reference)}
         device = device_of(self.device)
@@ -135,10 +134,10 @@ class Restore:
             raise ValueError(f"{self.teacher} is a student, which restores from a learned start: give --start FOLDER")
         model = load_frozen(self.teacher, device, self.variant)
         latents = model.latents
-        name = self.method or ("blind" if self.problem == "blind" else "diffpir" if latents is None else "constrained")
+        name = self.method or usual(self.problem, latents is not None)
         steps = self.steps if self.steps is not None else 50
         if net is None:
-            method = check_method(name, self.problem, self.noise)
+            method = restorer_named(name, self.problem, self.noise)
         else:
             name, steps = "start", self.steps if self.steps is not None else 1
             method = starting(net.to(device), model, steps)
@@ -230,24 +229,6 @@ class Restore:
         if null is None:
             raise ValueError(f"{self.teacher} is told a class: give that of the pictures, --label")
         return lambda numbers: torch.full_like(numbers, null)
-
-
-def check_method(name: str, problem: ProblemName, noise: float = 0.0) -> Callable[[Tensor], Restorer]:
-    """What makes the restorer of a grid, for a problem with noise of a standard deviation.
-
-    Raises:
-        ValueError: for an unknown name, or one that is not for this problem.
-    """
-    if name not in RESTORERS:
-        raise ValueError(f"unknown method {name!r}: expected one of {', '.join(sorted(RESTORERS))}")
-    blind = name.startswith("blind")
-    if blind != (problem == "blind"):
-        why = "estimates a kernel" if blind else "needs a kernel that is known"
-        raise ValueError(
-            f"the method {name} {why}, and the problem is {problem}: take {'another' if blind else '--method blind'}"
-        )
-    make = RESTORERS[name]
-    return functools.partial(make, step=KernelStep(learn_noise=True)) if blind and not noise else make
 
 
 def starting(net: NoisePredictor, model: Frozen, steps: int) -> Callable[[Tensor], Restorer]:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from dsno.bridge.student import starts_from_pictures
 from dsno.cli.bridges import SamplerName, cross_pictures, pictures_of
-from dsno.cli.conditions import condition_by_seed, prompts_by_seed, under_guidance
+from dsno.cli.conditions import condition_by_seed, prompts_by_seed
 from dsno.cli.console import progress, say
 from dsno.cli.exact import OPTIONS, Solved, own_options, solve
 from dsno.cli.options import Device, Variant, device_of
@@ -38,6 +38,7 @@ from dsno.students.origin import find_teacher, open_student, origin_of
 from dsno.students.samplers import Student, sampler_of
 from dsno.teachers.latents import Latents, load_decoder
 from dsno.teachers.load import load_teacher
+from dsno.teachers.prompts import under_guidance
 from dsno.trajectories.labels import uniform_labels
 
 __all__ = ["Sample"]

@@ -45,8 +45,8 @@ def holds_any(path: Path, *patterns: str) -> bool:
     return path.is_dir() and any((path / pattern).is_file() or entries(path, pattern) for pattern in patterns)
 
 
-def optional_package(module: str, extra: str) -> Any:
-    """Import a module of a package that comes with an extra of this one.
+def optional_package(module: str, extra: str, who: str = "this data") -> Any:
+    """Import a module of a package that comes with an extra of this one, and that `who` needs.
 
     Raises:
         ModuleNotFoundError: if it is not installed; says how to.
@@ -56,7 +56,7 @@ def optional_package(module: str, extra: str) -> Any:
     except ImportError:
         package = module.split(".")[0]
         raise ModuleNotFoundError(
-            f"this data needs the package {package!r}: pip install 'dsno[{extra}]'", name=package
+            f"{who} needs the package {package!r}: pip install 'dsno[{extra}]'", name=package
         ) from None
 
 

@@ -87,15 +87,16 @@ def _check_names(files: Sequence[Path]) -> None:
             raise ValueError(f"{other.name} and {file.name} would be written under one name: rename one of them")
 
 
-def read_original(path: Path | str) -> Original:
+def read_original(path: Path | str, most: int | None = None) -> Original:
     """A picture, as the table above says.
 
     Raises:
         FileNotFoundError: if there is no such file.
-        ValueError: if it is damaged, or could not be written again as it is; says how to convert it.
+        ValueError: if it is damaged, could not be written again as it is, or has more than `most` pixels; says what to
+            do.
     """
     path = Path(path)
-    pixels = _exact(opened(must_be_file(path).read_bytes, path.name), path.name)
+    pixels = _exact(opened(must_be_file(path).read_bytes, path.name, most), path.name)
     x = torch.from_numpy(np.atleast_3d(pixels).copy()).permute(2, 0, 1).float() / 127.5 - 1
     return Original(path.stem, x)
 

@@ -71,11 +71,11 @@ def _opened(picture: Callable[[], bytes], name: str, background: Background) -> 
     return _pixels(opened(picture, name), name, background)
 
 
-def opened(picture: Callable[[], bytes], name: str) -> Any:
+def opened(picture: Callable[[], bytes], name: str, most: int | None = None) -> Any:
     """A picture as Pillow's image, turned as its EXIF orientation says.
 
     Raises:
-        ValueError: if it is damaged, or has several pages.
+        ValueError: if it is damaged, has several pages, or more than `most` pixels.
     """
     from PIL import Image, ImageOps, UnidentifiedImageError
 
@@ -85,10 +85,14 @@ def opened(picture: Callable[[], bytes], name: str) -> Any:
             # Of a file by name Pillow maps a TIFF into memory, with rows as long as they are once it is turned.
             with Image.open(BytesIO(picture())) as file:
                 pages = getattr(file, "n_frames", 1) if file.format == "TIFF" else 1
-                image = ImageOps.exif_transpose(file)
+                width, height = file.size
+                fits = most is None or width * height <= most
+                image = ImageOps.exif_transpose(file) if fits else None
         except Exception as error:  # A damaged picture can make its reader raise almost any of them.
             said = "of no known format" if isinstance(error, UnidentifiedImageError) else one_line(error)
             raise ValueError(f"{name} is damaged or not a picture ({said})") from None
+    if not fits:
+        raise ValueError(f"{name} has {width} x {height} pixels, and {most:,} are taken at most: make it smaller")
     if pages > 1:
         raise ValueError(f"{name} has {pages} pages: save each as a picture of its own, or all as an .npy array")
     return image

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import NamedTuple
+
+from torch import Tensor
 
 from dsno.inverse.backprop import DPS, PiGDM
 from dsno.inverse.blind import ClassicEM, FastEM
 from dsno.inverse.constrained import Constrained
+from dsno.inverse.kernel_step import KernelStep
 from dsno.inverse.projected import MPGD, DiffPIR, Replacement
 from dsno.inverse.restore import Restorer
 
-__all__ = ["CHOICES", "RESTORERS", "START", "Choice"]
+__all__ = ["CHOICES", "RESTORERS", "START", "Choice", "restorer_named", "usual"]
 
 RESTORERS: dict[str, Callable[..., Restorer]] = {
     "constrained": Constrained,
@@ -55,3 +59,27 @@ CHOICES: dict[str, Choice] = {
 
 START = Choice("1 call", "its own", "1 to 5 steps, where one problem stays and there is data to train a start on")
 """What to know of a `LearnedStart`, which is none of them: its network has to be trained first."""
+
+
+def usual(problem: str, latents: bool) -> str:
+    """The first restorer to try of a problem, for a teacher of latents or of pictures."""
+    return "blind" if problem == "blind" else "constrained" if latents else "diffpir"
+
+
+def restorer_named(name: str, problem: str, noise: float = 0.0) -> Callable[[Tensor], Restorer]:
+    """What makes the restorer of a grid, for a problem by its name, with noise of a standard deviation; of `blind`
+    without any, it is estimated.
+
+    Raises:
+        ValueError: for an unknown name, or one that is not for this problem.
+    """
+    if name not in RESTORERS:
+        raise ValueError(f"unknown method {name!r}: expected one of {', '.join(sorted(RESTORERS))}")
+    blind = name.startswith("blind")
+    if blind != (problem == "blind"):
+        why = "estimates a kernel" if blind else "needs a kernel that is known"
+        raise ValueError(
+            f"the method {name} {why}, and the problem is {problem}: take {'another' if blind else 'method=blind'}"
+        )
+    make = RESTORERS[name]
+    return functools.partial(make, step=KernelStep(learn_noise=True)) if blind and not noise else make

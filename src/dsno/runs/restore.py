@@ -22,13 +22,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from dsno.checkpoint import naming, read_json, temporary_name, version_of, write_json
 from dsno.condition import map_cond
-from dsno.cost import Cost, Meter
+from dsno.cost import Cost, Meter, counting
 from dsno.data.originals import Original
-from dsno.denoise import Denoiser, Guided, Prediction, evaluating, modules_of
+from dsno.denoise import Denoiser, evaluating, modules_of
 from dsno.grids import uniform
 from dsno.inverse.blur import Blur
 from dsno.inverse.colours import FIXES, ColourFix, colours_of
@@ -124,7 +124,7 @@ def restore(
         claimed(out, RESTORED, overwrite=overwrite, inputs=inputs) as folder,
         _staged(folder) as staging,
         evaluating(*modules_of(worker.denoiser).values()),
-        _counting(worker.denoiser, calls, report),
+        counting(worker.denoiser, lambda done: report("restore", min(done, calls), calls, "")),
     ):
         for batch in batches:
             made = _restored(worker, batch, task)
@@ -305,27 +305,6 @@ def _check_names(pictures: Sequence[Original], out: Path, overwrite: bool) -> No
     for path in sorted(out.glob("*")) if overwrite else ():
         if path not in own and (path.name in (REPORT, ARRAY) or PART.sub("", path.stem) in names):
             raise FileExistsError(f"{path} is not of a restoration and would be replaced: choose another folder")
-
-
-@contextmanager
-def _counting(denoiser: Denoiser, calls: int, report: Report) -> Iterator[None]:
-    """Tell of each call of the teacher's network inside, of so many."""
-    while isinstance(denoiser, Guided):
-        denoiser = denoiser.denoiser
-    net = denoiser.net if isinstance(denoiser, Prediction) else denoiser if isinstance(denoiser, nn.Module) else None
-    done = 0
-
-    def count(*_: object) -> None:
-        nonlocal done
-        done += 1
-        report("restore", min(done, calls), calls, "")
-
-    handle = None if net is None else net.register_forward_hook(count)
-    try:
-        yield
-    finally:
-        if handle is not None:
-            handle.remove()
 
 
 def _medians(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:

@@ -21,7 +21,7 @@ from dsno.denoise import Prediction, still
 from dsno.inverse.start_loss import Learner, Shares
 from dsno.inverse.start_net import PHASES, NoisePredictor
 from dsno.nets.backbone import sample_shape
-from dsno.solvers.named import SOLVERS
+from dsno.solvers.named import SOLVERS, calls_of
 from dsno.students.operator import student_from_teacher
 from dsno.train import TrainConfig
 
@@ -96,8 +96,8 @@ class Workload:
 
     @property
     def evaluations(self) -> int:
-        """Rows that the teacher evaluates for one trajectory: 2 n - 1 for Heun's, else n; twice that if guided."""
-        return (2 * self.steps - 1 if self.solver == "heun" else self.steps) * self.pairs
+        """Rows that the teacher evaluates for one trajectory: one for each call, twice that if guided."""
+        return calls_of(self.solver, self.steps) * self.pairs
 
     @property
     def supervised(self) -> list[tuple[float, tuple[int, ...]]]:

@@ -14,7 +14,7 @@ from dsno.solvers.splitting import LTSP, STSP, Strang2
 from dsno.solvers.step import Step
 from dsno.steer import Steered
 
-__all__ = ["SOLVERS", "SPLITTINGS", "ODESolver", "Splitting", "solver_named"]
+__all__ = ["SOLVERS", "SPLITTINGS", "ODESolver", "Splitting", "calls_of", "solver_named"]
 
 ODESolver = Literal["ddim", "heun", "dpm1", "dpm2", "dpm3", "unipc2", "unipc3", "plms2", "plms3", "plms4"]
 """Those without noise of their own, which solve the probability-flow ODE."""
@@ -50,6 +50,11 @@ SPLITTINGS: dict[str, Callable[[], Step]] = {
     "strang2": Strang2,
 }
 """How to make each of them; a digit is the order of the denoiser's half, of `strang2` that of the whole."""
+
+
+def calls_of(name: str, steps: int) -> int:
+    """The network calls of a solver by its name: one a step; two of Heun's but for its last, which is Euler's."""
+    return 2 * steps - 1 if name == "heun" else steps
 
 
 def solver_named(name: str, denoiser: Denoiser) -> Step:

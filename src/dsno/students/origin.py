@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -136,8 +137,15 @@ def origin_of(folder: Path | str) -> Origin:
     return Origin(folder, name, found, held.get("sha256"), None if seeds is None else (seeds[0], seeds[1]))
 
 
-def find_teacher(folder: Path | str, variant: str | None = None) -> str:
+def find_teacher(
+    folder: Path | str, variant: str | None = None, allowed: Callable[[str], bool] = lambda place: True
+) -> str:
     """The teacher that a student was made from, as `load_teacher` takes it.
+
+    Arguments:
+        folder: The student's.
+        variant: As `load_teacher` takes it.
+        allowed: Which of the places are looked at that its folder notes.
 
     Raises:
         FileNotFoundError: if it is not where it was; asks for it.
@@ -145,7 +153,7 @@ def find_teacher(folder: Path | str, variant: str | None = None) -> str:
     origin = origin_of(folder)
     other = ""
     for place in origin.places:
-        if not _is_data(place):
+        if not (allowed(place) and _is_data(place)):
             continue
         try:
             teacher = load_teacher(place, variant=variant)

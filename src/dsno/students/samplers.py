@@ -28,6 +28,7 @@ __all__ = [
     "MultiPass",
     "OnePass",
     "Student",
+    "passes_known",
     "passes_of",
     "sampler_of",
     "told_more",
@@ -291,8 +292,20 @@ class DecoderSampler:
         return Trajectory(torch.stack(x, 1), decoder.grid[::L], None, cond, seeds, nfe=self.passes, rounds=self.passes)
 
 
+ANY = (1, 2, 4, 8)
+"""The passes that are offered of a flow map that makes any number."""
+
 Student = TrajectoryStudent | FlowMap | ParallelDecoder
 """What `dsno distill` makes."""
+
+
+def passes_known(student: Student) -> tuple[int, ...]:
+    """The numbers of passes to offer of a student, the fewest first."""
+    if isinstance(student, TrajectoryStudent):
+        return tuple(range(1, student.frames + 1)) if student.restarts else (1,)
+    if isinstance(student, ParallelDecoder):
+        return tuple(student.count // span for span in reversed(student.spans))
+    return ANY if student.steps is None else (student.steps,)
 
 
 def told_more(student: Student) -> bool:

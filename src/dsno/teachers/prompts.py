@@ -16,15 +16,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dsno.borrow import borrowed
+from dsno.borrow import borrowed, unwrapped
 from dsno.checkpoint import read_json
 from dsno.condition import Cond
+from dsno.denoise import Guided, Prediction
 from dsno.hub import local_copy
-from dsno.nets.diffusers import network_class
+from dsno.nets.backbone import check_null, own_null
+from dsno.nets.diffusers import DiffusersNet, network_class
 from dsno.outside import check, reading
 from dsno.teachers.parts import longest_text, network_folder, network_name, network_of, with_weights
 
-__all__ = ["encode_prompts", "null_cond"]
+__all__ = ["encode_prompts", "null_cond", "null_of", "under_guidance"]
 
 
 def encode_prompts(ref: Any, prompts: str | Sequence[str], variant: str | None = None) -> dict[str, Tensor]:
@@ -69,6 +71,48 @@ def null_cond(ref: Any, variant: str | None = None) -> Cond:
         )
     null = {name: value[0] for name, value in _encoded(ref, [""], variant, empty=True).items()}
     return null if len(null) > 1 else null["text"]
+
+
+def under_guidance(
+    ref: str,
+    teacher: Prediction,
+    weights: Sequence[float],
+    prompted: bool = False,
+    null: int | None = None,
+    variant: str | None = None,
+) -> Prediction | Guided:
+    """The teacher under one weight of guidance, or under one that each row is told (two); itself under none.
+
+    Raises:
+        ValueError: if it is told nothing that it could be guided by, or nothing stands for no condition.
+    """
+    if not weights:
+        return teacher
+    if not teacher.classes and not prompted:
+        raise ValueError(f"guidance needs a condition, and {ref} is told none")
+    absent = null_of(ref, teacher, null, variant)
+    if isinstance(absent, Tensor) and (prompted or len(weights) == 2):
+        # Beside a weight, or from an encoder, the condition has a name, and so has its absence.
+        absent = {"text" if prompted else "label": absent}
+    return Guided(teacher, absent, weights[0]) if len(weights) == 1 else Guided(teacher, absent)
+
+
+def null_of(ref: str, teacher: Prediction, null: int | None, variant: str | None = None) -> Cond:
+    """What stands for no condition: the given label, or what the network knows, or a diffusers model says of itself.
+
+    Raises:
+        ValueError: if neither says, or the label is outside those of the teacher.
+    """
+    if null is not None:
+        return torch.tensor(check_null(teacher, null, ref))
+    if isinstance(unwrapped(teacher.net), DiffusersNet):
+        return null_cond(ref, variant)
+    if (known := own_null(teacher)) is not None:
+        return torch.tensor(known)
+    raise ValueError(
+        f"{ref} does not say which label stands for none: give it, null={teacher.classes or 0}, if the network was "
+        "trained with one"
+    )
 
 
 _ENCODE: dict[str, Callable[..., tuple[Any, ...]]] = {

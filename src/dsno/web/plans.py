@@ -45,7 +45,6 @@ __all__ = [
     "Pass",
     "Restoring",
     "Step",
-    "passes_known",
     "passes_planned",
     "restoring_planned",
     "sample_planned",
@@ -57,9 +56,6 @@ STEPS = (*range(1, 17), 20, 24, 28, 32, 40, 48, 56, 64)
 
 RESTORING = (5, 10, 20, 50, 100)
 """The numbers of steps that a page offers of a restorer."""
-
-ANY = (1, 2, 4, 8)
-"""The passes that a page offers of a flow map that makes any number."""
 
 Row = tuple[float, ...]
 
@@ -150,15 +146,6 @@ def _rows(x: Tensor) -> tuple[Row, ...]:
 
 
 # Students
-
-
-def passes_known(student: Student) -> tuple[int, ...]:
-    """The numbers of passes that a page offers of a student, the fewest first."""
-    if isinstance(student, TrajectoryStudent):
-        return tuple(range(1, student.frames + 1)) if student.restarts else (1,)
-    if isinstance(student, ParallelDecoder):
-        return tuple(student.count // span for span in reversed(student.spans))
-    return ANY if student.steps is None else (student.steps,)
 
 
 def passes_planned(student: Student, passes: int) -> tuple[Pass, ...]:

@@ -33,12 +33,11 @@ from dsno.nets.backbone import own_null, sample_shape
 from dsno.outputs import Kind, claimed
 from dsno.students.heads import ParallelDecoder
 from dsno.students.operator import TrajectoryStudent
-from dsno.students.samplers import Student
+from dsno.students.samplers import Student, passes_known
 from dsno.web.graphs import Network, student_network, teacher_network, write_graphs
 from dsno.web.plans import (
     RESTORING,
     STEPS,
-    passes_known,
     passes_planned,
     restoring_planned,
     sample_planned,

@@ -1,0 +1,17 @@
+"""Pipelines of diffusers on the disk, made once for all who read them; a browser."""
+
+from pathlib import Path
+
+import pytest
+
+import chromium
+
+browser = chromium.browser
+
+
+@pytest.fixture(scope="session")
+def pipelines(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """The folders of real pipelines, by name."""
+    from pipelines import write_pipelines
+
+    return write_pipelines(tmp_path_factory.mktemp("pipelines"))
