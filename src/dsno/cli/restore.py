@@ -49,7 +49,7 @@ class Restore:
         from dsno import load_teacher, noise, seed_range
         from dsno.data.originals import as_png, read_original
         from dsno.grids import uniform
-        from dsno.inverse.named import restorer_named, usual
+        from dsno.inverse.named import RESTORERS
         from dsno.inverse.operators import Mask
         teacher, seeds, problem = load_teacher("digits"), seed_range(0, 8), Mask.half((1, 8, 8))
         y, z = problem.A(read_original("digit.png").x.expand(8, 1, 8, 8)), noise(seeds, (1, 8, 8))
