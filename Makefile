@@ -30,8 +30,9 @@ browser: $(READY)
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[browser]'
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m browser tests/web $(ARGS)
 
-gpu: $(READY)
-	PATH="$(CURDIR)/$(BIN):$$PATH" PYTHON=python sh benchmarks/gpu.sh $(ARGS)
+# From .venv where it is built, else by `python3` as it is: there may be no network to build it.
+gpu:
+	$(if $(wildcard $(BIN)/python),PYTHON=$(BIN)/python) sh benchmarks/gpu.sh $(ARGS)
 
 faults: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/faults.py
