@@ -32,9 +32,7 @@ def usable(folder: Path) -> list[Path]:
 def main(site: str, wheels: str | None = None) -> None:
     if wheels is not None:
         if not (found := usable(Path(wheels))):
-            sys.exit(
-                f"{wheels} holds no wheel for {sys.executable}, Python {sys.version_info[0]}.{sys.version_info[1]}"
-            )
+            sys.exit(f"{wheels} holds no wheel for {sys.executable}, which is Python {sys.version.split()[0]}")
         install = ["pip", "install", "--quiet", "--no-index", "--no-deps", "--no-compile", "--no-cache-dir"]
         into = ["--disable-pip-version-check", "--upgrade", "--target", site]
         subprocess.run([sys.executable, "-m", *install, *into, *map(str, found)], check=True)
