@@ -36,8 +36,9 @@ browser: $(READY)
 notebooks: $(READY)
 	$(BIN)/python notebooks/run.py $(ARGS)
 
-gpu: $(READY)
-	PATH="$(CURDIR)/$(BIN):$$PATH" PYTHON=python sh benchmarks/gpu.sh $(ARGS)
+# From .venv where it is built, else by `python3` as it is: there may be no network to build it.
+gpu:
+	$(if $(wildcard $(BIN)/python),PYTHON=$(BIN)/python) sh benchmarks/gpu.sh $(ARGS)
 
 faults: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/faults.py

@@ -5,12 +5,18 @@ import json
 import math
 import re
 import shlex
+import subprocess
+import sys
+import sysconfig
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import pytest
+
+from pretend import result
+from processes import environment
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 SCRIPTS = sorted(path.stem for path in BENCHMARKS.glob("[!_]*.py"))
@@ -60,6 +66,83 @@ def test_a_quick_run_writes_a_result_of_the_same_form_elsewhere(name: str, tmp_p
     assert published.read_bytes() == before
     if name == "mixture":
         assert (tmp_path / "mixture.png").read_bytes().startswith(b"\x89PNG")
+
+
+# A GPU that nobody has seen before
+
+
+def test_a_bare_machine_takes_the_newest_wheels_that_fit_and_keeps_its_torch(tmp_path: Path) -> None:
+    machine = re.sub("[-.]", "_", sysconfig.get_platform())
+    fit = ["numpy-2.10.0-py3-none-any.whl", f"psutil-7.0-cp36-abi3-{machine}.whl"]
+    others = [
+        "numpy-2.9.0-py3-none-any.whl",
+        "numpy-3.0-cp27-cp27m-manylinux1_x86_64.whl",
+        "torch-2.9-py3-none-any.whl",
+    ]
+    for name in [*fit, *others, "nvidia_cublas_cu12-12.4-py3-none-any.whl", "triton-3.0-py3-none-any.whl"]:
+        (tmp_path / name).touch()
+    assert [wheel.name for wheel in script("_bare").usable(tmp_path)] == fit
+
+
+def test_a_bare_machine_is_told_what_it_lacks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    bare = script("_bare")
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    bare.main(str(tmp_path))
+    monkeypatch.setattr(bare, "NEEDED", ("torch", "unheard", "of"))
+    with pytest.raises(SystemExit, match="has no unheard, of: name another Python .* or a folder of wheels"):
+        bare.main(str(tmp_path))
+    with pytest.raises(SystemExit, match="holds no wheel for .*, which is Python 3"):
+        bare.main(str(tmp_path), str(tmp_path))
+
+
+def test_the_wheels_that_a_bare_machine_takes_are_pinned() -> None:
+    pinned = {
+        line.partition("==")[0].lower() for line in (BENCHMARKS.parent / "constraints.txt").read_text().splitlines()
+    }
+    asked = {line for line in (BENCHMARKS / "gpu.txt").read_text().splitlines() if line and not line.startswith("#")}
+    needed = {*script("_bare").NEEDED} - {"torch"}
+    assert needed <= asked and asked <= {name.replace("_", "-") for name in pinned}
+
+
+def test_what_fails_of_a_gpu_costs_its_own_piece_and_is_made_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gpu, table = script("gpu"), [result("DSNO", 1, 2.0), result("teacher, fine", 0, 1.0)]
+
+    def fail(*_: object) -> None:
+        raise RuntimeError("the driver has gone")
+
+    monkeypatch.setattr(gpu, "tests", fail)
+    monkeypatch.setattr(gpu, "speeds", lambda *_: {"ours, 1": 1.0, "DPM-Solver++-8, 1": 6.0})
+    monkeypatch.setattr(gpu.Recipe, "run", lambda *_, **__: tmp_path)
+    monkeypatch.setattr("dsno.report.compare.compare", lambda *_, **__: table)
+    given = ["--quick", "--out", str(tmp_path), "--data", "digits", "--device", "cpu"]
+    with pytest.raises(SystemExit, match="failed: tests; see the log"):
+        gpu.main(given)
+    made = json.loads((tmp_path / "gpu.json").read_text())
+    assert made["left_out"] == {"tests": "RuntimeError: the driver has gone"}
+    values = {claim["name"]: claim["value"] for claim in made["claims"]}
+    assert values["bf16, batch 1: DPM-Solver++-8 over one pass"] == 6
+    assert values["Frechet distance of one pass over the teacher's own"] == 2
+    # What was measured is kept, so that it is not measured twice.
+    monkeypatch.setattr(gpu, "speeds", fail)
+    for code, failed in ((5, 0), (4, 1)):
+        (tmp_path / "gpu" / "tests.json").unlink(missing_ok=True)
+        monkeypatch.setattr(gpu, "tests", lambda *_, code=code: {"failed": 0, "error": 0, "code": code})
+        gpu.main(given)
+        made = json.loads((tmp_path / "gpu.json").read_text())
+        assert made["claims"][0]["value"] == failed and made["left_out"] == {}
+
+
+def test_the_status_of_a_gpu_s_script_is_that_of_what_it_runs(tmp_path: Path) -> None:
+    python = tmp_path / "python"
+    python.write_text(f'#!/bin/sh\ncase "$*" in *gpu.py*) echo "$@"; exit 3;; esac\nexec {sys.executable} "$@"\n')
+    python.chmod(0o755)
+    told = {**environment(), "PYTHON": str(python), "SITE": str(tmp_path / "site")}
+    command = ["sh", str(BENCHMARKS / "gpu.sh"), "--data", "my set.npz"]
+    ran = subprocess.run(command, cwd=tmp_path, env=told, capture_output=True, text=True)
+    assert ran.returncode == 3, ran.stderr
+    assert ran.stdout == (tmp_path / "runs/gpu/log.txt").read_text() == f"-u {BENCHMARKS}/gpu.py --data my set.npz\n"
 
 
 # Results
