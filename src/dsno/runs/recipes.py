@@ -27,7 +27,9 @@ PUBLISHED: dict[str, Any] = {
 
 RECIPES: dict[str, Recipe] = {
     "digits": Recipe(inner_starts=0.25, finish=FINISH, finish_inner=0.25),
-    "digits-classes": Recipe(conditional=True, guidance=(0.0, 2.0), inner_starts=0.25, finish=FINISH, finish_inner=0.25),
+    "digits-classes": Recipe(
+        conditional=True, guidance=(0.0, 2.0), inner_starts=0.25, finish=FINISH, finish_inner=0.25
+    ),
     "fashion": Recipe(
         data="hf:zalando-datasets/fashion_mnist:train",
         size=16,
