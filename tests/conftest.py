@@ -4,6 +4,7 @@ import pytest
 import torch
 from hypothesis import settings
 
+import chromium
 from dsno.schedule import VE, Cosine, RectifiedFlow, Schedule, VPLinear, linear_beta
 
 torch.set_num_threads(1)
@@ -12,6 +13,9 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 settings.register_profile("dsno", deadline=None, derandomize=True, max_examples=50)
 settings.load_profile("dsno")
+
+# One for all folders: playwright drives one at a time in a process.
+browser = chromium.browser
 
 # Built once: every test of "all schedules" means these five.
 ALL_SCHEDULES = {

@@ -1,12 +1,8 @@
-"""Pipelines of diffusers on the disk, made once for all who read them; a browser."""
+"""Pipelines of diffusers on the disk, made once for all who read them."""
 
 from pathlib import Path
 
 import pytest
-
-import chromium
-
-browser = chromium.browser
 
 
 @pytest.fixture(scope="session")

@@ -9,13 +9,10 @@ from pathlib import Path
 import pytest
 from filelock import FileLock
 
-import chromium
 import planned
 from dsno.web.runtime import MODULE, VERSION, find_runtime
 from dsno.web.site import MANIFEST, write_site
 from shell import dsno
-
-browser = chromium.browser
 
 
 @pytest.fixture(scope="session")
