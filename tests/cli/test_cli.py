@@ -155,7 +155,11 @@ def test_a_verb_without_options_is_a_verb(tmp_path: Path) -> None:
 def test_an_unknown_recipe_lists_the_recipes(tmp_path: Path) -> None:
     for verb in ("plan", "reproduce"):
         ran = dsno(verb, "nowhere", at=tmp_path)
-        assert ran.code == 2 and "digits, fashion, fashion-gpu, sprites" in ran.err and len(ran.err.splitlines()) == 1
+        assert (
+            ran.code == 2
+            and "digits, digits-classes, fashion, fashion-gpu, sprites" in ran.err
+            and len(ran.err.splitlines()) == 1
+        )
 
 
 def test_a_warm_up_that_is_longer_than_the_run_is_said(tmp_path: Path) -> None:

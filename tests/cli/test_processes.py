@@ -46,13 +46,13 @@ def test_two_processes_generate_the_bytes_of_one(at: Path) -> None:
 
 @pytest.mark.slow
 def test_two_machines_distil_as_one_process_does_and_one_goes_on(at: Path) -> None:
-    for command in (generate(at, "set"), distill("one", 6)):
+    for command in (generate(at, "set"), distill("alone", 6)):
         assert dsno(*command, at=at).code == 0
-    for code, said in launch_on_two_machines("-m", "dsno", *distill("two", 4), at=at):
+    for code, said in launch_on_two_machines("-m", "dsno", *distill("both", 4), at=at):
         assert code == 0, said
-    assert dsno(*distill("two", 6, "--resume"), at=at).code == 0
+    assert dsno(*distill("both", 6, "--resume"), at=at).code == 0
     logs = [(at / out / "training/regression/log.jsonl").read_text().splitlines() for out in ("one", "two")]
     one, two = ([json.loads(line)["loss"] for line in log] for log in logs)
     assert len(two) == 6 and two == pytest.approx(one, rel=1e-5)
-    a, b = (torch.cat([p.detach().flatten() for p in load_student(at / out).parameters()]) for out in ("one", "two"))
+    a, b = (torch.cat([p.detach().flatten() for p in load_student(at / out).parameters()]) for out in ("alone", "both"))
     assert float((a - b).abs().max()) < 1e-5

@@ -300,7 +300,7 @@ def test_bad_input(data: TrajectorySet) -> None:
         matching(student, given(None))
     with pytest.raises(ValueError, match="a Gaussian is no Prediction that can be copied"):
         matching(student, given(data, teacher=Gaussian(Cosine(), torch.zeros(SHAPE), 1.0)))
-    with pytest.raises(ValueError, match="trains a TrajectoryStudent or a FlowMap, got a Linear"):
+    with pytest.raises(ValueError, match="trains a TrajectoryStudent, FlowMap or ParallelDecoder, got a Linear"):
         matching(nn.Linear(2, 2), given(data))
     with pytest.raises(ValueError, match="anchor is the weight of the regression, at least 0, got -1"):
         matching(student, given(data), MatchingOptions(anchor=-1))

@@ -225,6 +225,7 @@ class Recipe:
             replace(self._here(self.finish, folder), seed=seed),
             self.finish_batch,
             load_student(out / "regressed"),
+            out / "regressed",
             inner_starts=self.finish_inner,
         )
 
@@ -247,14 +248,15 @@ class Recipe:
         config: TrainConfig,
         batch: int,
         student: Student,
+        earlier: Path | None = None,
         **options: Any,
     ) -> None:
-        """A stage that trains a student, unless it is complete."""
+        """A stage that trains a student, which lay in `earlier` if it was trained before, unless it is complete."""
         if (folder / "config.json").is_file():
             return
         sources = {"teacher": str(out / "teacher"), "data": str(out / "trajectories")}
-        if method == "identity":
-            sources["student"] = str(out / "regressed")
+        if earlier is not None:
+            sources["student"] = str(earlier)
         with _timed(folder.parent, folder.name):
             distill(
                 teacher,
