@@ -51,7 +51,7 @@ def test_two_machines_distil_as_one_process_does_and_one_goes_on(at: Path) -> No
     for code, said in launch_on_two_machines("-m", "dsno", *distill("both", 4), at=at):
         assert code == 0, said
     assert dsno(*distill("both", 6, "--resume"), at=at).code == 0
-    logs = [(at / out / "training/regression/log.jsonl").read_text().splitlines() for out in ("one", "two")]
+    logs = [(at / out / "training/regression/log.jsonl").read_text().splitlines() for out in ("alone", "both")]
     one, two = ([json.loads(line)["loss"] for line in log] for log in logs)
     assert len(two) == 6 and two == pytest.approx(one, rel=1e-5)
     a, b = (torch.cat([p.detach().flatten() for p in load_student(at / out).parameters()]) for out in ("alone", "both"))
