@@ -15,12 +15,11 @@ from shell import dsno
 from stored import contents
 
 
-@pytest.fixture(scope="module")
-def at(tmp_path_factory: pytest.TempPathFactory) -> Path:
+@pytest.fixture
+def at(tmp_path: Path) -> Path:
     """A folder with a teacher."""
-    folder = tmp_path_factory.mktemp("processes")
-    save_teacher(folder / "teacher", Prediction(network().float(), Cosine(), "v", shape=SHAPE))
-    return folder
+    save_teacher(tmp_path / "teacher", Prediction(network().float(), Cosine(), "v", shape=SHAPE))
+    return tmp_path
 
 
 def generate(at: Path, out: str) -> tuple[object, ...]:

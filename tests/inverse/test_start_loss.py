@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from dsno.condition import Cond
 from dsno.denoise import Guided, Prediction
 from dsno.distillation.distances import distance
+from dsno.engine import Undivided
 from dsno.inverse.decoded import Decoded
 from dsno.inverse.operators import Downsample
 from dsno.inverse.start import OneJump, pseudo_inverse
@@ -30,6 +31,7 @@ D = Gaussian(Cosine(), torch.zeros(1, 8, 8), 0.5)
 
 def learner(shares: Shares = SQUARES) -> Learner:
     made = Learner.of(NoisePredictor(NET), shares)
+    assert isinstance(made, Undivided)  # its critic is called with weights that stand still
     torch.manual_seed(3)
     for parameter in made.parameters():  # heads that are zero pass nothing on
         nn.init.normal_(parameter, std=0.1)
