@@ -21,6 +21,7 @@ from dsno import grids
 from dsno.checkpoint import read_tensors, write_tensors
 from dsno.cost import flops
 from dsno.data.load import load_data
+from dsno.data.samples import Samples
 from dsno.denoise import Prediction
 from dsno.distillation.identity import IdentityOptions, identity
 from dsno.distillation.matching import MatchingOptions, matching
@@ -36,7 +37,7 @@ from dsno.solvers.fine import fine_solution
 from dsno.students.flowmap import FlowMap, flow_map_from_teacher
 from dsno.students.heads import ParallelDecoder
 from dsno.students.operator import TrajectoryStudent, student_from_teacher
-from dsno.students.samplers import DecoderSampler, MultiPass, OnePass, Student, passes_of
+from dsno.students.samplers import DecoderSampler, MultiPass, OnePass, Student, passes_known, passes_of
 from dsno.teachers.load import load_teacher
 from dsno.train import TrainConfig, train
 from dsno.trajectories.generate import generate
@@ -51,6 +52,7 @@ __all__ = [
     "Entry",
     "Problem",
     "Size",
+    "labelled",
     "names_of",
     "run",
     "stem_of",
@@ -204,6 +206,12 @@ def folders(archive: str) -> Tensor:
     return torch.from_numpy(np.unique(found, return_inverse=True)[1])
 
 
+def labelled(data: str, size: int | None) -> Samples:
+    """The data; of an archive without labels with the folders of its names as such."""
+    samples = load_data(data, size=size)
+    return samples if samples.labels is not None else dataclasses.replace(samples, labels=folders(data))
+
+
 class Bench:
     """What all runs share: teacher, data, trajectories, the fine solution and the reference features."""
 
@@ -218,9 +226,7 @@ class Bench:
         held_out: str | None = None,
     ) -> None:
         self.name, self.problem, self.runs, self.precision, self.size = name, PROBLEMS[name], runs, precision, size
-        self.images = load_data(data or self.problem.data, size=self.problem.size)
-        if self.images.labels is None:
-            self.images = dataclasses.replace(self.images, labels=folders(data or self.problem.data))
+        self.images = labelled(data or self.problem.data, self.problem.size)
         if source != shipped():
             with FileLock(runs / "source.lock"):
                 self._recipe().prepare(source, printed(500), data=self.images)
@@ -380,8 +386,7 @@ def samplers_of(student: Student) -> dict[str, Sampler]:
         passes = (student.steps,) if student.way == "grid" else PASSES
         return {str(k): passes_of(student, k) for k in passes if k is not None}
     if isinstance(student, ParallelDecoder):
-        known = [student.count // span for span in student.spans]
-        return {str(k): DecoderSampler(student, k) for k in PASSES if k in known}
+        return {str(k): DecoderSampler(student, k) for k in PASSES if k in passes_known(student)}
     if not student.restarts:
         return {"1": OnePass(student)}
     return {

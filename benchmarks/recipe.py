@@ -22,11 +22,9 @@ from statistics import fmean
 from typing import Any
 
 from _common import HELD_OUT, Claim, claim, parse, parser, printed, write
-from _family import folders
+from _family import labelled
 
 from dsno.checkpoint import read_json
-from dsno.data.load import load_data
-from dsno.data.samples import Samples
 from dsno.measure.evaluate import Reference, evaluate
 from dsno.measure.results import Result, load_results
 from dsno.nets.backbone import sample_shape
@@ -54,12 +52,6 @@ def quick(recipe: Recipe) -> Recipe:
         if (config := getattr(recipe, name)) is not None
     }
     return replace(recipe, features_steps=2, count=recipe.distill_batch, **short)
-
-
-def labelled(data: str, recipe: Recipe) -> Samples:
-    """The data; of an archive without labels with the folders of its names as such."""
-    samples = load_data(data, size=recipe.size)
-    return samples if samples.labels is not None else replace(samples, labels=folders(data))
 
 
 def repeated(recipe: Recipe, source: Path, results: Sequence[Result], reference: Reference, net: Any) -> dict[str, Any]:
@@ -155,10 +147,10 @@ def main(given: Sequence[str] | None = None) -> None:
     name, recipe = arguments.name, RECIPES[arguments.name]
     recipe = replace(quick(recipe) if arguments.quick else recipe, data=arguments.data or recipe.data)
     source = arguments.source or (arguments.out if arguments.quick else Path("runs")) / name
-    data = labelled(recipe.data, recipe)
+    data = labelled(recipe.data, recipe.size)
     recipe.run(source, printed(), data=data)
     held = source / "evaluation" / "results.json"
-    reference = labelled(arguments.reference, recipe) if arguments.reference else data
+    reference = labelled(arguments.reference, recipe.size) if arguments.reference else data
     if held.is_file():
         results = load_results(held)
     else:

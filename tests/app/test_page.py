@@ -6,6 +6,7 @@ import http.client
 import json
 import os
 import socket
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -33,7 +34,8 @@ from shell import dsno
 gradio = pytest.importorskip("gradio", reason="needs gradio: pip install 'dsno[app]'")
 gradio_client = pytest.importorskip("gradio_client")
 
-ROOT = Path("/tmp/gradio")
+ROOT = Path(tempfile.gettempdir()) / "gradio"
+"""Where gradio keeps what was sent."""
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 

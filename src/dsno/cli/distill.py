@@ -17,6 +17,7 @@ from dsno.cli.options import AsRead, Reading, Training, Variant
 from dsno.cli.words import command, refuse_others
 from dsno.distillation.registry import METHODS, method_named
 from dsno.outputs import check_apart, check_request
+from dsno.teachers.prompts import null_of, under_guidance
 
 if TYPE_CHECKING:
     from dsno.data.samples import Samples
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
     from dsno.distillation.registry import Method
     from dsno.distillation.stages import Options
     from dsno.trajectories.sets import TrajectorySet
-from dsno.teachers.prompts import null_of, under_guidance
 
 __all__ = ["Distill", "with_options"]
 
@@ -77,14 +77,15 @@ class Distill:
         method = method_named(self.method)
         options: Options = method.options() if self.options is None else self.options  # type: ignore[assignment]
         student = None if self.student is None else load_student(self.student)
+        samples = method.asks(options) != {"teacher"}
         # What cannot be drawn is that of the trajectories.
-        reads = method.asks(options) != {"teacher"} or (student is not None and told_more(student))
+        reads = samples or (student is not None and told_more(student))
         solved = TrajectorySet(self.data) if reads and holds_trajectories(self.data) else None
         method.check_data(solved is not None, self.data)
         if is_bridge(self.teacher):
             return self._of_bridge(method, options, solved)
         teacher = load_teacher(self.teacher, variant=self.variant)
-        data = self._samples(teacher) if reads and solved is None else solved
+        data = self._samples(teacher) if samples and solved is None else solved
         if solved is not None and (given := self.reading.given()):
             raise ValueError(f"{given[0]} is of images, and {self.data} holds trajectories: leave it out")
         denoiser = self._guided(method, options, teacher, solved)
@@ -100,7 +101,7 @@ class Distill:
                 resume=self.resume,
                 overwrite=self.overwrite,
                 report=report,
-                sources=self._sources(reads),
+                sources=self._sources(data is not None),
                 **{f.name: getattr(options, f.name) for f in dataclasses.fields(options)},  # type: ignore[arg-type]
             )
         say(f"{method.student} in {self.out}", next_sample(self.out, method, options, solved))

@@ -46,6 +46,7 @@ from dsno.denoise import Denoiser, Prediction, expand_like, still
 from dsno.distillation.adversary import DELTA, Judging, Reals, adversarial
 from dsno.distillation.denoising import noised
 from dsno.distillation.matching import Paced, Starts, at_levels, check_levels, made_by, one_ended, student_denoiser
+from dsno.distillation.regression import check_told_start
 from dsno.distillation.stages import Given, Stage
 from dsno.engine import mean_of_all, share_of
 from dsno.nets.backbone import own_null, tokens_of
@@ -387,21 +388,19 @@ def identity(student: Student, given: Given, options: IdentityOptions = Identity
 
 
 def _objective(student: Student, given: Given, options: IdentityOptions) -> Identity:
-    starts = _starts(student, given)
+    fake = cast(Prediction, student_denoiser(given.denoiser))  # refuses what cannot be copied
+    starts = _starts(student, fake, given)
     inner: tuple[float, ...] = ()
     if isinstance(student, TrajectoryStudent):
         inner = tuple(student.times[:-1].tolist())
-        if options.inner_starts and not (student.net.once or student.net.told == "input"):
-            raise ValueError(
-                "inner starts need a student whose network is told its start: make it with told='input' or once=True"
-            )
+        if options.inner_starts:
+            check_told_start(student)
     again = options.inner_starts, inner
     if not options.adversary:
         return Identity(starts, given.denoiser, options.a, *again)
-    fake = student_denoiser(given.denoiser, student.guided)
     if student.guided:
         raise ValueError("real samples have no guidance weight, which this student is told: leave adversary at 0")
-    Judging(cast(Prediction, fake))  # refuses what has no bottleneck
+    Judging(fake)  # refuses what has no bottleneck
     if student.classes and given.labels is None:
         raise ValueError(
             f"the student is told one of {student.classes} classes, and the data have no labels: give labelled "
@@ -411,17 +410,14 @@ def _objective(student: Student, given: Given, options: IdentityOptions) -> Iden
     return Adversarial(starts, given.denoiser, reals, options.adversary, options.r1, options.a, *again)
 
 
-def _starts(student: Student, given: Given) -> Starts:
+def _starts(student: Student, fake: Prediction, given: Given) -> Starts:
     """The noises of trajectories, where there are some, or without end."""
-    fake = student_denoiser(given.denoiser)  # refuses what cannot be copied
     if given.trajectories is not None:
         return Stored(given.trajectories, given.schedule, given.batch, given.seed)
-    if student.guided or tokens_of(cast(Prediction, fake).net):
+    if student.guided or tokens_of(fake.net):
         told = "a guidance weight" if student.guided else "a text"
         raise ValueError(f"identity draws labels, and this student is told {told}: give its trajectories, too")
-    return Fresh(
-        given.schedule, student.shape, student.classes, own_null(cast(Prediction, fake)), given.batch, given.seed
-    )
+    return Fresh(given.schedule, student.shape, student.classes, own_null(fake), given.batch, given.seed)
 
 
 def _freeze_kernels(student: nn.Module) -> None:

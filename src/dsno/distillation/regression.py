@@ -48,6 +48,7 @@ __all__ = [
     "LossOptions",
     "OperatorOptions",
     "TrajectoryDistillation",
+    "check_told_start",
     "frame_weights",
     "frames_of",
     "has_weight",
@@ -196,13 +197,22 @@ class TrajectoryDistillation:
         return (d.mean(0) * w).sum()
 
 
-def _check_inner_starts(data: TrajectorySet, student: TrajectoryStudent) -> None:
-    if student.frames == 1:
-        raise ValueError("inner starts need inner states: a student of one frame has none")
+def check_told_start(student: TrajectoryStudent) -> None:
+    """Make sure that a student's network is told where it starts.
+
+    Raises:
+        ValueError: if not.
+    """
     if not (student.net.once or student.net.told == "input"):
         raise ValueError(
             "inner starts need a student whose network is told its start: make it with told='input' or once=True"
         )
+
+
+def _check_inner_starts(data: TrajectorySet, student: TrajectoryStudent) -> None:
+    if student.frames == 1:
+        raise ValueError("inner starts need inner states: a student of one frame has none")
+    check_told_start(student)
     if "state" not in data.targets:
         raise ValueError(
             f"inner starts need trajectories that hold the states, these hold {data.targets}: generate them with both, "

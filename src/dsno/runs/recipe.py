@@ -34,7 +34,7 @@ from dsno.data.load import load_data
 from dsno.data.samples import Samples
 from dsno.denoise import Guided, Kind, Prediction
 from dsno.distillation.run import distill
-from dsno.nets.backbone import net_from_config, own_null
+from dsno.nets.backbone import net_from_config
 from dsno.nets.iddpm import IDDPMUNet, published_blocks
 from dsno.nets.unet import UNet
 from dsno.outputs import check_apart, writable
@@ -51,6 +51,7 @@ from dsno.students.samplers import Student
 from dsno.students.temporal import Activation, Init
 from dsno.teachers.load import load_teacher
 from dsno.teachers.native import save_teacher
+from dsno.teachers.prompts import under_guidance
 from dsno.train import Report, TrainConfig, quiet
 from dsno.trajectories.generate import generate
 from dsno.trajectories.labels import Label, uniform_labels, weighted
@@ -168,7 +169,7 @@ class Recipe:
             return out
         samples = self.prepare(out, report, teacher, data, variant)
         told = load_teacher(out / "teacher")
-        solved = self._solved(told)
+        solved = under_guidance(str(out / "teacher"), told, self.guidance or ())
         with _timed(out, "trajectories"):
             trajectories = generate(
                 solved,
@@ -219,7 +220,7 @@ class Recipe:
             out,
             folder,
             report,
-            self._solved(load_teacher(out / "teacher")),
+            under_guidance(str(out / "teacher"), load_teacher(out / "teacher"), self.guidance or ()),
             None if self.guidance is None else TrajectorySet(out / "trajectories"),
             "identity",
             replace(self._here(self.finish, folder), seed=seed),
@@ -228,14 +229,6 @@ class Recipe:
             out / "regressed",
             inner_starts=self.finish_inner,
         )
-
-    def _solved(self, teacher: Prediction) -> Prediction | Guided:
-        """The teacher as trajectories ask it."""
-        if self.guidance is None:
-            return teacher
-        null = own_null(teacher)
-        assert null is not None
-        return Guided(teacher, {"label": torch.tensor(null)})
 
     def _distil(
         self,

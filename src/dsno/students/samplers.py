@@ -271,8 +271,7 @@ class DecoderSampler:
     passes: int = 1
 
     def __post_init__(self) -> None:
-        N = self.decoder.count
-        if self.passes not in (known := [N // L for L in reversed(self.decoder.spans)]):
+        if self.passes not in (known := passes_known(self.decoder)):
             raise ValueError(
                 f"this decoder makes {', '.join(map(str, known))} pass(es), got {self.passes}: distil one with other "
                 "blocks (`heads`, `least`, `most` of decoding), or by a method that makes any number (`dsno methods`)"
