@@ -270,6 +270,17 @@ def test_the_average_moves_and_is_what_is_saved_and_returned(tmp_path: Path) -> 
     assert torch.equal(torch.cat([raw[name].flatten() for name, _ in model.named_parameters()]), path[-1])
 
 
+def test_the_ramp_says_what_the_average_forgets(tmp_path: Path) -> None:
+    path = [weights(network())]
+    config = replace(CONFIG, ema=0.999, ramp=2)
+    averaged = train(
+        model := network(), Reverse(), config, tmp_path, progress=lambda *_: path.append(weights(model).clone())
+    )
+    torch.testing.assert_close(weights(averaged), torch.stack(path).mean(0))
+    with pytest.raises(ValueError, match=r"was trained with ramp = 2, now 10: resume alike"):
+        train(network(), Reverse(), replace(config, ramp=10), tmp_path, resume=True)
+
+
 def test_the_average_is_float32_whatever_the_weights_are(tmp_path: Path) -> None:
     model = network(0.0).to(torch.bfloat16)
 
@@ -583,6 +594,7 @@ def test_the_learning_rate(tmp_path: Path) -> None:
         ({"ema": float("nan")}, r"ema must be in \[0, 1\), got nan"),
         ({"clip": -1.0}, "clip must be positive"),
         ({"ema": 1.0}, r"ema must be in \[0, 1\)"),
+        ({"ramp": 1}, "ramp must be at least 2, got 1"),
         ({"decay": "linear"}, "unknown decay 'linear': expected constant or cosine"),
     ],
 )

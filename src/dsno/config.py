@@ -34,6 +34,10 @@ class TrainConfig:
     """Steps from which the learning rate is halved, each once more."""
     ema: float = 0.999
     """Decay of the moving average that is saved."""
+    ramp: int = 10
+    """How soon the average forgets: after k steps its decay is at most (1 + k) / (ramp + k), so that a step weighs as
+    the power ramp - 2 of its number (Karras et al., 2023, arXiv 2312.02696, section 3.1). At least 2; small where the
+    weights wander."""
     clip: float | None = 1.0
     """Largest gradient norm, or None."""
     accumulate: int = 1
@@ -55,7 +59,7 @@ class TrainConfig:
     """A tracker of accelerate's (`tensorboard`, `wandb`, ...), or None."""
 
     def __post_init__(self) -> None:
-        least = {"steps": 1, "accumulate": 1, "checkpoint_every": 1, "log_every": 1, "warmup": 0, "seed": 0}
+        least = {"steps": 1, "accumulate": 1, "checkpoint_every": 1, "log_every": 1, "warmup": 0, "seed": 0, "ramp": 2}
         for name, bound in least.items():
             if getattr(self, name) < bound:
                 raise ValueError(f"{name} must be at least {bound}, got {getattr(self, name)}")

@@ -164,11 +164,12 @@ def continued(snapshot: Snapshot, described: dict[str, Any]) -> tuple[int, list[
     Raises:
         ValueError: if it is of another run, or behind the end of this one.
     """
-    held, config, path = snapshot.state["config"], described["config"], snapshot.path
+    # Before it was a setting, there was one ramp.
+    held, config, path = {"ramp": 10} | snapshot.state["config"], described["config"], snapshot.path
     check_keys(held, list(config), f"{path / 'state.json'}")
     # The length of the run and what is printed may change between pieces, and what a divergence asks to change; what
     # else decides the updates may not.
-    decisive = ("warmup", "decay", "halve_at", "ema", "accumulate", "precision", "seed")
+    decisive = ("warmup", "decay", "halve_at", "ema", "ramp", "accumulate", "precision", "seed")
     known = snapshot.state.get("settings", {}) | held
     for key, value in (described["settings"] | {key: config[key] for key in decisive}).items():
         if known.get(key) != value:

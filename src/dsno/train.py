@@ -4,7 +4,9 @@ An objective gives `batches(start, rank, world)`, each batch a function of the s
 batch)`, a scalar loss. With the step, the seed determines everything random, so a resumed run equals an uninterrupted
 one bit for bit on the CPU. What is saved is the exponential moving average of the weights, in float32:
 
-$$ \bar\theta \leftarrow \beta_k \bar\theta + (1 - \beta_k) \theta, \qquad \beta_k = \min(\beta, (1 + k) / (10 + k)). $$
+$$ \bar\theta \leftarrow \beta_k \bar\theta + (1 - \beta_k) \theta, \qquad \beta_k = \min(\beta, (1 + k) / (r + k)), $$
+
+where r is `TrainConfig.ramp`.
 
 Of W processes each takes its share of the batch, and the gradient and the logged loss are means over all of them,
 
@@ -284,7 +286,7 @@ class _Run:
                 self.optimizer.step()
                 self.optimizer.zero_grad()
         self.losses.append(total)
-        beta = min(config.ema, (1 + step) / (10 + step))
+        beta = min(config.ema, (1 + step) / (config.ramp + step))
         with torch.no_grad():
             # On what this process holds: sharded tensors would go through the dispatcher one by one.
             now = [local(p).float() for p in self.trained.values()]

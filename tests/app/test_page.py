@@ -246,6 +246,7 @@ def test_a_browser_draws_stops_and_restores_and_asks_nobody_else(browser: Any, u
     seen.on("console", lambda message: said.append(message.text) if message.type == "error" else None)
     seen.on("pageerror", lambda error: said.append(str(error)))
     seen.on("request", lambda request: asked.add(urlsplit(request.url).netloc))
+    seen.on("response", lambda r: said.append(f"{r.status} {r.url} {r.request.post_data}") if r.status >= 400 else None)
 
     def costs(label: str, *patterns: str) -> None:
         for n, pattern in enumerate(patterns):
