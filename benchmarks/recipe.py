@@ -7,9 +7,10 @@ from nothing; 1.0 on Fashion, 0.9 on sprites), two passes are no worse, its reca
 five times as fast as the teacher's solver in eight steps. A ratio on the other side refutes it. Runs the recipe if
 --source is not complete, then compares its student with the teacher's solvers on --count held-out noises (or reads the
 comparison that `dsno reproduce` left there), against --reference, the recipe's own data by default. The stage behind
-the regression is run with two seeds more, and the claim of the distance is of the mean of all three. Minutes are the
-sum of what the stages took, each by its own clock. Writes benchmarks/results/NAME.json (recipe.json for the digits) and
-the pictures of the docs.
+the regression is run with two seeds more, and the claim of the distance is of the mean of all three. It is looked at on
+its way, on noises of its own, and the best of its students is kept; `looks` are those distances. Minutes are the sum of
+what the stages took, each by its own clock. Writes benchmarks/results/NAME.json (recipe.json for the digits) and the
+pictures of the docs.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from _common import HELD_OUT, Claim, claim, parse, parser, printed, write
 from _family import labelled
 
 from dsno.checkpoint import read_json
+from dsno.data.samples import Samples
 from dsno.measure.evaluate import Reference, evaluate
 from dsno.measure.results import Result, load_results
 from dsno.nets.backbone import sample_shape
@@ -34,7 +36,7 @@ from dsno.report.pictures import image_grid, quality_against_cost, trajectory_st
 from dsno.runs.recipes import RECIPES, Recipe
 from dsno.seeds import noise, seed_range
 from dsno.solvers.fine import fine_solution
-from dsno.students.files import load_student
+from dsno.students.files import load_student, notes_of
 from dsno.students.samplers import MultiPass, OnePass
 from dsno.teachers.load import load_teacher
 
@@ -47,14 +49,17 @@ SEEDS = (0, 1, 2)
 def quick(recipe: Recipe) -> Recipe:
     """The same stages, each of a few steps."""
     short = {
-        name: replace(config, steps=2, checkpoint_every=2)
+        name: replace(config, steps=2, checkpoint_every=2, warmup=0)
         for name in ("teach", "distill", "finish")
         if (config := getattr(recipe, name)) is not None
     }
-    return replace(recipe, features_steps=2, count=recipe.distill_batch, **short)
+    looks = min(2, recipe.finish_looks)
+    return replace(recipe, features_steps=2, count=recipe.distill_batch, finish_looks=looks, **short)
 
 
-def repeated(recipe: Recipe, source: Path, results: Sequence[Result], reference: Reference, net: Any) -> dict[str, Any]:
+def repeated(
+    recipe: Recipe, source: Path, data: Samples, results: Sequence[Result], reference: Reference, net: Any
+) -> dict[str, Any]:
     """One pass and two of the student, and of those that other seeds of its last stage make: on the same noises."""
     own, count = load_student(source / "student"), results[0].protocol.count
     found: dict[str, Any] = {}
@@ -62,9 +67,9 @@ def repeated(recipe: Recipe, source: Path, results: Sequence[Result], reference:
         folder = source / "student"
         if seed != recipe.seed:
             folder = source / "seeds" / str(seed) / "student"
-            recipe.finished(source, folder, seed, printed(50))
+            recipe.finished(source, folder, seed, printed(50), data)
         student = load_student(folder)
-        found[str(seed)] = {}
+        found[str(seed)] = {"looks": notes_of(folder).get("looks", {})}
         for passes in (1, 2) if own.restarts else (1,):
             made = evaluate(
                 MultiPass(student, passes, fresh=True),
@@ -158,7 +163,9 @@ def main(given: Sequence[str] | None = None) -> None:
         parts = (source / part for part in ("teacher", "student", "features"))
         results = compare(*parts, reference, count, held.parent, repeats=repeats)
     net = load_feature_net(source / "features")
-    seeds = {} if recipe.finish is None else repeated(recipe, source, results, Reference.of(reference.x, net), net)
+    seeds = {}
+    if recipe.finish is not None:
+        seeds = repeated(recipe, source, data, results, Reference.of(reference.x, net), net)
     pictures(source, results, arguments.images, "" if name == "digits" else f"{name}-")
     protocol = results[0].protocol
     numbers = {

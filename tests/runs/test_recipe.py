@@ -212,6 +212,33 @@ def test_a_finished_student_makes_more_passes(whole: Path) -> None:
     assert load_student(whole / "student").restarts and not load_student(whole / "regressed").restarts
 
 
+def test_a_finish_is_looked_at_and_its_best_student_is_kept(whole: Path, tmp_path: Path) -> None:
+    steady = replace(TINY, finish=replace(Recipe().distill, steps=4, decay="constant", **{**SMALL, "warmup": 0}))
+    looked = replace(steady, finish_looks=2)
+    for name in ("at once", "looked", "cut off"):
+        shutil.copytree(whole, tmp_path / name, ignore=shutil.ignore_patterns("student"))
+    steady.finished(tmp_path / "at once", tmp_path / "at once" / "student", 0)
+    looked.finished(tmp_path / "looked", tmp_path / "looked" / "student", 0)
+    with pytest.raises(KeyboardInterrupt):
+        looked.finished(tmp_path / "cut off", tmp_path / "cut off" / "student", 0, stop_at("identity", 3))
+    assert not (tmp_path / "cut off" / "student").exists()
+    looked.finished(tmp_path / "cut off", tmp_path / "cut off" / "student", 0)
+    looks = read_json(tmp_path / "looked" / "finish" / "looks.json")
+    assert list(looks) == ["2", "4"] and looks["2"] != looks["4"]
+    notes = notes_of(tmp_path / "looked" / "student")
+    assert notes["looks"] == looks and str(notes["steps"]) == min(looks, key=looks.__getitem__)
+    weights = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("at once/student", "looked/finish")]
+    assert weights[0] == weights[1]
+    for name in ("finish", "student"):
+        kept = [(tmp_path / run / name / "model.safetensors").read_bytes() for run in ("looked", "cut off")]
+        assert kept[0] == kept[1]
+    assert read_json(tmp_path / "looked" / "timings.json")["looks"] > 0
+    with pytest.raises(ValueError, match=r"at most a tenth of a piece, 0 steps, got constant and 3"):
+        replace(looked, finish=replace(looked.finish, warmup=3))  # type: ignore[type-var]
+    with pytest.raises(ValueError, match="finish_looks is how often a finish is looked at, at least 1, got 0"):
+        replace(looked, finish_looks=0)
+
+
 def test_a_folder_of_before_there_was_a_finish_goes_on(whole: Path, tmp_path: Path) -> None:
     out = shutil.copytree(whole, tmp_path / "copy")
     held = {k: v for k, v in read_json(out / "recipe.json").items() if not k.startswith("finish")}

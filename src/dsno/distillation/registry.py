@@ -321,6 +321,7 @@ METHODS: dict[str, Method] = {
             "A student of one pass is there and should reach its teacher, or pass it: needs no data, only minutes.",
             identity.identity,
             identity.IdentityOptions,
+            extends=True,
         ),
         Method(
             "decoding",

@@ -12,6 +12,7 @@ one that it was begun in.
 | `teacher` | the teacher, trained or given |
 | `trajectories` | its trajectories |
 | `regressed` | the student of a recipe with a finish, before that: trained on the trajectories |
+| `finish` | that finish, where it is looked at on its way (`dsno.runs.finish`) |
 | `student` | the student |
 
 `recipe.json` holds the settings, `timings.json` the seconds of each stage.
@@ -35,11 +36,13 @@ from dsno.data.samples import Samples
 from dsno.denoise import Guided, Kind, Prediction
 from dsno.distillation.run import distill
 from dsno.nets.backbone import net_from_config
+from dsno.nets.features import load_feature_net
 from dsno.nets.iddpm import IDDPMUNet, published_blocks
 from dsno.nets.unet import UNet
 from dsno.outputs import check_apart, writable
 from dsno.precision import Precision, wished
 from dsno.runs.features import train_features
+from dsno.runs.finish import distance_to, kept_best
 from dsno.runs.teach import teach
 from dsno.runs.workload import Workload
 from dsno.schedule import Cosine
@@ -133,8 +136,21 @@ class Recipe:
     """Noises per step of it."""
     finish_inner: float = 0.0
     """The share of its steps that train the passes behind the first."""
+    finish_looks: int = 1
+    """How often it is looked at, evenly: of so many students the nearest to the data is kept. Needs labelled data,
+    whose features measure it."""
 
     def __post_init__(self) -> None:
+        if self.finish_looks < 1:
+            raise ValueError(f"finish_looks is how often a finish is looked at, at least 1, got {self.finish_looks}")
+        if self.finish is not None and self.finish_looks > 1:
+            piece = self.finish.steps // self.finish_looks
+            if self.finish.decay != "constant" or self.finish.warmup > piece // 10:
+                raise ValueError(
+                    "a finish that is looked at is made longer piece by piece: give it a constant learning rate and a "
+                    f"warm-up of at most a tenth of a piece, {piece // 10} steps, got {self.finish.decay} and "
+                    f"{self.finish.warmup}"
+                )
         if self.where == "published" and self.net.get("name") != IDDPMUNet.__name__:
             raise ValueError(
                 f"`published` are blocks of the paper's network, an {IDDPMUNet.__name__}, and this one is "
@@ -186,28 +202,33 @@ class Recipe:
                 report=report,
             )
         regressed = out / ("student" if self.finish is None else "regressed")
-        self._distil(
-            out,
-            regressed,
-            report,
-            solved,
-            trajectories,
-            "operator",
-            self._here(self.distill, regressed),
-            self.distill_batch,
-            self.student(told),
-            weights=self.weights,
-            distance=self.distance,
-            others=self.others,
-            inner_starts=self.inner_starts,
-            features=out / "loss_features" if "perceptual" in self.distance else None,
-        )
+        if not (regressed / "config.json").is_file():
+            self._distil(
+                out,
+                regressed,
+                report,
+                solved,
+                trajectories,
+                "operator",
+                self._here(self.distill, regressed),
+                self.distill_batch,
+                self.student(told),
+                weights=self.weights,
+                distance=self.distance,
+                others=self.others,
+                inner_starts=self.inner_starts,
+                features=out / "loss_features" if "perceptual" in self.distance else None,
+            )
         if self.finish is not None:
-            self.finished(out, out / "student", self.seed, report)
+            self.finished(out, out / "student", self.seed, report, samples)
         return out
 
-    def finished(self, out: Path | str, folder: Path | str, seed: int, report: Report = quiet) -> None:
+    def finished(
+        self, out: Path | str, folder: Path | str, seed: int, report: Report = quiet, data: Samples | None = None
+    ) -> None:
         """The last stage alone, of a run in `out`, with a seed of its own, into `folder`.
+
+        Where it is looked at, it is trained in the folder `finish` beside that.
 
         Raises:
             FileNotFoundError: if the stages before it are not complete.
@@ -216,19 +237,41 @@ class Recipe:
         if self.finish is None:
             raise ValueError("this recipe has no stage behind the regression: give it a `finish`")
         out, folder = Path(out), Path(folder)
-        self._distil(
-            out,
-            folder,
-            report,
-            under_guidance(str(out / "teacher"), load_teacher(out / "teacher"), self.guidance or ()),
-            None if self.guidance is None else TrajectorySet(out / "trajectories"),
-            "identity",
-            replace(self._here(self.finish, folder), seed=seed),
-            self.finish_batch,
-            load_student(out / "regressed"),
-            out / "regressed",
-            inner_starts=self.finish_inner,
-        )
+        if (folder / "config.json").is_file():
+            return
+        finish, told = self.finish, load_teacher(out / "teacher")
+        solved = under_guidance(str(out / "teacher"), told, self.guidance or ())
+        trajectories = None if self.guidance is None else TrajectorySet(out / "trajectories")
+        looked = self.finish_looks > 1 and (out / "features" / "config.json").is_file()
+        stage = folder.parent / "finish" if looked else folder
+
+        def trained(steps: int) -> Student:
+            return self._distil(
+                out,
+                stage,
+                report,
+                solved,
+                trajectories,
+                "identity",
+                replace(self._here(finish, stage), seed=seed, steps=steps),
+                self.finish_batch,
+                load_student(out / "regressed"),
+                out / "regressed",
+                inner_starts=self.finish_inner,
+            )
+
+        if not looked:
+            trained(finish.steps)
+            return
+        samples = load_data(self.data, size=self.size, range=self.range) if data is None else data
+        to_data = distance_to(samples, load_feature_net(out / "features"), self._label(told))
+
+        def distance(student: Student) -> float:
+            with _timed(folder.parent, "looks"):
+                return to_data(student)
+
+        steps = [finish.steps * n // self.finish_looks for n in range(1, self.finish_looks + 1)]
+        kept_best(stage, folder, steps, trained, distance)
 
     def _distil(
         self,
@@ -243,15 +286,13 @@ class Recipe:
         student: Student,
         earlier: Path | None = None,
         **options: Any,
-    ) -> None:
-        """A stage that trains a student, which lay in `earlier` if it was trained before, unless it is complete."""
-        if (folder / "config.json").is_file():
-            return
+    ) -> Student:
+        """A stage that trains a student, which lay in `earlier` if it was trained before."""
         sources = {"teacher": str(out / "teacher"), "data": str(out / "trajectories")}
         if earlier is not None:
             sources["student"] = str(earlier)
         with _timed(folder.parent, folder.name):
-            distill(
+            return distill(
                 teacher,
                 data,
                 folder,

@@ -1,0 +1,100 @@
+"""A stage that is looked at on its way, and of whose students the best is kept.
+
+What `dsno.distillation.identity` minimises moves with the student, as the denoiser that it is held against follows it:
+the distance to the data falls for some hundred steps, and then wanders. The stage is therefore trained in pieces. After
+each its averaged student is measured, on noises that are neither trained nor held out for comparisons, and the nearest
+to the data is kept.
+
+| in the stage's folder | what |
+|---|---|
+| `training` | its checkpoints |
+| `looks.json` | the distance after so many steps |
+| `best` | the best student until now |
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from torch import nn
+
+from dsno.checkpoint import read_json, write_json
+from dsno.condition import Cond
+from dsno.data.samples import Samples
+from dsno.measure.evaluate import Reference, evaluate
+from dsno.seeds import seed_range
+from dsno.students.files import load_student, notes_of, save_student
+from dsno.students.samplers import Student, sampler_of
+from dsno.trajectories.labels import Label
+
+__all__ = ["COUNT", "FIRST", "LOOKS", "distance_to", "kept_best"]
+
+FIRST, COUNT = 2**39, 2048
+"""The first seed of the noises of a look, and how many there are."""
+LOOKS = "looks.json"
+
+
+def kept_best(
+    out: Path | str,
+    folder: Path | str,
+    steps: Sequence[int],
+    trained: Callable[[int], Student],
+    distance: Callable[[Student], float],
+) -> None:
+    """Train a stage in `out` piece by piece, and write the best of its students to `folder`.
+
+    What is there already is not done again.
+
+    Arguments:
+        out: The stage's folder, to which `trained` writes.
+        folder: That of the student that is kept; its notes hold the distances.
+        steps: After how many steps to look, in ascending order.
+        trained: Trains the stage until so many steps, from where it stands, and returns the student.
+        distance: To the data; the least is best.
+    """
+    out = Path(out)
+    noted: dict[str, float] = read_json(out / LOOKS) if (out / LOOKS).is_file() else {}
+    for step in steps:
+        if str(step) in noted:
+            continue
+        student = trained(step)
+        found = distance(student)
+        if found < min(noted.values(), default=math.inf):
+            save_student(out / "best", student, **notes_of(out))
+        # Behind the student: a run that ends between the two looks again.
+        noted[str(step)] = found
+        write_json(out / LOOKS, noted)
+    save_student(folder, load_student(out / "best"), **{**notes_of(out / "best"), "looks": noted})
+
+
+def distance_to(
+    samples: Samples, extractor: nn.Module, label: Label | None = None, count: int = COUNT
+) -> Callable[[Student], float]:
+    """The Frechet distance of a student's one-pass samples to data, as a function of the student.
+
+    Arguments:
+        samples: The data.
+        extractor: The feature network.
+        label: What a student is told, by seed.
+        count: How many samples.
+    """
+    reference, seeds = Reference.of(samples.x, extractor), seed_range(FIRST, count)
+    cond: Cond | None = None if label is None else label(seeds)
+
+    def distance(student: Student) -> float:
+        made = evaluate(
+            sampler_of(student, 1),
+            name="look",
+            shape=samples.shape,
+            seeds=seeds,
+            reference=reference,
+            extractor=extractor,
+            cond=cond,
+            repeats=0,
+        )
+        assert made.quality is not None
+        return made.quality.frechet
+
+    return distance
