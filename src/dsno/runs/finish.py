@@ -31,8 +31,8 @@ from dsno.trajectories.labels import Label
 
 __all__ = ["COUNT", "FIRST", "LOOKS", "distance_to", "kept_best"]
 
-FIRST, COUNT = 2**39, 2048
-"""The first seed of the noises of a look, and how many there are."""
+FIRST, COUNT = 2**39, 8192
+"""The first seed of the noises of a look, and how many there are: of a quarter of them, which ones they are would decide."""
 LOOKS = "looks.json"
 
 
