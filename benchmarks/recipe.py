@@ -8,9 +8,10 @@ five times as fast as the teacher's solver in eight steps. A ratio on the other 
 --source is not complete, then compares its student with the teacher's solvers on --count held-out noises (or reads the
 comparison that `dsno reproduce` left there), against --reference, the recipe's own data by default. The stage behind
 the regression is run with two seeds more, and the claim of the distance is of the mean of all three. It is looked at on
-its way, on noises of its own, and the best of its students is kept; `looks` are those distances. Minutes are the sum of
-what the stages took, each by its own clock. Writes benchmarks/results/NAME.json (recipe.json for the digits) and the
-pictures of the docs.
+its way, on noises of its own, and the best of its students is kept; `looks` are those distances. Which 2,048 noises
+they are moves a distance by more than the seed of a student does, so each is measured on --many as well, beside the
+ends of as many of the recipe's trajectories. Minutes are the sum of what the stages took, each by its own clock. Writes
+benchmarks/results/NAME.json (recipe.json for the digits) and the pictures of the docs.
 """
 
 from __future__ import annotations
@@ -18,16 +19,18 @@ from __future__ import annotations
 import argparse
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
+from itertools import product
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+import torch
 from _common import HELD_OUT, Claim, claim, parse, parser, printed, write
 from _family import labelled
 
 from dsno.checkpoint import read_json
 from dsno.data.samples import Samples
-from dsno.measure.evaluate import Reference, evaluate
+from dsno.measure.evaluate import Reference, evaluate, measure
 from dsno.measure.results import Result, load_results
 from dsno.nets.backbone import sample_shape
 from dsno.nets.features import load_feature_net
@@ -39,6 +42,7 @@ from dsno.solvers.fine import fine_solution
 from dsno.students.files import load_student, notes_of
 from dsno.students.samplers import MultiPass, OnePass
 from dsno.teachers.load import load_teacher
+from dsno.trajectories.sets import TrajectorySet
 
 BOUNDS = {"recipe": 0.85, "fashion": 1.0, "sprites": 0.9}
 """Of the distance of one pass over the teacher's."""
@@ -58,10 +62,18 @@ def quick(recipe: Recipe) -> Recipe:
 
 
 def repeated(
-    recipe: Recipe, source: Path, data: Samples, results: Sequence[Result], reference: Reference, net: Any
+    recipe: Recipe,
+    source: Path,
+    data: Samples,
+    results: Sequence[Result],
+    many: int,
+    reference: Reference,
+    net: Any,
 ) -> dict[str, Any]:
-    """One pass and two of the student, and of those that other seeds of its last stage make: on the same noises."""
-    own, count = load_student(source / "student"), results[0].protocol.count
+    """One pass and two of the student, and of those that other seeds of its last stage make: on the noises of the other
+    samplers, and on `many`."""
+    own = load_student(source / "student")
+    counts = {"": results[0].protocol.count, "many": many}
     found: dict[str, Any] = {}
     for seed in SEEDS:
         folder = source / "student"
@@ -70,7 +82,7 @@ def repeated(
             recipe.finished(source, folder, seed, printed(50), data)
         student = load_student(folder)
         found[str(seed)] = {"looks": notes_of(folder).get("looks", {})}
-        for passes in (1, 2) if own.restarts else (1,):
+        for passes, (title, count) in product((1, 2) if own.restarts else (1,), counts.items()):
             made = evaluate(
                 MultiPass(student, passes, fresh=True),
                 name=f"seed {seed}, {passes} passes",
@@ -80,25 +92,32 @@ def repeated(
                 extractor=net,
                 repeats=0,
             )
-            found[str(seed)][str(passes)] = asdict(made)["quality"]
+            found[str(seed)][f"{passes} {title}".strip()] = asdict(made)["quality"]
     return found
+
+
+def ends(source: Path, many: int, reference: Reference, net: Any) -> dict[str, Any]:
+    """The teacher on as many noises: the ends of trajectories of the recipe."""
+    data = TrajectorySet(source / "trajectories")
+    x = torch.cat([data.__getitems__(rows.tolist())["x0"][:, -1] for rows in torch.arange(many).split(1024)])
+    made = measure(x.float().clamp(-1, 1), name="trajectories", reference=reference, extractor=net)
+    return asdict(made)["quality"]
 
 
 def judged(numbers: Mapping[str, Any]) -> list[Claim]:
     """What each recipe is to reach."""
     results = {r["name"]: r for r in numbers["results"]}
     teacher, count = results["teacher, fine"]["quality"], results["DSNO"]["protocol"]["count"]
-    own, seeds = results["DSNO"]["quality"], numbers.get("seeds", {}).values()
-    title = f"Frechet distance of one pass over the teacher's own, {count:,} held-out noises"
+    own, seeds = results["DSNO"]["quality"], list(numbers.get("seeds", {}).values())
+    title, bound = "Frechet distance of one pass over the teacher's own", BOUNDS.get(numbers["name"], 1.0)
+    mean = "" if len(seeds) < 2 else f", mean of {len(seeds)} seeds"
     over = [s["1"]["frechet"] / teacher["frechet"] for s in seeds] or [own["frechet"] / teacher["frechet"]]
     alone, solver = (results[name]["cost"]["latency"] for name in ("DSNO", "DPM-Solver++-8"))
-    claims = [
-        claim(
-            title if len(over) == 1 else f"{title}, mean of {len(over)} seeds",
-            fmean(over),
-            BOUNDS.get(numbers["name"], 1.0),
-            "<=",
-        ),
+    claims = [claim(f"{title}, {count:,} held-out noises{mean}", fmean(over), bound, "<=")]
+    if "many" in numbers:
+        more = [s["1 many"]["frechet"] / numbers["many"]["quality"]["frechet"] for s in seeds]
+        claims.append(claim(f"{title}, {numbers['many']['count']:,} noises{mean}", fmean(more), bound, "<="))
+    claims += [
         claim("recall of one pass over the teacher's", own["recall"] / teacher["recall"], 0.95, ">="),
         *(
             claim(f"Frechet distance of one pass over that of {name}", own["frechet"] / quality["frechet"], 1, "<=")
@@ -107,10 +126,10 @@ def judged(numbers: Mapping[str, Any]) -> list[Claim]:
         ),
         claim("latency of DPM-Solver++-8 over that of one pass, batch 1", solver / alone, 5, ">="),
     ]
-    if two := [s["2"]["frechet"] / s["1"]["frechet"] for s in seeds if "2" in s]:
-        claims.append(
-            claim(f"Frechet distance of two passes over that of one, mean of {len(two)}", fmean(two), 1, "<=")
-        )
+    for key, noises in {"": count, " many": numbers.get("many", {}).get("count", 0)}.items():
+        if two := [s[f"2{key}"]["frechet"] / s[f"1{key}"]["frechet"] for s in seeds if f"2{key}" in s]:
+            name = f"Frechet distance of two passes over that of one, {noises:,} noises{mean}"
+            claims.append(claim(name, fmean(two), 1, "<="))
     # A run that was given its teacher says nothing of the whole.
     if numbers["name"] == "recipe" and "teacher" in numbers["timings"]:
         claims.append(claim("minutes of the whole recipe", sum(numbers["timings"].values()) / 60, 30, "<="))
@@ -144,6 +163,7 @@ def options() -> argparse.ArgumentParser:
         "--source", type=Path, help="the recipe's folder, made if it is not complete; runs/NAME by default"
     )
     made.add_argument("--count", type=int, help="held-out noises, 2,048 by default")
+    made.add_argument("--many", type=int, help="noises of the student and of its teacher alone, 16,384 by default")
     return made
 
 
@@ -163,14 +183,18 @@ def main(given: Sequence[str] | None = None) -> None:
         parts = (source / part for part in ("teacher", "student", "features"))
         results = compare(*parts, reference, count, held.parent, repeats=repeats)
     net = load_feature_net(source / "features")
-    seeds = {}
+    more: dict[str, Any] = {}
     if recipe.finish is not None:
-        seeds = repeated(recipe, source, data, results, Reference.of(reference.x, net), net)
+        many, known = arguments.many or (32 if arguments.quick else 16_384), Reference.of(reference.x, net)
+        more = {
+            "seeds": repeated(recipe, source, data, results, many, known, net),
+            "many": {"count": many, "quality": ends(source, many, known, net)},
+        }
     pictures(source, results, arguments.images, "" if name == "digits" else f"{name}-")
     protocol = results[0].protocol
     numbers = {
         "timings": read_json(source / "timings.json"),
-        "seeds": seeds,
+        **more,
         "results": [asdict(r) for r in results],
     }
     title = "recipe" if name == "digits" else name

@@ -32,7 +32,7 @@ from dsno.trajectories.labels import Label
 __all__ = ["COUNT", "FIRST", "LOOKS", "distance_to", "kept_best"]
 
 FIRST, COUNT = 2**39, 8192
-"""The first seed of the noises of a look, and how many there are: of a quarter of them, which ones they are would decide."""
+"""The first seed of the noises of a look, and how many there are: of a quarter of them, it is they that decide."""
 LOOKS = "looks.json"
 
 
