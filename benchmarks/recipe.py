@@ -57,8 +57,7 @@ def quick(recipe: Recipe) -> Recipe:
         for name in ("teach", "distill", "finish")
         if (config := getattr(recipe, name)) is not None
     }
-    looks = min(2, recipe.finish_looks)
-    return replace(recipe, features_steps=2, count=recipe.distill_batch, finish_looks=looks, **short)
+    return replace(recipe, features_steps=2, count=recipe.distill_batch, finish_looks=1, **short)
 
 
 def repeated(

@@ -3,6 +3,7 @@
 import json
 import shutil
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from dsno.distillation.run import distill
 from dsno.grids import quadratic
 from dsno.nets.features import load_feature_net
 from dsno.precision import best_precision, wished
+from dsno.runs import recipe
 from dsno.runs.recipe import Recipe
 from dsno.schedule import Cosine
 from dsno.seeds import noise
@@ -212,7 +214,10 @@ def test_a_finished_student_makes_more_passes(whole: Path) -> None:
     assert load_student(whole / "student").restarts and not load_student(whole / "regressed").restarts
 
 
-def test_a_finish_is_looked_at_and_its_best_student_is_kept(whole: Path, tmp_path: Path) -> None:
+def test_a_finish_is_looked_at_and_its_best_student_is_kept(
+    whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(recipe, "distance_to", partial(recipe.distance_to, count=64))
     steady = replace(TINY, finish=replace(Recipe().distill, steps=4, decay="constant", **{**SMALL, "warmup": 0}))
     looked = replace(steady, finish_looks=2)
     for name in ("at once", "looked", "cut off"):
