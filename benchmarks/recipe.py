@@ -24,7 +24,7 @@ from statistics import fmean
 from typing import Any
 
 import torch
-from _common import HELD_OUT, Claim, claim, mean_and_spread, parse, parser, printed, write
+from _common import Claim, claim, mean_and_spread, parse, parser, printed, write
 from _family import labelled
 from torch import Tensor
 
@@ -36,7 +36,7 @@ from dsno.measure.metrics import frechet_distance
 from dsno.measure.results import Result, load_results
 from dsno.nets.backbone import sample_shape
 from dsno.nets.features import load_feature_net
-from dsno.report.compare import compare
+from dsno.report.compare import HELD_OUT, compare
 from dsno.report.pictures import image_grid, quality_against_cost, trajectory_strips
 from dsno.runs.recipes import RECIPES, Recipe
 from dsno.seeds import noise, seed_range

@@ -101,7 +101,7 @@ def test_latents_are_decoded_on_their_way_and_at_its_end(pipelines: dict[str, Pa
 @pytest.mark.parametrize(
     "changes, message",
     [
-        ({"passes": 2}, r"it makes 1 pass\(es\), got 2"),
+        ({"passes": 5}, r"it makes 1, 2, 3, 4 pass\(es\), got 5"),
         ({"seed": -1}, "seed"),
         ({"seed": 2**63}, "seed"),
         ({"label": 0}, "label 0 is outside the classes of it: it has no classes"),

@@ -120,7 +120,7 @@ def test_a_long_run_tells_of_its_progress_and_ends_when_it_is_cancelled(client: 
         ({"model": "os:system"}, "'os:system' is not opened here"),
         ({"label": "3"}, "label 3 is outside the classes of digits student: it has no classes"),
         ({"label": "x"}, "a whole number is expected, got 'x'"),
-        ({"passes": 3}, r"digits student makes 1 pass\(es\), got 3"),
+        ({"passes": 5}, r"digits student makes 1, 2, 3, 4 pass\(es\), got 5"),
         ({"prompt": "a cat"}, "digits student is told no text: leave the prompt out"),
         ({"model": "digits", "steps": 1001}, "1001 is greater than maximum value 1000"),
     ],
