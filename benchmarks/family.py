@@ -334,7 +334,7 @@ def picture(bench: Bench, numbers: Mapping[str, Any], arguments: argparse.Namesp
     table, budgets, plt = shown_in(numbers), numbers["budgets"], pyplot()
     names = [n for n in table if sum(n in t for t in budgets.values()) > 1]
     figure, axes = plt.subplots(
-        1, 1 + bool(names), figsize=(13 if names else 8.5, 5), layout="constrained", squeeze=False
+        1, 1 + bool(names), figsize=(13 if names else 8.5, 6.5), layout="constrained", squeeze=False
     )
     left, right = axes[0, 0], axes[0, -1]
     looks = {
@@ -375,7 +375,7 @@ def picture(bench: Bench, numbers: Mapping[str, Any], arguments: argparse.Namesp
         axis.minorticks_off()
         tidy(axis)
     handles = left.get_legend_handles_labels()
-    right.legend(*handles, frameon=False, fontsize=7.5, loc="upper left", bbox_to_anchor=(1, 1))
+    figure.legend(*handles, frameon=False, fontsize=7.5, loc="outside lower center", ncols=5 if names else 3)
     save(figure, arguments, f"family-{bench.name}.png", 130)
 
 
