@@ -111,7 +111,8 @@ def test_restorations_are_those_of_python(kind: str, tau: float, shared: Opened)
     y = y + tau * problem.A(noise([5], SHAPE))
     found = shared.page.evaluate(MADE, [kind, option, y.flatten().tolist(), tau, 20, [str(int(s)) for s in SEEDS]])
     made = torch.tensor(found).reshape(4, *SHAPE)
-    torch.testing.assert_close(made, restored(problem, y), rtol=0, atol=1e-4)
+    # A rounding of 1e-7 in the picture is more than 1e-4 after twenty steps; a grey level is 8e-3.
+    torch.testing.assert_close(made, restored(problem, y), rtol=0, atol=1e-3)
     if kind == "masked" and tau == 0:
         # A thirtieth of a level: the shipped teacher's schedule ends at a sigma of 4.5e-5.
         torch.testing.assert_close(problem.A(made), y.expand(4, -1, -1, -1), rtol=0, atol=2.5e-4)
