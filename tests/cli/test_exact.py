@@ -49,6 +49,9 @@ def test_a_receding_draft_needs_a_student_that_restarts(runs: Path) -> None:
     ran = dsno(*receding, at=runs)
     assert ran.code == 2 and "give the folder of one with inner starts, --draft FOLDER" in ran.said
     ran = dsno(*receding, "--draft", "shipped", at=runs)
+    assert ran.code == 0 and "Receding, chain of 6 steps" in ran.said
+    assert dsno("distill", "--out", "once", "--batch", 16, "--train.steps", 2, at=runs).code == 0
+    ran = dsno(*receding, "--teacher", "runs/teacher", "--draft", "once", at=runs)
     assert ran.code == 2 and "this student starts from noise alone" in ran.said
 
 
