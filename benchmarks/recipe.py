@@ -38,6 +38,7 @@ from dsno.nets.backbone import sample_shape
 from dsno.nets.features import load_feature_net
 from dsno.report.compare import HELD_OUT, compare
 from dsno.report.pictures import image_grid, quality_against_cost, trajectory_strips
+from dsno.runs.finish import drawn
 from dsno.runs.recipes import RECIPES, Recipe
 from dsno.seeds import noise, seed_range
 from dsno.solvers.fine import fine_solution
@@ -63,11 +64,11 @@ def quick(recipe: Recipe) -> Recipe:
 
 
 def repeated(
-    recipe: Recipe, source: Path, data: Samples, results: Sequence[Result], many: int, images: Tensor, net: Any
+    recipe: Recipe, source: Path, data: Samples, results: Sequence[Result], many: int, reference: Reference, net: Any
 ) -> dict[str, Any]:
     """One pass and two of the student, and of those that other seeds of its last stage make: on the noises of the other
     samplers, and the distance on `many`."""
-    own, count, reference = load_student(source / "student"), results[0].protocol.count, Reference.of(images, net)
+    own, count = load_student(source / "student"), results[0].protocol.count
     found: dict[str, Any] = {}
     for seed in SEEDS:
         folder = source / "student"
@@ -87,8 +88,8 @@ def repeated(
                 extractor=net,
                 repeats=0,
             )
-            x = [sampler(noise(s, own.shape), seeds=s).sample for s in seed_range(HELD_OUT, many).split(512)]
-            far = distances(torch.cat(x), count, reference.features, net)
+            x = drawn(sampler, seed_range(HELD_OUT, many), own.shape)
+            far = distances(x, count, reference.features, net)
             found[str(seed)][str(passes)] = {**asdict(made)["quality"], "many": far}
     return found
 
@@ -100,11 +101,11 @@ def distances(x: Tensor, count: int, real: Tensor, net: Any) -> dict[str, Any]:
     return {"frechet": frechet_distance(made, real), "parts": mean_and_spread(parts)}
 
 
-def ends(source: Path, many: int, count: int, images: Tensor, net: Any) -> dict[str, Any]:
+def ends(source: Path, many: int, count: int, real: Tensor, net: Any) -> dict[str, Any]:
     """The teacher's distances on as many noises: of the ends of the recipe's trajectories."""
     data = TrajectorySet(source / "trajectories")
     x = torch.cat([data.__getitems__(rows.tolist())["x0"][:, -1] for rows in torch.arange(many).split(1024)])
-    return distances(x.float(), count, extract(net, images), net)
+    return distances(x.float(), count, real, net)
 
 
 def judged(numbers: Mapping[str, Any]) -> list[Claim]:
@@ -150,13 +151,13 @@ def pictures(source: Path, results: Any, images: Path, prefix: str) -> None:
     fine = fine_solution(teacher, teacher.schedule, z, 64).sample
     assert made.x0 is not None and exact.x0 is not None
     images.mkdir(parents=True, exist_ok=True)
-    for name, drawn in {
+    for name, picture in {
         "cost": quality_against_cost(results),
         "samples": image_grid(student.sample(z), 16),
         "teacher": image_grid(fine, 16),
         "trajectories": trajectory_strips(made.x0[:, 1:], exact.x0[:, 1:], made.t[1:], z[:6]),
     }.items():
-        (images / f"{prefix}{name}.png").write_bytes(drawn)
+        (images / f"{prefix}{name}.png").write_bytes(picture)
 
 
 def options() -> argparse.ArgumentParser:
@@ -190,10 +191,10 @@ def main(given: Sequence[str] | None = None) -> None:
     net = load_feature_net(source / "features")
     more: dict[str, Any] = {}
     if recipe.finish is not None:
-        many = arguments.many or (32 if arguments.quick else 16_384)
+        many, known = arguments.many or (32 if arguments.quick else 16_384), Reference.of(reference.x, net)
         more = {
-            "seeds": repeated(recipe, source, data, results, many, reference.x, net),
-            "many": {"count": many, "teacher": ends(source, many, results[0].protocol.count, reference.x, net)},
+            "seeds": repeated(recipe, source, data, results, many, known, net),
+            "many": {"count": many, "teacher": ends(source, many, results[0].protocol.count, known.features, net)},
         }
     pictures(source, results, arguments.images, "" if name == "digits" else f"{name}-")
     protocol = results[0].protocol

@@ -17,6 +17,7 @@ from torch import Tensor
 
 import planned
 from browsing import Opened, levels, opened, same
+from dsno.data.load import load_data
 from dsno.denoise import Guided
 from dsno.grids import uniform
 from dsno.inverse import Blur, DiffPIR, Downsample, Mask
@@ -107,12 +108,12 @@ def test_restorations_are_those_of_python(kind: str, tau: float, shared: Opened)
         "halved": (Downsample(2, noise=tau), None),
     }
     problem, option = problems[kind]
-    y = problem.A(sample())
+    y = problem.A(load_data("digits").x[:1])
     y = y + tau * problem.A(noise([5], SHAPE))
     found = shared.page.evaluate(MADE, [kind, option, y.flatten().tolist(), tau, 20, [str(int(s)) for s in SEEDS]])
     made = torch.tensor(found).reshape(4, *SHAPE)
-    # A rounding of 1e-7 in the picture is more than 1e-4 after twenty steps; a grey level is 8e-3.
-    torch.testing.assert_close(made, restored(problem, y), rtol=0, atol=1e-3)
+    # Of some pictures, as of the shipped student's, a rounding grows beyond that in twenty steps.
+    torch.testing.assert_close(made, restored(problem, y), rtol=0, atol=1e-4)
     if kind == "masked" and tau == 0:
         # A thirtieth of a level: the shipped teacher's schedule ends at a sigma of 4.5e-5.
         torch.testing.assert_close(problem.A(made), y.expand(4, -1, -1, -1), rtol=0, atol=2.5e-4)

@@ -19,7 +19,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from dsno.checkpoint import read_json, write_json
 from dsno.data.samples import Samples
@@ -29,8 +29,9 @@ from dsno.seeds import noise, seed_range
 from dsno.students.files import load_student, notes_of, save_student
 from dsno.students.samplers import Student, sampler_of
 from dsno.trajectories.labels import Label
+from dsno.trajectory import Sampler
 
-__all__ = ["COUNT", "FIRST", "LOOKS", "distance_to", "kept_best"]
+__all__ = ["COUNT", "FIRST", "LOOKS", "distance_to", "drawn", "kept_best"]
 
 FIRST, COUNT = 2**39, 8192
 """The first seed of the noises of a look, and how many there are: of a quarter of them, it is they that decide."""
@@ -83,13 +84,15 @@ def distance_to(
     """
     real, seeds = extract(extractor, samples.x), seed_range(FIRST, count)
 
-    @torch.no_grad()
     def distance(student: Student) -> float:
-        sampler = sampler_of(student, 1)
-        made = [
-            sampler(noise(s, samples.shape), None if label is None else label(s), seeds=s).sample
-            for s in seeds.split(512)
-        ]
-        return frechet_distance(extract(extractor, torch.cat(made).clamp(-1, 1)), real)
+        x = drawn(sampler_of(student, 1), seeds, samples.shape, label)
+        return frechet_distance(extract(extractor, x.clamp(-1, 1)), real)
 
     return distance
+
+
+@torch.no_grad()
+def drawn(sampler: Sampler, seeds: Tensor, shape: tuple[int, ...], label: Label | None = None) -> Tensor:
+    """The samples of seeds (N,), told `label` by seed: (N, *shape), a batch at a time."""
+    parts = seeds.split(512)
+    return torch.cat([sampler(noise(s, shape), None if label is None else label(s), seeds=s).sample for s in parts])
