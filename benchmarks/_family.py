@@ -11,7 +11,6 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from _common import HELD_OUT, kept, named, printed
 from filelock import FileLock
@@ -21,7 +20,6 @@ from dsno import grids
 from dsno.checkpoint import read_tensors, write_tensors
 from dsno.cost import flops
 from dsno.data.load import load_data
-from dsno.data.samples import Samples
 from dsno.denoise import Prediction
 from dsno.distillation.identity import IdentityOptions, identity
 from dsno.distillation.matching import MatchingOptions, matching
@@ -52,7 +50,6 @@ __all__ = [
     "Entry",
     "Problem",
     "Size",
-    "labelled",
     "names_of",
     "run",
     "stem_of",
@@ -200,18 +197,6 @@ class Size:
 QUICK = Size(16, 1 / 64, 64, 4, 2, 2, (1, 2, 4, 16), 8, 2)
 
 
-def folders(archive: str) -> Tensor:
-    """Labels of an archive's images that have none: the first folder in the `name` of each."""
-    found = [str(name).split("/")[0] for name in np.load(archive)["name"]]
-    return torch.from_numpy(np.unique(found, return_inverse=True)[1])
-
-
-def labelled(data: str, size: int | None) -> Samples:
-    """The data; of an archive without labels with the folders of its names as such."""
-    samples = load_data(data, size=size)
-    return samples if samples.labels is not None else dataclasses.replace(samples, labels=folders(data))
-
-
 class Bench:
     """What all runs share: teacher, data, trajectories, the fine solution and the reference features."""
 
@@ -226,7 +211,7 @@ class Bench:
         held_out: str | None = None,
     ) -> None:
         self.name, self.problem, self.runs, self.precision, self.size = name, PROBLEMS[name], runs, precision, size
-        self.images = labelled(data or self.problem.data, self.problem.size)
+        self.images = load_data(data or self.problem.data, size=self.problem.size)
         if source != shipped():
             with FileLock(runs / "source.lock"):
                 self._recipe().prepare(source, printed(500), data=self.images)

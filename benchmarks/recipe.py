@@ -17,7 +17,7 @@ benchmarks/results/NAME.json (recipe.json for the digits) and the pictures of th
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from statistics import fmean
@@ -25,11 +25,13 @@ from typing import Any
 
 import torch
 from _common import Claim, claim, mean_and_spread, parse, parser, printed, write
-from _family import labelled
 from torch import Tensor
 
 from dsno.checkpoint import read_json
+from dsno.condition import Cond, map_cond, named
+from dsno.data.load import load_data
 from dsno.data.samples import Samples
+from dsno.grids import GRIDS
 from dsno.measure.evaluate import Reference, evaluate
 from dsno.measure.features import extract
 from dsno.measure.metrics import frechet_distance
@@ -38,16 +40,19 @@ from dsno.nets.backbone import sample_shape
 from dsno.nets.features import load_feature_net
 from dsno.report.compare import HELD_OUT, compare
 from dsno.report.pictures import image_grid, quality_against_cost, trajectory_strips
+from dsno.report.told import told_of
 from dsno.runs.finish import drawn
 from dsno.runs.recipes import RECIPES, Recipe
 from dsno.seeds import noise, seed_range
 from dsno.solvers.fine import fine_solution
+from dsno.solvers.multistep import UniPC
+from dsno.solvers.run import SolverSampler
 from dsno.students.files import load_student, notes_of
 from dsno.students.samplers import MultiPass, OnePass
 from dsno.teachers.load import load_teacher
 from dsno.trajectories.sets import TrajectorySet
 
-BOUNDS = {"recipe": 0.85, "fashion": 1.0, "sprites": 0.9}
+BOUNDS = {"recipe": 0.85, "digits": 0.85, "fashion": 1.0, "sprites": 0.9}
 """Of the distance of one pass over the teacher's."""
 SEEDS = (0, 1, 2)
 """Of the stage behind the regression."""
@@ -69,6 +74,7 @@ def repeated(
     """One pass and two of the student, and of those that other seeds of its last stage make: on the noises of the other
     samplers, and the distance on `many`."""
     own, count = load_student(source / "student"), results[0].protocol.count
+    told, held = told_in(source, data), seed_range(HELD_OUT, count)
     found: dict[str, Any] = {}
     for seed in SEEDS:
         folder = source / "student"
@@ -83,15 +89,29 @@ def repeated(
                 sampler,
                 name=f"seed {seed}, {passes} passes",
                 shape=own.shape,
-                seeds=seed_range(HELD_OUT, count),
+                seeds=held,
                 reference=reference,
                 extractor=net,
+                cond=told(held),
                 repeats=0,
             )
-            x = drawn(sampler, seed_range(HELD_OUT, many), own.shape)
+            x = drawn(sampler, seed_range(HELD_OUT, many), own.shape, told if own.classes else None)
             far = distances(x, count, reference.features, net)
             found[str(seed)][str(passes)] = {**asdict(made)["quality"], "many": far}
     return found
+
+
+def told_in(source: Path, data: Samples) -> Callable[[Tensor], Any]:
+    """What the student of a run in `source` is told of seeds (B,), as `compare` tells it."""
+    student, teacher = source / "student", source / "teacher"
+    told = told_of(load_student(student), student, load_teacher(teacher), str(teacher), data)
+    return lambda seeds: told.student(told.labels(seeds, torch.device("cpu")))
+
+
+def label_of(cond: Cond | None) -> Tensor | None:
+    """The classes in what a student is told: what its teacher is."""
+    found = named(cond)
+    return found.get("label", found.get(""))
 
 
 def distances(x: Tensor, count: int, real: Tensor, net: Any) -> dict[str, Any]:
@@ -101,11 +121,16 @@ def distances(x: Tensor, count: int, real: Tensor, net: Any) -> dict[str, Any]:
     return {"frechet": frechet_distance(made, real), "parts": mean_and_spread(parts)}
 
 
-def ends(source: Path, many: int, count: int, real: Tensor, net: Any) -> dict[str, Any]:
-    """The teacher's distances on as many noises: of the ends of the recipe's trajectories."""
-    data = TrajectorySet(source / "trajectories")
-    x = torch.cat([data.__getitems__(rows.tolist())["x0"][:, -1] for rows in torch.arange(many).split(1024)])
-    return distances(x.float(), count, real, net)
+def ends(recipe: Recipe, source: Path, many: int, data: Samples) -> Tensor:
+    """What the teacher makes of as many noises: the ends of the recipe's trajectories, or where those are of several
+    weights of guidance, of its solver's under the least."""
+    if recipe.guidance is None:
+        held = TrajectorySet(source / "trajectories")
+        return torch.cat([held.__getitems__(n.tolist())["x0"][:, -1] for n in torch.arange(many).split(1024)]).float()
+    teacher, told = load_teacher(source / "teacher"), told_in(source, data)
+    grid = GRIDS[recipe.grid](teacher.schedule, recipe.solver_steps)
+    sampler = SolverSampler(teacher, teacher.schedule, grid, UniPC(3))
+    return drawn(sampler, seed_range(HELD_OUT, many), data.shape, lambda seeds: label_of(told(seeds)))
 
 
 def judged(numbers: Mapping[str, Any]) -> list[Claim]:
@@ -113,7 +138,7 @@ def judged(numbers: Mapping[str, Any]) -> list[Claim]:
     results = {r["name"]: r for r in numbers["results"]}
     teacher, count = results["teacher, fine"]["quality"], results["DSNO"]["protocol"]["count"]
     own, seeds = results["DSNO"]["quality"], list(numbers.get("seeds", {}).values())
-    title, bound = "Frechet distance of one pass over the teacher's own", BOUNDS.get(numbers["name"], 1.0)
+    title, bound = "Frechet distance of one pass over the teacher's own", BOUNDS.get(numbers["name"].split("-")[0], 1.0)
     mean = "" if len(seeds) < 2 else f", mean of {len(seeds)} seeds"
     over = [s["1"]["frechet"] / teacher["frechet"] for s in seeds] or [own["frechet"] / teacher["frechet"]]
     alone, solver = (results[name]["cost"]["latency"] for name in ("DSNO", "DPM-Solver++-8"))
@@ -142,18 +167,20 @@ def judged(numbers: Mapping[str, Any]) -> list[Claim]:
     return claims
 
 
-def pictures(source: Path, results: Any, images: Path, prefix: str) -> None:
+def pictures(source: Path, data: Samples, results: Any, images: Path, prefix: str) -> None:
     """The cost plot, samples, and the operator's trajectories over the teacher's."""
     teacher, student = load_teacher(source / "teacher"), load_student(source / "student")
-    z = noise(seed_range(HELD_OUT, 64), sample_shape(teacher))
-    made = OnePass(student, whole=True)(z[:6])
-    exact = fine_solution(teacher, teacher.schedule, z[:6], 64, keep=made.t, keep_x0=True)
-    fine = fine_solution(teacher, teacher.schedule, z, 64).sample
+    seeds = seed_range(HELD_OUT, 64)
+    z, cond = noise(seeds, sample_shape(teacher)), told_in(source, data)(seeds)
+    few = map_cond(lambda c: c[:6], cond)
+    made = OnePass(student, whole=True)(z[:6], few)
+    exact = fine_solution(teacher, teacher.schedule, z[:6], 64, keep=made.t, keep_x0=True, cond=label_of(few))
+    fine = fine_solution(teacher, teacher.schedule, z, 64, cond=label_of(cond)).sample
     assert made.x0 is not None and exact.x0 is not None
     images.mkdir(parents=True, exist_ok=True)
     for name, picture in {
         "cost": quality_against_cost(results),
-        "samples": image_grid(student.sample(z), 16),
+        "samples": image_grid(student.sample(z, cond), 16),
         "teacher": image_grid(fine, 16),
         "trajectories": trajectory_strips(made.x0[:, 1:], exact.x0[:, 1:], made.t[1:], z[:6]),
     }.items():
@@ -178,10 +205,10 @@ def main(given: Sequence[str] | None = None) -> None:
     name, recipe = arguments.name, RECIPES[arguments.name]
     recipe = replace(quick(recipe) if arguments.quick else recipe, data=arguments.data or recipe.data)
     source = arguments.source or (arguments.out if arguments.quick else Path("runs")) / name
-    data = labelled(recipe.data, recipe.size)
+    data = load_data(recipe.data, size=recipe.size)
     recipe.run(source, printed(), data=data)
     held = source / "evaluation" / "results.json"
-    reference = labelled(arguments.reference, recipe.size) if arguments.reference else data
+    reference = load_data(arguments.reference, size=recipe.size) if arguments.reference else data
     if held.is_file():
         results = load_results(held)
     else:
@@ -194,9 +221,12 @@ def main(given: Sequence[str] | None = None) -> None:
         many, known = arguments.many or (32 if arguments.quick else 16_384), Reference.of(reference.x, net)
         more = {
             "seeds": repeated(recipe, source, data, results, many, known, net),
-            "many": {"count": many, "teacher": ends(source, many, results[0].protocol.count, known.features, net)},
+            "many": {
+                "count": many,
+                "teacher": distances(ends(recipe, source, many, data), results[0].protocol.count, known.features, net),
+            },
         }
-    pictures(source, results, arguments.images, "" if name == "digits" else f"{name}-")
+    pictures(source, data, results, arguments.images, "" if name == "digits" else f"{name}-")
     protocol = results[0].protocol
     numbers = {
         "timings": read_json(source / "timings.json"),

@@ -244,6 +244,18 @@ def test_a_finish_is_looked_at_and_its_best_student_is_kept(
         replace(looked, finish_looks=0)
 
 
+def test_a_finish_may_be_shown_the_data(whole: Path, tmp_path: Path) -> None:
+    shown = replace(TINY, finish_adversary=0.5)
+    shown.finished(whole, tmp_path / "student", 0)
+    notes = notes_of(tmp_path / "student")
+    assert notes["options"]["adversary"] == 0.5 and notes["sources"]["data"] == "digits"
+    assert notes_of(whole / "student")["options"]["adversary"] == 0.0
+    z = noise([0, 1], (1, 8, 8))
+    assert not torch.equal(load_student(tmp_path / "student").sample(z), load_student(whole / "student").sample(z))
+    with pytest.raises(ValueError, match=r"leave finish_adversary at 0 under \(0\.0, 2\.0\)"):
+        replace(shown, conditional=True, guidance=(0.0, 2.0))
+
+
 def test_a_folder_of_before_there_was_a_finish_goes_on(whole: Path, tmp_path: Path) -> None:
     out = shutil.copytree(whole, tmp_path / "copy")
     held = {k: v for k, v in read_json(out / "recipe.json").items() if not k.startswith("finish")}

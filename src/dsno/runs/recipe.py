@@ -136,11 +136,15 @@ class Recipe:
     """Noises per step of it."""
     finish_inner: float = 0.0
     """The share of its steps that train the passes behind the first."""
+    finish_adversary: float = 0.0
+    """What an adversary weighs in it, which is shown the data; 0 leaves the data out."""
     finish_looks: int = 1
     """How often it is looked at, evenly: of so many students the nearest to the data is kept. Needs labelled data,
     whose features measure it."""
 
     def __post_init__(self) -> None:
+        if self.finish_adversary and self.guidance is not None:
+            raise ValueError(f"data have no guidance weight: leave finish_adversary at 0 under {self.guidance}")
         if self.finish_looks < 1:
             raise ValueError(f"finish_looks is how often a finish is looked at, at least 1, got {self.finish_looks}")
         if self.finish is not None and self.finish_looks > 1:
@@ -241,9 +245,10 @@ class Recipe:
             return
         finish, told = self.finish, load_teacher(out / "teacher")
         solved = under_guidance(str(out / "teacher"), told, self.guidance or ())
-        trajectories = None if self.guidance is None else TrajectorySet(out / "trajectories")
         looked = self.finish_looks > 1 and (out / "features" / "config.json").is_file()
         stage = folder.parent / "finish" if looked else folder
+        samples = load_data(self.data, size=self.size, range=self.range) if data is None else data
+        stored = None if self.guidance is None else TrajectorySet(out / "trajectories")
 
         def trained(steps: int) -> Student:
             return self._distil(
@@ -251,19 +256,19 @@ class Recipe:
                 stage,
                 report,
                 solved,
-                trajectories,
+                samples if self.finish_adversary else stored,
                 "identity",
                 replace(self._here(finish, stage), seed=seed, steps=steps),
                 self.finish_batch,
                 load_student(out / "regressed"),
                 out / "regressed",
                 inner_starts=self.finish_inner,
+                adversary=self.finish_adversary,
             )
 
         if not looked:
             trained(finish.steps)
             return
-        samples = load_data(self.data, size=self.size, range=self.range) if data is None else data
         to_data = distance_to(samples, load_feature_net(out / "features"), self._label(told))
 
         def distance(student: Student) -> float:
@@ -279,7 +284,7 @@ class Recipe:
         folder: Path,
         report: Report,
         teacher: Prediction | Guided,
-        data: TrajectorySet | None,
+        data: TrajectorySet | Samples | None,
         method: str,
         config: TrainConfig,
         batch: int,
@@ -288,7 +293,8 @@ class Recipe:
         **options: Any,
     ) -> Student:
         """A stage that trains a student, which lay in `earlier` if it was trained before."""
-        sources = {"teacher": str(out / "teacher"), "data": str(out / "trajectories")}
+        known = self.data if isinstance(data, Samples) else str(out / "trajectories")
+        sources = {"teacher": str(out / "teacher"), "data": known}
         if earlier is not None:
             sources["student"] = str(earlier)
         with _timed(folder.parent, folder.name):

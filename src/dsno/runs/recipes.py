@@ -34,21 +34,39 @@ PUBLISHED: dict[str, Any] = {
 }
 """The operator as published."""
 
+DIGITS = Recipe(**FINISH)
+FASHION = Recipe(
+    data="hf:zalando-datasets/fashion_mnist:train",
+    size=16,
+    net={"channels": [32, 64], "patch": 2},
+    features_steps=2000,
+    teach=TrainConfig(steps=6000, lr=1e-3, warmup=200, precision="bf16", checkpoint_every=500),
+    grid="uniform",
+    times=(0.25, 0.0),
+    distance="l1+perceptual",
+    distill=TrainConfig(steps=4000, lr=1e-3, warmup=200, precision="bf16", checkpoint_every=500),
+    **SHORT,
+)
+SPRITES = Recipe(
+    data="crawl_cc0_32.npz",
+    net={"channels": [64, 64], "patch": 4},
+    features_steps=1500,
+    count=16_384,
+    grid="log-snr",
+    times=(0.25, 0.0),
+    distance="l1+perceptual",
+    teach=TrainConfig(steps=5000, lr=1e-3, warmup=200, precision="bf16", checkpoint_every=500),
+    distill=TrainConfig(steps=2000, lr=1e-3, warmup=200, precision="bf16", checkpoint_every=500),
+    **SHORT,
+)
+CLASSES: dict[str, Any] = {"conditional": True, "guidance": (0.0, 2.0), "finish_adversary": 0.0}
+"""Of a student that is told a class, and how much to heed it; data have no such weight."""
+
 RECIPES: dict[str, Recipe] = {
-    "digits": Recipe(**FINISH),
-    "digits-classes": Recipe(conditional=True, guidance=(0.0, 2.0), **FINISH),
-    "fashion": Recipe(
-        data="hf:zalando-datasets/fashion_mnist:train",
-        size=16,
-        net={"channels": [32, 64], "patch": 2},
-        features_steps=2000,
-        teach=TrainConfig(steps=6000, lr=1e-3, warmup=200, precision="bf16", checkpoint_every=500),
-        grid="uniform",
-        times=(0.25, 0.0),
-        distance="l1+perceptual",
-        distill=TrainConfig(steps=4000, lr=1e-3, warmup=200, precision="bf16", checkpoint_every=500),
-        **SHORT,
-    ),
+    "digits": DIGITS,
+    "digits-classes": replace(DIGITS, **CLASSES),
+    "fashion": FASHION,
+    "fashion-classes": replace(FASHION, **CLASSES),
     "fashion-gpu": Recipe(
         data="hf:zalando-datasets/fashion_mnist:train",
         size=32,
@@ -60,18 +78,8 @@ RECIPES: dict[str, Recipe] = {
         teach=TrainConfig(steps=20_000, lr=5e-4, warmup=500, precision="bf16", checkpoint_every=2000),
         distill=TrainConfig(steps=30_000, lr=5e-4, warmup=500, precision="bf16", checkpoint_every=2000),
     ),
-    "sprites": Recipe(
-        data="crawl_cc0_32.npz",
-        net={"channels": [64, 64], "patch": 4},
-        features_steps=1500,
-        count=16_384,
-        grid="log-snr",
-        times=(0.25, 0.0),
-        distance="l1+perceptual",
-        teach=TrainConfig(steps=5000, lr=1e-3, warmup=200, precision="bf16", checkpoint_every=500),
-        distill=TrainConfig(steps=2000, lr=1e-3, warmup=200, precision="bf16", checkpoint_every=500),
-        **SHORT,
-    ),
+    "sprites": SPRITES,
+    "sprites-classes": replace(SPRITES, **CLASSES),
     "sprites-gpu": Recipe(
         data="crawl_cc0_32.npz",
         net={"channels": [64, 128, 128], "attention": [1, 2], "dropout": 0.1},
