@@ -4,6 +4,7 @@
     python benchmarks/family.py fashion --data PATH [--held-out PATH]
     python benchmarks/family.py sprites --data PATH --only consistency "knowledge, perceptual@grid=log-snr"
     python benchmarks/family.py digits --report [--keep]
+    python benchmarks/family.py fashion --data PATH --title clothes --report
 
 Claim: at one pass an operator is ahead of every method that is not one; a smaller distance of another method refutes
 it, and a difference within both spreads leaves it open. The digits' teacher is the shipped one; another is made as its
@@ -16,7 +17,8 @@ is kept as a JSON file under --runs, so the script continues where it was stoppe
 meanwhile (--only, --seeds). --report writes benchmarks/results/family_NAME.json and the plots from the runs that are
 there.
 
---keep keeps the rows of the result that is there whose runs are not, as long as they are of the same teacher.
+--keep keeps the rows of the result that is there whose runs are not, as long as they are of the same teacher; those of
+another are a result of another --title.
 
 A name may change an entry's settings: `operator@trajectories=8192@lr=0.0005`.
 """
@@ -235,7 +237,7 @@ def report(bench: Bench, arguments: argparse.Namespace) -> None:
             print(f"  {name:40s} {len(s['seeds'])} seeds  {shown}")
     write(
         arguments,
-        f"family_{bench.name}",
+        f"family_{arguments.title}",
         f"every run spends the same training FLOPs ({numbers['unit'] / 1e12:g} TFLOP at x1), its trajectories "
         f"included, the network of a perceptual loss not; {bench.size.count:,} held-out noises; Frechet and kernel "
         f"distance, precision and recall in {bench.features.name} features against {len(bench.images):,} images; path "
@@ -254,7 +256,7 @@ def earlier(bench: Bench, arguments: argparse.Namespace, teacher: Mapping[str, A
     Raises:
         ValueError: if it is of another teacher.
     """
-    result: dict[str, Any] = read_json(arguments.out / f"family_{bench.name}.json")
+    result: dict[str, Any] = read_json(arguments.out / f"family_{arguments.title}.json")
     was, now = result["teacher"]["frechet"], teacher["frechet"]
     if abs(now / was - 1) > 1e-3:
         raise ValueError(f"the rows that are there are of a teacher with a distance of {was:g}, this one has {now:g}")
@@ -376,7 +378,7 @@ def picture(bench: Bench, numbers: Mapping[str, Any], arguments: argparse.Namesp
         tidy(axis)
     handles = left.get_legend_handles_labels()
     figure.legend(*handles, frameon=False, fontsize=7.5, loc="outside lower center", ncols=5 if names else 3)
-    save(figure, arguments, f"family-{bench.name}.png", 130)
+    save(figure, arguments, f"family-{arguments.title}.png", 130)
 
 
 def strips(bench: Bench, numbers: Mapping[str, Any], arguments: argparse.Namespace) -> None:
@@ -395,7 +397,7 @@ def strips(bench: Bench, numbers: Mapping[str, Any], arguments: argparse.Namespa
         axis.set(xticks=[], yticks=[])
         axis.spines[:].set_visible(False)
     figure.subplots_adjust(left=0.24, right=0.995, top=0.995, bottom=0.005, hspace=0.08)
-    save(figure, arguments, f"family-{bench.name}-samples.png", 120)
+    save(figure, arguments, f"family-{arguments.title}-samples.png", 120)
 
 
 # The runs
@@ -424,6 +426,7 @@ def options() -> argparse.ArgumentParser:
     made.add_argument("--budget", type=float, nargs="*", default=[float(MAIN)])
     made.add_argument("--precision", default="bf16")
     made.add_argument("--threads", type=int, default=1)
+    made.add_argument("--title", help="what the result is called, family_TITLE; PROBLEM by default")
     made.add_argument("--keep", action="store_true", help="with --report: keep rows whose runs are not there")
     made.add_argument("--report", action="store_true", help="write the results from the runs that are there")
     return made
@@ -438,6 +441,7 @@ def quick_names(problem: Problem) -> list[str]:
 def main(given: Sequence[str] | None = None) -> None:
     made = options()
     arguments = parse(made, given)
+    arguments.title = arguments.title or arguments.problem
     torch.set_num_threads(arguments.threads)
     problem, quick = PROBLEMS[arguments.problem], arguments.quick
     runs = runs_of(arguments, f"runs/family/{arguments.problem}")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import Any
 
 from dsno.nets.iddpm import CIFAR10, IMAGENET64
@@ -45,7 +45,11 @@ FASHION = Recipe(
     times=(0.25, 0.0),
     distance="l1+perceptual",
     distill=TrainConfig(steps=4000, lr=1e-3, warmup=200, precision="bf16", checkpoint_every=500),
-    **SHORT,
+    inner_starts=0.25,
+    finish=TrainConfig(steps=480, lr=1e-3, warmup=10, ramp=16, checkpoint_every=40),
+    finish_batch=128,
+    finish_inner=0.25,
+    finish_adversary=0.3,
 )
 SPRITES = Recipe(
     data="crawl_cc0_32.npz",
@@ -59,8 +63,13 @@ SPRITES = Recipe(
     distill=TrainConfig(steps=2000, lr=1e-3, warmup=200, precision="bf16", checkpoint_every=500),
     **SHORT,
 )
-CLASSES: dict[str, Any] = {"conditional": True, "guidance": (0.0, 2.0), "finish_adversary": 0.0}
-"""Of a student that is told a class, and how much to heed it; data have no such weight."""
+CLASSES: dict[str, Any] = {
+    "conditional": True,
+    "guidance": (0.0, 2.0),
+    **{f.name: f.default for f in fields(Recipe) if f.name.startswith("finish")},
+}
+"""Of a student that is told a class, and how much to heed it. It stays at its regression: $D_w$ is not the denoiser of
+what its ODE ends in, and a student that is held against it heeds the class by more than it was asked to."""
 
 RECIPES: dict[str, Recipe] = {
     "digits": DIGITS,
