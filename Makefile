@@ -23,7 +23,7 @@ help:
 demo: $(READY)
 	$(BIN)/dsno demo
 # Beside the report; without the package that browsers run, and a network to fetch it, there is only that.
-	@$(BIN)/dsno web --overwrite || true
+	@$(BIN)/dsno web digits-classes --overwrite || true
 
 # One thread per worker: two workers with all cores each are slower than either alone.
 test: $(READY)

@@ -54,8 +54,8 @@ log = logging.getLogger(__name__)
 
 LOCK, TRACKED = ".lock", "dsno"
 
-BUILT_IN = ("digits",)
-"""What is called so is a data set or a teacher of that name, whatever lies here."""
+BUILT_IN = ("digits", "digits-classes")
+"""What is called so is a data set or ships with the package, whatever lies here."""
 
 _MADE: ContextVar[list[Path] | None] = ContextVar("made", default=None)
 """The folders that `writable` made inside `tidy`."""

@@ -67,5 +67,5 @@ def test_a_folder_that_holds_nothing_of_the_name_says_so(here: Path) -> None:
 
 def test_models_are_found_that_may_be_opened(here: Path) -> None:
     found = places(here).found()
-    assert found == ["mine", "digits", "runs/back", "runs/many/one", "runs/pipe", "runs/student"]
+    assert found == ["mine", "digits", "digits-classes", "runs/back", "runs/many/one", "runs/pipe", "runs/student"]
     assert [name for name in found if not places(here).allows(name)] == []

@@ -56,6 +56,8 @@ def test_the_shipped_student_is_shown_beside_its_teacher(asked: dict[str, Any], 
     assert asked["named"] == ("digits student", "digits") and asked["kinds"] == [False, True] and asked["drawn"]
     assert asked["given"] == ("page", "127.0.0.1", 7860, False) and asked["ended"]
     assert asked["places"].folders == (Path("runs"),) and not asked["places"].hub
+    assert asked["places"].found()[:3] == ["digits student", "digits", "digits-classes student"]
+    assert asked["places"].opened("digits-classes student") == str(shipped("digits-classes") / "student")
     assert not asked["places"].allows(str(shipped().parent)) and not asked["places"].allows("org/name")
 
 

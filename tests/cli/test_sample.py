@@ -3,10 +3,13 @@
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from dsno.checkpoint import read_json, read_tensors
+from dsno.runs.shipped import shipped
+from dsno.seeds import noise
 from dsno.students.files import load_student, save_student
 from dsno.students.operator import student_from_teacher
 from dsno.students.origin import origin_to_note
@@ -44,6 +47,22 @@ def test_the_shipped_student_makes_one_to_four_passes(passes: int, message: str,
     ran = dsno("sample", "--passes", passes, "--count", 2, "--device", "cpu", at=tmp_path)
     assert ran.code == 2 and message in ran.said and len(ran.said.splitlines()) == 1
     assert not [*tmp_path.iterdir()]
+
+
+def test_the_students_that_ship_are_named(tmp_path: Path) -> None:
+    sample = ("sample", "--student", "digits-classes", "--label", 3, "--count", 2, "--device", "cpu", "--out", "a.npy")
+    ran = dsno(*sample, at=tmp_path)
+    assert ran.code == 2 and "digits-classes/student is told a guidance weight: give --guidance" in ran.err
+    ran = dsno(*sample, "--guidance", 2, at=tmp_path)
+    assert ran.code == 0 and "2 samples in one pass, " in ran.said
+    assert ran.following == ["evaluate", "--student", "digits-classes", "--guidance", "2.0"]
+    student, cond = load_student(shipped("digits-classes") / "student"), {"weight": torch.tensor([2.0, 2.0])}
+    expected = student.sample(noise([0, 1], (1, 8, 8)), {"label": torch.tensor([3, 3]), **cond})
+    assert np.abs(np.load(tmp_path / "a.npy") - expected.numpy()).max() < 1e-4
+    assert dsno("sample", "--student", "digits", "--count", 1, "--out", "b.npy", at=tmp_path).code == 0
+    # A folder of that name is one when it is said so.
+    ran = dsno("sample", "--student", "./digits", "--count", 1, "--out", "c.npy", at=tmp_path)
+    assert ran.code == 2 and "digits/config.json" in ran.err
 
 
 def test_a_guided_student_is_trained_and_told_its_weight(classes: Path) -> None:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from dsno.checkpoint import tensor_sha
 from dsno.data.load import load_data
+from dsno.data.originals import as_png
 from dsno.data.samples import Samples, split
 from dsno.denoise import Prediction
 from dsno.grids import quadratic
@@ -16,7 +17,7 @@ from dsno.measure.results import load_results, save_results
 from dsno.measure.table import BIAS, COPYING
 from dsno.nets.features import FeatureNet, load_feature_net, save_feature_net
 from dsno.nets.unet import UNet
-from dsno.report.compare import EVALUATION, compare, set_apart
+from dsno.report.compare import EVALUATION, by_class, compare, set_apart
 from dsno.report.page import html_report
 from dsno.schedule import Cosine
 from dsno.seeds import seed_range
@@ -267,3 +268,27 @@ def test_a_weight_outside_is_refused_before_any_work(told: Path, tmp_path: Path)
     with pytest.raises(ValueError, match="guided was not trained for the guidance weight 5: expected 0 to 4"):
         compare(*parts, "digits", 8, tmp_path, lambda *line: said.append(line[3]), guidance=5.0, **FEW)
     assert said == [] and [*tmp_path.iterdir()] == []
+
+
+def test_classes_are_shown_under_several_weights_behind_a_comparison(
+    told: Path, folders: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn: list[Tensor] = []
+    monkeypatch.setattr(
+        "dsno.report.compare.image_grid", lambda x, columns=8, captions=(): drawn.append(x) or as_png(x[0])
+    )
+    sections = by_class(told / "teacher", told / "guided", (0.0, 1.5), columns=3, fine_steps=4)
+    assert [s.title for s in sections] == [f"Told a class, guidance weight {w}" for w in ("0", "1.5")]
+    # The student does not heed the weight, and the teacher D + w (D - D(null)) does.
+    labels = torch.arange(10).repeat_interleave(3)
+    own = pictures_of(says_the_class(), labels)
+    guided = own + 1.5 * (own - pictures_of(says_the_class(), torch.full_like(labels, 10)))
+    for made, expected in zip(drawn, (own, own, own, guided), strict=True):
+        assert (made - expected).abs().max() < 1e-4 * expected.abs().max()
+    monkeypatch.undo()
+    parts = folders / "teacher", folders / "student", folders / "features"
+    compare(*parts, "digits", 8, page=tmp_path / "page.html", more=sections, **FEW)
+    words = " ".join(Page((tmp_path / "page.html").read_text()).words)
+    assert words.count("Told a class") == 2 and "A row for each class, a column for the noise of each seed" in words
+    with pytest.raises(ValueError, match="student is told no class: give a student that is"):
+        by_class(folders / "teacher", folders / "student", (0.0,))

@@ -10,6 +10,7 @@ import dsno
 from dsno.checkpoint import read_json
 from dsno.data.load import load_data
 from dsno.distillation.run import distill
+from dsno.measure.features import class_accuracy
 from dsno.nets.features import load_feature_net
 from dsno.runs.shipped import ship, shipped
 from dsno.seeds import noise
@@ -41,6 +42,20 @@ def test_the_shipped_digits() -> None:
     assert len(calls) == 1 and images.shape == (16, 1, 8, 8) and bool(images.isfinite().all())
 
 
+@pytest.mark.skipif(not (Path(dsno.__file__).parent / "weights" / "digits-classes").is_dir(), reason="no weights ship")
+def test_the_shipped_digits_on_demand_are_of_their_classes() -> None:
+    folder = shipped("digits-classes")
+    student, net = load_student(folder / "student"), load_feature_net(folder / "features")
+    assert student.classes == 10 and student.guided and find_teacher(folder / "student") == str(folder / "teacher")
+    assert load_teacher("digits-classes").classes == 10
+    z, labels, found = noise([*range(320)], student.shape), torch.arange(320) % 10, []
+    for weight in (0.0, 2.0):
+        x = student.sample(z, {"label": labels, "weight": torch.full((320,), weight)})
+        found.append(class_accuracy(net, x.clamp(-1, 1), labels))
+    # By a network that is right about 0.99 of real digits.
+    assert found[0] > 0.9 and found[1] > 0.97
+
+
 def test_what_ships_says_nothing_of_where_it_lay_and_finds_its_teacher(tmp_path: Path) -> None:
     run = tmp_path / "run"
     for part in ("teacher", "features"):
@@ -61,5 +76,6 @@ def test_what_ships_says_nothing_of_where_it_lay_and_finds_its_teacher(tmp_path:
 
 
 def test_the_shipped_weights_say_nothing_of_where_they_lay() -> None:
-    notes = [read_json(path)["notes"] for path in shipped().rglob("config.json")]
+    notes = [read_json(path)["notes"] for path in shipped().parent.rglob("config.json")]
+    assert len(notes) == 6
     assert not any("sources" in note or "path" in note.get("origin", {}).get("teacher", {}) for note in notes)

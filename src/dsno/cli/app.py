@@ -16,13 +16,11 @@ from dsno.checkpoint import STUDENTS, type_of
 from dsno.cli.console import say, say_aside
 from dsno.cli.options import Device, Variant, device_of
 from dsno.cli.words import command
+from dsno.outputs import BUILT_IN
 from dsno.runs.shipped import shipped
 from dsno.students.origin import find_teacher
 
 __all__ = ["App"]
-
-SHIPPED = "digits student"
-"""What the student that ships with the package is called on the page."""
 
 HERE = ("127.0.0.1", "localhost", "::1")
 """Addresses that no other machine reaches."""
@@ -48,8 +46,8 @@ class App:
     """
 
     model: Positional[str | None] = None
-    """A student's folder, a pipeline of either kind, whatever --teacher takes, or such a name on the Hub; the digits
-    student that ships with the package by default."""
+    """A student's folder, a pipeline of either kind, whatever --teacher takes, or such a name on the Hub; the students
+    that ship with the package by default."""
     teacher: str | None = None
     """What stands beside it; of a student the teacher that its folder notes by default."""
     variant: Variant = None
@@ -89,13 +87,15 @@ class App:
         return self.model if type_of(self.model) in STUDENTS else None
 
     def _known(self) -> dict[str, str]:
-        """What was named on the command line, by the name that it has on the page: the model, and what is beside it."""
-        student = str(shipped() / "student") if self.model is None else self._student()
-        known = {SHIPPED: str(student)} if self.model is None else {self.model: self.model}
+        """What may be opened beside what lies in the folders, by the name that it has on the page: the model, what is
+        beside it, and whatever ships."""
+        if self.model is None:
+            beside = self.teacher or BUILT_IN[0]
+            first, *others = {f"{name} student": str(shipped(name) / "student") for name in BUILT_IN}.items()
+            return dict([first, (beside, beside), *others])
+        known, student = {self.model: self.model}, self._student()
         if self.teacher is not None or student is None:
             return known | ({} if self.teacher is None else {self.teacher: self.teacher})
-        if self.model is None:
-            return known | {"digits": "digits"}
         try:
             found = find_teacher(student, self.variant)
         except (FileNotFoundError, ConnectionError) as error:

@@ -13,7 +13,7 @@ import tyro
 
 from dsno.cli.bridges import is_bridge
 from dsno.cli.console import progress, say
-from dsno.cli.options import AsRead, Reading, Training, Variant
+from dsno.cli.options import AsRead, Reading, StudentFolder, Training, Variant
 from dsno.cli.words import command, refuse_others
 from dsno.distillation.registry import METHODS, method_named
 from dsno.outputs import check_apart, check_request
@@ -44,7 +44,7 @@ class Distill:
     teacher: str = "runs/teacher"
     """The teacher the student starts from (by every method, of data alone too), as `generate --teacher` takes it."""
     variant: Variant = None
-    student: Path | None = None
+    student: StudentFolder | None = None
     """Folder of a student to go on from, which stays as it is; one is made from the teacher by default."""
     data: str = "runs/trajectories"
     """Folder of its trajectories, or where they were pushed to (hf://datasets/org/name, ...): fetched as they are

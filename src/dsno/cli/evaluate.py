@@ -9,13 +9,13 @@ from pathlib import Path
 from dsno.bridge.student import starts_from_pictures
 from dsno.cli.bridges import SamplerName, is_bridge, pairs_for
 from dsno.cli.console import progress, say, show, speaks
-from dsno.cli.options import AsRead, Reading, Variant, launched
+from dsno.cli.options import AsRead, Reading, StudentFolder, Variant, launched
 from dsno.cli.words import command, flag, refuse_others
 from dsno.data.samples import Samples
 from dsno.measure.results import Result
 from dsno.nets.features import made_of
 from dsno.outputs import claimed, writable
-from dsno.report.compare import EVALUATION, compare, parts_of, set_apart
+from dsno.report.compare import EVALUATION, by_class, compare, parts_of, set_apart
 from dsno.report.crossings import CALLS, SAMPLERS, compare_calls
 from dsno.runs.shipped import shipped
 from dsno.students.origin import find_teacher, open_student
@@ -34,8 +34,9 @@ class Evaluate:
         results = compare("runs/teacher", "runs/student", "runs/features", "digits", count=2048)
     """
 
-    student: Path | None = None
-    """Folder of the student; the shipped one by default. With --pairs that of the bridge, if it is to be measured."""
+    student: StudentFolder | None = None
+    """Folder of the student; or digits, by default, or digits-classes, which ship with the package. With --pairs that
+    of the bridge, if it is to be measured."""
     teacher: str | None = None
     """Its teacher, as `generate --teacher` takes it; the one that its folder notes by default."""
     variant: Variant = None
@@ -175,14 +176,16 @@ class Evaluate:
 
 @dataclass(frozen=True)
 class Demo:
-    """The shipped digits student beside its teacher: a table, and report.html to look at.
+    """The shipped digits student beside its teacher: a table, and report.html to look at, with digits on demand from
+    the one that is told which.
 
     In Python:
 
         from dsno.runs.shipped import shipped
-        from dsno.report.compare import compare
-        w = shipped("digits")
-        compare(w / "teacher", w / "student", w / "features", "digits", count=320, page="report.html")
+        from dsno.report.compare import by_class, compare
+        w, c = shipped("digits"), shipped("digits-classes")
+        told = by_class(c / "teacher", c / "student", (0, 2))
+        compare(w / "teacher", w / "student", w / "features", count=320, page="report.html", more=told)
     """
 
     out: Path = Path("report.html")
@@ -196,8 +199,10 @@ class Demo:
         weights = shipped()
         parts = weights / "teacher", weights / "student", weights / "features"
         writable(self.out.parent)
+        told = shipped("digits-classes")
         with progress() as report:
-            results = compare(*parts, "digits", self.count, report=report, page=self.out)
+            more = by_class(told / "teacher", told / "student", (0.0, 2.0))
+            results = compare(*parts, "digits", self.count, report=report, page=self.out, more=more)
         show(results, self.all)
         say(
             f"report: {self.out.resolve()}",

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from dsno.app.export import export_onnx, export_program
 from dsno.cli.console import say
-from dsno.cli.options import Variant, new_file
+from dsno.cli.options import StudentFolder, Variant, new_file
 from dsno.cli.words import command
 from dsno.runs.shipped import shipped
 from dsno.students.origin import open_student
@@ -31,8 +31,8 @@ class Export:
         export_program(student, "runs/student.pt2")
     """
 
-    student: Path | None = None
-    """Folder of the student; the digits student that ships with the package by default."""
+    student: StudentFolder | None = None
+    """Folder of the student; or digits, by default, or digits-classes, which ship with the package."""
     teacher: str | None = None
     """Its teacher, of a student that is an adapter of one; the one that its folder notes by default."""
     variant: Variant = None

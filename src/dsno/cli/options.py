@@ -10,9 +10,11 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import torch
 from tyro.conf import arg
+from tyro.constructors import PrimitiveConstructorSpec
 
 from dsno.cli.words import flag
-from dsno.outputs import check_apart, writable
+from dsno.outputs import BUILT_IN, check_apart, writable
+from dsno.runs.shipped import shipped
 from dsno.teachers.load import check_dtype
 from dsno.train import TrainConfig
 
@@ -25,6 +27,7 @@ __all__ = [
     "Device",
     "Reading",
     "Refused",
+    "StudentFolder",
     "TeacherRef",
     "Training",
     "Variant",
@@ -44,6 +47,18 @@ TeacherRef = Annotated[
 
 Variant = Annotated[str | None, arg(help="The variant of a diffusers model's weights: fp16, say.")]
 """A variant, as `load_teacher` takes it."""
+
+StudentFolder = Annotated[
+    Path,
+    PrimitiveConstructorSpec(
+        nargs=1,
+        metavar="PATH",
+        instance_from_str=lambda given: shipped(given[0]) / "student" if given[0] in BUILT_IN else Path(given[0]),
+        is_instance=lambda value: isinstance(value, Path),
+        str_from_instance=lambda value: [str(value)],
+    ),
+]
+"""The folder of a student; `digits` and `digits-classes` are those that ship with the package."""
 
 Device = Annotated[str | None, arg(help="Where to run it; the accelerator if there is one, else the CPU.")]
 """A device, as `device_of` takes it."""

@@ -17,7 +17,7 @@ from dsno.cli.bridges import SamplerName, cross_pictures, pictures_of
 from dsno.cli.conditions import condition_by_seed, prompts_by_seed
 from dsno.cli.console import progress, say
 from dsno.cli.exact import OPTIONS, Solved, own_options, solve
-from dsno.cli.options import Device, Variant, device_of
+from dsno.cli.options import Device, StudentFolder, Variant, device_of
 from dsno.cli.pieces import BATCH, Piece, check_place, check_size, write_pieces
 from dsno.cli.steering import steered, targets_by_seed
 from dsno.cli.words import command, flag, refuse_others
@@ -80,8 +80,8 @@ class Sample:
         exact = ParaTAA(teacher, Chain(teacher.schedule, uniform(100)))(z).sample
     """
 
-    student: Path | None = None
-    """Folder of the student; the digits student that ships with the package by default."""
+    student: StudentFolder | None = None
+    """Folder of the student; or digits, by default, or digits-classes, which ship with the package."""
     out: Path = Path("samples.png")
     """A picture of all (.png, with seeds and labels), the numbers (.npy), or a folder for a picture of each, named by
     its seed."""

@@ -9,7 +9,7 @@ from pathlib import Path
 from tyro.conf import Positional
 
 from dsno.cli.console import say, say_aside
-from dsno.cli.options import Variant
+from dsno.cli.options import StudentFolder, Variant
 from dsno.cli.words import command
 from dsno.denoise import Prediction
 from dsno.nets.backbone import own_null
@@ -44,8 +44,8 @@ class Web:
             print(address)
     """
 
-    student: Positional[Path | None] = None
-    """Folder of the student; the digits student that ships with the package by default."""
+    student: Positional[StudentFolder | None] = None
+    """Folder of the student; or digits, by default, or digits-classes, which ship with the package."""
     teacher: str | None = None
     """Its teacher, as `generate --teacher` takes it; by default the one that its folder notes, where a page can."""
     variant: Variant = None
@@ -74,7 +74,8 @@ class Web:
     def _write(self) -> None:
         folder = self.student or shipped() / "student"
         student = open_student(folder, self.teacher, self.variant)
-        title = self.title or ("Digits" if self.student is None else folder.resolve().name)
+        ships = folder.is_relative_to(shipped().parent)
+        title = self.title or ("Digits" if ships else folder.resolve().name)
         teacher = self._beside(folder, student)
         inputs = (self.student, self.teacher, self.runtime)
         null, weights = null_label(folder), trained_for(folder)

@@ -17,6 +17,9 @@ import re
 import shlex
 from collections.abc import Collection, Mapping
 from dataclasses import fields, is_dataclass
+from pathlib import Path
+
+from dsno.runs.shipped import shipped
 
 __all__ = ["command", "flag", "flags_of", "on_the_shell", "refuse_others"]
 
@@ -35,13 +38,20 @@ def flag(name: str) -> str:
 def command(verb: str, *given: object, **options: object) -> str:
     """A command as it can be pasted: `dsno VERB GIVEN --option value`, quoted where the shell needs it.
 
-    An option that is None or False is left out, a True one has no value, and of a tuple each item is a word.
+    An option that is None or False is left out, a True one has no value, and of a tuple each item is a word. A student
+    that ships with the package goes by its name.
     """
-    words = ["dsno", verb, *map(str, given)]
+    words = ["dsno", verb, *map(_word, given)]
     for name, value in options.items():
         if value is not None and value is not False:
-            words += [flag(name), *map(str, () if value is True else value if isinstance(value, tuple) else (value,))]
+            words += [flag(name), *map(_word, () if value is True else value if isinstance(value, tuple) else (value,))]
     return shlex.join(words)
+
+
+def _word(value: object) -> str:
+    if isinstance(value, Path) and value.name == "student" and value.parent.parent == shipped().parent:
+        return value.parent.name
+    return str(value)
 
 
 def flags_of(verb: object) -> dict[str, str]:

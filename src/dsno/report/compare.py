@@ -48,7 +48,18 @@ from dsno.teachers.load import load_teacher
 from dsno.train import Report, quiet
 from dsno.trajectory import Sampler, Trajectory
 
-__all__ = ["EVALUATION", "FEWEST", "HELD_OUT", "REPORT", "Parts", "check_written", "compare", "parts_of", "set_apart"]
+__all__ = [
+    "EVALUATION",
+    "FEWEST",
+    "HELD_OUT",
+    "REPORT",
+    "Parts",
+    "by_class",
+    "check_written",
+    "compare",
+    "parts_of",
+    "set_apart",
+]
 
 log = logging.getLogger(__name__)
 
@@ -104,6 +115,7 @@ def compare(
     accelerator: Any = None,
     variant: str | None = None,
     guidance: float | None = None,
+    more: Sequence[Section] = (),
 ) -> list[Result]:
     """A student beside its teacher's solvers on the same held-out noises: numbers, and a report.
 
@@ -133,6 +145,7 @@ def compare(
         variant: The variant of the teacher's weights, where it is one of diffusers.
         guidance: The weight of guidance of a teacher that is told classes, and of its student, one number for all; by
             default the least that the student was trained for. 0 is the conditional model.
+        more: What else the page shows, at its end.
 
     Returns:
         The results: the student, the solvers at several numbers of steps, the fine solution's own quality, and that of
@@ -202,8 +215,44 @@ def compare(
         title = f"{'Few passes' if passes else 'One pass'} beside its teacher: {images.name}"
         said = f"{_same(shown, origin)}; quality against {len(images)} images in the features of {net.name}"
         said += "." if held is None else f"; held out of them: {len(held)} images, {held.name}."
-        html_report(page or Path(out or ".") / REPORT, title, _sections(results, shown), said)
+        html_report(page or Path(out or ".") / REPORT, title, [*_sections(results, shown), *more], said)
     return results
+
+
+def by_class(
+    teacher: Path | str,
+    student: Path | str,
+    weights: Sequence[float],
+    data: str | Samples = "digits",
+    *,
+    first_seed: int = HELD_OUT,
+    columns: int = 8,
+    fine_steps: int = 64,
+) -> list[Section]:
+    """A student that is told classes beside its teacher: a section of a page for each weight of guidance.
+
+    Arguments:
+        teacher: The teacher, as `load_teacher` takes it.
+        student: Folder of the student.
+        weights: The weights; 0 is the conditional model.
+        data: What both were trained on, as `load_data` takes it.
+        first_seed: Seed of the first noise.
+        columns: How many noises.
+        fine_steps: Steps of the teacher's solution.
+
+    Raises:
+        ValueError: for a student that is told no class; as `dsno.report.told.told_of` does.
+    """
+    images = data if isinstance(data, Samples) else load_data(data)
+    learned, solved = open_student(student).eval(), load_teacher(teacher)
+    if not learned.classes:
+        raise ValueError(f"{student} is told no class: give a student that is")
+    z, sections = noise(seed_range(first_seed, columns), learned.shape), []
+    for weight in weights:
+        told = told_of(learned, student, solved, str(teacher), images, weight)
+        shown = _Shown(told, learned, _family(learned), first_seed, z, None, z, fine_steps)
+        sections.append(replace(_samples_by_class(shown), title=f"Told a class, guidance weight {weight:g}"))
+    return sections
 
 
 def set_apart(images: Samples, held_out: str | float | Samples | None) -> tuple[Samples, Samples | None]:

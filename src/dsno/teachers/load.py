@@ -4,7 +4,7 @@
 |---|---|
 | a `Prediction` | itself |
 | a diffusers pipeline | its network and its scheduler |
-| `digits` | the teacher of the 8x8 digits that ships with the package (a folder of that name is `./digits`) |
+| `digits`, `digits-classes` | the teachers of digits that ship with the package (a folder so called is `./digits`) |
 | a folder with `config.json` of type `teacher` | what `save_teacher` wrote |
 | a folder with `model_index.json`, or a model and its `scheduler_config.json` | diffusers (`load_diffusers`) |
 | a file `*.pkl` | EDM or EDM2 (`load_edm`) |
@@ -33,6 +33,7 @@ from dsno.checkpoint import read_json
 from dsno.denoise import Prediction
 from dsno.hub import first_line, is_hub_id, local_copy
 from dsno.nets.backbone import sample_shape
+from dsno.outputs import BUILT_IN
 from dsno.teachers.native import load_native
 from dsno.teachers.parts import contents
 
@@ -121,8 +122,8 @@ def _load(
         return ref
     if not isinstance(ref, Path | str):
         return _object(ref, dtype, shape)
-    if ref == "digits":
-        return load_native(Path(str(resources.files("dsno"))) / "weights" / "digits" / "teacher")
+    if ref in BUILT_IN:
+        return load_native(Path(str(resources.files("dsno"))) / "weights" / ref / "teacher")
     path = Path(ref)
     if path.is_dir() and _is_native(path):
         return load_native(path, unchecked)
