@@ -19,6 +19,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -30,8 +31,9 @@ from torch import Tensor
 from dsno.checkpoint import read_json
 from dsno.condition import Cond, map_cond, named
 from dsno.data.load import load_data
-from dsno.data.samples import Samples
+from dsno.data.samples import Samples, split
 from dsno.grids import GRIDS
+from dsno.measure.copying import copying_ratio
 from dsno.measure.evaluate import Reference, evaluate
 from dsno.measure.features import extract
 from dsno.measure.metrics import frechet_distance
@@ -69,10 +71,17 @@ def quick(recipe: Recipe) -> Recipe:
 
 
 def repeated(
-    recipe: Recipe, source: Path, data: Samples, results: Sequence[Result], many: int, reference: Reference, net: Any
+    recipe: Recipe,
+    source: Path,
+    data: Samples,
+    results: Sequence[Result],
+    many: int,
+    reference: Reference,
+    net: Any,
+    far: Callable[[Tensor], dict[str, Any]],
 ) -> dict[str, Any]:
     """One pass and two of the student, and of those that other seeds of its last stage make: on the noises of the other
-    samplers, and the distance on `many`."""
+    samplers, and how `far` so `many` are from the data."""
     own, count = load_student(source / "student"), results[0].protocol.count
     told, held = told_in(source, data), seed_range(HELD_OUT, count)
     found: dict[str, Any] = {}
@@ -96,8 +105,7 @@ def repeated(
                 repeats=0,
             )
             x = drawn(sampler, seed_range(HELD_OUT, many), own.shape, told if own.classes else None)
-            far = distances(x, count, reference.features, net)
-            found[str(seed)][str(passes)] = {**asdict(made)["quality"], "many": far}
+            found[str(seed)][str(passes)] = {**asdict(made)["quality"], "many": far(x)}
     return found
 
 
@@ -114,11 +122,24 @@ def label_of(cond: Cond | None) -> Tensor | None:
     return found.get("label", found.get(""))
 
 
-def distances(x: Tensor, count: int, real: Tensor, net: Any) -> dict[str, Any]:
-    """Of all samples, and the mean and spread over parts of `count` of them."""
+def distances(
+    x: Tensor, count: int, real: Tensor, net: Any, known: tuple[Tensor, Tensor] | None = None
+) -> dict[str, Any]:
+    """Of all samples, and the mean and spread over parts of `count` of them; with the features that are `known`, of
+    training data and of others, how far a part is from being copied, too."""
     made = extract(net, x.clamp(-1, 1))
     parts = [frechet_distance(part, real) for part in made.split(count) if len(part) == count]
-    return {"frechet": frechet_distance(made, real), "parts": mean_and_spread(parts)}
+    copying = {} if known is None else {"copying": copying_ratio(made[:count], *known)}
+    return {"frechet": frechet_distance(made, real), "parts": mean_and_spread(parts), **copying}
+
+
+def known_to(recipe: Recipe, data: Samples, reference: Samples, net: Any) -> tuple[Tensor, Tensor] | None:
+    """Features of what a student of an adversary was shown, and of other images: the reference, or where that is the
+    same, a tenth of it that is taken for not shown."""
+    if not recipe.finish_adversary:
+        return None
+    shown, others = split(data, 0.1) if reference is data else (data, reference)
+    return extract(net, shown.x), extract(net, others.x)
 
 
 def ends(recipe: Recipe, source: Path, many: int, data: Samples) -> Tensor:
@@ -161,6 +182,10 @@ def judged(numbers: Mapping[str, Any]) -> list[Claim]:
         for noises, over in ((count, less), (numbers["many"]["count"], more)):
             name = f"Frechet distance of two passes over that of one, {noises:,} noises{mean}"
             claims.append(claim(name, fmean(over), 1, "<="))
+    copies = [s["1"]["many"]["copying"] for s in seeds if "copying" in s["1"]["many"]]
+    if copies:
+        name = f"median distance to the nearest training image, over that of other images, one pass{mean}"
+        claims.append(claim(name, fmean(copies), 0.5, ">="))
     # A run that was given its teacher says nothing of the whole.
     if numbers["name"] == "recipe" and "teacher" in numbers["timings"]:
         claims.append(claim("minutes of the whole recipe", sum(numbers["timings"].values()) / 60, 30, "<="))
@@ -218,13 +243,12 @@ def main(given: Sequence[str] | None = None) -> None:
     net = load_feature_net(source / "features")
     more: dict[str, Any] = {}
     if recipe.finish is not None:
-        many, known = arguments.many or (32 if arguments.quick else 16_384), Reference.of(reference.x, net)
+        many, beside = arguments.many or (32 if arguments.quick else 16_384), Reference.of(reference.x, net)
+        known = known_to(recipe, data, reference, net)
+        far = partial(distances, count=results[0].protocol.count, real=beside.features, net=net, known=known)
         more = {
-            "seeds": repeated(recipe, source, data, results, many, known, net),
-            "many": {
-                "count": many,
-                "teacher": distances(ends(recipe, source, many, data), results[0].protocol.count, known.features, net),
-            },
+            "seeds": repeated(recipe, source, data, results, many, beside, net, far),
+            "many": {"count": many, "teacher": far(ends(recipe, source, many, data))},
         }
     pictures(source, data, results, arguments.images, "" if name == "digits" else f"{name}-")
     protocol = results[0].protocol
