@@ -582,7 +582,7 @@ def web(record: Record) -> str:
 TABLES: dict[str, Callable[[Record], str]] = {
     **{f"claims {path.stem}": claims for path in sorted(RESULTS.glob("*.json"))},
     "recipe": recipe,
-    **{name: recipe for name in ("fashion", "sprites") if (RESULTS / f"{name}.json").is_file()},
+    **{name: recipe for name in ("fashion", "sprites", "digits-classes") if (RESULTS / f"{name}.json").is_file()},
     **dict.fromkeys(("digits", "ablation"), digits),
     "halves": halves,
     "guidance": guidance,
