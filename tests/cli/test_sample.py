@@ -58,7 +58,7 @@ def test_the_students_that_ship_are_named(tmp_path: Path) -> None:
     assert ran.following == ["evaluate", "--student", "digits-classes", "--guidance", "2.0"]
     student, cond = load_student(shipped("digits-classes") / "student"), {"weight": torch.tensor([2.0, 2.0])}
     expected = student.sample(noise([0, 1], (1, 8, 8)), {"label": torch.tensor([3, 3]), **cond})
-    assert np.abs(np.load(tmp_path / "a.npy") - expected.numpy()).max() < 1e-4
+    assert np.abs(np.load(tmp_path / "a.npy") - expected.clamp(-1, 1).numpy()).max() < 1e-4
     assert dsno("sample", "--student", "digits", "--count", 1, "--out", "b.npy", at=tmp_path).code == 0
     # A folder of that name is one when it is said so.
     ran = dsno("sample", "--student", "./digits", "--count", 1, "--out", "c.npy", at=tmp_path)

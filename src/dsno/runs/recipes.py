@@ -19,8 +19,6 @@ FINISH: dict[str, Any] = {
 }
 """Of a student of any number of passes that is held against its teacher: the distance falls for some hundred steps and
 then wanders, so the average is long, and the best of eight students is kept."""
-SHORT: dict[str, Any] = {**FINISH, "finish": replace(FINISH["finish"], steps=400), "finish_looks": 4}
-"""Where a step is dear."""
 
 PUBLISHED: dict[str, Any] = {
     "where": "published",
@@ -61,7 +59,11 @@ SPRITES = Recipe(
     distance="l1+perceptual",
     teach=TrainConfig(steps=5000, lr=1e-3, warmup=200, precision="bf16", checkpoint_every=500),
     distill=TrainConfig(steps=2000, lr=1e-3, warmup=200, precision="bf16", checkpoint_every=500),
-    **SHORT,
+    inner_starts=0.25,
+    finish=TrainConfig(steps=200, lr=1e-3, warmup=5, decay="constant", ramp=6, checkpoint_every=50),
+    finish_looks=4,
+    finish_inner=0.25,
+    finish_adversary=1.0,
 )
 CLASSES: dict[str, Any] = {
     "conditional": True,
