@@ -8,7 +8,7 @@ from pathlib import Path
 
 from dsno.bridge.student import starts_from_pictures
 from dsno.cli.bridges import SamplerName, is_bridge, pairs_for
-from dsno.cli.console import progress, say, show, speaks
+from dsno.cli.console import note_passes, progress, say, show, speaks
 from dsno.cli.options import AsRead, Reading, StudentFolder, Variant, launched
 from dsno.cli.words import command, flag, refuse_others
 from dsno.data.samples import Samples
@@ -99,6 +99,7 @@ class Evaluate:
         data, held_out = set_apart(data, self._held_out())
         # An evaluation that is to be replaced is not given for one that cannot be made.
         parts_of(teacher, folder, features, data, self.variant, self.guidance)
+        note_passes(folder, self.passes, self.fresh)
         read = [self.student, teacher, features, self.data, self.held_out]
         with claimed(self.out, EVALUATION, overwrite=self.overwrite, inputs=read), progress() as report:
             results = compare(

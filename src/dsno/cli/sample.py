@@ -15,7 +15,7 @@ from torch import Tensor
 from dsno.bridge.student import starts_from_pictures
 from dsno.cli.bridges import SamplerName, cross_pictures, pictures_of
 from dsno.cli.conditions import condition_by_seed, prompts_by_seed
-from dsno.cli.console import progress, say
+from dsno.cli.console import note_passes, progress, say
 from dsno.cli.exact import OPTIONS, Solved, own_options, solve
 from dsno.cli.options import Device, StudentFolder, Variant, device_of
 from dsno.cli.pieces import BATCH, Piece, check_place, check_size, write_pieces
@@ -233,6 +233,7 @@ class Sample:
         student = open_student(folder, self.teacher, self.variant).to(device)
         latents = self._decoder(self._teacher(student))
         sampler = sampler_of(student, self.passes, fresh=self.fresh)
+        note_passes(folder, (self.passes or 1,), self.fresh)
         check_seeds(self.seed, self.count)
         # What is told a class or a weight is refused before anything is drawn.
         told = self._cond(student, seed_range(self.seed, 1), folder)

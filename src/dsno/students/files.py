@@ -39,6 +39,7 @@ __all__ = [
     "build_student",
     "checked_weight",
     "load_student",
+    "noises_again",
     "notes_of",
     "null_label",
     "save_student",
@@ -166,6 +167,17 @@ def null_label(ref: Path | str) -> int | None:
     notes = notes_of(ref)
     null = notes.get("null", notes.get("options", {}).get("null"))
     return None if null is None else int(null)
+
+
+def noises_again(ref: Path | str) -> bool:
+    """Whether a student's passes behind the first were trained from its own samples, noised again (`identity` with
+    `inner_starts`), and so are better made with `fresh` noise (`MultiPass`).
+
+    Raises:
+        FileNotFoundError: if there is no such folder or file.
+    """
+    notes = notes_of(ref)
+    return notes.get("method") == "identity" and notes.get("options", {}).get("inner_starts", 0) > 0
 
 
 def _folder(ref: Path | str) -> Path:
