@@ -10,8 +10,9 @@ comparison that `dsno reproduce` left there), against --reference, the recipe's 
 the regression is run with two seeds more, and the claim of the distance is of the mean of all three. It is looked at on
 its way, on noises of its own, and the best of its students is kept; `looks` are those distances. Which 2,048 noises
 they are moves a distance by more than the seed of a student does, so each is measured on --many as well, beside the
-ends of as many of the recipe's trajectories. Minutes are the sum of what the stages took, each by its own clock. Writes
-benchmarks/results/NAME.json (recipe.json for the digits) and the pictures of the docs.
+ends of as many of the recipe's trajectories. A student that was shown data is told from copies of them. Minutes are the
+sum of what the stages took, each by its own clock. Writes benchmarks/results/NAME.json (recipe.json for the digits) and
+the pictures of the docs.
 """
 
 from __future__ import annotations
