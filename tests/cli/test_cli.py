@@ -157,7 +157,7 @@ def test_an_unknown_recipe_lists_the_recipes(tmp_path: Path) -> None:
         ran = dsno(verb, "nowhere", at=tmp_path)
         assert (
             ran.code == 2
-            and "digits, digits-classes, fashion, fashion-gpu, sprites" in ran.err
+            and "digits, digits-classes, fashion, fashion-classes, fashion-gpu, sprites" in ran.err
             and len(ran.err.splitlines()) == 1
         )
 
