@@ -240,8 +240,8 @@ def test_a_table_has_a_writer_an_end_and_a_page() -> None:
     assert "stale" not in written and "two processes over one" in written and "as it is" in written
     assert tables.render(written) == written
     assert "claims scale" not in tables.missing([written]) and "digits" in tables.missing([written])
-    with pytest.raises(ValueError, match="nobody writes the table 'sprites'"):
-        tables.render("<!-- table: sprites -->\n<!-- end -->")
+    with pytest.raises(ValueError, match="nobody writes the table 'letters'"):
+        tables.render("<!-- table: letters -->\n<!-- end -->")
     for broken in ("<!-- table: digits -->\n", "<!-- table: digits -->\n" + page):
         with pytest.raises(ValueError, match="have a name and an end"):
             tables.render(broken)
