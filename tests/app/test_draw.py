@@ -84,6 +84,18 @@ def test_a_student_that_was_told_draws_in_as_many_passes_and_its_teacher_under_g
     assert made.calls == 4 and torch.equal(made.picture, expected)
 
 
+def test_passes_are_made_as_they_were_trained() -> None:
+    seeds, known = seed_range(5, 1), {name: str(shipped(name) / "student") for name in ("digits", "digits-classes")}
+    for name, fresh in (("digits", True), ("digits-classes", False)):
+        model = open_model(name, Places(known=known))
+        assert model.fresh == fresh
+        cond = {"label": torch.tensor([3]), "weight": torch.tensor([1.0])} if model.classes else None
+        made = draw(model, Ask(5, label=3 if cond else None, guidance=1.0 if cond else 0.0, passes=2, path=True))
+        expected = sampler_of(model.of, 2, fresh=fresh)(noise(seeds, (1, 8, 8)), cond, seeds).sample[0].clamp(-1, 1)
+        assert made.calls == 2 and torch.equal(made.picture, expected)
+        torch.testing.assert_close(made.path[-1][1], expected, rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 def test_latents_are_decoded_on_their_way_and_at_its_end(pipelines: dict[str, Path]) -> None:
     folder = pipelines["dit"].parent
