@@ -172,7 +172,7 @@ def compare(
     device = torch.device("cpu") if accelerator is None else accelerator.device
     for model in (solved, learned, net):
         model.to(device)
-    seeds, family = seed_range(first_seed, count), _family(learned)
+    seeds, family, results = seed_range(first_seed, count), _family(learned), list[Result]()
     own, solvers = _passes(learned, family, passes, fresh), _solvers(told.solved, solved.schedule, ddim, multistep)
     done = _done(fine_steps, passes, solvers)
 
@@ -184,7 +184,6 @@ def compare(
     # A guided teacher's samplers count both its rows of the network.
     per_row = flops(solved, z[:1], torch.ones(1, device=device), map_cond(operator.itemgetter(slice(1)), labels))
     asked = labels if images.labels is not None and tells_classes(features, images.name) else None
-    results = []
     for n, (name, sampler) in enumerate([*own.items(), *solvers.items()]):
         report("evaluate", done[n], done[-1], name)
         result = evaluate(

@@ -176,8 +176,9 @@ def noises_again(ref: Path | str) -> bool:
     Raises:
         FileNotFoundError: if there is no such folder or file.
     """
-    notes = notes_of(ref)
-    return notes.get("method") == "identity" and notes.get("options", {}).get("inner_starts", 0) > 0
+    # Who holds a student's law against the teacher's, by so much of `a`, starts inside from its own samples.
+    options = notes_of(ref).get("options", {})
+    return "a" in options and options.get("inner_starts", 0) > 0
 
 
 def _folder(ref: Path | str) -> Path:
