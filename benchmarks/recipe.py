@@ -30,10 +30,8 @@ from _common import Claim, claim, mean_and_spread, parse, parser, printed, write
 from torch import Tensor
 
 from dsno.checkpoint import read_json
-from dsno.condition import Cond, map_cond, named
 from dsno.data.load import load_data
 from dsno.data.samples import Samples, split
-from dsno.grids import GRIDS
 from dsno.measure.copying import copying_ratio
 from dsno.measure.evaluate import Reference, evaluate
 from dsno.measure.features import extract
@@ -48,8 +46,6 @@ from dsno.runs.finish import drawn
 from dsno.runs.recipes import RECIPES, Recipe
 from dsno.seeds import noise, seed_range
 from dsno.solvers.fine import fine_solution
-from dsno.solvers.multistep import UniPC
-from dsno.solvers.run import SolverSampler
 from dsno.students.files import load_student, notes_of
 from dsno.students.samplers import MultiPass, OnePass, Student
 from dsno.teachers.load import load_teacher
@@ -84,7 +80,6 @@ def repeated(
     """One pass and two of the student, and of those that other seeds of its last stage make: on the noises of the other
     samplers, and how `far` so `many` are from the data."""
     own, count = load_student(source / "student"), results[0].protocol.count
-    told, held = told_in(source, data), seed_range(HELD_OUT, count)
     found: dict[str, Any] = {}
     for seed in SEEDS:
         folder = source / "student"
@@ -99,28 +94,14 @@ def repeated(
                 sampler,
                 name=f"seed {seed}, {passes} passes",
                 shape=own.shape,
-                seeds=held,
+                seeds=seed_range(HELD_OUT, count),
                 reference=reference,
                 extractor=net,
-                cond=told(held),
                 repeats=0,
             )
-            x = drawn(sampler, seed_range(HELD_OUT, many), own.shape, told if own.classes else None)
+            x = drawn(sampler, seed_range(HELD_OUT, many), own.shape)
             found[str(seed)][str(passes)] = {**asdict(made)["quality"], "many": far(x)}
     return found
-
-
-def told_in(source: Path, data: Samples) -> Callable[[Tensor], Any]:
-    """What the student of a run in `source` is told of seeds (B,), as `compare` tells it."""
-    student, teacher = source / "student", source / "teacher"
-    told = told_of(load_student(student), student, load_teacher(teacher), str(teacher), data)
-    return lambda seeds: told.student(told.labels(seeds, torch.device("cpu")))
-
-
-def label_of(cond: Cond | None) -> Tensor | None:
-    """The classes in what a student is told: what its teacher is."""
-    found = named(cond)
-    return found.get("label", found.get(""))
 
 
 def distances(
@@ -143,16 +124,11 @@ def known_to(recipe: Recipe, data: Samples, reference: Samples, net: Any) -> tup
     return extract(net, shown.x), extract(net, others.x)
 
 
-def ends(recipe: Recipe, source: Path, many: int, data: Samples) -> Tensor:
-    """What the teacher makes of as many noises: the ends of the recipe's trajectories, or where those are of several
-    weights of guidance, of its solver's under the least."""
-    if recipe.guidance is None:
-        held = TrajectorySet(source / "trajectories")
-        return torch.cat([held.__getitems__(n.tolist())["x0"][:, -1] for n in torch.arange(many).split(1024)]).float()
-    teacher, told = load_teacher(source / "teacher"), told_in(source, data)
-    grid = GRIDS[recipe.grid](teacher.schedule, recipe.solver_steps)
-    sampler = SolverSampler(teacher, teacher.schedule, grid, UniPC(3))
-    return drawn(sampler, seed_range(HELD_OUT, many), data.shape, lambda seeds: label_of(told(seeds)))
+def ends(source: Path, many: int) -> Tensor:
+    """What the teacher makes of as many noises: the ends of the recipe's trajectories."""
+    data = TrajectorySet(source / "trajectories")
+    x = torch.cat([data.__getitems__(rows.tolist())["x0"][:, -1] for rows in torch.arange(many).split(1024)])
+    return x.float()
 
 
 def judged(numbers: Mapping[str, Any]) -> list[Claim]:
@@ -205,17 +181,17 @@ def by_class(student: Student, recipe: Recipe) -> bytes:
 def pictures(recipe: Recipe, source: Path, data: Samples, results: Any, images: Path, prefix: str) -> None:
     """The cost plot, samples, and the operator's trajectories over the teacher's."""
     teacher, student = load_teacher(source / "teacher"), load_student(source / "student")
-    seeds = seed_range(HELD_OUT, 64)
-    z, cond = noise(seeds, sample_shape(teacher)), told_in(source, data)(seeds)
-    few = map_cond(lambda c: c[:6], cond)
-    made = OnePass(student, whole=True)(z[:6], few)
-    exact = fine_solution(teacher, teacher.schedule, z[:6], 64, keep=made.t, keep_x0=True, cond=label_of(few))
-    fine = fine_solution(teacher, teacher.schedule, z, 64, cond=label_of(cond)).sample
+    told, seeds = told_of(student, source / "student", teacher, str(source / "teacher"), data), seed_range(HELD_OUT, 64)
+    z, labels = noise(seeds, sample_shape(teacher)), told.labels(seeds, torch.device("cpu"))
+    few = None if labels is None else labels[:6]
+    made = OnePass(student, whole=True)(z[:6], told.student(few))
+    exact = fine_solution(teacher, teacher.schedule, z[:6], 64, keep=made.t, keep_x0=True, cond=few)
+    fine = fine_solution(teacher, teacher.schedule, z, 64, cond=labels).sample
     assert made.x0 is not None and exact.x0 is not None
     images.mkdir(parents=True, exist_ok=True)
     for name, picture in {
         "cost": quality_against_cost(results),
-        "samples": image_grid(student.sample(z, cond), 16) if recipe.guidance is None else by_class(student, recipe),
+        "samples": image_grid(student.sample(z), 16) if recipe.guidance is None else by_class(student, recipe),
         "teacher": image_grid(fine, 16),
         "trajectories": trajectory_strips(made.x0[:, 1:], exact.x0[:, 1:], made.t[1:], z[:6]),
     }.items():
@@ -258,7 +234,7 @@ def main(given: Sequence[str] | None = None) -> None:
         far = partial(distances, count=results[0].protocol.count, real=beside.features, net=net, known=known)
         more = {
             "seeds": repeated(recipe, source, data, results, many, beside, net, far),
-            "many": {"count": many, "teacher": far(ends(recipe, source, many, data))},
+            "many": {"count": many, "teacher": far(ends(source, many))},
         }
     pictures(recipe, source, data, results, arguments.images, "" if name == "digits" else f"{name}-")
     protocol = results[0].protocol

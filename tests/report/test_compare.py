@@ -290,5 +290,5 @@ def test_classes_are_shown_under_several_weights_behind_a_comparison(
     compare(*parts, "digits", 8, page=tmp_path / "page.html", more=sections, **FEW)
     words = " ".join(Page((tmp_path / "page.html").read_text()).words)
     assert words.count("Told a class") == 2 and "A row for each class, a column for the noise of each seed" in words
-    with pytest.raises(ValueError, match="student is told no class: give a student that is"):
+    with pytest.raises(ValueError, match="student is told no class, and only students of classes are compared"):
         by_class(folders / "teacher", folders / "student", (0.0,))

@@ -13,7 +13,7 @@ from dsno.cli.options import StudentFolder, Variant
 from dsno.cli.words import command
 from dsno.denoise import Prediction
 from dsno.nets.backbone import own_null
-from dsno.runs.shipped import shipped
+from dsno.runs.shipped import shipped, shipped_name
 from dsno.students.files import null_label, trained_for
 from dsno.students.origin import find_teacher, open_student
 from dsno.students.samplers import Student
@@ -74,8 +74,7 @@ class Web:
     def _write(self) -> None:
         folder = self.student or shipped() / "student"
         student = open_student(folder, self.teacher, self.variant)
-        ships = folder.is_relative_to(shipped().parent)
-        title = self.title or ("Digits" if ships else folder.resolve().name)
+        title = self.title or ("Digits" if shipped_name(folder) else folder.resolve().name)
         teacher = self._beside(folder, student)
         inputs = (self.student, self.teacher, self.runtime)
         null, weights = null_label(folder), trained_for(folder)

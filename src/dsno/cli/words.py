@@ -19,7 +19,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 
-from dsno.runs.shipped import shipped
+from dsno.runs.shipped import shipped_name
 
 __all__ = ["command", "flag", "flags_of", "on_the_shell", "refuse_others"]
 
@@ -49,9 +49,7 @@ def command(verb: str, *given: object, **options: object) -> str:
 
 
 def _word(value: object) -> str:
-    if isinstance(value, Path) and value.name == "student" and value.parent.parent == shipped().parent:
-        return value.parent.name
-    return str(value)
+    return (shipped_name(value) if isinstance(value, Path) else None) or str(value)
 
 
 def flags_of(verb: object) -> dict[str, str]:

@@ -247,7 +247,8 @@ class Recipe:
         solved = under_guidance(str(out / "teacher"), told, self.guidance or ())
         looked = self.finish_looks > 1 and (out / "features" / "config.json").is_file()
         stage = folder.parent / "finish" if looked else folder
-        samples = load_data(self.data, size=self.size, range=self.range) if data is None else data
+        if data is None and (looked or self.finish_adversary):
+            data = load_data(self.data, size=self.size, range=self.range)
         stored = None if self.guidance is None else TrajectorySet(out / "trajectories")
 
         def trained(steps: int) -> Student:
@@ -256,7 +257,7 @@ class Recipe:
                 stage,
                 report,
                 solved,
-                samples if self.finish_adversary else stored,
+                data if self.finish_adversary else stored,
                 "identity",
                 replace(self._here(finish, stage), seed=seed, steps=steps),
                 self.finish_batch,
@@ -269,7 +270,8 @@ class Recipe:
         if not looked:
             trained(finish.steps)
             return
-        to_data = distance_to(samples, load_feature_net(out / "features"), self._label(told))
+        assert data is not None
+        to_data = distance_to(data, load_feature_net(out / "features"), self._label(told))
 
         def distance(student: Student) -> float:
             with _timed(folder.parent, "looks"):

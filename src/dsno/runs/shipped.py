@@ -8,7 +8,7 @@ from pathlib import Path
 
 from dsno.checkpoint import CONFIG, SEAL, WEIGHTS, read_json, seal, write_json
 
-__all__ = ["ship", "shipped"]
+__all__ = ["ship", "shipped", "shipped_name"]
 
 PARTS = ("teacher", "student", "features")
 
@@ -26,6 +26,11 @@ def shipped(name: str = "digits") -> Path:
             f"{name}`"
         )
     return folder
+
+
+def shipped_name(folder: Path) -> str | None:
+    """What the student in a folder is called by, if it ships with the package: `digits`, say."""
+    return folder.parent.name if folder.name == "student" and folder.parent.parent == shipped().parent else None
 
 
 def ship(run: Path | str, out: Path | str) -> None:
