@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from _common import HELD_OUT, kept, named, printed
+from _common import HELD_OUT, ROOT, kept, named, printed
 from filelock import FileLock
 from torch import Tensor, nn
 
@@ -29,7 +29,6 @@ from dsno.measure.evaluate import Reference, evaluate
 from dsno.nets.features import load_feature_net
 from dsno.runs.features import train_features
 from dsno.runs.recipes import RECIPES
-from dsno.runs.shipped import shipped
 from dsno.seeds import noise, seed_range
 from dsno.solvers.fine import fine_solution
 from dsno.students.flowmap import FlowMap, flow_map_from_teacher
@@ -46,6 +45,7 @@ __all__ = [
     "ENTRIES",
     "PROBLEMS",
     "QUICK",
+    "SOURCES",
     "Bench",
     "Entry",
     "Problem",
@@ -59,6 +59,8 @@ __all__ = [
 PASSES = (1, 2, 4)
 SHOWN = 24
 """Samples that are kept of every run, for the pictures."""
+SOURCES = ROOT / "benchmarks" / "sources"
+"""Teachers whose weights do not ship, and the features to measure in: rows of another teacher are another table."""
 TIMES = grids.quadratic(4)[1:]
 """Of the frames that are kept of trajectories."""
 
@@ -212,7 +214,7 @@ class Bench:
     ) -> None:
         self.name, self.problem, self.runs, self.precision, self.size = name, PROBLEMS[name], runs, precision, size
         self.images = load_data(data or self.problem.data, size=self.problem.size)
-        if source != shipped():
+        if not all((source / part / "config.json").is_file() for part in ("teacher", "features")):
             with FileLock(runs / "source.lock"):
                 self._recipe().prepare(source, printed(500), data=self.images)
         self.teacher: Prediction = load_teacher(source / "teacher").eval().requires_grad_(False)

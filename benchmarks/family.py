@@ -7,8 +7,9 @@
     python benchmarks/family.py fashion --data PATH --title clothes --report
 
 Claim: at one pass an operator is ahead of every method that is not one; a smaller distance of another method refutes
-it, and a difference within both spreads leaves it open. The digits' teacher is the shipped one; another is made as its
-recipe makes it, with the features to measure in, if --source does not hold them.
+it, and a difference within both spreads leaves it open. The digits' teacher is the shipped one; another is that of
+benchmarks/sources, so that rows can be added to what is published, or made as its recipe makes it, with the features to
+measure in, if --source does not hold them.
 
 Every run spends the same FLOPs: what its trajectories cost (teacher calls of their solver) is taken off first, and the
 rest divided by the counted FLOPs of a training step (forward, backward, the teacher's and every other call of the loss)
@@ -53,6 +54,7 @@ from _family import (
     PROBLEMS,
     QUICK,
     SHOWN,
+    SOURCES,
     TIMES,
     Bench,
     Problem,
@@ -417,7 +419,9 @@ def claimed(path: Path) -> Iterator[bool]:
 def options() -> argparse.ArgumentParser:
     made = parser(__file__, __doc__)
     made.add_argument("problem", choices=PROBLEMS)
-    made.add_argument("--source", type=Path, help="folder of the teacher and the features; runs/PROBLEM by default")
+    made.add_argument(
+        "--source", type=Path, help="folder of the teacher and the features; runs/PROBLEM where none is kept"
+    )
     made.add_argument("--data", help="where the data are, if not where the recipe says")
     made.add_argument("--held-out", help="data that nothing is trained on, to measure against, too")
     made.add_argument("--runs", type=Path, help="what is trained and measured; runs/family/PROBLEM by default")
@@ -447,7 +451,8 @@ def main(given: Sequence[str] | None = None) -> None:
     runs = runs_of(arguments, f"runs/family/{arguments.problem}")
     if arguments.report and not any((runs / "runs").glob("*.json")):
         made.error(f"{runs} holds no runs to report on: run without --report first")
-    trained = runs / "source" if quick else Path("runs") / arguments.problem
+    held = SOURCES / arguments.problem
+    trained = runs / "source" if quick else held if held.is_dir() else Path("runs") / arguments.problem
     source = arguments.source or (shipped() if arguments.problem == "digits" else trained)
     size = QUICK if quick else Size()
     bench = Bench(arguments.problem, source, arguments.data, runs, arguments.precision, size, arguments.held_out)
