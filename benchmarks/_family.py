@@ -377,7 +377,7 @@ def samplers_of(student: Student) -> dict[str, Sampler]:
     if not student.restarts:
         return {"1": OnePass(student)}
     return {
-        **{str(k): MultiPass(student, k) for k in PASSES},
+        **{str(k): MultiPass(student, k, fresh=False) for k in PASSES},
         **{f"{k}, re-noised": MultiPass(student, k, fresh=True) for k in PASSES[1:]},
     }
 

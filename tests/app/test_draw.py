@@ -17,6 +17,7 @@ from dsno.seeds import noise, seed_range
 from dsno.solvers.named import SOLVERS
 from dsno.solvers.run import SolverSampler
 from dsno.students.files import load_student
+from dsno.students.operator import TrajectoryStudent
 from dsno.students.samplers import sampler_of
 from dsno.teachers.latents import load_decoder
 from dsno.teachers.load import load_teacher
@@ -88,7 +89,7 @@ def test_passes_are_made_as_they_were_trained() -> None:
     seeds, known = seed_range(5, 1), {name: str(shipped(name) / "student") for name in ("digits", "digits-classes")}
     for name, fresh in (("digits", True), ("digits-classes", False)):
         model = open_model(name, Places(known=known))
-        assert model.fresh == fresh
+        assert isinstance(model.of, TrajectoryStudent) and model.of.fresh == fresh
         cond = {"label": torch.tensor([3]), "weight": torch.tensor([1.0])} if model.classes else None
         made = draw(model, Ask(5, label=3 if cond else None, guidance=1.0 if cond else 0.0, passes=2, path=True))
         expected = sampler_of(model.of, 2, fresh=fresh)(noise(seeds, (1, 8, 8)), cond, seeds).sample[0].clamp(-1, 1)

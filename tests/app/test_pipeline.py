@@ -214,11 +214,12 @@ def test_it_comes_back_from_its_folder(classes: int | None, tmp_path: Path) -> N
 
 
 def test_that_it_restarts_comes_back_too(tmp_path: Path) -> None:
-    for restarts in (True, False):
+    for restarts, fresh in ((True, True), (True, False), (False, False)):
         made = student()
-        made.restarts = restarts
-        DSNOPipeline.from_student(made).save_pretrained(tmp_path / str(restarts))
-        assert DSNOPipeline.from_pretrained(tmp_path / str(restarts)).student.restarts == restarts
+        made, out = made.restarting(restarts, fresh), tmp_path / f"{restarts}-{fresh}"
+        DSNOPipeline.from_student(made).save_pretrained(out)
+        again = DSNOPipeline.from_pretrained(out).student
+        assert (again.restarts, again.fresh) == (restarts, fresh)
 
 
 def test_the_student_comes_back_alone(pipe: DSNOPipeline, folder: Path) -> None:

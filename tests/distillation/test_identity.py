@@ -205,7 +205,7 @@ def test_an_inner_start_is_the_second_pass_of_the_sampler(target: Target, monkey
     assert batch["start"] == 0.5
     x = twin(*objective.told(batch))[0]
     monkeypatch.setattr("dsno.students.samplers.noise_tape", lambda *_: batch["again"].unsqueeze(0))
-    sampler = MultiPass(stage.became(student), 2, fresh=True)
+    sampler = MultiPass(stage.became(student), 2)
     made = sampler(batch["noise"], seeds=torch.arange(8)).sample
     assert torch.allclose(x, made, atol=1e-5)
     # Not one of noise alone, and no gradient reaches the pass before.

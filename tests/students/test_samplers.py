@@ -291,6 +291,10 @@ def test_the_sampler_of_an_operator_is_of_one_pass_unless_more_are_asked_for() -
     made = restartable()
     assert sampler_of(made) == MultiPass(made, 1, whole=False, fresh=False)
     assert sampler_of(made, 3, whole=True, fresh=True) == MultiPass(made, 3, whole=True, fresh=True)
+    # As it was trained, unless it is said otherwise.
+    trained = made.restarting(fresh=True)
+    assert sampler_of(trained, 3) == MultiPass(trained, 3, fresh=True) != MultiPass(trained, 3, fresh=False)
+    assert sampler_of(trained, 3, fresh=False) == MultiPass(trained, 3, fresh=False)
     with pytest.raises(ValueError, match="from noise alone"):
         sampler_of(student(), 2)
 

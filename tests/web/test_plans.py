@@ -22,6 +22,8 @@ STUDENTS = {
     "operator": operator(),
     "operator of states": operator("flow", "state"),
     "operator of noise": operator("eps"),
+    "operator that noises again": operator("v").restarting(fresh=True),
+    "operator of edm, noised again": operator("edm", "state", classes=3).restarting(fresh=True),
     "operator of edm": operator("edm", "state", classes=3, guidance=True),
     "flow map": flow_map("v"),
     "consistency map": flow_map("edm", "end", guidance=True),
@@ -81,6 +83,9 @@ def test_predictions_are_those_of_the_trajectory() -> None:
     found = torch.stack([sum(w * y for w, y in zip(row, (x, *F), strict=True)) for row in call.predictions], 1)
     close(found.detach(), expected[:, 1:])
     assert passes_planned(operator(target="state"), 1)[0].predictions is None
+    # Nobody predicted a state that was noised again.
+    assert all(call.predictions is None for call in passes_planned(student.restarting(fresh=True), 2))
+    assert passes_planned(student.restarting(fresh=True), 1) == (call,)
 
 
 @pytest.mark.parametrize("solver", ["ddim", "dpm2"])

@@ -69,7 +69,7 @@ def draw(model: Model, ask: Ask, tell: Tell = lambda done, total: None) -> Drawn
         made, seconds = timed(sampler, z, cond, seeds)
     picture, rounds = _shown(model, made.sample)[0], made.rounds
     if ask.path and isinstance(model.of, TrajectoryStudent):
-        made = sampler_of(model.of, ask.passes, whole=True, fresh=model.fresh)(z, cond, seeds)
+        made = sampler_of(model.of, ask.passes, whole=True)(z, cond, seeds)
     path = []
     if ask.path:
         for n in torch.linspace(0, len(made.t) - 1, min(FRAMES, len(made.t))).round().int().tolist():
@@ -84,7 +84,7 @@ def _sampler(model: Model, ask: Ask) -> tuple[int, Sampler]:
         if ask.passes is not None and ask.passes not in model.passes:
             known = ", ".join(map(str, model.passes))
             raise ValueError(f"{model.name} makes {known} pass(es), got {ask.passes}")
-        return ask.passes or model.passes[0], sampler_of(model.of, ask.passes, fresh=model.fresh)  # type: ignore[arg-type]
+        return ask.passes or model.passes[0], sampler_of(model.of, ask.passes)  # type: ignore[arg-type]
     if not 1 <= ask.steps <= STEPS:
         raise ValueError(f"steps must be in [1, {STEPS}], got {ask.steps}")
     if ask.solver not in SOLVERS:

@@ -28,7 +28,7 @@ from dsno.denoise import Denoiser, Prediction
 from dsno.hub import is_hub_id, local_copy
 from dsno.nets.backbone import Backbone, own_null, sample_shape
 from dsno.schedule import Schedule
-from dsno.students.files import noises_again, null_label, trained_for
+from dsno.students.files import null_label, trained_for
 from dsno.students.origin import find_teacher, open_student, origin_of
 from dsno.students.samplers import Student, passes_known
 from dsno.teachers.latents import Latents, load_decoder
@@ -76,7 +76,6 @@ class Model:
         null: The label that stands for no class, and is never drawn.
         weights: The guidance weights that a student was trained for.
         variant: The variant of the encoder's weights.
-        fresh: Whether a student noises its sample again between passes, as it was trained to.
 
     Raises:
         ValueError: for one whose samples are no pictures, or that starts from a picture.
@@ -89,7 +88,6 @@ class Model:
     null: int | None = None
     weights: tuple[float, float] | None = None
     variant: str | None = None
-    fresh: bool = False
 
     def __post_init__(self) -> None:
         if "start" in self.tokens:
@@ -238,7 +236,7 @@ def _student(name: str, ref: str, folder: Path, places: Places, variant: str | N
     noted = (place for place in origin_of(folder).places if _is_pipeline(place, places, far))
     place = next(noted, None)
     latents = None if place is None else load_decoder(place, variant=variant)
-    return Model(name, student, latents, place, null_label(folder), weights, variant, noises_again(folder))
+    return Model(name, student, latents, place, null_label(folder), weights, variant)
 
 
 def _is_pipeline(place: str, places: Places, far: bool) -> bool:

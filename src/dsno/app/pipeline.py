@@ -131,10 +131,13 @@ class DSNOModel(TrajectoryStudent, _Shared):  # type: ignore[misc]
         lift: dict[str, Any],
         data_std: float = 1.0,
         restarts: bool = False,
+        fresh: bool = False,
     ) -> None:
         own = {"schedule": schedule, "times": times, "target": target, "kind": kind, "data_std": data_std}
-        made = build_student({**own, "backbone": backbone, "lift": lift, "restarts": restarts})
-        super().__init__(made.net, made.schedule, made.times, made.target, made.kind, data_std, restarts=restarts)
+        made = build_student({**own, "backbone": backbone, "lift": lift})
+        super().__init__(
+            made.net, made.schedule, made.times, made.target, made.kind, data_std, restarts=restarts, fresh=fresh
+        )
 
     @classmethod
     def from_student(cls, student: TrajectoryStudent) -> Self:
@@ -375,7 +378,7 @@ class DSNOPipeline(DiffusionPipeline):
 
 INSTEAD = {
     "batch_size": "num_images says how many images there are",
-    "eta": "a student draws no noise on its way, but for the passes of a consistency model",
+    "eta": "a student draws no noise on its way, but between passes where it was trained to",
     "guidance_scale": "guidance_weight is it less 1, of a student that is told one",
     "height": "a student makes images of one size",
     "num_images_per_prompt": "num_images says how many images there are",

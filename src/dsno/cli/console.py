@@ -5,9 +5,8 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TaskID, TextColumn, TimeElapsedColumn
@@ -18,12 +17,10 @@ from dsno.cli.pace import Pace, spelled
 from dsno.measure.results import Result
 from dsno.measure.table import BIAS, COLUMNS, COPYING, UNBIASED, best, copied, nearest, reading, table
 from dsno.runs.plan import Estimate
-from dsno.students.files import noises_again
 from dsno.teachers.check.verdict import Verdict
 from dsno.train import Report
 
 __all__ = [
-    "note_passes",
     "progress",
     "say",
     "say_aside",
@@ -63,12 +60,6 @@ def say_aside(text: str) -> None:
     """Print what the user should know of a command that goes on all the same."""
     if speaks():
         print(f"note: {text}", file=sys.stderr)
-
-
-def note_passes(folder: Path | str, passes: Collection[int], fresh: bool) -> None:
-    """Say so where a student in `folder` is to make several passes another way than it was trained to."""
-    if max(passes, default=1) > 1 and not fresh and noises_again(folder):
-        say_aside(f"the passes of {folder} were trained to noise its sample again: they are better with --fresh")
 
 
 def speaks() -> bool:

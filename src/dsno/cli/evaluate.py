@@ -8,7 +8,7 @@ from pathlib import Path
 
 from dsno.bridge.student import starts_from_pictures
 from dsno.cli.bridges import SamplerName, is_bridge, pairs_for
-from dsno.cli.console import note_passes, progress, say, show, speaks
+from dsno.cli.console import progress, say, show, speaks
 from dsno.cli.options import AsRead, Reading, StudentFolder, Variant, launched
 from dsno.cli.words import command, flag, refuse_others
 from dsno.data.samples import Samples
@@ -66,7 +66,7 @@ class Evaluate:
     passes: tuple[int, ...] = ()
     """Passes to measure the student at, a row each; the fewest it was trained for by default."""
     fresh: bool = False
-    """Noise the sample again between passes, instead of going on from the student's own state."""
+    """Noise the sample again between passes, which a student does by itself that was trained to."""
     guidance: float | None = None
     """The weight of guidance of a student of classes and its teacher; the least that it was trained for by default."""
     out: Path = Path("runs/evaluation")
@@ -99,7 +99,6 @@ class Evaluate:
         data, held_out = set_apart(data, self._held_out())
         # An evaluation that is to be replaced is not given for one that cannot be made.
         parts_of(teacher, folder, features, data, self.variant, self.guidance)
-        note_passes(folder, self.passes, self.fresh)
         read = [self.student, teacher, features, self.data, self.held_out]
         with claimed(self.out, EVALUATION, overwrite=self.overwrite, inputs=read), progress() as report:
             results = compare(
@@ -112,7 +111,7 @@ class Evaluate:
                 report,
                 accelerator=accelerator,
                 passes=self.passes,
-                fresh=self.fresh,
+                fresh=self.fresh or None,
                 held_out=held_out,
                 variant=self.variant,
                 guidance=self.guidance,

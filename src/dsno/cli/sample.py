@@ -15,7 +15,7 @@ from torch import Tensor
 from dsno.bridge.student import starts_from_pictures
 from dsno.cli.bridges import SamplerName, cross_pictures, pictures_of
 from dsno.cli.conditions import condition_by_seed, prompts_by_seed
-from dsno.cli.console import note_passes, progress, say
+from dsno.cli.console import progress, say
 from dsno.cli.exact import OPTIONS, Solved, own_options, solve
 from dsno.cli.options import Device, StudentFolder, Variant, device_of
 from dsno.cli.pieces import BATCH, Piece, check_place, check_size, write_pieces
@@ -136,7 +136,7 @@ class Sample:
     """Network passes that the student was trained for (an operator's need distill --inner-starts);
     the fewest by default."""
     fresh: bool = False
-    """Noise the sample again between passes, instead of going on from the student's own state."""
+    """Noise the sample again between passes, which a student does by itself that was trained to."""
     bridge: Path | None = None
     """Folder of a bridge (`dsno teach --pairs`): go from --input to its samples."""
     input: Path | None = None
@@ -232,8 +232,7 @@ class Sample:
         device, folder = device_of(self.device), self.student or shipped() / "student"
         student = open_student(folder, self.teacher, self.variant).to(device)
         latents = self._decoder(self._teacher(student))
-        sampler = sampler_of(student, self.passes, fresh=self.fresh)
-        note_passes(folder, (self.passes or 1,), self.fresh)
+        sampler = sampler_of(student, self.passes, fresh=self.fresh or None)
         check_seeds(self.seed, self.count)
         # What is told a class or a weight is refused before anything is drawn.
         told = self._cond(student, seed_range(self.seed, 1), folder)

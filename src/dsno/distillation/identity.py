@@ -326,8 +326,8 @@ class IdentityOptions:
     rate: float = 0.01
     """The student's learning rate, over the run's."""
     inner_starts: float = 0.0
-    """Share of steps started from the student's own samples, noised again to an inner frame's time: for `sample
-    --passes --fresh`."""
+    """Share of steps started from the student's own samples, noised again to an inner frame's time: for more passes
+    than one (`sample --passes`)."""
     adversary: float = 0.0
     """What an adversary weighs that tells the student's samples from real ones by the denoiser's bottleneck; 0 leaves
     it out, and needs no data."""
@@ -382,7 +382,7 @@ def identity(student: Student, given: Given, options: IdentityOptions = Identity
             return student.trained_for(student.count, student.count)
         if isinstance(student, FlowMap):
             return student.trained_for("grid", 1)
-        return student.restarting() if options.inner_starts else student
+        return student.restarting(fresh=True) if options.inner_starts else student
 
     return [Stage("identity", given.steps, make, became, lr=options.rate)]
 

@@ -110,7 +110,7 @@ def compare(
     fine_steps: int = 64,
     repeats: int = 3,
     passes: Sequence[int] = (),
-    fresh: bool = False,
+    fresh: bool | None = None,
     held_out: str | float | Samples | None = None,
     accelerator: Any = None,
     variant: str | None = None,
@@ -138,7 +138,7 @@ def compare(
         fine_steps: Steps of the fine solution.
         repeats: Calls behind each latency, 0 to leave latencies out.
         passes: Numbers of passes to measure the student at, a row each; by default the fewest it was trained for.
-        fresh: Noise the sample again between passes.
+        fresh: Noise the sample again between passes; as the student was trained to by default.
         held_out: Images that nothing was trained on, as `data`, or the share of `data` to hold out (`set_apart`): what
             is measured is compared with them, too, and told from a copy of `data`.
         accelerator: An `accelerate.Accelerator`: its processes share the noises and the first one writes; or None.
@@ -364,7 +364,7 @@ def _family(student: Student) -> str:
     return "DSNO" if isinstance(student, TrajectoryStudent) else "flow map"
 
 
-def _passes(student: Student, family: str, passes: Sequence[int], fresh: bool) -> dict[str, Sampler]:
+def _passes(student: Student, family: str, passes: Sequence[int], fresh: bool | None) -> dict[str, Sampler]:
     """The student's own samplers by name: of so many passes, or of the fewest."""
     return {f"{family}-{n}": sampler_of(student, n, fresh=fresh) for n in passes} or {family: sampler_of(student)}
 

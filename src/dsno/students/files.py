@@ -39,7 +39,6 @@ __all__ = [
     "build_student",
     "checked_weight",
     "load_student",
-    "noises_again",
     "notes_of",
     "null_label",
     "save_student",
@@ -169,18 +168,6 @@ def null_label(ref: Path | str) -> int | None:
     return None if null is None else int(null)
 
 
-def noises_again(ref: Path | str) -> bool:
-    """Whether a student's passes behind the first were trained from its own samples, noised again (`identity` with
-    `inner_starts`), and so are better made with `fresh` noise (`MultiPass`).
-
-    Raises:
-        FileNotFoundError: if there is no such folder or file.
-    """
-    # Who holds a student's law against the teacher's, by so much of `a`, starts inside from its own samples.
-    options = notes_of(ref).get("options", {})
-    return "a" in options and options.get("inner_starts", 0) > 0
-
-
 def _folder(ref: Path | str) -> Path:
     """Where a student lies; whoever gives a path means this machine."""
     remote = isinstance(ref, str) and not Path(ref).exists() and is_hub_id(ref)
@@ -264,11 +251,12 @@ def _operator(
     shape: Sequence[int] | None = None,
     classes: int | None = None,
     restarts: bool = False,
+    fresh: bool = False,
     net: nn.Module | None = None,
 ) -> TrajectoryStudent:
     lifted = _lift_again(net_from_config(backbone or {}) if net is None else net, lift)
     solved_on = schedule_from_config(schedule)
-    return TrajectoryStudent(lifted, solved_on, times, target, kind, data_std, shape, classes, restarts)
+    return TrajectoryStudent(lifted, solved_on, times, target, kind, data_std, shape, classes, restarts, fresh)
 
 
 def _lift_again(net: nn.Module, config: Mapping[str, Any]) -> Lifted:

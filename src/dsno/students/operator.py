@@ -58,6 +58,7 @@ class TrajectoryStudent(nn.Module):
         shape: The shape of one sample, (C, *spatial), of a backbone that does not say.
         classes: The number of classes it may be told, of a backbone that does not say.
         restarts: Whether it was trained to start from its inner states, too, not from noise alone (see `MultiPass`).
+        fresh: Whether those were its samples noised again, and not states on their way.
 
     Raises:
         ValueError: if the times do not fit the network's frames or do not decrease.
@@ -74,6 +75,7 @@ class TrajectoryStudent(nn.Module):
         shape: Sequence[int] | None = None,
         classes: int | None = None,
         restarts: bool = False,
+        fresh: bool = False,
     ) -> None:
         super().__init__()
         # They are looked at, so they have numbers where a network is built without memory, too.
@@ -88,7 +90,7 @@ class TrajectoryStudent(nn.Module):
             raise ValueError(f"no head for a teacher that predicts {kind!r}: expected x0, eps, v, flow or edm")
         self.net, self.schedule, self.times, self.target, self.kind = net, schedule, t, target, kind
         self.data_std, self.own_shape, self.own_classes = data_std, None if shape is None else tuple(shape), classes
-        self.restarts = restarts
+        self.restarts, self.fresh = restarts, fresh
         with torch.device("cpu"):
             self.affine = self._affine()
 
@@ -142,8 +144,8 @@ class TrajectoryStudent(nn.Module):
                 "(`distill(..., inner_starts=0.5)`, on trajectories of `generate(..., targets=('x0', 'state'))`)"
             )
 
-    def restarting(self, restarts: bool = True) -> TrajectoryStudent:
-        """The same student, its network shared, said to start from its inner states or not."""
+    def restarting(self, restarts: bool = True, fresh: bool = False) -> TrajectoryStudent:
+        """The same student, its network shared, said to start from its inner states or not, and from which."""
         made = TrajectoryStudent(
             self.net,
             self.schedule,
@@ -154,6 +156,7 @@ class TrajectoryStudent(nn.Module):
             self.own_shape,
             self.own_classes,
             restarts,
+            fresh,
         )
         made.training = self.training
         return made
@@ -241,7 +244,7 @@ class TrajectoryStudent(nn.Module):
         known = isinstance(backbone, Backbone)
         own: dict[str, object] = {} if known else {"shape": self.own_shape, "classes": self.own_classes}
         # Left out of students that start from noise alone: their files stay as they were before there were others.
-        own |= {"restarts": True} if self.restarts else {}
+        own |= {name: True for name in ("restarts", "fresh") if getattr(self, name)}
         return {
             "schedule": self.schedule.config,
             "times": self.times.tolist(),

@@ -65,7 +65,8 @@ class MultiPass:
     through; with `target="x0"` an inner state is DDIM's, one step from the last start with the $\hat x_0$ of its own
     time, and the sample is exact for the state that the last pass starts from. One pass is `OnePass`.
 
-    With `fresh` noise a pass makes its sample $x$, too, and the next one starts from that sample noised again,
+    With `fresh` noise a pass makes its sample $x$, too, and the next one starts from that sample noised again, as a
+    student of `identity` was trained to,
 
     $$ x_{t_j} = \alpha_j x + \sigma_j \epsilon, $$
 
@@ -78,7 +79,8 @@ class MultiPass:
             indices increasing in [0, M - 2].
         whole: Whether all frames are made; else only those passed through and the last, for which alone the blocks
             behind the last temporal layer run.
-        fresh: Whether inner passes start from the sample of the pass before, noised again.
+        fresh: Whether inner passes start from the sample of the pass before, noised again; as the student was trained
+            to by default.
 
     Raises:
         ValueError: for more passes than the student has frames, frames that do not increase or are not inner ones, or
@@ -89,7 +91,7 @@ class MultiPass:
     student: TrajectoryStudent
     through: Sequence[int] | int
     whole: bool = False
-    fresh: bool = False
+    fresh: bool | None = None
 
     def __post_init__(self) -> None:
         M = self.student.frames
@@ -108,6 +110,8 @@ class MultiPass:
             )
         if self.passes > 1:
             self.student.check_restarts()
+        if self.fresh is None:
+            object.__setattr__(self, "fresh", self.student.fresh)
 
     @property
     def inner(self) -> tuple[int, ...]:
@@ -313,11 +317,11 @@ def told_more(student: Student) -> bool:
     return student.guided or (isinstance(student, TrajectoryStudent) and bool(tokens_of(student.lifted.backbone)))
 
 
-def sampler_of(student: Student, passes: int | None = None, whole: bool = False, fresh: bool = False) -> Sampler:
+def sampler_of(student: Student, passes: int | None = None, whole: bool = False, fresh: bool | None = None) -> Sampler:
     """The sampler of so many passes; by default of the fewest it was trained for, which is one of all but a grid's map.
 
-    `whole` keeps all frames of a `TrajectoryStudent`; `fresh` noises the sample again between passes, which the
-    samplers of consistency functions do in any case.
+    `whole` keeps all frames of a `TrajectoryStudent`; `fresh` noises the sample again between passes, by default where
+    the student was trained to, as consistency functions are in any case.
 
     Raises:
         ValueError: for passes it was not trained for, or fresh noise in a decoder or a map of one grid.
