@@ -12,7 +12,7 @@ from shell import dsno
     ("method", "options", "said"),
     [
         ("picard", ("--window", 4), ["Picard, chain of 8 steps, eta 0", "RMS over pixels to the sequential chain"]),
-        ("taa", ("--order", 3, "--memory", 3, "--draft", "shipped"), ["; and 1.0 passes of the draft", "worst"]),
+        ("taa", ("--order", 3, "--memory", 3, "--draft", "digits"), ["; and 1.0 passes of the draft", "worst"]),
         ("srds", ("--blocks", 4, "--eta", 1), ["SRDS, chain of 8 steps, eta 1", "error"]),
         ("speculative", ("--window", 3), ["eta 1", "% of a window on average; the law is the chain's"]),
         ("taa", ("--limit", 7, "--no-verify"), ["rounds", "rows"]),
@@ -48,7 +48,7 @@ def test_a_receding_draft_needs_a_student_that_restarts(runs: Path) -> None:
     assert ran.code == 0 and "Receding, chain of 6 steps" in ran.said
     ran = dsno(*receding, at=runs)
     assert ran.code == 2 and "give the folder of one with inner starts, --draft FOLDER" in ran.said
-    ran = dsno(*receding, "--draft", "shipped", at=runs)
+    ran = dsno(*receding, "--draft", "digits", at=runs)
     assert ran.code == 0 and "Receding, chain of 6 steps" in ran.said
     assert dsno("distill", "--out", "once", "--batch", 16, "--train.steps", 2, at=runs).code == 0
     ran = dsno(*receding, "--teacher", "runs/teacher", "--draft", "once", at=runs)

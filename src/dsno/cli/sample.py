@@ -114,8 +114,8 @@ class Sample:
     eta: float | None = None
     """Fresh noise of the chain: 0 is DDIM, 1 DDPM's ancestral sampler; 1 for speculative, else 0 by default. Of
     --bridge that of dbim1."""
-    draft: str | None = None
-    """Folder of a student that drafts the exact sampler's first guess, or `shipped`."""
+    draft: StudentFolder | None = None
+    """The student that drafts the exact sampler's first guess."""
     tolerance: float | None = None
     """Error of a sample to the chain that is aimed at, RMS over pixels (srds: summed changes); 1e-3 by default."""
     window: int | None = None
@@ -337,16 +337,17 @@ class Sample:
                 raise ValueError(
                     f"--{option} is of a student's own samples: leave out --exact, or give the student as --draft"
                 )
-        kind, device, drafted = EXACT[name], device_of(self.device), None
+        kind, device = EXACT[name], device_of(self.device)
         options = own_options(name, {option: getattr(self, option) for option in OPTIONS})
         if self.draft is not None:
-            drafted = None if self.draft == "shipped" else Path(self.draft)
-            options["draft"] = open_student(drafted or shipped() / "student", variant=self.variant).to(device)
+            options["draft"] = open_student(self.draft, variant=self.variant).to(device)
         elif kind is Receding:
             raise ValueError(
                 "a receding draft needs a student: give the folder of one with inner starts, --draft FOLDER"
             )
-        ref = self.teacher or (str(shipped() / "teacher") if drafted is None else find_teacher(drafted, self.variant))
+        ref = self.teacher or (
+            str(shipped() / "teacher") if self.draft is None else find_teacher(self.draft, self.variant)
+        )
         teacher, latents = load_teacher(ref, None, device, variant=self.variant), self._decoder(self.teacher)
         weights = () if self.guidance is None else (self.guidance,)
         denoiser: Denoiser = under_guidance(ref, teacher, weights, self.prompts is not None, self.null, self.variant)
