@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from conditional import same, small_teacher
 from dsno.condition import Cond
-from dsno.denoise import Denoiser, Guided, Prediction
+from dsno.cost import Meter
+from dsno.denoise import Denoiser, Guided, Kind, Prediction, convert
 from dsno.distillation.denoising import noised
 from dsno.distillation.identity import Fresh, Identity, IdentityOptions, Stored, Twin, identity
 from dsno.distillation.matching import Matching, Pair, made_by
@@ -219,6 +220,20 @@ def test_an_inner_start_is_the_second_pass_of_the_sampler(target: Target, monkey
     )
     own = [g for g in alone if g is not None]
     assert all(torch.allclose(a, b, rtol=1e-3, atol=1e-4) for a, b in zip(found, own, strict=True))
+
+
+@pytest.mark.parametrize("kind", ["v", "x0"])
+def test_the_denoiser_of_the_samples_learns_by_the_error_of_its_network(kind: Kind) -> None:
+    teacher = Prediction(teacher_of().net, Cosine(), kind, shape=(1, 4, 4)).eval()
+    starts, t = Fresh(Cosine(), (1, 4, 4), batch=8), torch.linspace(0.05, 0.95, 8)
+    x, own, eps = torch.randn(3, 8, 1, 4, 4)
+    x_t = noised(Cosine(), x, eps, t)
+    with torch.no_grad():
+        D = teacher(x_t, t)
+    # Where both denoisers agree it is all that is left.
+    loss = Identity(starts, Meter(teacher)).of((x, x_t, D, own), {"t": t})
+    error = convert(kind, own, x_t, t, Cosine()) - convert(kind, x, x_t, t, Cosine())
+    assert torch.allclose(loss, error.square().mean(), rtol=1e-4)
 
 
 def test_inner_starts_are_a_share_of_the_steps_alike_for_all_processes() -> None:

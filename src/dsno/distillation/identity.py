@@ -45,7 +45,17 @@ from dsno.condition import Cond
 from dsno.denoise import Denoiser, Prediction, expand_like, still
 from dsno.distillation.adversary import DELTA, Judging, Reals, adversarial
 from dsno.distillation.denoising import noised
-from dsno.distillation.matching import Paced, Starts, at_levels, check_levels, made_by, one_ended, student_denoiser
+from dsno.distillation.matching import (
+    Paced,
+    Starts,
+    at_levels,
+    check_levels,
+    denoising,
+    kind_of,
+    made_by,
+    one_ended,
+    student_denoiser,
+)
 from dsno.distillation.regression import check_told_start
 from dsno.distillation.stages import Given, Stage
 from dsno.engine import mean_of_all, share_of
@@ -128,7 +138,7 @@ class Judged(Twin):
 
 
 class Identity:
-    r"""The objective of a `Twin`: L above for the student, and $(1 + \mathrm{SNR}_t) \| D_G - [x] \|^2$ for $D_G$.
+    r"""The objective of a `Twin`: L above for the student, and that of `matching.denoising` for $D_G$.
 
     Arguments:
         starts: The noises, with their conditions.
@@ -164,7 +174,7 @@ class Identity:
             )
         check_levels(low, high)
         self.starts, self.schedule, self.teacher = starts, starts.schedule, teacher
-        self.a, self.low, self.high = a, low, high
+        self.a, self.low, self.high, self.kind = a, low, high, kind_of(teacher)
         self.inner_starts, self.times = inner_starts, tuple(times)
 
     def batches(self, start: int, rank: int = 0, world: int = 1) -> Iterator[dict[str, Any]]:
@@ -198,8 +208,7 @@ class Identity:
             sine = sigma_t / (alpha_t**2 + sigma_t**2).sqrt()
             w = 1 / (sine * mean_of_all(((x - D).abs() / sine).mean()))
         match = (w * ((1 - self.a) * (D - D_G).square() + (D - D_G) * (D_G - x))).mean()
-        denoise = ((1 + (alpha_t / sigma_t) ** 2) * (own - x.detach()).square()).mean()
-        return match + denoise
+        return match + denoising(self.kind, own, x.detach(), alpha_t / sigma_t)
 
 
 class Adversarial(Identity):

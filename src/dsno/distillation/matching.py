@@ -13,7 +13,7 @@ trained beside the student, so three losses are added:
 | loss | of | trains |
 |---|---|---|
 | $\tfrac12 \| x - [x - g] \|^2$, with the gradient g | matching | the student |
-| $(1 + \mathrm{SNR}_t) \, \| D_G(x_t, t) - [x] \|^2$ | denoising | $D_G$ |
+| $(1 + \mathrm{SNR}_t) \, \| D_G(x_t, t) - [x] \|^2$, or of $x_0$ without the factor | denoising | $D_G$ |
 | the regression on the stored trajectories of the same noises | anchor | the student |
 
 $[\cdot]$ passes no gradient, and one pass of each network serves all three. With the exact $D_G$ the first vanishes
@@ -42,7 +42,7 @@ from torch import Tensor, nn
 from dsno.borrow import called_with
 from dsno.condition import Cond
 from dsno.cost import Metered
-from dsno.denoise import Around, Denoiser, Prediction, expand_like
+from dsno.denoise import Around, Denoiser, Kind, Prediction, expand_like
 from dsno.distillation.denoising import noised
 from dsno.distillation.distances import from_folder
 from dsno.distillation.regression import OperatorOptions, TrajectoryDistillation, operator
@@ -62,6 +62,8 @@ __all__ = [
     "Pair",
     "at_levels",
     "check_levels",
+    "denoising",
+    "kind_of",
     "made_by",
     "matched",
     "matching",
@@ -217,7 +219,7 @@ class Matching:
             raise ValueError(f"anchor is the weight of the regression, at least 0, got {anchor:g}")
         check_levels(low, high)
         self.regression, self.schedule, self.teacher = regression, regression.schedule, teacher
-        self.anchor, self.low, self.high = anchor, low, high
+        self.anchor, self.low, self.high, self.kind = anchor, low, high, kind_of(teacher)
 
     def batches(self, start: int, rank: int = 0, world: int = 1) -> Iterator[dict[str, Any]]:
         """The regression's batches from step `start` on, with the noise levels t and the noise eps of the
@@ -236,10 +238,39 @@ class Matching:
             # One scale of all rows, of every process: of a row's own it would be correlated with what it scales.
             g = (D_G - D) / (sine * mean_of_all(((x - D).abs() / sine).mean()))
         match = 0.5 * (x - (x - g).detach()).square().mean()
-        denoise = ((1 + (alpha_t / sigma_t) ** 2) * (D_G - x.detach()).square()).mean()
+        denoise = denoising(self.kind, D_G, x.detach(), alpha_t / sigma_t)
         if self.anchor == 0:
             return match + denoise
         return match + denoise + self.anchor * self.regression.of_frames(made, batch)
+
+
+def kind_of(teacher: Denoiser) -> Kind | None:
+    """What a teacher's network says, if it has one."""
+    inner = _bare(teacher)
+    return inner.kind if isinstance(inner, Prediction) else None
+
+
+def _bare(teacher: Denoiser) -> Denoiser:
+    while isinstance(teacher, Metered | Around):
+        teacher = teacher.denoiser
+    return teacher
+
+
+def denoising(kind: Kind | None, D_G: Tensor, x: Tensor, ratio: Tensor) -> Tensor:
+    r"""The loss of $D_G$, $(1 + \mathrm{SNR}_t) \| D_G - x \|^2$, or without the factor for a network that says $x_0$.
+
+    The error of a network is the loss that it was trained by: of v, on a variance-preserving path, exactly the former,
+    of $x_0$ the latter. Where hardly any noise is left the others read the sample off the state, and one that says
+    $x_0$ errs as it does elsewhere, which the factor would make all that it learns.
+
+    Arguments:
+        kind: What the network says.
+        D_G: What it makes of the state, (B, *shape).
+        x: The samples, (B, *shape).
+        ratio: $\alpha_t / \sigma_t$ of each row.
+    """
+    weight = 1.0 if kind == "x0" else 1 + ratio**2
+    return (weight * (D_G - x).square()).mean()
 
 
 def student_denoiser(teacher: Denoiser, guided: bool = False) -> nn.Module:
@@ -251,8 +282,7 @@ def student_denoiser(teacher: Denoiser, guided: bool = False) -> nn.Module:
         ValueError: if the teacher is no network of this library's; or, where a weight is to be told, as
             `flow_map_from_teacher` does.
     """
-    while isinstance(teacher, Metered | Around):
-        teacher = teacher.denoiser
+    teacher = _bare(teacher)
     if not isinstance(teacher, Prediction):
         raise ValueError(
             f"matching trains a copy of the teacher, and a {type(teacher).__name__} is no Prediction that can be "
