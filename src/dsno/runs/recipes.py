@@ -51,6 +51,7 @@ FASHION = Recipe(
 SPRITES = Recipe(
     data="crawl_cc0_32.npz",
     net={"channels": [64, 64], "patch": 4},
+    kind="x0",
     features_steps=1500,
     count=16_384,
     grid="log-snr",
@@ -59,9 +60,9 @@ SPRITES = Recipe(
     teach=TrainConfig(steps=5000, lr=1e-3, warmup=200, precision="bf16", checkpoint_every=500),
     distill=TrainConfig(steps=2000, lr=1e-3, warmup=200, precision="bf16", checkpoint_every=500),
     inner_starts=0.25,
-    finish=TrainConfig(steps=200, lr=1e-3, warmup=5, decay="constant", ramp=6, checkpoint_every=50),
-    finish_looks=4,
-    finish_inner=0.25,
+    finish=TrainConfig(steps=300, lr=1e-3, warmup=5, decay="constant", ramp=6, checkpoint_every=60),
+    finish_looks=5,
+    finish_inner=0.4,
     finish_adversary=1.0,
 )
 CLASSES: dict[str, Any] = {
