@@ -60,8 +60,8 @@ SPRITES = Recipe(
     teach=TrainConfig(steps=5000, lr=1e-3, warmup=200, precision="bf16", checkpoint_every=500),
     distill=TrainConfig(steps=2000, lr=1e-3, warmup=200, precision="bf16", checkpoint_every=500),
     inner_starts=0.25,
-    finish=TrainConfig(steps=480, lr=1e-3, warmup=5, decay="constant", ramp=6, checkpoint_every=60),
-    finish_looks=8,
+    finish=TrainConfig(steps=720, lr=1e-3, warmup=5, decay="constant", ramp=6, checkpoint_every=60),
+    finish_looks=12,
     finish_inner=0.4,
     finish_adversary=1.0,
 )
