@@ -261,7 +261,7 @@ def denoising(kind: Kind | None, D_G: Tensor, x: Tensor, ratio: Tensor) -> Tenso
 
     The error of a network is the loss that it was trained by: of v, on a variance-preserving path, exactly the former,
     of $x_0$ the latter. Where hardly any noise is left the others read the sample off the state, and one that says
-    $x_0$ errs as it does elsewhere, which the factor would make all that it learns.
+    $x_0$ errs as it does elsewhere, which the factor would make most of its loss.
 
     Arguments:
         kind: What the network says.

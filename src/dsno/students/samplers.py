@@ -128,6 +128,43 @@ class MultiPass:
         """Network calls: one more than inner frames."""
         return len(self.inner) + 1
 
+    @property
+    def noises_again(self) -> bool:
+        """Whether a sample is noised again on the way."""
+        return bool(self.fresh and self.inner)
+
+    @property
+    def predicts(self) -> bool:
+        """Whether h is a prediction at the states: not of a state student, whose h leads there from the start of its
+        pass, nor where states were noised again."""
+        return self.student.target == "x0" and not self.noises_again
+
+    @property
+    def calls(self) -> list[tuple[float, Sequence[int]]]:
+        """Of each pass the time that it starts from, and the frames that it makes."""
+        ends = [-1, *self.inner, self.student.frames - 1]
+        starts = [1.0, *self.student.times[list(self.inner)].tolist()]
+        frames = [range(i + 1, j + 1) if self.whole else (j,) for i, j in pairwise(ends)]
+        return [*zip(starts, frames, strict=True)]
+
+    def call(self, x_t: Tensor, cond: Cond | None, start: float, frames: Sequence[int]) -> tuple[Tensor, Tensor, float]:
+        """One of `calls`, from the state x_t (B, *shape): h and the states at the frames, (B, len(frames), *shape), and
+        the standard deviation of the noise that the last of them lacks."""
+        student, last, end = self.student, frames[-1], self.student.frames - 1
+        # Where the next pass starts from the sample, that frame is asked for in place of its own.
+        again = self.fresh and last < end
+        asked = (*frames[:-1], end) if again else frames
+        h = student(x_t, cond, start, asked)
+        states = student.states(x_t, h, start, asked)
+        if student.target == "x0" and asked[-1] == end:
+            # The sample is h itself; the formula would add sigma_M times the noise where a schedule is truncated.
+            states[:, -1] = h[:, -1]
+        if not again:
+            return h, states, 0.0
+        alpha_j, sigma_j = student.schedule.at(float(student.times[last]))
+        states[:, -1] *= alpha_j
+        return h, states, sigma_j
+
     @torch.no_grad()
     def __call__(self, z: Tensor, cond: Cond | None = None, seeds: Tensor | None = None) -> Trajectory:
         self.student.check(z, cond)
@@ -135,36 +172,22 @@ class MultiPass:
             return sampled(self._run, z, cond, seeds)
 
     def _run(self, z: Tensor, cond: Cond | None, seeds: Tensor | None) -> Trajectory:
-        student, first, start = self.student, 0, 1.0
-        end, noises = student.frames - 1, iter(self._noises(z, seeds))
+        student, noises = self.student, iter(self._noises(z, seeds))
         x_t = initial_state(student.schedule, z)
         x, hs, kept = [x_t.unsqueeze(1)], list[Tensor](), list[int]()
-        for last in (*self.inner, end):
-            frames = range(first, last + 1) if self.whole else (last,)
-            # Where the next pass starts from the sample, that frame is asked for in place of its own.
-            again = self.fresh and last < end
-            asked = (*frames[:-1], end) if again else frames
-            h = student(x_t, cond, start, asked)
-            states = student.states(x_t, h, start, asked)
-            if student.target == "x0" and asked[-1] == end:
-                # The sample is h itself; the formula would add sigma_M times the noise where a schedule is truncated.
-                states[:, -1] = h[:, -1]
-            if again:
-                alpha_j, sigma_j = student.schedule.at(float(student.times[last]))
-                states[:, -1] = alpha_j * states[:, -1] + sigma_j * next(noises)
-            x, hs, kept = [*x, states], [*hs, h], [*kept, *frames]
-            x_t, first, start = states[:, -1], last + 1, float(student.times[last])
+        for start, frames in self.calls:
+            h, states, sigma_j = self.call(x_t, cond, start, frames)
+            if sigma_j:
+                states[:, -1] += sigma_j * next(noises)
+            x, hs, kept, x_t = [*x, states], [*hs, h], [*kept, *frames], states[:, -1]
         h, states = torch.cat(hs, 1), torch.cat(x, 1)
         t = torch.cat([torch.ones(1, dtype=torch.float64), student.times[kept]])
-        # A state student's h is no prediction at the frame's state: it leads there from the start of its pass. Nor is
-        # any h one at a state that was noised again.
-        predicts = student.target == "x0" and not (self.fresh and self.inner)
-        x0 = torch.cat([h[:, :1], h], 1) if predicts else None
+        x0 = torch.cat([h[:, :1], h], 1) if self.predicts else None
         return Trajectory(states, t, x0, cond, seeds, nfe=self.passes, rounds=self.passes)
 
     def _noises(self, z: Tensor, seeds: Tensor | None) -> Sequence[Tensor] | Tensor:
         """The noise of each restart, (B, *shape); streams 1, 2, ... of the seeds."""
-        if not (self.fresh and self.inner):
+        if not self.noises_again:
             return ()
         if seeds is None:
             raise ValueError("this sampler draws fresh noise at every restart: pass the seeds of the samples")

@@ -170,23 +170,13 @@ def sample_planned(student: Student) -> Pass:
 
 def _of_operator(student: TrajectoryStudent, passes: int) -> tuple[Pass, ...]:
     net, M = _Operator(student.frames), student.frames
-    sampler = MultiPass(student, passes)
     own = (student.schedule, student.times, student.target, student.kind, student.data_std)
     bare, x = TrajectoryStudent(cast(Any, net), *own, shape=(1 + M,)), _unit(M)
-    made, first, start = [], 0, 1.0
-    predicts = student.target == "x0" and not (sampler.fresh and sampler.inner)
-    for last in (*sampler.inner, M - 1):
-        again, times = sampler.fresh and last < M - 1, tuple(student.times[first : last + 1].tolist())
-        frames = (*range(first, last), M - 1 if again else last)
-        h = bare(x, None, start, frames)
-        states = bare.states(x, h, start, frames)
-        if student.target == "x0" and frames[-1] == M - 1:
-            # The sample is h itself, as it is of `MultiPass`.
-            states[:, -1] = h[:, -1]
-        alpha, sigma = student.schedule.at(times[-1]) if again else (1.0, 0.0)
-        states[:, -1] *= alpha
-        made.append(Pass(start, None, net.scale, times, _rows(states), _rows(h) if predicts else None, sigma))
-        first, start = last + 1, times[-1]
+    sampler, made = MultiPass(bare.restarting(student.restarts, student.fresh), passes, whole=True), []
+    for start, frames in sampler.calls:
+        h, states, sigma = sampler.call(x, None, start, frames)
+        times, said = tuple(student.times[list(frames)].tolist()), _rows(h) if sampler.predicts else None
+        made.append(Pass(start, None, net.scale, times, _rows(states), said, sigma))
     return tuple(made)
 
 
