@@ -24,7 +24,7 @@ from dsno.students.files import load_student, notes_of
 from dsno.students.flowmap import FlowMap, flow_map_from_teacher
 from dsno.students.operator import Target, student_from_teacher
 from dsno.students.samplers import MultiPass
-from dsno.teachers.closed import Gaussian
+from dsno.teachers.closed import Gaussian, GaussianMixture
 from dsno.train import TrainConfig
 from dsno.trajectories.generate import generate
 from dsno.trajectories.labels import uniform_labels, uniform_weights
@@ -111,6 +111,33 @@ def test_without_gradients_through_the_denoisers_it_is_matching(schedule: Schedu
     assert all(torch.allclose(a, b, atol=1e-12) for a, b in zip(found, expected, strict=True))
     through = gradients(judged(schedule, 0.0), twin_of(schedule, m, k, (MEAN, k)), schedule)
     assert not torch.allclose(through[0], expected[0], rtol=1e-2)
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES, ids=repr)
+def test_one_denoiser_of_all_passes_would_leave_each_of_them_off(schedule: Schedule) -> None:
+    """Two passes whose laws are only together the teacher's: their common denoiser is the teacher's own."""
+
+    class Common(nn.Module):
+        def forward(self, x_t: Tensor, t: Tensor, cond: Cond | None = None) -> Tensor:
+            return teacher(x_t, t)
+
+    m, k = MEAN + 0.3, torch.full_like(STD, 0.7)
+    teacher = GaussianMixture(schedule, torch.stack([m, MEAN - 0.3]), 0.7)
+    objective = judged(schedule, 1.0, teacher)
+
+    def found(fake: nn.Module, behind: nn.Module | None, again: bool) -> float:
+        twin = Twin(FlowMap(Affine(schedule, m, k), schedule, "x0"), fake, behind=behind)
+        batch = nodes(schedule)
+        if again:  # from t = 1 as if it were a pass behind: the same samples
+            batch["again"] = batch["noise"]
+        return max(
+            float(g.abs().max()) for g in torch.autograd.grad(objective(twin, batch), [*twin.student.parameters()])
+        )
+
+    own = Normal(schedule, m, k)
+    assert found(Common(), None, False) == found(Common(), None, True) == 0
+    assert found(own, Common(), True) == 0 and found(own, Common(), False) > 1e-2
+    assert found(Common(), Normal(schedule, m, k), True) > 1e-2
 
 
 # With networks
@@ -220,6 +247,23 @@ def test_an_inner_start_is_the_second_pass_of_the_sampler(target: Target, monkey
     )
     own = [g for g in alone if g is not None]
     assert all(torch.allclose(a, b, rtol=1e-3, atol=1e-4) for a, b in zip(found, own, strict=True))
+
+
+@pytest.mark.parametrize("adversary", [0.0, 1.0])
+def test_passes_behind_the_first_have_a_denoiser_of_their_own(adversary: float) -> None:
+    student = student_from_teacher(teacher_of(), [0.5, 0.0], init="normal")
+    told = given(x=torch.randn(16, 1, 4, 4)) if adversary else given()
+    (stage,) = identity(student, told, IdentityOptions(inner_starts=0.5, adversary=adversary))
+    twin, objective = stage.make(student)
+    batches = [*islice(objective.batches(0), 16)]
+    for batch in (next(b for b in batches if "again" in b), next(b for b in batches if "again" not in b)):
+        twin.zero_grad()
+        objective(twin, batch).backward()
+        learning, other = (twin.behind, twin.fake) if "again" in batch else (twin.fake, twin.behind)
+        assert any(bool((p.grad != 0).any()) for p in learning.parameters() if p.grad is not None)
+        assert all(p.grad is None for p in other.parameters())
+    (stage,) = identity(student, told, IdentityOptions(adversary=adversary))
+    assert stage.make(student)[0].behind is None
 
 
 @pytest.mark.parametrize("kind", ["v", "x0"])

@@ -26,6 +26,8 @@ noise): from the student's own sample, noised again to the time of an inner fram
 $$ x_{t_j} = \alpha_j \, [G(z)] + \sigma_j \epsilon', \qquad x = G(x_{t_j}, t_j), $$
 
 where $[\cdot]$ passes no gradient; L is the same, so that a sample of any number of passes is held against the teacher.
+The $D_G$ of those passes is a copy of its own. One for all would be the denoiser of a mixture of laws, and L would
+leave them free to drift apart: what one pass has too little of, another has too much of.
 
 Source: Zhou et al., 2024 (arXiv 2404.04057), algorithm 1. The weight there is each sample's own; why it is
 one of a batch here says `dsno.distillation.matching`. Starts of more passes: Yin et al., 2024 (DMD2, arXiv 2405.14867),
@@ -82,15 +84,21 @@ class Twin(nn.Module):
         student: A `TrajectoryStudent`, a `FlowMap` or a `ParallelDecoder`.
         fake: $D_G$, which the twin takes over: its parameters are rescaled.
         pace: The learning rate of $D_G$ over the student's.
+        behind: $D_G$ of the passes behind the first, in the same way; of all passes `fake`, where there is none.
 
     Raises:
         ValueError: for a pace that is not positive.
     """
 
-    def __init__(self, student: nn.Module, fake: nn.Module, pace: float = 1.0) -> None:
+    def __init__(self, student: nn.Module, fake: nn.Module, pace: float = 1.0, behind: nn.Module | None = None) -> None:
         super().__init__()
         self.student: Any = one_ended(student)
         self.fake = Paced(fake, pace)
+        self.behind = None if behind is None else Paced(behind, pace)
+
+    def denoiser(self, again: Tensor | None) -> Paced:
+        """$D_G$ of a pass: of the first, or of those behind it."""
+        return self.fake if again is None or self.behind is None else self.behind
 
     def forward(
         self,
@@ -112,7 +120,8 @@ class Twin(nn.Module):
                 x_s = noised(self.student.schedule, x, again, x.new_full((len(x),), start))
         x = made_by(self.student, x_s, cond, start, (-1,))[:, -1]
         x_t = noised(self.student.schedule, x, eps, t)
-        return x, x_t, still(self.fake, x_t, t, cond), self.fake(x_t.detach(), t, cond)
+        fake = self.denoiser(again)
+        return x, x_t, still(fake, x_t, t, cond), fake(x_t.detach(), t, cond)
 
 
 class Judged(Twin):
@@ -133,8 +142,9 @@ class Judged(Twin):
         """What a twin says; and the logits (B,) of the sample, with a gradient to it alone, of the sample, with one to
         the weights alone, and of real samples noised to t (B, *shape), as they are and `aside`."""
         x, x_t, (D_G, judged), (own, made) = super().forward(x_1, cond, t, eps, start, again)
-        beside = None if aside is None else self.fake(aside, t, real_cond)[1]
-        return (x, x_t, D_G, own), (judged, made, self.fake(real, t, real_cond)[1], beside)
+        fake = self.denoiser(again)
+        beside = None if aside is None else fake(aside, t, real_cond)[1]
+        return (x, x_t, D_G, own), (judged, made, fake(real, t, real_cond)[1], beside)
 
 
 class Identity:
@@ -379,12 +389,14 @@ def identity(student: Student, given: Given, options: IdentityOptions = Identity
     objective = _objective(student, given, options)
 
     def make(student: Student) -> tuple[Twin, Identity]:
-        fake = student_denoiser(given.denoiser, student.guided)
+        def fake() -> nn.Module:
+            made = student_denoiser(given.denoiser, student.guided)
+            return Judging(cast(Prediction, made)) if options.adversary else made
+
         if options.frozen:
             _freeze_kernels(student)
-        if options.adversary:
-            return Judged(student, Judging(cast(Prediction, fake)), options.pace), objective
-        return Twin(student, fake, options.pace), objective
+        twin = Judged if options.adversary else Twin
+        return twin(student, fake(), options.pace, fake() if options.inner_starts else None), objective
 
     def became(student: Student) -> Student:
         if isinstance(student, ParallelDecoder):
