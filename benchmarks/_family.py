@@ -163,7 +163,7 @@ PROBLEMS = {
     "digits": Problem("digits", None, 2e12),
     "fashion": Problem("hf:zalando-datasets/fashion_mnist:train", 16, 2e12, "uniform"),
     # Its network is twice as large.
-    "sprites": Problem("crawl_cc0_32.npz", None, 4e12, "log-snr"),
+    "sprites": Problem("crawl_cc0_32.npz", None, 4e12, "karras"),
 }
 
 

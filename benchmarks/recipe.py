@@ -89,7 +89,7 @@ def repeated(
         student = load_student(folder)
         found[str(seed)] = {"looks": notes_of(folder).get("looks", {})}
         for passes in (1, 2) if own.restarts else (1,):
-            sampler = MultiPass(student, passes, fresh=True)
+            sampler = MultiPass(student, passes)
             made = evaluate(
                 sampler,
                 name=f"seed {seed}, {passes} passes",
@@ -252,7 +252,7 @@ def main(given: Sequence[str] | None = None) -> None:
         title,
         f"dsno reproduce {name}; {protocol.count} held-out noises, seeds 2^40..; {protocol.reference_count} reference "
         f"images; features {protocol.extractor}; see each result's protocol; seeds are those of the stage behind the "
-        "regression; two passes noise the sample again",
+        "regression; passes are made as the student was trained to",
         judged({"name": title, **numbers}),
         **numbers,
     )

@@ -54,15 +54,15 @@ SPRITES = Recipe(
     kind="x0",
     features_steps=1500,
     count=16_384,
-    grid="log-snr",
+    grid="karras",
     times=(0.25, 0.0),
     distance="l1+perceptual",
     teach=TrainConfig(steps=5000, lr=1e-3, warmup=200, precision="bf16", checkpoint_every=500),
     distill=TrainConfig(steps=2000, lr=1e-3, warmup=200, precision="bf16", checkpoint_every=500),
     inner_starts=0.25,
-    finish=TrainConfig(steps=720, lr=1e-3, warmup=5, decay="constant", ramp=6, checkpoint_every=60),
+    finish=TrainConfig(steps=1080, lr=1e-3, warmup=5, decay="constant", halve_at=(720,), ramp=6, checkpoint_every=90),
     finish_looks=12,
-    finish_inner=0.4,
+    finish_inner=0.25,
     finish_adversary=1.0,
 )
 CLASSES: dict[str, Any] = {
