@@ -250,10 +250,10 @@ def test_an_inner_start_is_the_second_pass_of_the_sampler(target: Target, monkey
 
 
 @pytest.mark.parametrize("adversary", [0.0, 1.0])
-def test_passes_behind_the_first_have_a_denoiser_of_their_own(adversary: float) -> None:
+def test_passes_behind_the_first_can_have_a_denoiser_of_their_own(adversary: float) -> None:
     student = student_from_teacher(teacher_of(), [0.5, 0.0], init="normal")
     told = given(x=torch.randn(16, 1, 4, 4)) if adversary else given()
-    (stage,) = identity(student, told, IdentityOptions(inner_starts=0.5, adversary=adversary))
+    (stage,) = identity(student, told, IdentityOptions(inner_starts=0.5, own_denoiser=True, adversary=adversary))
     twin, objective = stage.make(student)
     batches = [*islice(objective.batches(0), 16)]
     for batch in (next(b for b in batches if "again" in b), next(b for b in batches if "again" not in b)):
@@ -262,8 +262,9 @@ def test_passes_behind_the_first_have_a_denoiser_of_their_own(adversary: float) 
         learning, other = (twin.behind, twin.fake) if "again" in batch else (twin.fake, twin.behind)
         assert any(bool((p.grad != 0).any()) for p in learning.parameters() if p.grad is not None)
         assert all(p.grad is None for p in other.parameters())
-    (stage,) = identity(student, told, IdentityOptions(adversary=adversary))
-    assert stage.make(student)[0].behind is None
+    for options in ({"inner_starts": 0.5}, {"own_denoiser": True}):
+        (stage,) = identity(student, told, IdentityOptions(adversary=adversary, **options))
+        assert stage.make(student)[0].behind is None
 
 
 @pytest.mark.parametrize("kind", ["v", "x0"])

@@ -197,21 +197,6 @@ def test_the_anchor_is_the_regression(target: str, data: TrajectorySet) -> None:
     assert len(seen) > 3
 
 
-def test_what_is_made_of_states_has_a_denoiser_of_its_own(data: TrajectorySet) -> None:
-    (stage,) = matching(student := student_of(), given(data), MatchingOptions(inner_starts=0.5, others=None))
-    pair, objective = stage.make(student)
-    seen = set()
-    for batch in islice(objective.batches(0), 8):
-        pair.zero_grad()
-        objective(pair, batch).backward()
-        learning, other = (pair.behind, pair.fake) if batch["first"] else (pair.fake, pair.behind)
-        assert any(p.grad is not None for p in learning.parameters())
-        assert all(p.grad is None for p in other.parameters())
-        seen.add(batch["first"] > 0)
-    assert seen == {False, True}
-    assert matching(student, given(data))[0].make(student)[0].behind is None
-
-
 def test_the_anchor_alone_is_what_is_left_where_the_denoisers_agree(data: TrajectorySet) -> None:
     """At the start D_G is the teacher, so the first step of matching is one of regression."""
     (stage,) = matching(student := student_of(), given(data))

@@ -26,8 +26,9 @@ noise): from the student's own sample, noised again to the time of an inner fram
 $$ x_{t_j} = \alpha_j \, [G(z)] + \sigma_j \epsilon', \qquad x = G(x_{t_j}, t_j), $$
 
 where $[\cdot]$ passes no gradient; L is the same, so that a sample of any number of passes is held against the teacher.
-The $D_G$ of those passes is a copy of its own. One for all would be the denoiser of a mixture of laws, and L would
-leave them free to drift apart: what one pass has too little of, another has too much of.
+One $D_G$ of all passes is the denoiser of the mixture of their laws, and L leaves each of them free to drift where the
+others make up for it. With `own_denoiser` the passes behind the first have one of their own, which learns in their
+share of the steps alone.
 
 Source: Zhou et al., 2024 (arXiv 2404.04057), algorithm 1. The weight there is each sample's own; why it is
 one of a batch here says `dsno.distillation.matching`. Starts of more passes: Yin et al., 2024 (DMD2, arXiv 2405.14867),
@@ -347,6 +348,9 @@ class IdentityOptions:
     inner_starts: float = 0.0
     """Share of steps started from the student's own samples, noised again to an inner frame's time: for more passes
     than one (`sample --passes`)."""
+    own_denoiser: bool = False
+    """Hold the passes behind the first against the teacher by a denoiser of their own: one pass is better for it, and
+    in few steps two are worse."""
     adversary: float = 0.0
     """What an adversary weighs that tells the student's samples from real ones by the denoiser's bottleneck; 0 leaves
     it out, and needs no data."""
@@ -395,8 +399,8 @@ def identity(student: Student, given: Given, options: IdentityOptions = Identity
 
         if options.frozen:
             _freeze_kernels(student)
-        twin = Judged if options.adversary else Twin
-        return twin(student, fake(), options.pace, fake() if options.inner_starts else None), objective
+        own, twin = options.inner_starts and options.own_denoiser, Judged if options.adversary else Twin
+        return twin(student, fake(), options.pace, fake() if own else None), objective
 
     def became(student: Student) -> Student:
         if isinstance(student, ParallelDecoder):

@@ -79,17 +79,15 @@ class Pair(nn.Module):
         student: A `TrajectoryStudent`, or a `FlowMap` as its one-frame case.
         fake: $D_G$, which the pair takes over: its parameters are rescaled.
         pace: The learning rate of $D_G$ over the student's.
-        behind: $D_G$ of what the student makes of states below t = 1, in the same way; `fake`, where there is none.
 
     Raises:
         ValueError: for a pace that is not positive.
     """
 
-    def __init__(self, student: nn.Module, fake: nn.Module, pace: float = 1.0, behind: nn.Module | None = None) -> None:
+    def __init__(self, student: nn.Module, fake: nn.Module, pace: float = 1.0) -> None:
         super().__init__()
         self.student: Any = one_ended(student)
         self.fake = Paced(fake, pace)
-        self.behind = None if behind is None else Paced(behind, pace)
 
     def forward(
         self, x: Tensor, cond: Cond | None, start: float, frames: Sequence[int], t: Tensor, eps: Tensor
@@ -99,8 +97,7 @@ class Pair(nn.Module):
         """
         made = made_by(self.student, x, cond, start, frames)
         x_t = noised(self.student.schedule, made[:, -1].detach(), eps, t)
-        fake = self.fake if self.behind is None or start == 1 else self.behind
-        return made, x_t, fake(x_t, t, cond)
+        return made, x_t, self.fake(x_t, t, cond)
 
 
 def made_by(student: Any, x: Tensor, cond: Cond | None, start: float, frames: Sequence[int]) -> Tensor:
@@ -357,12 +354,8 @@ def matching(student: Student, given: Given, options: MatchingOptions = Matching
     data = given.solved
     times = student.times if isinstance(student, TrajectoryStudent) else torch.zeros(1, dtype=torch.float64)
     data = data.at(times) if len(times) < len(data.times) else data
-
-    def fake(student: Student) -> nn.Module:
-        return student_denoiser(given.denoiser, student.guided)
-
     # All now, so that what does not fit is refused before the stages ahead of this one.
-    pair = Pair(student, fake(student), options.pace)
+    pair = Pair(student, student_denoiser(given.denoiser, student.guided), options.pace)
     frames = pair.student.frames
     regression = TrajectoryDistillation(
         data,
@@ -377,9 +370,7 @@ def matching(student: Student, given: Given, options: MatchingOptions = Matching
     objective = Matching(regression, given.denoiser, options.anchor)
 
     def make(student: Student) -> tuple[Pair, Matching]:
-        # What is made of states is of another law than what is made of noise, until both are the teacher's.
-        behind = fake(student) if options.inner_starts else None
-        return Pair(student, fake(student), options.pace, behind), objective
+        return Pair(student, student_denoiser(given.denoiser, student.guided), options.pace), objective
 
     def became(student: Student) -> Student:
         return student.trained_for(student.count, student.count) if isinstance(student, ParallelDecoder) else student

@@ -136,6 +136,8 @@ class Recipe:
     """Noises per step of it."""
     finish_inner: float = 0.0
     """The share of its steps that train the passes behind the first."""
+    finish_own_denoiser: bool = False
+    """Whether those have a denoiser of their own."""
     finish_adversary: float = 0.0
     """What an adversary weighs in it, which is shown the data; 0 leaves the data out."""
     finish_looks: int = 1
@@ -264,6 +266,7 @@ class Recipe:
                 load_student(out / "regressed"),
                 out / "regressed",
                 inner_starts=self.finish_inner,
+                own_denoiser=self.finish_own_denoiser,
                 adversary=self.finish_adversary,
             )
 

@@ -63,6 +63,7 @@ SPRITES = Recipe(
     finish=TrainConfig(steps=1080, lr=1e-3, warmup=5, decay="constant", halve_at=(720,), ramp=6, checkpoint_every=90),
     finish_looks=12,
     finish_inner=0.25,
+    finish_own_denoiser=True,
     finish_adversary=1.0,
 )
 CLASSES: dict[str, Any] = {
