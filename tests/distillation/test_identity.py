@@ -262,9 +262,10 @@ def test_passes_behind_the_first_can_have_a_denoiser_of_their_own(adversary: flo
         learning, other = (twin.behind, twin.fake) if "again" in batch else (twin.fake, twin.behind)
         assert any(bool((p.grad != 0).any()) for p in learning.parameters() if p.grad is not None)
         assert all(p.grad is None for p in other.parameters())
-    for options in ({"inner_starts": 0.5}, {"own_denoiser": True}):
-        (stage,) = identity(student, told, IdentityOptions(adversary=adversary, **options))
-        assert stage.make(student)[0].behind is None
+    (stage,) = identity(student, told, IdentityOptions(inner_starts=0.5, adversary=adversary))
+    assert stage.make(student)[0].behind is None
+    with pytest.raises(ValueError, match="own_denoiser is that of the passes behind the first: give inner_starts"):
+        identity(student, told, IdentityOptions(own_denoiser=True, adversary=adversary))
 
 
 @pytest.mark.parametrize("kind", ["v", "x0"])

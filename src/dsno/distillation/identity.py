@@ -390,6 +390,8 @@ def identity(student: Student, given: Given, options: IdentityOptions = Identity
         raise ValueError(
             f"identity trains a TrajectoryStudent, FlowMap or ParallelDecoder, got a {type(student).__name__}"
         )
+    if options.own_denoiser and not options.inner_starts:
+        raise ValueError("own_denoiser is that of the passes behind the first: give inner_starts, too, or leave it out")
     objective = _objective(student, given, options)
 
     def make(student: Student) -> tuple[Twin, Identity]:
@@ -399,8 +401,8 @@ def identity(student: Student, given: Given, options: IdentityOptions = Identity
 
         if options.frozen:
             _freeze_kernels(student)
-        own, twin = options.inner_starts and options.own_denoiser, Judged if options.adversary else Twin
-        return twin(student, fake(), options.pace, fake() if own else None), objective
+        twin = Judged if options.adversary else Twin
+        return twin(student, fake(), options.pace, fake() if options.own_denoiser else None), objective
 
     def became(student: Student) -> Student:
         if isinstance(student, ParallelDecoder):
