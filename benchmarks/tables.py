@@ -579,6 +579,7 @@ def web(record: Record) -> str:
     return rows(["milliseconds", *names.values()], body)
 
 
+FAMILIES = ("digits", "fashion", "clothes", "sprites", "sprites-x0")
 TABLES: dict[str, Callable[[Record], str]] = {
     **{f"claims {path.stem}": claims for path in sorted(RESULTS.glob("*.json"))},
     "recipe": recipe,
@@ -594,8 +595,8 @@ TABLES: dict[str, Callable[[Record], str]] = {
     "parallel": parallel,
     **dict.fromkeys(("parallel_digits", "parallel_fashion"), path_errors),
     "law parallel_digits": law,
-    **{f"family_{title}": family for title in ("digits", "fashion", "clothes", "sprites", "sprites-x0")},
-    **{f"sweep family_{problem}": sweep for problem in ("digits", "fashion", "clothes", "sprites", "sprites-x0")},
+    **{f"family_{title}": family for title in FAMILIES},
+    **{f"sweep family_{title}": sweep for title in FAMILIES},
     **{f"grids family_{title}": grids for title in ("digits", "fashion", "sprites", "sprites-x0")},
     "passes family_digits": passes,
     "timings family_digits": timings,

@@ -349,8 +349,8 @@ class IdentityOptions:
     """Share of steps started from the student's own samples, noised again to an inner frame's time: for more passes
     than one (`sample --passes`)."""
     own_denoiser: bool = False
-    """Hold the passes behind the first against the teacher by a denoiser of their own: one pass is better for it, and
-    in few steps two are worse."""
+    """Hold the passes behind the first against the teacher by a denoiser of their own, which learns in their share of
+    the steps alone."""
     adversary: float = 0.0
     """What an adversary weighs that tells the student's samples from real ones by the denoiser's bottleneck; 0 leaves
     it out, and needs no data."""
