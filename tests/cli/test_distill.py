@@ -235,7 +235,6 @@ OTHER: dict[str, tuple[str, object]] = {
     "features": ("--NAME runs/features", Path("runs/features")),
     "others": ("--NAME 0.5", 0.5),
     "inner_starts": ("--NAME 0.5", 0.5),
-    "own_denoiser": ("--NAME", True),
     "fine_tuning": ("--NAME 0.3", 0.3),
     "anchor": ("--NAME 0.5", 0.5),
     "pace": ("--NAME 5", 5.0),

@@ -125,19 +125,20 @@ def test_one_denoiser_of_all_passes_would_leave_each_of_them_off(schedule: Sched
     teacher = GaussianMixture(schedule, torch.stack([m, MEAN - 0.3]), 0.7)
     objective = judged(schedule, 1.0, teacher)
 
-    def found(fake: nn.Module, behind: nn.Module | None, again: bool) -> float:
-        twin = Twin(FlowMap(Affine(schedule, m, k), schedule, "x0"), fake, behind=behind)
-        batch = nodes(schedule)
-        if again:  # from t = 1 as if it were a pass behind: the same samples
-            batch["again"] = batch["noise"]
+    def found(fake: nn.Module, later: nn.Module) -> float:
+        twin = Twin(FlowMap(Affine(schedule, m, k), schedule, "x0"), fake, behind=later)
+        rows = {name: torch.cat([nodes(schedule)[name]] * 2) for name in ("noise", "t", "eps")}
+        # From t = 1 as if it were a pass behind: the same samples.
+        batch = {**rows, "again": rows["noise"], "behind": torch.arange(len(rows["t"])) >= len(rows["t"]) // 2}
         return max(
             float(g.abs().max()) for g in torch.autograd.grad(objective(twin, batch), [*twin.student.parameters()])
         )
 
-    own = Normal(schedule, m, k)
-    assert found(Common(), None, False) == found(Common(), None, True) == 0
-    assert found(own, Common(), True) == 0 and found(own, Common(), False) > 1e-2
-    assert found(Common(), Normal(schedule, m, k), True) > 1e-2
+    def own() -> nn.Module:
+        return Normal(schedule, m, k)
+
+    assert found(Common(), Common()) == 0
+    assert found(own(), Common()) > 1e-2 and found(Common(), own()) > 1e-2
 
 
 # With networks
@@ -227,21 +228,21 @@ def test_a_student_goes_on_without_data_and_a_run_that_was_cut_short_ends_alike(
 @pytest.mark.parametrize("target", ["x0", "state"])
 def test_an_inner_start_is_the_second_pass_of_the_sampler(target: Target, monkeypatch: pytest.MonkeyPatch) -> None:
     student = student_from_teacher(teacher_of(), [0.5, 0.0], target, init="normal")
-    (stage,) = identity(student, given(), IdentityOptions(inner_starts=1.0))
+    (stage,) = identity(student, given(), IdentityOptions(inner_starts=0.5))
     twin, objective = stage.make(student)
     batch = next(objective.batches(0))
-    assert batch["start"] == 0.5
+    z, behind, again = batch["noise"], batch["behind"], batch["again"]
+    assert batch["start"] == 0.5 and behind.sum() == 4
     x = twin(*objective.told(batch))[0]
-    monkeypatch.setattr("dsno.students.samplers.noise_tape", lambda *_: batch["again"].unsqueeze(0))
-    sampler = MultiPass(stage.became(student), 2)
-    made = sampler(batch["noise"], seeds=torch.arange(8)).sample
-    assert torch.allclose(x, made, atol=1e-5)
-    # Not one of noise alone, and no gradient reaches the pass before.
-    assert not torch.allclose(x, student.sample(batch["noise"]), atol=1e-2)
+    monkeypatch.setattr("dsno.students.samplers.noise_tape", lambda *_: again.unsqueeze(0))
+    second = MultiPass(stage.became(student), 2)(z, seeds=torch.arange(8)).sample
+    assert torch.allclose(x, torch.where(behind[:, None, None, None], second, student.sample(z)), atol=1e-5)
+    assert not torch.allclose(second, student.sample(z), atol=1e-2)
+    # No gradient reaches the pass before.
     twin.student.zero_grad()
-    x.sum().backward()
+    x[behind].sum().backward()
     found = [p.grad for p in student.parameters() if p.grad is not None]
-    x_j = noised(Cosine(), student.sample(batch["noise"]), batch["again"], torch.full((8,), 0.5))
+    x_j = noised(Cosine(), student.sample(z), again, torch.full((8,), 0.5))[behind]
     alone = torch.autograd.grad(
         made_by(student, x_j, None, 0.5, (-1,)).sum(), [*student.parameters()], allow_unused=True
     )
@@ -250,22 +251,67 @@ def test_an_inner_start_is_the_second_pass_of_the_sampler(target: Target, monkey
 
 
 @pytest.mark.parametrize("adversary", [0.0, 1.0])
-def test_passes_behind_the_first_can_have_a_denoiser_of_their_own(adversary: float) -> None:
+def test_a_step_of_both_passes_is_that_of_each_alone(adversary: float) -> None:
+    """Every row and its real sample are told to the denoiser of its pass, and no other learns of it."""
     student = student_from_teacher(teacher_of(), [0.5, 0.0], init="normal")
     told = given(x=torch.randn(16, 1, 4, 4)) if adversary else given()
-    (stage,) = identity(student, told, IdentityOptions(inner_starts=0.5, own_denoiser=True, adversary=adversary))
+    (stage,) = identity(student, told, IdentityOptions(inner_starts=0.5, adversary=adversary, r1=0.1))
     twin, objective = stage.make(student)
-    batches = [*islice(objective.batches(0), 16)]
-    for batch in (next(b for b in batches if "again" in b), next(b for b in batches if "again" not in b)):
+    with torch.no_grad():  # of two networks, or they would say the same
+        for p in twin.behind.parameters():
+            p.mul_(1.1)
+    batch = next(objective.batches(0))
+    behind = batch["behind"]
+    assert behind.sum() == 4
+    reals = (batch["real"], None, batch["real"] + 0.1) if adversary else ()
+    whole = objective.told(batch)
+    both = twin(*whole, *reals)
+    assert len(both) == (8 if adversary else 4)
+    x_1, cond, t, eps, _, start, again = whole
+    z = student.sample(x_1)
+    starts = torch.where(behind[:, None, None, None], noised(Cosine(), z, again, torch.full((8,), start)), x_1)
+    for rows, fake, other, s in ((~behind, twin.fake, twin.behind, 1.0), (behind, twin.behind, twin.fake, start)):
+        with torch.no_grad():
+            alone = twin.of_pass(fake, s, starts[rows], cond, *(r if r is None else r[rows] for r in (t, eps, *reals)))
+        for made, expected in zip(both, alone, strict=True):
+            assert torch.allclose(made[rows], expected, atol=1e-5)
         twin.zero_grad()
-        objective(twin, batch).backward()
-        learning, other = (twin.behind, twin.fake) if "again" in batch else (twin.fake, twin.behind)
-        assert any(bool((p.grad != 0).any()) for p in learning.parameters() if p.grad is not None)
-        assert all(p.grad is None for p in other.parameters())
-    (stage,) = identity(student, told, IdentityOptions(inner_starts=0.5, adversary=adversary))
+        sum(part[rows].sum() for part in both).backward(retain_graph=True)
+        assert any(bool((p.grad != 0).any()) for p in fake.parameters() if p.grad is not None)
+        assert all(not p.grad.any() for p in other.parameters() if p.grad is not None)
+    (stage,) = identity(student, told, IdentityOptions(adversary=adversary))
     assert stage.make(student)[0].behind is None
-    with pytest.raises(ValueError, match="own_denoiser is that of the passes behind the first: give inner_starts"):
-        identity(student, told, IdentityOptions(own_denoiser=True, adversary=adversary))
+
+
+def test_the_weight_of_a_row_is_that_of_the_student_s_loss_alone() -> None:
+    student = student_from_teacher(teacher_of(), [0.5, 0.0], init="normal")
+    told = given(x=torch.randn(16, 1, 4, 4))
+    (stage,) = identity(student, told, IdentityOptions(inner_starts=0.25, adversary=1.0))
+    twin, objective = stage.make(student)
+    with torch.no_grad():
+        for p in [*twin.fake.parameters(), *twin.behind.parameters()]:
+            p.mul_(1.1)
+    batch = next(objective.batches(0))
+
+    def gradients(weight: Tensor) -> list[Tensor]:
+        sides = [*student.parameters()], [*twin.fake.parameters(), *twin.behind.parameters()]
+        loss = objective(twin, {**batch, "weight": weight})
+        return [
+            torch.cat(
+                [
+                    g.flatten()
+                    for g in torch.autograd.grad(loss, side, retain_graph=True, allow_unused=True)
+                    if g is not None
+                ]
+            )
+            for side in sides
+        ]
+
+    (own, fake), (first, same), (later, _) = (
+        gradients(w * batch["weight"]) for w in (1, ~batch["behind"], batch["behind"])
+    )
+    assert torch.allclose(own, first + later, rtol=1e-3, atol=1e-5) and torch.equal(fake, same)
+    assert float(first.abs().max()) > 1e-3 and float(later.abs().max()) > 1e-3
 
 
 @pytest.mark.parametrize("kind", ["v", "x0"])
@@ -282,14 +328,24 @@ def test_the_denoiser_of_the_samples_learns_by_the_error_of_its_network(kind: Ki
     assert torch.allclose(loss, error.square().mean(), rtol=1e-4)
 
 
-def test_inner_starts_are_a_share_of_the_steps_alike_for_all_processes() -> None:
-    objective = Identity(Fresh(Cosine(), (1, 4, 4), batch=8), teacher_of(), inner_starts=0.5, times=(0.6, 0.3))
-    drawn = [batch.get("start", 1.0) for batch in islice(objective.batches(0), 200)]
-    assert 70 < drawn.count(1.0) < 130 and min(drawn.count(0.6), drawn.count(0.3)) > 25
-    step = drawn.index(0.3)
-    (whole, *shares) = (next(objective.batches(step, *place)) for place in ((0, 1), (0, 2), (1, 2)))
-    assert torch.equal(whole["again"], torch.cat([share["again"] for share in shares]))
-    assert {share["start"] for share in shares} == {0.3}
+@pytest.mark.parametrize("share", [0.25, 0.4, 0.7])
+def test_inner_starts_are_a_share_of_the_rows_alike_for_all_processes(share: float) -> None:
+    objective = Identity(Fresh(Cosine(), (1, 4, 4), batch=8), teacher_of(), inner_starts=share, times=(0.6, 0.3))
+    batches = [*islice(objective.batches(0), 400)]
+    rows = torch.stack([batch["behind"] for batch in batches]).double()
+    # As many in every step as can be, and each row, so each of the levels, as often as any; a pass weighs a half.
+    assert float((rows.sum(1) - 8 * share).abs().max()) < 1
+    weights = torch.stack([batch["weight"] for batch in batches]).double()
+    assert float((weights * rows).sum(1).mean()) == pytest.approx(4, rel=0.03)
+    assert float((weights * (1 - rows)).sum(1).mean()) == pytest.approx(4, rel=0.03)
+    assert float((rows.mean(0) - share).abs().max()) < 0.1
+    drawn = [batch["start"] for batch in batches]
+    assert min(drawn.count(0.6), drawn.count(0.3)) > 150
+    for step in range(8):
+        whole, *shares = (next(objective.batches(step, *place)) for place in ((0, 1), (0, 2), (1, 2)))
+        for name in ("behind", "weight", "again"):
+            assert torch.equal(whole[name], torch.cat([share[name] for share in shares]))
+        assert {share["start"] for share in shares} == {whole["start"]}
 
 
 def test_a_student_told_a_weight_goes_on_from_the_noises_of_its_trajectories(tmp_path: Path) -> None:
@@ -331,7 +387,13 @@ def test_bad_input(tmp_path: Path) -> None:
     guided = student_from_teacher(teacher, [0.0], guidance=True)
     with pytest.raises(ValueError, match="this student is told a guidance weight: give its trajectories, too"):
         identity(guided, given(Guided(teacher, torch.tensor(2), 1.0)))
-    with pytest.raises(ValueError, match=r"in \[0, 1\], got 0.5 and 0 inner frames: distil a student of more frames"):
+    for share in (0.1, 0.95):
+        with pytest.raises(ValueError, match=f"inner_starts={share} of the 8 rows of a process leaves none for one"):
+            identity(student_from_teacher(teacher, [0.5, 0.0]), given(teacher), IdentityOptions(inner_starts=share))
+    objective = Identity(Fresh(Cosine(), (1, 4, 4), batch=8), teacher, inner_starts=0.25, times=(0.5,))
+    with pytest.raises(ValueError, match="of the 2 rows of a process leaves none"):
+        next(objective.batches(0, 0, 4))
+    with pytest.raises(ValueError, match=r"in \[0, 1\), got 0.5 and 0 inner frames: distil a student of more frames"):
         identity(student, given(teacher), IdentityOptions(inner_starts=0.5))
     with pytest.raises(ValueError, match="pace is the learning rate of the denoiser"):
         identity(student, given(teacher), IdentityOptions(pace=0.0))[0].make(student)

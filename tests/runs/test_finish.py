@@ -57,4 +57,7 @@ def test_a_distance_is_of_the_students_own_samples() -> None:
     near = distance(student)
     student.register_forward_pre_hook(lambda module, given: seen.append(len(given[0])))
     assert near == distance(student) and sum(seen) >= 64 and FIRST > 2**38
+    # Of several numbers of passes the farthest counts.
+    of = {n: distance_to(data, net, count=64, passes=n)(student) for n in ((1,), (2,), (1, 2))}
+    assert of[1,] == near != of[2,] and of[1, 2] == max(of[1,], of[2,])
     assert distance(marked(student, 100)) > near

@@ -9,7 +9,7 @@ import torch
 
 from dsno.cost import flops, timed
 from dsno.denoise import Prediction
-from dsno.distillation.identity import identity
+from dsno.distillation.identity import IdentityOptions, identity
 from dsno.distillation.stages import Given
 from dsno.inverse.start_net import NoisePredictor
 from dsno.nets.unet import UNet
@@ -145,13 +145,15 @@ def test_recipes_have_a_workload() -> None:
     assert json.loads(json.dumps(made.to_dict(), allow_nan=False))["stages"][0]["name"] == "teach"
 
 
-def test_a_finish_is_counted_as_what_its_steps_do() -> None:
-    work = replace(RECIPES["digits"].workload(), others=None, times=(0.0,), student={"where": "none"})
+@pytest.mark.parametrize("share", [0.0, 0.5])
+def test_a_finish_is_counted_as_what_its_steps_do(share: float) -> None:
+    work = replace(RECIPES["digits"].workload(), others=None, student={"where": "none"}, finish_inner=share)
+    work = replace(work, times=(0.5, 0.0) if share else (0.0,))
     assert work.finish is not None
     teacher = work.own_teacher()
     student = work.student_of(teacher)
     given = Given(teacher, teacher.schedule, 1, 8)
-    (stage,) = identity(student, given)
+    (stage,) = identity(student, given, IdentityOptions(inner_starts=share))
     twin, objective = stage.make(student)
     step = flops(lambda: objective(twin, next(objective.batches(0))).backward()) / 8
     counted = of(plan(work, **QUICK), "finish").flop / (work.finish.steps * work.finish_batch)  # type: ignore[arg-type]

@@ -104,9 +104,17 @@ class Reals:
         return made if self.labels is None else {**made, "real_cond": self.labels[i[mine]]}
 
 
-def adversarial(judged: Tensor, made: Tensor, real: Tensor, beside: Tensor | None = None, *, r1: float = 0.0) -> Tensor:
+def adversarial(
+    judged: Tensor,
+    made: Tensor,
+    real: Tensor,
+    beside: Tensor | None = None,
+    *,
+    r1: float = 0.0,
+    weight: Tensor | float = 1.0,
+) -> Tensor:
     r"""$L_G + L_\ell$ of logits (B,): of samples, with a gradient to them; of the same, without; of real ones; and of
-    real ones $\delta n$ aside, where $\gamma$ is not 0."""
+    real ones $\delta n$ aside, where $\gamma$ is not 0. In $L_G$ a sample has its `weight` (B,)."""
     zeta = nn.functional.softplus
-    loss = zeta(-judged).mean() + zeta(made).mean() + zeta(-real).mean()
+    loss = (weight * zeta(-judged)).mean() + zeta(made).mean() + zeta(-real).mean()
     return loss if beside is None else loss + 0.5 * r1 * ((beside - real) / DELTA).square().mean()

@@ -20,15 +20,15 @@ student's weights that nobody knows. With a = 0 and no gradient through D and $D
 As there, $D_G$ starts as the teacher's copy and learns beside the student by denoising its samples, `pace` times as
 fast. The rates decide: the student's too high, or $D_G$ too slow to follow, and the distance rises again.
 
-For more passes than one, a share of the steps starts where the passes behind the first do (`MultiPass`, with `fresh`
-noise): from the student's own sample, noised again to the time of an inner frame,
+For more passes than one, a share of the rows of every step starts where the passes behind the first do (`MultiPass`,
+with `fresh` noise): from the student's own sample, noised again to the time of an inner frame,
 
 $$ x_{t_j} = \alpha_j \, [G(z)] + \sigma_j \epsilon', \qquad x = G(x_{t_j}, t_j), $$
 
-where $[\cdot]$ passes no gradient; L is the same, so that a sample of any number of passes is held against the teacher.
-One $D_G$ of all passes is the denoiser of the mixture of their laws, and L leaves each of them free to drift where the
-others make up for it. With `own_denoiser` the passes behind the first have one of their own, which learns in their
-share of the steps alone.
+where $[\cdot]$ passes no gradient; L is the same, so that a sample of any number of passes is held against the teacher,
+and the student's loss is the mean of that of the first pass and that of those behind it, whatever their share.
+The passes behind the first have a $D_G$ of their own. One of all passes would be the denoiser of the mixture of their
+laws, and L would leave each of them free to drift where the others make up for it.
 
 Source: Zhou et al., 2024 (arXiv 2404.04057), algorithm 1. The weight there is each sample's own; why it is
 one of a batch here says `dsno.distillation.matching`. Starts of more passes: Yin et al., 2024 (DMD2, arXiv 2405.14867),
@@ -44,7 +44,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from dsno.condition import Cond
+from dsno.condition import Cond, map_cond
 from dsno.denoise import Denoiser, Prediction, expand_like, still
 from dsno.distillation.adversary import DELTA, Judging, Reals, adversarial
 from dsno.distillation.denoising import noised
@@ -85,7 +85,7 @@ class Twin(nn.Module):
         student: A `TrajectoryStudent`, a `FlowMap` or a `ParallelDecoder`.
         fake: $D_G$, which the twin takes over: its parameters are rescaled.
         pace: The learning rate of $D_G$ over the student's.
-        behind: $D_G$ of the passes behind the first, in the same way; of all passes `fake`, where there is none.
+        behind: $D_G$ of the passes behind the first, in the same way, where there are any.
 
     Raises:
         ValueError: for a pace that is not positive.
@@ -97,55 +97,64 @@ class Twin(nn.Module):
         self.fake = Paced(fake, pace)
         self.behind = None if behind is None else Paced(behind, pace)
 
-    def denoiser(self, again: Tensor | None) -> Paced:
-        """$D_G$ of a pass: of the first, or of those behind it."""
-        return self.fake if again is None or self.behind is None else self.behind
-
     def forward(
         self,
         x_1: Tensor,
         cond: Cond | None,
         t: Tensor,
         eps: Tensor,
+        behind: Tensor | None = None,
         start: float = 1.0,
         again: Tensor | None = None,
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """The student's sample from the state x_1 of pure noise (B, *shape), or from that sample noised to `start` by
-        `again` (B, *shape); the sample noised to t (B,) by eps (B, *shape); and what $D_G$ says of it: with a gradient
-        to the sample alone, and to the weights of $D_G$ alone.
+        *reals: Any,
+    ) -> tuple[Tensor, ...]:
+        """The student's sample from the state x_1 of pure noise (B, *shape), or in the rows `behind` (B,) from that
+        sample noised to `start` by `again` (B, *shape); the sample noised to t (B,) by eps (B, *shape); and what $D_G$
+        says of it: with a gradient to the sample alone, and to the weights of $D_G$ alone.
         """
-        x_s = x_1
-        if again is not None:
-            with torch.no_grad():
-                x = made_by(self.student, x_1, cond, 1.0, (-1,))[:, -1]
-                x_s = noised(self.student.schedule, x, again, x.new_full((len(x),), start))
+        if behind is None or again is None:
+            return self.of_pass(self.fake, 1.0, x_1, cond, t, eps, *reals)
+        first, later = (_at(rows, x_1, cond, t, eps, *reals) for rows in (~behind, behind))
+        with torch.no_grad():
+            x = made_by(self.student, later[0], later[1], 1.0, (-1,))[:, -1]
+            later[0] = noised(self.student.schedule, x, again[behind], x.new_full((len(x),), start))
+        said = zip(self.of_pass(self.fake, 1.0, *first), self.of_pass(self.behind, start, *later), strict=True)
+        order = torch.cat([(~behind).nonzero(), behind.nonzero()]).flatten().argsort()
+        return tuple(torch.cat(both)[order] for both in said)
+
+    def of_pass(
+        self, fake: Any, start: float, x_s: Tensor, cond: Cond | None, t: Tensor, eps: Tensor
+    ) -> tuple[Tensor, ...]:
+        """The same of a pass from the states x_s at `start`, by its own $D_G$."""
         x = made_by(self.student, x_s, cond, start, (-1,))[:, -1]
         x_t = noised(self.student.schedule, x, eps, t)
-        fake = self.denoiser(again)
         return x, x_t, still(fake, x_t, t, cond), fake(x_t.detach(), t, cond)
+
+
+def _at(rows: Tensor, *given: Cond | None) -> list[Any]:
+    return [map_cond(lambda c: c[rows], one) for one in given]
 
 
 class Judged(Twin):
     """A twin whose denoiser is a `Judging`: it also tells the student's samples from real ones."""
 
-    def forward(  # type: ignore[override]
+    def of_pass(  # type: ignore[override]
         self,
-        x_1: Tensor,
+        fake: Any,
+        start: float,
+        x_s: Tensor,
         cond: Cond | None,
         t: Tensor,
         eps: Tensor,
-        start: float,
-        again: Tensor | None,
         real: Tensor,
         real_cond: Cond | None = None,
         aside: Tensor | None = None,
-    ) -> tuple[tuple[Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor, Tensor, Tensor | None]]:
+    ) -> tuple[Tensor, ...]:
         """What a twin says; and the logits (B,) of the sample, with a gradient to it alone, of the sample, with one to
-        the weights alone, and of real samples noised to t (B, *shape), as they are and `aside`."""
-        x, x_t, (D_G, judged), (own, made) = super().forward(x_1, cond, t, eps, start, again)
-        fake = self.denoiser(again)
-        beside = None if aside is None else fake(aside, t, real_cond)[1]
-        return (x, x_t, D_G, own), (judged, made, fake(real, t, real_cond)[1], beside)
+        the weights alone, and of real samples noised to t (B, *shape), as they are and, where it is given, `aside`."""
+        x, x_t, (D_G, judged), (own, made) = super().of_pass(fake, start, x_s, cond, t, eps)
+        beside = () if aside is None else (fake(aside, t, real_cond)[1],)
+        return (x, x_t, D_G, own, judged, made, fake(real, t, real_cond)[1], *beside)
 
 
 class Identity:
@@ -155,14 +164,14 @@ class Identity:
         starts: The noises, with their conditions.
         teacher: $D$.
         a: How much of the Fisher divergence is taken off, in [0, 1.2].
-        inner_starts: The share of steps, in [0, 1], that start from the student's samples, noised again.
+        inner_starts: The share of rows, in [0, 1), that start from the student's samples, noised again.
         times: To which times, one of them in a step.
         low: With `high`, the range of the phase of the noise levels that are compared.
         high: See `low`.
 
     Raises:
-        ValueError: for an `a` outside [0, 1.2], a range outside (0, 1) or without room, a share outside [0, 1], or one
-            above 0 without times.
+        ValueError: for an `a` outside [0, 1.2], a range outside (0, 1) or without room, a share outside [0, 1), one
+            above 0 without times, or one that leaves a pass without a row.
     """
 
     def __init__(
@@ -177,29 +186,46 @@ class Identity:
     ) -> None:
         if not 0 <= a <= 1.2:
             raise ValueError(f"a is the share of the Fisher divergence that is taken off, in [0, 1.2], got {a:g}")
-        if not 0 <= inner_starts <= 1 or (inner_starts and not times):
+        if not 0 <= inner_starts < 1 or (inner_starts and not times):
             raise ValueError(
-                "inner_starts is the share of steps that start from a sample noised to the time of an inner frame, in "
-                f"[0, 1], got {inner_starts:g} and {len(times)} inner frames: distil a student of more frames, or "
+                "inner_starts is the share of rows that start from a sample noised to the time of an inner frame, in "
+                f"[0, 1), got {inner_starts:g} and {len(times)} inner frames: distil a student of more frames, or "
                 "leave it at 0"
             )
         check_levels(low, high)
         self.starts, self.schedule, self.teacher = starts, starts.schedule, teacher
         self.a, self.low, self.high, self.kind = a, low, high, kind_of(teacher)
         self.inner_starts, self.times = inner_starts, tuple(times)
+        if inner_starts:
+            self._check_rows(starts.batch)
 
     def batches(self, start: int, rank: int = 0, world: int = 1) -> Iterator[dict[str, Any]]:
         """Noises and conditions from step `start` on, with the noise levels t and the noise eps of the comparison; and
-        in a share of the steps `start` and `again`, the time and the noise of an inner start."""
+        where there are inner starts, which rows are `behind`, the `weight` of each, and the time `start` and the noise
+        `again` of those behind."""
         B = self.starts.batch
         mine = share_of(B, rank, world)
+        if self.inner_starts:
+            self._check_rows(B // world)
         for step, batch in enumerate(at_levels(self.starts, self.low, self.high, start, rank, world), start):
-            # Drawn per step, the same on every rank: all do the same work.
-            g = generator(self.starts.seed, step, 3)
-            if self.inner_starts and float(torch.rand((), generator=g)) < self.inner_starts:
+            if self.inner_starts:
+                g = generator(self.starts.seed, step, 3)
+                # Evenly spread, and each row as often as any: the levels of both parts cover the range, and all
+                # processes do the same work.
+                places = self.inner_starts * torch.arange(B + 1, dtype=torch.float64) + torch.rand((), generator=g)
+                behind = batch["behind"] = (places.floor().diff() > 0)[mine]
+                # Both passes weigh alike, whatever the share, on every process.
+                batch["weight"] = torch.where(behind, 0.5 / self.inner_starts, 0.5 / (1 - self.inner_starts))
                 batch["start"] = self.times[int(torch.randint(len(self.times), (), generator=g))]
                 batch["again"] = torch.randn(B, *batch["eps"].shape[1:], generator=g)[mine]
             yield batch
+
+    def _check_rows(self, rows: int) -> None:
+        if min(self.inner_starts, 1 - self.inner_starts) * rows < 1:
+            raise ValueError(
+                f"inner_starts={self.inner_starts:g} of the {rows} rows of a process leaves none for one of the "
+                "passes: use a larger batch, or leave it at 0"
+            )
 
     def __call__(self, twin: nn.Module, batch: dict[str, Any]) -> Tensor:
         """The sum of both losses of one batch, a scalar."""
@@ -208,16 +234,18 @@ class Identity:
     def told(self, batch: dict[str, Any]) -> tuple[Any, ...]:
         """What a twin is told of a batch."""
         x_1 = initial_state(self.schedule, batch["noise"])
-        return x_1, batch.get("cond"), batch["t"], batch["eps"], batch.get("start", 1.0), batch.get("again")
+        again = batch.get("behind"), batch.get("start", 1.0), batch.get("again")
+        return x_1, batch.get("cond"), batch["t"], batch["eps"], *again
 
-    def of(self, said: tuple[Tensor, Tensor, Tensor, Tensor], batch: dict[str, Any]) -> Tensor:
+    def of(self, said: tuple[Tensor, ...], batch: dict[str, Any]) -> Tensor:
         """The same of what the twin said."""
         (x, x_t, D_G, own), t, cond = said, batch["t"], batch.get("cond")
         D = still(self.teacher, x_t, t, cond)
         alpha_t, sigma_t = (expand_like(c, x) for c in self.schedule(t))
         with torch.no_grad():
             sine = sigma_t / (alpha_t**2 + sigma_t**2).sqrt()
-            w = 1 / (sine * mean_of_all(((x - D).abs() / sine).mean()))
+            w = expand_like(batch.get("weight", torch.ones_like(t)), x)
+            w = w / (sine * mean_of_all(((x - D).abs() / sine).mean()))
         match = (w * ((1 - self.a) * (D - D_G).square() + (D - D_G) * (D_G - x))).mean()
         return match + denoising(self.kind, own, x.detach(), alpha_t / sigma_t)
 
@@ -267,8 +295,10 @@ class Adversarial(Identity):
         """The sum of all losses of one batch, a scalar."""
         y_t = noised(self.schedule, batch["real"], batch["real_eps"], batch["t"])
         aside = y_t + DELTA * batch["slope"] if self.r1 else None
-        said, logits = twin(*self.told(batch), y_t, batch.get("real_cond"), aside)
-        return self.of(said, batch) + self.adversary * adversarial(*logits, r1=self.r1)
+        said = twin(*self.told(batch), y_t, batch.get("real_cond"), aside)
+        return self.of(said[:4], batch) + self.adversary * adversarial(
+            *said[4:], r1=self.r1, weight=batch.get("weight", 1.0)
+        )
 
 
 class Fresh:
@@ -346,11 +376,8 @@ class IdentityOptions:
     rate: float = 0.01
     """The student's learning rate, over the run's."""
     inner_starts: float = 0.0
-    """Share of steps started from the student's own samples, noised again to an inner frame's time: for more passes
-    than one (`sample --passes`)."""
-    own_denoiser: bool = False
-    """Hold the passes behind the first against the teacher by a denoiser of their own, which learns in their share of
-    the steps alone."""
+    """Share of rows started from the student's own samples, noised again to an inner frame's time: for more passes
+    than one (`sample --passes`). They have a denoiser of their own, a third network in training."""
     adversary: float = 0.0
     """What an adversary weighs that tells the student's samples from real ones by the denoiser's bottleneck; 0 leaves
     it out, and needs no data."""
@@ -390,8 +417,6 @@ def identity(student: Student, given: Given, options: IdentityOptions = Identity
         raise ValueError(
             f"identity trains a TrajectoryStudent, FlowMap or ParallelDecoder, got a {type(student).__name__}"
         )
-    if options.own_denoiser and not options.inner_starts:
-        raise ValueError("own_denoiser is that of the passes behind the first: give inner_starts, too, or leave it out")
     objective = _objective(student, given, options)
 
     def make(student: Student) -> tuple[Twin, Identity]:
@@ -402,7 +427,7 @@ def identity(student: Student, given: Given, options: IdentityOptions = Identity
         if options.frozen:
             _freeze_kernels(student)
         twin = Judged if options.adversary else Twin
-        return twin(student, fake(), options.pace, fake() if options.own_denoiser else None), objective
+        return twin(student, fake(), options.pace, fake() if options.inner_starts else None), objective
 
     def became(student: Student) -> Student:
         if isinstance(student, ParallelDecoder):

@@ -2,8 +2,8 @@
 
 What `dsno.distillation.identity` minimises moves with the student, as the denoiser that it is held against follows it:
 the distance to the data falls for some hundred steps, and then wanders. The stage is therefore trained in pieces. After
-each its averaged student is measured, on noises that are neither trained nor held out for comparisons, and the nearest
-to the data is kept.
+each its averaged student is measured, on noises that are neither trained nor held out for comparisons, in two passes,
+too, where it is trained for them, and the one whose farthest samples are nearest to the data is kept.
 
 | in the stage's folder | what |
 |---|---|
@@ -72,23 +72,28 @@ def kept_best(
 
 
 def distance_to(
-    samples: Samples, extractor: nn.Module, label: Label | None = None, count: int = COUNT
+    samples: Samples,
+    extractor: nn.Module,
+    label: Label | None = None,
+    count: int = COUNT,
+    passes: Sequence[int] = (1,),
 ) -> Callable[[Student], float]:
-    """The Frechet distance of a student's one-pass samples to data, as a function of the student.
+    """The Frechet distance of a student's samples to data, as a function of the student.
 
     Arguments:
         samples: The data.
         extractor: The feature network.
         label: What a student is told, by seed.
         count: How many samples.
+        passes: In how many passes they are made; of several, the farthest counts.
     """
     real, seeds = extract(extractor, samples.x), seed_range(FIRST, count)
 
-    def distance(student: Student) -> float:
-        x = drawn(sampler_of(student, 1), seeds, samples.shape, label)
+    def made(student: Student, n: int) -> float:
+        x = drawn(sampler_of(student, n), seeds, samples.shape, label)
         return frechet_distance(extract(extractor, x.clamp(-1, 1)), real)
 
-    return distance
+    return lambda student: max(made(student, n) for n in passes)
 
 
 @torch.no_grad()

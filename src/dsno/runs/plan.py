@@ -9,10 +9,11 @@ batch $B$, and a backward pass taken for two forward ones,
 | teach | $3 F_D B_T K_T$ | (given) |
 | generate | $F_D \, n N$ | $3.6 \cdot 10^{10} \times 512 \times 1.024 \cdot 10^6 = 1.9 \cdot 10^{19}$ |
 | distill, start | $3 F_G B K$ | $3 \times 1.5 \cdot 10^{11} \times 256 \times 4 \cdot 10^5 = 4.7 \cdot 10^{19}$ |
-| finish | $(3 F_G + 7 F_D) B_F K_F$: the denoiser of the samples, and through it and the teacher | (none) |
+| finish | $((3 + p) F_G + 7 F_D) B_F K_F$: the denoiser of the samples, and through it and the teacher | (none) |
 
-Of a learned start $F_G$ is what a training step does on a sample: the predictor, the critic and the frozen teacher,
-whose backward pass is taken for two forward ones, too, although no weight of it gets a gradient.
+In a finish a share $p$ of the rows starts from the student's samples, noised again. Of a learned start $F_G$ is what a
+training step does on a sample: the predictor, the critic and the frozen teacher, whose backward pass is taken for two
+forward ones, too, although no weight of it gets a gradient.
 
 The operations are counted (`dsno.runs.counts`), and hours are operations times the seconds that one of them takes here
 (`dsno.runs.bench`). What is left out is small beside these: the optimiser, reading and writing, and the features of a
@@ -265,10 +266,12 @@ def stage_costs(work: Workload, count: Count, rates: Mapping[str, Rate], devices
     if work.finish is not None:
         noises = work.finish.steps * work.finish.accumulate * work.finish_batch
         # The denoiser of the samples is trained, and differentiated in its input as the teacher is.
-        flop = (BACKWARD * (count.sample + count.evaluation) + 2 * count.evaluation * (1 + work.pairs)) * noises
+        calls = BACKWARD + 2 * (1 + work.pairs)
+        flop = ((BACKWARD + work.finish_inner) * count.sample + calls * count.evaluation) * noises
         held = count.training + 3 * count.teaching * work.pairs
-        trained = count.trained + count.teacher_weights
-        memory = training(count.student_weights + 2 * weights, trained, held, work.finish_batch, work.finish)
+        denoisers = (2 if work.finish_inner else 1) * weights
+        trained = count.trained + denoisers
+        memory = training(count.student_weights + weights + denoisers, trained, held, work.finish_batch, work.finish)
         stages.append(cost("finish", noises, flop, memory, 4 * count.written, work.trains))
     return stages
 

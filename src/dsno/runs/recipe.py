@@ -2,8 +2,7 @@
 
 A recipe is a dataclass: its fields are the whole configuration, and running it twice is running it once. Every stage
 has a folder of its own and is skipped when that folder is complete; an interrupted stage continues where it stopped.
-The one thing that a recipe wishes and the machine decides is a mixed precision (`dsno.precision`); a stage keeps the
-one that it was begun in.
+A mixed precision (`dsno.precision`) is a wish, which the machine grants or not; a stage keeps what it was begun in.
 
 | folder | what is made there |
 |---|---|
@@ -134,15 +133,14 @@ class Recipe:
     """Training behind that, by `identity`: the student's samples against the teacher's law. None leaves it out."""
     finish_batch: int = 64
     """Noises per step of it."""
+    finish_a: float = 1.2
+    """How much of the Fisher divergence it takes off."""
     finish_inner: float = 0.0
-    """The share of its steps that train the passes behind the first."""
-    finish_own_denoiser: bool = False
-    """Whether those have a denoiser of their own."""
+    """The share of its rows that train the passes behind the first."""
     finish_adversary: float = 0.0
     """What an adversary weighs in it, which is shown the data; 0 leaves the data out."""
     finish_looks: int = 1
-    """How often it is looked at, evenly: of so many students the nearest to the data is kept. Needs labelled data,
-    whose features measure it."""
+    """How often it is looked at, evenly: the nearest of so many to the data is kept. Needs labels, for features."""
 
     def __post_init__(self) -> None:
         if self.finish_adversary and self.guidance is not None:
@@ -265,8 +263,8 @@ class Recipe:
                 self.finish_batch,
                 load_student(out / "regressed"),
                 out / "regressed",
+                a=self.finish_a,
                 inner_starts=self.finish_inner,
-                own_denoiser=self.finish_own_denoiser,
                 adversary=self.finish_adversary,
             )
 
@@ -274,7 +272,8 @@ class Recipe:
             trained(finish.steps)
             return
         assert data is not None
-        to_data = distance_to(data, load_feature_net(out / "features"), self._label(told))
+        net, passes = load_feature_net(out / "features"), (1, 2) if self.finish_inner else (1,)
+        to_data = distance_to(data, net, self._label(told), passes=passes)
 
         def distance(student: Student) -> float:
             with _timed(folder.parent, "looks"):
@@ -427,6 +426,7 @@ class Recipe:
             guided=self.guidance is not None,
             finish=None if self.finish is None else self._here(self.finish),
             finish_batch=self.finish_batch,
+            finish_inner=self.finish_inner,
         )
 
     def _here(self, config: TrainConfig, out: Path | None = None) -> TrainConfig:

@@ -28,8 +28,9 @@ PUBLISHED: dict[str, Any] = {
 # and a rate that falls settles it.
 DIGITS = Recipe(
     inner_starts=0.25,
-    finish=TrainConfig(steps=800, lr=1e-3, warmup=10, decay="constant", ramp=6, checkpoint_every=100),
+    finish=TrainConfig(steps=400, lr=1e-3, warmup=5, decay="constant", ramp=6, checkpoint_every=50),
     finish_looks=8,
+    finish_a=0.0,
     finish_inner=0.25,
 )
 FASHION = Recipe(
@@ -63,7 +64,6 @@ SPRITES = Recipe(
     finish=TrainConfig(steps=1080, lr=1e-3, warmup=5, decay="constant", halve_at=(720,), ramp=6, checkpoint_every=90),
     finish_looks=12,
     finish_inner=0.25,
-    finish_own_denoiser=True,
     finish_adversary=1.0,
 )
 CLASSES: dict[str, Any] = {

@@ -53,6 +53,7 @@ class Workload:
         teach_batch: Samples per step of that.
         finish: How the student is finished by `identity`, behind that; None where it is not.
         finish_batch: Noises per step of it.
+        finish_inner: The share of those that start from samples, noised again.
 
     Raises:
         ValueError: for batches or steps below 1, no frames, a negative `count`, or an unknown solver.
@@ -76,6 +77,7 @@ class Workload:
     teach_batch: int = 128
     finish: TrainConfig | None = None
     finish_batch: int = 64
+    finish_inner: float = 0.0
 
     trains: ClassVar[str] = "distill"
     """What the stage is called that trains the student."""
