@@ -30,7 +30,7 @@ DIGITS = Recipe(
     inner_starts=0.25,
     finish=TrainConfig(steps=400, lr=1e-3, warmup=5, decay="constant", ramp=6, checkpoint_every=50),
     finish_looks=8,
-    finish_a=0.0,
+    finish_a=0.5,
     finish_inner=0.25,
 )
 FASHION = Recipe(
@@ -61,8 +61,9 @@ SPRITES = Recipe(
     teach=TrainConfig(steps=5000, lr=1e-3, warmup=200, precision="bf16", checkpoint_every=500),
     distill=TrainConfig(steps=2000, lr=1e-3, warmup=200, precision="bf16", checkpoint_every=500),
     inner_starts=0.25,
-    finish=TrainConfig(steps=1080, lr=1e-3, warmup=5, decay="constant", halve_at=(720,), ramp=6, checkpoint_every=90),
-    finish_looks=12,
+    finish=TrainConfig(steps=900, lr=1e-3, warmup=5, decay="constant", ramp=6, checkpoint_every=90),
+    finish_looks=10,
+    finish_a=0.5,
     finish_inner=0.25,
     finish_adversary=1.0,
 )
