@@ -133,7 +133,7 @@ class Recipe:
     """Training behind that, by `identity`: the student's samples against the teacher's law. None leaves it out."""
     finish_batch: int = 64
     """Noises per step of it."""
-    finish_a: float = 1.2
+    finish_a: float = 0.5
     """How much of the Fisher divergence it takes off."""
     finish_inner: float = 0.0
     """The share of its rows that train the passes behind the first."""

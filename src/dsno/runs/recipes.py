@@ -30,7 +30,6 @@ DIGITS = Recipe(
     inner_starts=0.25,
     finish=TrainConfig(steps=400, lr=1e-3, warmup=5, decay="constant", ramp=6, checkpoint_every=50),
     finish_looks=8,
-    finish_a=0.5,
     finish_inner=0.25,
 )
 FASHION = Recipe(
@@ -63,7 +62,6 @@ SPRITES = Recipe(
     inner_starts=0.25,
     finish=TrainConfig(steps=900, lr=1e-3, warmup=5, decay="constant", ramp=6, checkpoint_every=90),
     finish_looks=10,
-    finish_a=0.5,
     finish_inner=0.25,
     finish_adversary=1.0,
 )
