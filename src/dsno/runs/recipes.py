@@ -25,11 +25,11 @@ PUBLISHED: dict[str, Any] = {
 
 # Held against its teacher, a student comes nearer to the data for some hundred steps and then wanders: where the rate
 # stays, the average is long and the best of several students is kept. With many real data an adversary is worth more,
-# and a rate that falls settles it.
+# and with very many of them a rate that falls settles it.
 DIGITS = Recipe(
     inner_starts=0.25,
-    finish=TrainConfig(steps=400, lr=1e-3, warmup=5, decay="constant", ramp=6, checkpoint_every=50),
-    finish_looks=8,
+    finish=TrainConfig(steps=300, lr=1e-3, warmup=3, decay="constant", ramp=6, checkpoint_every=30),
+    finish_looks=10,
     finish_inner=0.25,
 )
 FASHION = Recipe(
