@@ -28,8 +28,7 @@ PUBLISHED: dict[str, Any] = {
 # and with very many of them a rate that falls settles it.
 DIGITS = Recipe(
     inner_starts=0.25,
-    finish=TrainConfig(steps=200, lr=1e-3, warmup=2, decay="constant", ramp=6, checkpoint_every=20),
-    finish_batch=32,
+    finish=TrainConfig(steps=300, lr=1e-3, warmup=3, decay="constant", ramp=6, checkpoint_every=30),
     finish_looks=10,
     finish_inner=0.25,
 )
