@@ -16,7 +16,7 @@ def test_a_plan_of_a_recipe_and_of_a_teacher(here: Path) -> None:
     assert ran.code == 0 and "over the budget" in " ".join(ran.out.split())
     made = read_json(here / "plan.json")
     assert ran.following == ["reproduce", "digits"]
-    assert [s["evaluations"] for s in made["stages"]] == [3000 * 128, 16_000, 7 * 128, 800 * 64]
+    assert [s["evaluations"] for s in made["stages"]] == [3000 * 128, 16_000, 7 * 128, 300 * 64]
     heun = ("--count", 10, "--frames", 2, "--solver", "heun", "--steps", 4)
     ran = dsno("plan", "runs/teacher", *heun, "--guided", *quick, at=here)
     assert ran.following == ["generate", "--teacher", "runs/teacher", *map(str, heun)]
